@@ -16,10 +16,12 @@ API_VERSION = "dreambooth.dev/v1alpha1"
 KIND = "DreamBoothJob"
 DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
-# One line of printable text; braces are kept for the prompt templates' own `{}`.
+# One line of printable text; braces are kept for templates, where {} stands for "sks dog".
+TEMPLATE = r"^[^\x00-\x1f{}]*\{\}[^\x00-\x1f{}]*$"
 PHRASE = r"^[^\x00-\x1f{}]*[^\x00-\x20{}][^\x00-\x1f{}]*$"
 
 Phrase = Annotated[str, Field(pattern=PHRASE, max_length=300)]
+Template = Annotated[str, Field(pattern=TEMPLATE, max_length=300)]
 ObjectName = Annotated[str, Field(pattern=DNS_SUBDOMAIN)]
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
 
@@ -36,7 +38,7 @@ class VolumeClaim(Strict):
     """A folder on a PersistentVolumeClaim in the job's namespace."""
 
     claim_name: ObjectName = Field(description="Name of the PersistentVolumeClaim.")
-    path: str = Field(default="", pattern=r"^(?!/)(?!.*\.\.).*$", description="Folder inside the volume, relative.")
+    path: str = Field(default="", pattern=r"^([^/.][^/]*(/[^/.][^/]*)*)?$", description="Folder inside the volume, relative.")
 
 
 class ObjectRef(Strict):
@@ -162,8 +164,8 @@ class DeepSpeed(Strict):
 class Validation(Strict):
     """Pictures on the way."""
 
-    prompts: list[Phrase] = Field(
-        default_factory=list, max_length=16, description="Prompts drawn at every checkpoint; the identifier goes in."
+    prompts: list[Template] = Field(
+        default_factory=list, max_length=16, description="Drawn at every checkpoint; {} stands for the subject."
     )
 
 
@@ -226,8 +228,11 @@ class Evaluation(Strict):
     """Subject and prompt fidelity as the paper measures them (section 4.2), and prior preservation."""
 
     enabled: bool = Field(default=True, description="False skips the scores; the report has pictures only.")
-    prompts: Literal["paper"] | list[Phrase] = Field(
-        default="paper", description="paper: the paper's 25 for the class, or the list that fits the built-in base."
+    prompts: list[Template] = Field(
+        default_factory=list,
+        max_length=200,
+        description="{} stands for the subject: a {} on the beach. Default: the paper's 25 for the class, or those "
+        "that the built-in base can read.",
     )
     images_per_prompt: int = Field(default=4, ge=1, le=64, description="Images a prompt.")
     encoders: Encoders = Field(default_factory=Encoders, description="Who judges.")
