@@ -12,16 +12,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong: where, what was there, which rule it breaks, what to do instead."""
+    """One thing that is wrong: where, what was there, which rule it breaks, what to do instead.
+
+    `source` says which file and line, or which option, the value came from, when that is known.
+    """
 
     path: str
     value: object
     rule: str
     remedy: str
+    source: str = ""
 
     def __str__(self) -> str:
+        source = f" ({self.source})" if self.source else ""
         value = "" if self.value is None else f" {_short(self.value)}:"
-        return f"{self.path}:{value} {self.rule}; {self.remedy}"
+        return f"{self.path}{source}:{value} {self.rule}; {self.remedy}"
 
 
 class UserError(Exception):

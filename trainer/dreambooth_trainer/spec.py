@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
 
 API_VERSION = "dreambooth.dev/v1alpha1"
 KIND = "DreamBoothJob"
@@ -19,18 +20,35 @@ DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
 # One line of printable text; braces are kept for templates, where {} stands for "sks dog".
 TEMPLATE = r"^[^\x00-\x1f{}]*\{\}[^\x00-\x1f{}]*$"
 PHRASE = r"^[^\x00-\x1f{}]*[^\x00-\x20{}][^\x00-\x1f{}]*$"
+QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
+TOKEN = r"^[^\s{}]{1,32}$"
+RELATIVE_PATH = r"^([^/.][^/]*(/[^/.][^/]*)*)?$"
+# A colon that starts no scheme we read is a typo of one (s3:/bucket) more often than a part of a file name.
+_FOLDER = r"(s3|gs)://[^/\x00-\x20]+(/[^\x00-\x1f]*)?|file:///[^\x00-\x1f]+|[^:\x00-\x1f]+"
+SOURCE_URI = rf"^({_FOLDER}|builtin:sprites/[-_a-z0-9]+)$"
+OUTPUT_URI = rf"^({_FOLDER})$"
 
 Phrase = Annotated[str, Field(pattern=PHRASE, max_length=300)]
 Template = Annotated[str, Field(pattern=TEMPLATE, max_length=300)]
 ObjectName = Annotated[str, Field(pattern=DNS_SUBDOMAIN)]
-Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
+Quantity = Annotated[str, Field(pattern=QUANTITY)]
+
+
+def _wrong(at: str, rule: str, remedy: str) -> PydanticCustomError:
+    """A rule over several fields is broken: the field to change (camelCase, "" for all), the rule, what to write."""
+    return PydanticCustomError("rule", "{rule}; {remedy}", {"at": at, "rule": rule, "remedy": remedy})
 
 
 class Strict(BaseModel):
     """camelCase in YAML, snake_case in Python, immutable, and no key that is not declared."""
 
     model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, validate_default=True
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        allow_inf_nan=False,
     )
 
 
@@ -38,7 +56,7 @@ class VolumeClaim(Strict):
     """A folder on a PersistentVolumeClaim in the job's namespace."""
 
     claim_name: ObjectName = Field(description="Name of the PersistentVolumeClaim.")
-    path: str = Field(default="", pattern=r"^([^/.][^/]*(/[^/.][^/]*)*)?$", description="Folder inside the volume, relative.")
+    path: str = Field(default="", pattern=RELATIVE_PATH, description="Folder inside the volume, relative.")
 
 
 class ObjectRef(Strict):
@@ -52,7 +70,7 @@ class ImageSource(Strict):
 
     uri: str | None = Field(
         default=None,
-        min_length=1,
+        pattern=SOURCE_URI,
         description="A folder: local path, s3://, gs://, or builtin:sprites/<name> for a drawn subject.",
     )
     pvc: VolumeClaim | None = Field(default=None, description="A folder on a volume.")
@@ -61,9 +79,10 @@ class ImageSource(Strict):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        given = [n for n in ("uri", "pvc", "config_map", "secret") if getattr(self, n) is not None]
+        given = [to_camel(n) for n in ("uri", "pvc", "config_map", "secret") if getattr(self, n) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of uri, pvc, configMap, secret; got {len(given)}")
+            got = " and ".join(given) or "nothing"
+            raise _wrong("", f"says {got}", "give exactly one of uri, pvc, configMap, secret")
         return self
 
 
@@ -74,7 +93,7 @@ class Subject(Strict):
     class_: Phrase = Field(alias="class", description="The kind of thing it is, as one would say it: dog, teapot.")
     identifier: str = Field(
         default="sks",
-        pattern=r"^\S{1,32}$",
+        pattern=TOKEN,
         description="Rare token that will name the subject; auto picks one that the tokenizer keeps whole.",
     )
     prompt: Phrase | None = Field(
@@ -90,14 +109,13 @@ class Subject(Strict):
         if self.identifier == "auto":
             named = [k for k, v in prompts.items() if v is not None]
             if named:
-                raise ValueError(f"{named[0]} needs a known identifier; write identifier: sks, say, in place of auto")
+                remedy = "write identifier: sks, say, in place of auto"
+                raise _wrong(named[0], "a prompt of your own needs a known identifier", remedy)
             return self
         for where, text in prompts.items():
             if text is not None and self.identifier not in text.split():
-                raise ValueError(
-                    f"{where} {text!r} does not contain the identifier {self.identifier!r}; "
-                    f"write for example 'a {self.identifier} {self.class_}'"
-                )
+                rule = f"{text!r} does not contain the identifier {self.identifier!r} as a word of its own"
+                raise _wrong(where, rule, f"write for example 'a {self.identifier} {self.class_}'")
         return self
 
 
@@ -242,7 +260,7 @@ class Evaluation(Strict):
 class Output(Strict):
     """Where the model goes. At most one of uri and pvc; a local run defaults to out/<name>."""
 
-    uri: str | None = Field(default=None, min_length=1, description="A folder: local path, s3:// or gs://.")
+    uri: str | None = Field(default=None, pattern=OUTPUT_URI, description="A folder: local path, s3:// or gs://.")
     pvc: VolumeClaim | None = Field(default=None, description="A folder on a volume.")
     formats: list[Literal["diffusers", "safetensors"]] = Field(
         default=["diffusers", "safetensors"], min_length=1, max_length=2, description="Folder, single file, or both."
@@ -255,7 +273,7 @@ class Output(Strict):
     @model_validator(mode="after")
     def _at_most_one(self) -> Self:
         if self.uri is not None and self.pvc is not None:
-            raise ValueError("give uri or pvc, not both")
+            raise _wrong("", "says uri and pvc", "give one of the two")
         return self
 
 
@@ -276,7 +294,8 @@ class Elastic(Strict):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.max_workers < self.min_workers:
-            raise ValueError(f"maxWorkers {self.max_workers} is below minWorkers {self.min_workers}")
+            rule = f"maxWorkers {self.max_workers} is below minWorkers {self.min_workers}"
+            raise _wrong("maxWorkers", rule, f"write maxWorkers: {self.min_workers} or more")
         return self
 
 
