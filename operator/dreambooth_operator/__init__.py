@@ -1,0 +1,1 @@
+"""The DreamBooth operator: from a `DreamBoothJob` to a published model, through KubeRay."""

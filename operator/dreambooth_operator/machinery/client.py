@@ -1,0 +1,210 @@
+"""Requests to the API server: `kubernetes.aio` for configuration, credentials and TLS; JSON in and out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Self
+from urllib.parse import urlencode
+
+import aiohttp
+from kubernetes.aio import client as kube
+from kubernetes.aio import config as kube_config
+
+from dreambooth_operator.machinery.resources import Json, Key, Resource
+
+APPLY_PATCH = "application/apply-patch+yaml"
+MERGE_PATCH = "application/merge-patch+json"
+_REQUEST_SECONDS = 30
+# The server sends a bookmark every minute; a watch that is silent for longer is dead.
+_WATCH_SILENCE_SECONDS = 90
+
+
+class ApiError(Exception):
+    """The API server said no.
+
+    Attributes:
+        status: the HTTP status.
+        reason: Kubernetes' word for it, such as AlreadyExists, Conflict, Invalid.
+        message: the server's sentence.
+    """
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(f"{reason} ({status}): {message}")
+        self.status = status
+        self.reason = reason
+        self.message = message
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether the same request may succeed later: overload, time-outs, a server that is going down."""
+        return self.status == 429 or self.status >= 500
+
+    @property
+    def is_conflict(self) -> bool:
+        """The object changed since it was read; read it again and decide anew."""
+        return self.status == 409 and self.reason != "AlreadyExists"
+
+    @property
+    def is_already_there(self) -> bool:
+        return self.reason == "AlreadyExists"
+
+    @property
+    def is_not_found(self) -> bool:
+        return self.status == 404
+
+    @property
+    def is_expired(self) -> bool:
+        """The resource version is too old to continue a list or a watch from: list again."""
+        return self.status == 410
+
+
+# What a request may raise when the server cannot be reached at all.
+CONNECTION_ERRORS = (aiohttp.ClientError, TimeoutError, ConnectionError)
+
+
+class Api:
+    """A connection to one API server. Close it, or use it as an async context manager."""
+
+    def __init__(self, configuration: kube.Configuration) -> None:
+        self._client = kube.ApiClient(configuration)
+        self._host: str = configuration.host
+
+    @classmethod
+    async def connect(cls, kubeconfig: str | None = None, context: str | None = None) -> Self:
+        """Connect as `kubeconfig` says, else as $KUBECONFIG does, else as the pod's service account."""
+        configuration = kube.Configuration()
+        configuration.connection_pool_maxsize = 100  # watches hold connections for good
+        try:
+            await kube_config.load_kube_config(
+                config_file=kubeconfig, context=context, client_configuration=configuration
+            )
+        except kube_config.ConfigException:
+            if kubeconfig or context:
+                raise
+            kube_config.load_incluster_config(client_configuration=configuration)
+        return cls(configuration)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Json | None = None,
+        content_type: str = "application/json",
+        headers: Mapping[str, str] | None = None,
+        seconds: float = _REQUEST_SECONDS,
+    ) -> Json:
+        """One request and its parsed answer.
+
+        Raises:
+            ApiError: the server answered with an error.
+            one of CONNECTION_ERRORS: it did not answer.
+        """
+        response = await self._send(
+            method, path, query or {}, body, {"Content-Type": content_type, **(headers or {})},
+            aiohttp.ClientTimeout(total=seconds),
+        )  # fmt: skip
+        async with response:
+            text = await response.read()
+        if response.status >= 400:
+            raise _error(response.status, text)
+        return json.loads(text) if text else {}
+
+    async def text(self, path: str, *, query: Mapping[str, str] | None = None) -> str:
+        """A GET whose answer is not JSON, as a pod's log."""
+        timeout = aiohttp.ClientTimeout(total=_REQUEST_SECONDS)
+        async with await self._send("GET", path, query or {}, None, {}, timeout) as response:
+            content = await response.read()
+        if response.status >= 400:
+            raise _error(response.status, content)
+        return content.decode(errors="replace")
+
+    async def lines(self, path: str, query: Mapping[str, str]) -> AsyncIterator[bytes]:
+        """A GET whose answer is an endless stream, as a watch; yields whole lines of any length."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=_WATCH_SILENCE_SECONDS)
+        response = await self._send("GET", path, query, None, {}, timeout)
+        async with response:
+            if response.status >= 400:
+                raise _error(response.status, await response.read())
+            rest = b""
+            async for chunk in response.content.iter_any():
+                *whole, rest = (rest + chunk).split(b"\n")
+                for line in whole:
+                    yield line
+
+    async def get(self, resource: Resource, key: Key) -> Json:
+        return await self.request("GET", resource.path(*key))
+
+    async def create(self, resource: Resource, obj: Json) -> Json:
+        """POST; ApiError.is_already_there if the name is taken."""
+        return await self.request("POST", resource.path(obj["metadata"].get("namespace", "")), body=obj)
+
+    async def apply(
+        self, resource: Resource, obj: Json, *, manager: str, subresource: str = "", force: bool = True
+    ) -> Json:
+        """Server-side apply: the fields in `obj` are `manager`'s, all others stay as they are.
+
+        With `metadata.resourceVersion` in `obj` it is also a compare-and-swap: ApiError.is_conflict
+        if the object has changed since.
+        """
+        metadata = obj["metadata"]
+        path = resource.path(metadata.get("namespace", ""), metadata["name"], subresource)
+        query = {"fieldManager": manager, "force": "true" if force else "false"}
+        return await self.request("PATCH", path, query=query, body=obj, content_type=APPLY_PATCH)
+
+    async def merge(self, resource: Resource, key: Key, patch: Json, *, subresource: str = "") -> Json:
+        """JSON merge patch: what `patch` names is set, a null removes."""
+        path = resource.path(*key, subresource)
+        return await self.request("PATCH", path, body=patch, content_type=MERGE_PATCH)
+
+    async def delete(self, resource: Resource, key: Key, *, uid: str | None = None) -> bool:
+        """Delete in the background; False if it was gone already. With `uid`, only that very object."""
+        body: Json = {"propagationPolicy": "Background"}
+        if uid:
+            body["preconditions"] = {"uid": uid}
+        try:
+            await self.request("DELETE", resource.path(*key), body=body)
+        except ApiError as error:
+            if error.is_not_found or (uid and error.status == 409):
+                return False
+            raise
+        return True
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Json | None,
+        headers: Mapping[str, str],
+        timeout: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        sent: dict[str, str] = {"User-Agent": "dreambooth-operator", "Accept": "application/json", **headers}
+        # Fills in the bearer token, and refreshes it when it is about to expire.
+        await self._client.update_params_for_auth(sent, [], ["BearerToken"], path, method, None)
+        answer: Any = await self._client.rest_client.request(
+            method, self._url(path, query), headers=sent, body=body, _request_timeout=timeout
+        )
+        return answer.response
+
+    def _url(self, path: str, query: Mapping[str, str]) -> str:
+        return f"{self._host}{path}?{urlencode(query)}" if query else f"{self._host}{path}"
+
+
+def _error(status: int, text: bytes) -> ApiError:
+    try:
+        answer = json.loads(text)
+        return ApiError(status, answer.get("reason") or "Unknown", answer.get("message") or "")
+    except (ValueError, AttributeError):
+        return ApiError(status, "Unknown", text.decode(errors="replace")[:500])

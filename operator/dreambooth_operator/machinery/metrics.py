@@ -1,0 +1,38 @@
+"""Prometheus metrics of a controller, in a registry of its own so that two can live in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.process_collector import ProcessCollector
+
+
+class Metrics:
+    """Names start with `prefix`."""
+
+    def __init__(self, prefix: str) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._prefix = prefix
+        self._reconciles = Counter(
+            f"{prefix}_reconciles", "Reconciliations by result.", ["result"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            f"{prefix}_reconcile_seconds", "Duration of a reconciliation, seconds.", registry=self.registry
+        )
+        self.leader = Gauge(f"{prefix}_leader", "1 where this process leads.", registry=self.registry)
+
+    def reconciled(self, result: str, seconds: float) -> None:
+        self._reconciles.labels(result).inc()
+        self._seconds.observe(seconds)
+
+    def counter(self, name: str, help_text: str, *labels: str) -> Counter:
+        return Counter(f"{self._prefix}_{name}", help_text, labels, registry=self.registry)
+
+    def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> None:
+        """A gauge that is read when somebody asks."""
+        Gauge(f"{self._prefix}_{name}", help_text, registry=self.registry).set_function(read)
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,51 @@
+"""Workers that take keys off a queue and reconcile them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import NoReturn
+
+from dreambooth_operator.machinery.client import CONNECTION_ERRORS, ApiError
+from dreambooth_operator.machinery.metrics import Metrics
+from dreambooth_operator.machinery.queue import WorkQueue
+from dreambooth_operator.machinery.resources import Key
+
+log = logging.getLogger(__name__)
+# Reconciles one object; answers in how many seconds to look again, None for "when something changes".
+Reconcile = Callable[[Key], Awaitable[float | None]]
+
+
+async def run_workers(queue: WorkQueue[Key], reconcile: Reconcile, metrics: Metrics, *, count: int = 8) -> None:
+    """Run `count` workers for ever. No error of `reconcile` ends them: the key is retried with back-off."""
+    async with asyncio.TaskGroup() as group:
+        for _ in range(count):
+            group.create_task(_work(queue, reconcile, metrics))
+
+
+async def _work(queue: WorkQueue[Key], reconcile: Reconcile, metrics: Metrics) -> NoReturn:
+    while True:
+        key = await queue.get()
+        started = time.perf_counter()
+        try:
+            again_seconds = await reconcile(key)
+        except ApiError as error:
+            result = "conflict" if error.is_conflict else "refused"
+            level = logging.DEBUG if error.is_conflict else logging.WARNING
+            log.log(level, "%s: %s; again in %.1f s", key, error, queue.retry(key))
+        except CONNECTION_ERRORS as error:
+            result = "unreachable"
+            log.warning("%s: %s; again in %.1f s", key, str(error) or type(error).__name__, queue.retry(key))
+        except Exception:  # a bug of ours must not stop the work on other objects
+            result = "error"
+            log.exception("%s: again in %.1f s", key, queue.retry(key))
+        else:
+            result = "ok"
+            queue.succeeded(key)
+            if again_seconds is not None:
+                queue.add_after(key, again_seconds)
+        finally:
+            queue.done(key)
+        metrics.reconciled(result, time.perf_counter() - started)

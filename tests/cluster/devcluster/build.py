@@ -1,0 +1,128 @@
+"""Find or build the programs of a control plane.
+
+Every program is one row of `PROGRAMS`: a Go module folder under `../go` pins what it is
+built from, and a cache folder named by the hash of that pin holds what was built. So a
+changed `go.mod` means a new folder, and an unchanged one costs nothing.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+GO = Path(__file__).resolve().parent.parent / "go"
+KUBERNETES = "v1.36.3"
+# Without the stamp the server calls itself v0.0.0-master, and Kueue refuses to start.
+_STAMP = " ".join(
+    f"-X {package}.gitVersion={KUBERNETES} -X {package}.gitMajor=1 -X {package}.gitMinor=36"
+    for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+)
+
+
+class BuildError(RuntimeError):
+    """A program could not be built; the message ends with the compiler's own words."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """How to build one program.
+
+    `module` is the folder under `go/` that pins versions; `package` is what is compiled.
+    `stamp` is handed to the linker. `assets` says whether a program of this name found on
+    PATH or in KUBEBUILDER_ASSETS is as good as ours.
+    """
+
+    module: str
+    package: str
+    stamp: str = ""
+    assets: bool = False
+
+
+PROGRAMS = {
+    "etcd": Program("etcd", "go.etcd.io/etcd/server/v3", assets=True),
+    "kube-apiserver": Program(
+        "kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver", _STAMP, assets=True
+    ),
+    "kube-controller-manager": Program(
+        "kubernetes", "k8s.io/kubernetes/cmd/kube-controller-manager", _STAMP, assets=True
+    ),
+    "kuberay": Program("kuberay", "github.com/ray-project/kuberay/ray-operator"),
+    "helm": Program("helm", "helm.sh/helm/v3/cmd/helm", assets=True),
+}
+
+
+def binary(name: str) -> Path:
+    """The path of program `name`, built first if it is nowhere to be found.
+
+    Raises KeyError for a name that is not in PROGRAMS and BuildError if Go fails.
+    """
+    program = PROGRAMS[name]
+    if program.assets and (found := _installed(name)):
+        return found
+    target = _cache(program) / name
+    if not target.exists():
+        _build(program, target)
+    return target
+
+
+def module_dir(module: str, path: str) -> Path:
+    """The unpacked source of Go module `path` at the version that `go/<module>` pins."""
+    listed = _go(module, "list", "-m", "-f", "{{.Dir}}", path).strip()
+    if not listed:
+        _go(module, "mod", "download", path)
+        listed = _go(module, "list", "-m", "-f", "{{.Dir}}", path).strip()
+    return Path(listed)
+
+
+def _installed(name: str) -> Path | None:
+    assets = os.environ.get("KUBEBUILDER_ASSETS")
+    if assets and (found := Path(assets) / name).exists():
+        return found
+    on_path = shutil.which(name)
+    return Path(on_path) if on_path else None
+
+
+def _cache(program: Program) -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    pin = hashlib.sha256(program.stamp.encode())
+    for name in ("go.mod", "go.sum"):
+        pin.update((GO / program.module / name).read_bytes())
+    return Path(home) / "dreambooth" / "cluster" / f"{program.module}-{pin.hexdigest()[:12]}"
+
+
+def _build(program: Program, target: Path) -> None:
+    """Compile to a temporary name and rename, so that a target that exists is complete."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.exists():  # someone else built it while we waited
+            return
+        unfinished = target.with_suffix(".new")
+        flags = f"-s -w {program.stamp}".strip()
+        _go(
+            program.module,
+            *("build", "-trimpath", "-ldflags", flags, "-o", str(unfinished), program.package),
+        )
+        unfinished.rename(target)
+
+
+def _go(module: str, *arguments: str) -> str:
+    if not shutil.which("go"):
+        raise BuildError(
+            "go is not on PATH: install Go 1.26 or newer, or set KUBEBUILDER_ASSETS to a folder "
+            "with kube-apiserver and etcd"
+        )
+    done = subprocess.run(
+        ["go", *arguments],
+        cwd=GO / module,
+        env={**os.environ, "CGO_ENABLED": "0", "GOFLAGS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise BuildError(f"go {' '.join(arguments)} in {GO / module}:\n{done.stderr[-4000:]}")
+    return done.stdout

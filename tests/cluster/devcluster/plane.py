@@ -1,0 +1,226 @@
+"""etcd, kube-apiserver and what runs beside them, as processes that a test may kill."""
+
+import contextlib
+import json
+import shutil
+import socket
+import ssl
+import subprocess
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+from devcluster.build import binary, module_dir
+from devcluster.pki import Authority
+from devcluster.process import Process, ProcessError, new_folder, reap, wait_until
+
+# What the operator's world needs of the controller manager; every other controller is off.
+CONTROLLERS = (
+    "garbage-collector-controller",
+    "namespace-controller",
+    "serviceaccount-controller",
+    "root-ca-certificate-publisher-controller",
+)
+KUBERAY = "github.com/ray-project/kuberay/ray-operator"
+
+
+class ControlPlane:
+    """A control plane in a folder of its own, on free ports of 127.0.0.1.
+
+    Use it as a context manager: leaving it ends every process and removes the folder.
+    Nothing schedules or runs pods: a test that needs a pod's status writes it.
+    """
+
+    def __init__(self) -> None:
+        reap()
+        self.folder = new_folder()
+        self.authority = Authority(self.folder / "pki")
+        etcd_port, peer_port, self.port = _free_ports(3)
+        self.url = f"https://127.0.0.1:{self.port}"
+        self.etcd = Process(self.folder, "etcd", self._etcd_command(etcd_port, peer_port))
+        self.apiserver = Process(
+            self.folder, "kube-apiserver", self._apiserver_command(f"http://127.0.0.1:{etcd_port}")
+        )
+        self.kubeconfig = self.kubeconfig_for("admin", "/O=system:masters/CN=admin")
+        self._others: dict[str, Process] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self.etcd.start()
+            self.start_apiserver()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start_apiserver(self) -> None:
+        """Start the API server, or start it again after `apiserver.kill()`; returns when ready."""
+        self.apiserver.start()
+        wait_until("kube-apiserver", self._ready, seconds=90, process=self.apiserver)
+
+    def stop(self) -> None:
+        """End everything. The API server goes before etcd: without etcd it ignores SIGTERM."""
+        for process in reversed(self._others.values()):
+            process.kill()
+        self.apiserver.kill()
+        self.etcd.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def start_controllers(self) -> Process:
+        """Garbage collection, namespaces, service accounts, root CA.
+
+        Call it after the CRDs are there: the collector looks for new kinds every 30 s only.
+        """
+        # One identity for all controllers: the built-in roles expect one each.
+        user = self.kubeconfig_for("kcm", "/O=system:masters/CN=kcm")
+        return self._run(
+            "kube-controller-manager",
+            f"--kubeconfig={user}",
+            f"--service-account-private-key-file={self.folder}/pki/sa.key",
+            f"--root-ca-file={self.authority.ca}",
+            f"--controllers={','.join(CONTROLLERS)}",
+            "--use-service-account-credentials=false",
+            "--leader-elect=false",
+            "--secure-port=0",
+        )
+
+    def start_kuberay(self) -> Process:
+        """Install KubeRay's CRDs and run its operator over all namespaces."""
+        crds = module_dir("kuberay", KUBERAY) / "config" / "crd" / "bases"
+        self.kubectl("apply", "--server-side", "-f", str(crds))
+        self.kubectl("wait", "--for=condition=Established", "crd", "rayjobs.ray.io")
+        metrics, probe = _free_ports(2)
+        return self._run(
+            "kuberay",
+            f"-kubeconfig={self.kubeconfig}",
+            "-use-kubernetes-proxy",
+            "-enable-leader-election=false",
+            f"-metrics-addr=127.0.0.1:{metrics}",
+            f"-health-probe-bind-address=127.0.0.1:{probe}",
+            "-enable-metrics=false",
+        )
+
+    def process(self, name: str) -> Process:
+        """The extra process of this name, as `kuberay`; KeyError if it was never started."""
+        return self._others[name]
+
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        """Run kubectl as administrator and return its standard output.
+
+        Raises ProcessError with kubectl's own words if it fails.
+        """
+        done = subprocess.run(
+            ["kubectl", f"--kubeconfig={self.kubeconfig}", *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise ProcessError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def apply(self, *objects: dict[str, Any]) -> None:
+        """Server-side apply of objects given as dictionaries."""
+        self.kubectl("apply", "--server-side", "-f", "-", stdin=yaml.safe_dump_all(objects))
+
+    def get(self, *arguments: str) -> Any:
+        """`kubectl get ... -o json`, parsed."""
+        return json.loads(self.kubectl("get", *arguments, "-o", "json"))
+
+    def kubeconfig_for(self, name: str, subject: str) -> Path:
+        """A kubeconfig for a client certificate with `subject` (as `/O=group/CN=user`)."""
+        certificate, key = self.authority.issue(name, subject)
+        credentials = {"client-certificate": str(certificate), "client-key": str(key)}
+        return self._write_kubeconfig(name, credentials)
+
+    def kubeconfig_for_account(self, namespace: str, account: str) -> Path:
+        """A kubeconfig with an hour's token of a service account."""
+        token = self.kubectl("create", "token", account, "-n", namespace, "--duration=1h").strip()
+        return self._write_kubeconfig(f"{namespace}-{account}", {"token": token})
+
+    def _write_kubeconfig(self, name: str, credentials: dict[str, str]) -> Path:
+        cluster = {"server": self.url, "certificate-authority": str(self.authority.ca)}
+        path = self.folder / f"{name}.kubeconfig"
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "dev", "cluster": cluster}],
+            "users": [{"name": name, "user": credentials}],
+            "contexts": [{"name": "dev", "context": {"cluster": "dev", "user": name}}],
+            "current-context": "dev",
+        }
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    def _run(self, name: str, *arguments: str) -> Process:
+        if name in self._others:
+            self._others[name].kill()
+        command = [str(binary(name)), *arguments]
+        self._others[name] = Process(self.folder, name, command).start()
+        return self._others[name]
+
+    def _ready(self) -> bool:
+        trust = ssl.create_default_context(cafile=str(self.authority.ca))
+        trust.load_cert_chain(*self.authority.issue("admin", ""))
+        with contextlib.suppress(OSError):
+            with urllib.request.urlopen(f"{self.url}/readyz", context=trust, timeout=2) as answer:
+                return answer.status == 200
+        return False
+
+    def _etcd_command(self, port: int, peer_port: int) -> list[str]:
+        client, peer = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{peer_port}"
+        return [
+            str(binary("etcd")),
+            f"--data-dir={self.folder / 'etcd-data'}",
+            f"--listen-client-urls={client}",
+            f"--advertise-client-urls={client}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster=default={peer}",
+            "--unsafe-no-fsync",
+        ]
+
+    def _apiserver_command(self, etcd: str) -> list[str]:
+        certificate, key = self.authority.issue(
+            "apiserver",
+            "/CN=kube-apiserver",
+            hosts="IP:127.0.0.1,DNS:localhost,DNS:kubernetes.default.svc",
+        )
+        public, private = self.authority.key_pair("sa")
+        return [
+            str(binary("kube-apiserver")),
+            f"--etcd-servers={etcd}",
+            "--bind-address=127.0.0.1",
+            "--advertise-address=127.0.0.1",
+            "--endpoint-reconciler-type=none",
+            f"--secure-port={self.port}",
+            f"--tls-cert-file={certificate}",
+            f"--tls-private-key-file={key}",
+            f"--client-ca-file={self.authority.ca}",
+            f"--service-account-key-file={public}",
+            f"--service-account-signing-key-file={private}",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            "--service-cluster-ip-range=198.19.0.0/16",
+            "--authorization-mode=RBAC",
+        ]
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago, all different."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
