@@ -179,14 +179,6 @@ class DeepSpeed(Strict):
         return data
 
 
-class Validation(Strict):
-    """Pictures on the way."""
-
-    prompts: list[Template] = Field(
-        default_factory=list, max_length=16, description="Drawn at every checkpoint; {} stands for the subject."
-    )
-
-
 class Training(Strict):
     """Fine-tuning with the class-specific prior-preservation loss (paper, equation 2)."""
 
@@ -223,7 +215,6 @@ class Training(Strict):
     checkpoint_every_steps: int | None = Field(
         default=None, ge=1, description="Steps between checkpoints. Default: a fifth of steps, at most 250."
     )
-    validation: Validation = Field(default_factory=Validation, description="Pictures on the way.")
     seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of all noise, order and time steps.")
 
 

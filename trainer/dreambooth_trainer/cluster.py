@@ -1,0 +1,34 @@
+"""The Ray cluster that a run uses: the one it was started in, or one of its own on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+OBJECT_STORE_BYTES = 256 * 2**20
+
+
+@contextlib.contextmanager
+def ray_cluster() -> Iterator[None]:
+    """Connect to RAY_ADDRESS if it is set, else start Ray here for the time of the block."""
+    # Ray Train asks its workers every two seconds by default, and a checkpoint waits for the next question.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    common = {"log_to_driver": bool(os.environ.get("DREAMBOOTH_DEBUG")), "logging_level": logging.ERROR}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**common)
+    else:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **common)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()

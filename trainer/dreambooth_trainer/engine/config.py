@@ -1,0 +1,56 @@
+"""The DeepSpeed configuration of a plan. Pure."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from pydantic import JsonValue
+
+from dreambooth_trainer.plan import Plan
+
+# Buckets above the model's size only cost memory: stage 2 allocates one in full.
+MOST_BUCKET_ELEMENTS = 500_000_000
+
+
+def deepspeed_config(plan: Plan, *, world_size: int, trainable: int, universal: bool) -> dict[str, JsonValue]:
+    """DeepSpeed's configuration; what the job gives in `training.deepspeed.config` is merged over it.
+
+    Args:
+        trainable: number of weights that learn.
+        universal: load a checkpoint that was converted from another world size.
+    """
+    training = plan.spec.training
+    bucket = min(MOST_BUCKET_ELEMENTS, max(1_000_000, trainable))
+    zero: dict[str, JsonValue] = {
+        "stage": plan.zero_stage,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+    }
+    if training.deepspeed.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    config: dict[str, JsonValue] = {
+        "train_micro_batch_size_per_gpu": plan.batch_size // world_size // training.gradient_accumulation_steps,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "gradient_clipping": training.max_grad_norm,
+        "zero_optimization": zero,
+        "bf16": {"enabled": plan.precision == "bf16"},
+        # The optimizer is torch's AdamW: DeepSpeed's own would be compiled on every new machine.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+    if universal:
+        config["checkpoint"] = {"load_universal": True}
+    return merge(config, training.deepspeed.config)
+
+
+def merge(base: dict[str, JsonValue], over: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """A new mapping: `over` on top of `base`, key by key at every depth."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        if isinstance(value, dict) and isinstance(below, dict):
+            merged[key] = merge(below, value)
+        else:
+            merged[key] = cast("JsonValue", value)
+    return merged

@@ -1,0 +1,194 @@
+"""What each Ray Train worker runs: DeepSpeed around the module, step after step, a checkpoint now and then."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray.train
+import torch
+from diffusers.optimization import get_scheduler
+
+from dreambooth_trainer.engine.batches import BatchOrder
+from dreambooth_trainer.engine.cache import TrainingData, load_data
+from dreambooth_trainer.engine.checkpoint import TAG, SavedBy, as_universal, read_saved_by, write_saved_by
+from dreambooth_trainer.engine.config import deepspeed_config
+from dreambooth_trainer.engine.module import DreamBoothModule, make_batch, to_device
+from dreambooth_trainer.families.base import Family
+from dreambooth_trainer.families.registry import local_folder, open_family
+from dreambooth_trainer.methods.registry import open_method
+from dreambooth_trainer.plan import Plan
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+RECORDS_FILE = "losses.jsonl"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One optimizer step, as it goes to the driver and into losses.jsonl."""
+
+    step: int
+    loss: float
+    instance_loss: float
+    prior_loss: float | None
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """What a worker needs to know.
+
+    Attributes:
+        data: the cache that the encode phase wrote.
+        threads: CPU threads a worker may use.
+        tell: called on the first worker with each step's record.
+    """
+
+    plan: Plan
+    data: Path
+    threads: int
+    tell: Callable[[Record], None]
+
+
+def train_loop(config: dict[str, Any]) -> None:
+    """Train from the last checkpoint, or from the start, to the plan's last step."""
+    loop: LoopConfig = config["loop"]
+    plan = loop.plan
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(loop.threads)
+    torch.manual_seed(plan.spec.training.seed)
+    data = load_data(loop.data)
+    records: list[Record] = []
+    with _restored() as saved:
+        engine = build_engine(plan, world_size, saved)
+        if saved is not None:
+            same_size = read_saved_by(saved).world_size == world_size
+            strict = plan.spec.training.method == "Full"
+            engine.load_checkpoint(str(saved), tag=TAG if same_size else None, load_module_strict=strict)
+            records = read_records(saved)
+    for step in range(len(records), plan.steps):
+        records.append(run_step(engine, plan, data, step, rank, world_size))
+        if rank == 0:
+            loop.tell(records[-1])
+        if (step + 1) % plan.checkpoint_every_steps == 0 or step + 1 == plan.steps:
+            report_checkpoint(engine, SavedBy(step + 1, world_size, plan.zero_stage, plan.precision), records)
+
+
+def build_module(plan: Plan) -> tuple[DreamBoothModule, Family]:
+    """The plan's model with its method applied, fp32 on the CPU."""
+    folder = local_folder(plan.model)
+    family, method = open_family(folder), open_method(plan.spec.training.method)
+    parts = family.load(folder, with_vae=False)
+    method.prepare(parts.denoiser, plan.spec.training, family.adaptable_modules())
+    parts.denoiser.train()
+    text_encoder = None
+    if plan.train_text_encoder:
+        # Its layers carry CLIP's names in every family so far, and adapters on them bring little: it learns in full.
+        text_encoder = parts.text_encoder.requires_grad_(True).train()
+    if plan.spec.training.gradient_checkpointing:
+        parts.denoiser.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue] - every diffusers model has it
+        if text_encoder is not None:
+            text_encoder.gradient_checkpointing_enable()  # pyright: ignore[reportCallIssue] - every transformers model has it
+    module = DreamBoothModule(family, parts.noise_scheduler, parts.denoiser, text_encoder, plan.spec.priors.weight)
+    return module, family
+
+
+def build_engine(plan: Plan, world_size: int, saved: Path | None) -> DeepSpeedEngine:
+    """A DeepSpeed engine for this worker; a checkpoint of another world size is made universal first."""
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    # gloo serves the CPU; DeepSpeed's shared-memory op would be compiled on first use, half a minute.
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    universal = saved is not None and read_saved_by(saved).world_size != world_size
+    if saved is not None and universal:
+        as_universal(saved)
+    module, _ = build_module(plan)
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in module.denoiser.parameters() if p.requires_grad], "lr": plan.learning_rate}]
+    if module.text_encoder is not None:
+        groups.append({"params": list(module.text_encoder.parameters()), "lr": plan.text_encoder_learning_rate})
+    optimizer = torch.optim.AdamW(groups, weight_decay=plan.spec.training.weight_decay)
+    schedule = get_scheduler(
+        _schedule_name(plan),
+        optimizer,
+        num_warmup_steps=plan.spec.training.warmup_steps,
+        num_training_steps=plan.steps,
+    )
+    engine, *_ = deepspeed.initialize(
+        model=module,
+        optimizer=optimizer,
+        lr_scheduler=schedule,
+        config=deepspeed_config(
+            plan,
+            world_size=world_size,
+            trainable=sum(p.numel() for p in trainable),
+            universal=universal,
+        ),
+    )
+    return engine
+
+
+def run_step(
+    engine: DeepSpeedEngine, plan: Plan, data: TrainingData, step: int, rank: int, world_size: int
+) -> Record:
+    """One optimizer step over all its micro-batches; losses are means over all workers."""
+    accumulation = plan.spec.training.gradient_accumulation_steps
+    parts = world_size * accumulation
+    seed = plan.spec.training.seed
+    timesteps = int(engine.module.scheduler.config.num_train_timesteps)
+    orders = (
+        BatchOrder(len(data.instance), plan.batch_size, timesteps, 4 * seed),
+        None if data.prior is None else BatchOrder(len(data.prior), plan.batch_size, timesteps, 4 * seed + 2),
+    )
+    sums = torch.zeros(3, device=engine.device)
+    rate = float(engine.optimizer.param_groups[0]["lr"])
+    for micro in range(accumulation):
+        batch = to_device(make_batch(data, orders, step, micro * world_size + rank, parts), engine.device)
+        losses = engine(batch)
+        engine.backward(losses[0])
+        engine.step()
+        sums += losses.detach()
+    if world_size > 1:
+        torch.distributed.all_reduce(sums)
+    total, instance, prior = (sums / parts).tolist()
+    return Record(step + 1, total, instance, None if data.prior is None else prior, rate)
+
+
+def read_records(checkpoint: Path) -> list[Record]:
+    """The record of every step up to a checkpoint."""
+    return [Record(**json.loads(line)) for line in (checkpoint / RECORDS_FILE).read_text().splitlines()]
+
+
+def report_checkpoint(engine: DeepSpeedEngine, saved_by: SavedBy, records: list[Record]) -> None:
+    """Hand this worker's shard to Ray Train, which shows the checkpoint once all shards are there."""
+    with tempfile.TemporaryDirectory() as folder:
+        engine.save_checkpoint(folder, tag=TAG, client_state={}, exclude_frozen_parameters=True)
+        write_saved_by(Path(folder), saved_by)
+        lines = "".join(json.dumps(asdict(record)) + "\n" for record in records)
+        (Path(folder) / RECORDS_FILE).write_text(lines)
+        checkpoint = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report({"step": saved_by.step}, checkpoint=checkpoint)
+
+
+@contextlib.contextmanager
+def _restored() -> Iterator[Path | None]:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        yield None
+        return
+    with checkpoint.as_directory() as folder:
+        yield Path(folder)
+
+
+def _schedule_name(plan: Plan) -> str:
+    name = plan.spec.training.learning_rate_schedule.lower()
+    return "constant_with_warmup" if name == "constant" else name

@@ -1,0 +1,104 @@
+"""A diffusers folder of Stable Diffusion as one safetensors file in CompVis' original layout.
+
+diffusers reads that layout (`from_single_file`), as do ComfyUI and A1111, but has no function that writes it.
+A test takes the way back through diffusers' own reader.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+UNET_PREFIX = "model.diffusion_model."
+VAE_PREFIX = "first_stage_model."
+TEXT_PREFIX = "cond_stage_model.transformer."
+UNET_TOP = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+UNET_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+
+
+def to_original_layout(folder: Path, target: Path) -> None:
+    """Write a diffusers folder as one file, tensors as they are."""
+    unet_config = json.loads((folder / "unet" / "config.json").read_text())
+    vae_config = json.loads((folder / "vae" / "config.json").read_text())
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in _weights(folder / "unet"):
+        tensors[UNET_PREFIX + unet_key(name, unet_config)] = tensor
+    for name, tensor in _weights(folder / "vae"):
+        key = vae_key(name, blocks=len(vae_config["block_out_channels"]))
+        is_projection = ".mid.attn_1." in key and key.endswith(".weight") and ".norm." not in key
+        tensors[VAE_PREFIX + key] = tensor[:, :, None, None] if is_projection else tensor
+    for name, tensor in _weights(folder / "text_encoder"):
+        tensors[TEXT_PREFIX + (name if name.startswith("text_model.") else f"text_model.{name}")] = tensor
+    save_file(tensors, target, metadata={"format": "pt"})
+
+
+def unet_key(name: str, config: dict[str, object]) -> str:
+    """Original name of a U-Net weight.
+
+    The original numbers blocks in one row, counts the down-sampler as a block of its own, and puts attention at .1
+    and the up-sampler behind whatever its block has.
+    """
+    for ours, theirs in UNET_TOP.items():
+        if name.startswith(f"{ours}."):
+            return theirs + name[len(ours) :]
+    layers, up_types = config["layers_per_block"], config["up_block_types"]
+    assert isinstance(layers, int)
+    assert isinstance(up_types, list)
+    if match := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)", name):
+        kind, index, rest = match[1], int(match[2]), match[3]
+        return f"middle_block.{2 * index + (kind == 'attentions')}.{_resnet(rest) if kind == 'resnets' else rest}"
+    match = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", name)
+    if match is None:
+        raise ValueError(f"unet weight {name!r} has no place in the original layout")
+    way, block, kind, index, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
+    if kind == "downsamplers":
+        return f"input_blocks.{(block + 1) * (layers + 1)}.0.op{rest.removeprefix('conv')}"
+    if kind == "upsamplers":
+        position = 2 if "CrossAttn" in up_types[block] else 1
+        return f"output_blocks.{block * (layers + 1) + layers}.{position}.{rest}"
+    row = f"input_blocks.{block * (layers + 1) + index + 1}" if way == "down" else ""
+    row = row or f"output_blocks.{block * (layers + 1) + index}"
+    return f"{row}.0.{_resnet(rest)}" if kind == "resnets" else f"{row}.1.{rest}"
+
+
+def vae_key(name: str, blocks: int) -> str:
+    """Original name of an autoencoder weight; the original counts up-blocks from the far end."""
+    name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
+    name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
+    if "mid_block.attentions.0." in name:
+        head, _, rest = name.partition("mid_block.attentions.0.")
+        module, _, weight = rest.rpartition(".")
+        return f"{head}mid.attn_1.{VAE_ATTENTION[module]}.{weight}"
+    name = re.sub(r"down_blocks\.(\d+)\.resnets", r"down.\1.block", name)
+    name = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample", name)
+    name = re.sub(r"up_blocks\.(\d+)\.resnets", lambda m: f"up.{blocks - 1 - int(m[1])}.block", name)
+    return re.sub(r"up_blocks\.(\d+)\.upsamplers\.0", lambda m: f"up.{blocks - 1 - int(m[1])}.upsample", name)
+
+
+def _resnet(rest: str) -> str:
+    module, _, weight = rest.rpartition(".")
+    return f"{UNET_RESNET[module]}.{weight}"
+
+
+def _weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    for path in sorted(folder.glob("*.safetensors")):
+        yield from load_file(path).items()

@@ -1,0 +1,88 @@
+"""Stable Diffusion 1.x and 2.x, and everything of that shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from dreambooth_trainer.families.base import Components
+from dreambooth_trainer.families.single_file import to_original_layout
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class StableDiffusion:
+    """A U-Net in the latent space of a KL autoencoder, conditioned on CLIP's text encoder."""
+
+    name = "stable-diffusion"
+
+    def load(self, folder: Path, *, with_vae: bool) -> Components:
+        fp32 = {"torch_dtype": torch.float32, "use_safetensors": True}
+        return Components(
+            denoiser=UNet2DConditionModel.from_pretrained(folder / "unet", **fp32),
+            text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", **fp32),
+            tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+            noise_scheduler=DDPMScheduler.from_pretrained(folder / "scheduler"),
+            vae=AutoencoderKL.from_pretrained(folder / "vae", **fp32) if with_vae else None,
+        )
+
+    def pipeline(self, folder: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
+        return StableDiffusionPipeline.from_pretrained(
+            folder, torch_dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False
+        )
+
+    def encode_images(self, parts: Components, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+        vae = parts.vae
+        if vae is None:
+            raise ValueError("these components were loaded without the autoencoder")
+        pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
+        pixels = pixels.permute(0, 3, 1, 2).to(vae.device, vae.dtype) / 127.5 - 1
+        with torch.no_grad():
+            latents = vae.encode(pixels).latent_dist
+        scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
+        return (latents.mean - shift) * scale, latents.std * scale
+
+    def tokenize(self, parts: Components, prompts: Sequence[str]) -> Tensor:
+        tokenizer = parts.tokenizer
+        return tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+
+    def condition(self, text_encoder: nn.Module, token_ids: Tensor) -> Tensor:
+        return text_encoder(token_ids).last_hidden_state
+
+    def predict(self, denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Tensor) -> Tensor:
+        return denoiser(noisy, timesteps, encoder_hidden_states=conditioning).sample
+
+    def loss_target(self, scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        kind = scheduler.config.prediction_type
+        if kind == "epsilon":
+            return noise
+        if kind == "v_prediction":
+            return scheduler.get_velocity(latents, noise, timesteps)
+        raise ValueError(f"scheduler/scheduler_config.json: prediction_type {kind!r} is neither epsilon nor v_prediction")
+
+    def adaptable_modules(self) -> list[str]:
+        attention = ["to_q", "to_k", "to_v", "to_out.0"]
+        return [*attention, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2"]
+
+    def save(self, base: Path, denoiser: nn.Module, text_encoder: nn.Module, target: Path) -> None:
+        pipeline = self.pipeline(base, torch.float16)
+        pipeline.unet.load_state_dict(denoiser.state_dict())
+        pipeline.text_encoder.load_state_dict(text_encoder.state_dict())
+        pipeline.save_pretrained(target, safe_serialization=True)
+
+    def save_single_file(self, folder: Path, target: Path) -> None:
+        to_original_layout(folder, target)

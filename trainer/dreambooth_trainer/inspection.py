@@ -1,0 +1,67 @@
+"""What is to be known of a base model and of this machine before anything runs; reads headers, loads no weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from safetensors import safe_open
+
+from dreambooth_trainer.memory import ModelSize
+
+
+def model_size(folder: Path, *, resolution: int, train_text_encoder: bool, lora_rank: int | None) -> ModelSize:
+    """Weights of a diffusers folder, counted from the files' headers.
+
+    Args:
+        lora_rank: of the adapters where only they learn in the denoiser, else None.
+    """
+    unet, text = _count(folder / "unet"), _count(folder / "text_encoder")
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    vae = json.loads((folder / "vae" / "config.json").read_text())
+    adapters = 0 if lora_rank is None else _adapter_weights(folder / "unet", lora_rank)
+    trainable = (unet if lora_rank is None else adapters) + (text if train_text_encoder else 0)
+    return ModelSize(
+        trainable=trainable,
+        frozen=0 if lora_rank is None else unet,
+        latent_side=resolution // 2 ** (len(vae["block_out_channels"]) - 1),
+        width=config["block_out_channels"][0],
+    )
+
+
+def worker_memory(workers: int, gpu: bool) -> float:
+    """Bytes that one worker can use: a GPU's, or its share of this machine's memory."""
+    if gpu:
+        import torch
+
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / workers
+
+
+def has_gpu() -> bool:
+    """Whether a GPU is there, without importing torch for the answer."""
+    return any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def _shapes(folder: Path) -> list[list[int]]:
+    shapes: list[list[int]] = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="numpy") as file:
+            shapes += [list(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118 - no mapping
+    return shapes
+
+
+def _count(folder: Path) -> int:
+    total = 0
+    for shape in _shapes(folder):
+        size = 1
+        for side in shape:
+            size *= side
+        total += size
+    return total
+
+
+def _adapter_weights(folder: Path, rank: int) -> int:
+    # Nearly every matrix is adaptable; vectors (norms, biases) are not.
+    return sum(rank * (shape[0] + shape[1]) for shape in _shapes(folder) if len(shape) >= 2)

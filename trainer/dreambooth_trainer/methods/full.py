@@ -1,0 +1,22 @@
+"""Every weight learns, as in the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from dreambooth_trainer.spec import Training
+
+
+class Full:
+    """Fine-tuning of all weights."""
+
+    def prepare(self, module: nn.Module, training: Training, layers: Sequence[str]) -> None:
+        del training, layers
+        module.requires_grad_(True)
+
+    def restore(self, module: nn.Module, trained: Mapping[str, Tensor], training: Training) -> nn.Module:
+        del training
+        module.load_state_dict(dict(trained))
+        return module

@@ -1,0 +1,67 @@
+"""The shape that all phases share, and what they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from dreambooth_trainer.drawing import Style
+from dreambooth_trainer.families.base import Family
+from dreambooth_trainer.families.registry import local_folder, open_family, weights_digest
+from dreambooth_trainer.images.sources import RawImage
+from dreambooth_trainer.plan import Plan, SamplerPlan
+from dreambooth_trainer.progress import PhaseProgress
+from dreambooth_trainer.store.folder import JobFolder
+
+
+@dataclass(frozen=True)
+class Context:
+    """One run: what to do, where, with what.
+
+    Attributes:
+        images: the subject's images as they were given.
+        store: URL of the folder that jobs share class images in.
+        keys: by phase, this one's included, what its output depends on.
+    """
+
+    plan: Plan
+    folder: JobFolder
+    images: tuple[RawImage, ...]
+    store: str
+    keys: Mapping[str, str]
+
+    @property
+    def base(self) -> Path:
+        """The base model's folder on this machine."""
+        return local_folder(self.plan.model)
+
+    @property
+    def family(self) -> Family:
+        return open_family(self.base)
+
+    @property
+    def base_digest(self) -> str:
+        return weights_digest(self.base)
+
+    def style(self, sampler: SamplerPlan) -> Style:
+        """How this job's pictures are drawn, with one of its samplers."""
+        return Style(sampler, self.plan.resolution, self.plan.precision, self.plan.draw_batch_size)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One step of a job.
+
+    Attributes:
+        inputs: everything that the output depends on besides the code; equal inputs, no second run.
+        outputs: files and folders that a finished phase has left; one missing, and it runs again.
+        run: do it; restartable at any point. What it returns is kept in the phase's marker.
+    """
+
+    name: str
+    inputs: Callable[[Context], JsonValue]
+    outputs: Callable[[Context], list[Path]]
+    run: Callable[[Context, PhaseProgress], dict[str, JsonValue]]

@@ -1,0 +1,96 @@
+"""Encode: latents and text conditioning of every image, computed once instead of at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import ray
+import torch
+from PIL import Image
+from pydantic import JsonValue
+
+from dreambooth_trainer.engine.cache import Latents, TrainingData, save_data
+from dreambooth_trainer.families.base import Components, Family
+from dreambooth_trainer.families.registry import local_folder, open_family
+from dreambooth_trainer.phases.base import Context, Phase
+from dreambooth_trainer.phases.priors import prior_names, prior_store
+from dreambooth_trainer.plan import Plan
+from dreambooth_trainer.progress import PhaseProgress
+from dreambooth_trainer.store.folder import JobFolder
+from dreambooth_trainer.store.pictures import PictureStore
+
+IMAGES_AT_A_TIME = 8
+
+
+def instance_prompts(context: Context) -> list[str]:
+    """Each subject image's prompt: its caption where it has one."""
+    captions = context.plan.spec.subject.captions
+    return [captions.get(image.name, context.plan.instance_prompt) for image in context.images]
+
+
+def _inputs(context: Context) -> JsonValue:
+    plan = context.plan
+    return {
+        "prepare": context.keys["prepare"],
+        "priors": context.keys["priors"],
+        "model": context.base_digest,
+        "prompts": list(instance_prompts(context)),
+        "text_encoder": plan.train_text_encoder,
+    }
+
+
+def _outputs(context: Context) -> list[Path]:
+    return [context.folder.latents]
+
+
+def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
+    names = prior_names(context)
+    count = len(context.images) + len(names)
+    progress.total(count)
+    gpus = 1 if ray.cluster_resources().get("GPU") else 0
+    work = ray.remote(num_gpus=gpus)(encode)
+    ray.get(work.remote(context.plan, context.folder, instance_prompts(context), prior_store(context), names))
+    progress.done(count)
+    return {"images": count}
+
+
+def encode(plan: Plan, folder: JobFolder, prompts: list[str], priors: PictureStore, names: list[str]) -> None:
+    """Encode all images with the base model and write the cache; runs on a worker, on its GPU if it has one."""
+    base = local_folder(plan.model)
+    family = open_family(base)
+    parts = family.load(base, with_vae=True)
+    if torch.cuda.is_available() and parts.vae is not None:
+        parts.vae.to("cuda")  # pyright: ignore[reportArgumentType] - torch's own signature takes a string
+        parts.text_encoder.to("cuda")
+    subject = [Image.open(path) for path in sorted(folder.prepared.glob("*.png"))]
+    instance = _latents(family, parts, subject, prompts, keep_text=not plan.train_text_encoder)
+    prior = None
+    if names:
+        pictures = [priors.get(name) for name in names]
+        prior = _latents(family, parts, pictures, [plan.class_prompt] * len(names), keep_text=not plan.train_text_encoder)
+    draft = folder.latents.with_suffix(".draft")
+    save_data(TrainingData(instance, prior), draft)
+    draft.replace(folder.latents)
+
+
+def _latents(
+    family: Family, parts: Components, images: Sequence[Image.Image], prompts: list[str], *, keep_text: bool
+) -> Latents:
+    means, stds = [], []
+    for first in range(0, len(images), IMAGES_AT_A_TIME):
+        mean, std = family.encode_images(parts, images[first : first + IMAGES_AT_A_TIME])
+        means.append(mean.float().cpu())
+        stds.append(std.float().cpu())
+    different = sorted(set(prompts))
+    prompt_of = [different.index(prompt) for prompt in prompts]
+    ids = family.tokenize(parts, different)
+    conditioning = None
+    if keep_text:
+        device = next(parts.text_encoder.parameters()).device
+        with torch.no_grad():
+            conditioning = family.condition(parts.text_encoder, ids.to(device)).float().cpu()
+    return Latents(torch.cat(means), torch.cat(stds), torch.tensor(prompt_of), ids, conditioning)
+
+
+ENCODE = Phase("encode", _inputs, _outputs, _run)

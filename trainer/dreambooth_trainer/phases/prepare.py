@@ -1,0 +1,38 @@
+"""Prepare: the subject's images, decoded, upright, square and of the training size."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from dreambooth_trainer.images.prepare import prepare_images
+from dreambooth_trainer.phases.base import Context, Phase
+from dreambooth_trainer.progress import PhaseProgress
+from dreambooth_trainer.store.folder import whole_folder
+
+
+def _inputs(context: Context) -> JsonValue:
+    files: list[JsonValue] = [[raw.name, hashlib.sha256(raw.data).hexdigest()] for raw in context.images]
+    return {"files": files, "resolution": context.plan.resolution}
+
+
+def _outputs(context: Context) -> list[Path]:
+    return [context.folder.prepared]
+
+
+def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
+    progress.total(len(context.images))
+    images, warnings = prepare_images(context.images, context.plan.resolution, context.plan.spec.subject.captions)
+    with whole_folder(context.folder.prepared) as draft:
+        for number, prepared in enumerate(images):
+            buffer = io.BytesIO()
+            prepared.image.save(buffer, "PNG")
+            (draft / f"{number:03d}.png").write_bytes(buffer.getvalue())
+            progress.done(number + 1)
+    return {"images": len(images), "warnings": list(warnings)}
+
+
+PREPARE = Phase("prepare", _inputs, _outputs, _run)

@@ -1,0 +1,84 @@
+"""Priors: class images that the base model makes, on all workers, shared between jobs (paper, section 3.2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fsspec
+from pydantic import JsonValue
+
+from dreambooth_trainer.drawing import Drawing, draw_all, noise_seed
+from dreambooth_trainer.phases.base import Context, Phase
+from dreambooth_trainer.plan import fingerprint
+from dreambooth_trainer.progress import PhaseProgress
+from dreambooth_trainer.store.lease import lease
+from dreambooth_trainer.store.pictures import PictureStore
+
+
+def prior_key(context: Context) -> str:
+    """What a class image is made of, less its number: the same key, the same images, whoever asks."""
+    plan = context.plan
+    return fingerprint(
+        {
+            "model": context.base_digest,
+            "prompt": plan.class_prompt,
+            "sampler": plan.prior_sampler.model_dump(),
+            "resolution": plan.resolution,
+            "precision": plan.precision,
+        }
+    )
+
+
+def prior_store(context: Context) -> PictureStore:
+    """Where this job's class images are: shared as the job says, never beyond."""
+    job = context.plan.job
+    match job.spec.priors.sharing:
+        case "Cluster":
+            root = f"{context.store}/cluster"
+        case "Namespace":
+            root = f"{context.store}/namespaces/{job.metadata.namespace}"
+        case "Job":
+            root = str(context.folder.work)
+    return PictureStore(f"{root}/priors/{prior_key(context)}")
+
+
+def prior_names(context: Context) -> list[str]:
+    """Names of the class images that this job trains on."""
+    return [f"{index:06d}" for index in range(context.plan.prior_count)] if context.plan.spec.priors.enabled else []
+
+
+def _inputs(context: Context) -> JsonValue:
+    if not context.plan.spec.priors.enabled:
+        return None
+    return {"key": prior_key(context), "count": context.plan.prior_count, "store": prior_store(context).url}
+
+
+def _outputs(context: Context) -> list[Path]:
+    del context
+    return []
+
+
+def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
+    names = prior_names(context)
+    if not names:
+        return {"wanted": 0, "reused": 0, "generated": 0}
+    plan, store, key = context.plan, prior_store(context), prior_key(context)
+    wanted = [Drawing(name, plan.class_prompt, noise_seed(key, name)) for name in names]
+    progress.total(len(wanted))
+
+    def watch() -> None:
+        progress.done(len(store.names() & set(names)), waiting="another job draws them")
+
+    fs, path = fsspec.url_to_fs(store.url)
+    fs.makedirs(path, exist_ok=True)
+    if not set(names) <= store.names():
+        with lease(fs, f"{path}/lease.json", watch):
+            drawn = draw_all(
+                plan.model, context.style(plan.prior_sampler), store, wanted, plan.spec.cluster.workers, progress.done
+            )
+        return {"wanted": len(names), "reused": drawn.reused, "generated": drawn.generated}
+    progress.done(len(names), reused=len(names))
+    return {"wanted": len(names), "reused": len(names), "generated": 0}
+
+
+PRIORS = Phase("priors", _inputs, _outputs, _run)

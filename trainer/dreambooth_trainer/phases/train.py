@@ -1,0 +1,137 @@
+"""Train: Ray Train and DeepSpeed over all workers, from the last checkpoint if there is one."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from pydantic import JsonValue
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from torch import Tensor
+
+from dreambooth_trainer.engine.checkpoint import trained_weights
+from dreambooth_trainer.engine.loop import LoopConfig, Record, read_records, train_loop
+from dreambooth_trainer.families.registry import local_folder, open_family
+from dreambooth_trainer.methods.registry import open_method
+from dreambooth_trainer.phases.base import Context, Phase
+from dreambooth_trainer.plan import Plan
+from dreambooth_trainer.progress import PhaseProgress
+from dreambooth_trainer.store.folder import JobFolder, whole_folder, write_whole
+
+WATCH_SECONDS = 0.5
+
+
+def _inputs(context: Context) -> JsonValue:
+    plan = context.plan
+    # Workers, ZeRO stage and how often to save change the course of a run, not its result: a job may go on with others.
+    unchanged = {"deepspeed", "checkpoint_every_steps", "gradient_accumulation_steps", "gradient_checkpointing"}
+    return {
+        "encode": context.keys["encode"],
+        "training": plan.spec.training.model_dump(mode="json", exclude=unchanged),
+        "steps": plan.steps,
+        "rates": [plan.learning_rate, plan.text_encoder_learning_rate],
+        "batch_size": plan.batch_size,
+        "precision": plan.precision,
+        "prior_weight": plan.spec.priors.weight,
+    }
+
+
+def _outputs(context: Context) -> list[Path]:
+    return [context.folder.trained, context.folder.losses]
+
+
+class Bulletin:
+    """The latest record of a running training, for whoever asks."""
+
+    def __init__(self) -> None:
+        self.latest: Record | None = None
+
+    def post(self, record: Record) -> None:
+        self.latest = record
+
+    def read(self) -> Record | None:
+        return self.latest
+
+
+def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
+    plan, folder = context.plan, context.folder
+    progress.total(plan.steps)
+    bulletin = ray.remote(num_cpus=0)(Bulletin).remote()
+    stop = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(bulletin, progress, stop), daemon=True)
+    watcher.start()
+    try:
+        # A partial of a method handle travels to the workers; a lambda over it would as well but says less.
+        result = build_trainer(plan, folder, context.keys["train"], partial(_post, bulletin)).fit()
+    finally:
+        stop.set()
+        watcher.join()
+        ray.kill(bulletin)
+    checkpoint = Path(result.checkpoint.path)
+    records = read_records(checkpoint)
+    progress.done(len(records), loss=records[-1].loss)
+    ray.get(ray.remote(assemble).remote(plan, checkpoint, folder))
+    write_whole(folder.losses, "".join(json.dumps(asdict(record)) + "\n" for record in records))
+    return {"steps": len(records), "loss": records[-1].loss}
+
+
+def build_trainer(plan: Plan, folder: JobFolder, key: str, tell: Callable[[Record], None]) -> TorchTrainer:
+    """Ray Train's trainer for a plan; the same key finds the checkpoints of an earlier run."""
+    cluster, resources = plan.spec.cluster, ray.cluster_resources()
+    gpu = bool(resources.get("GPU"))
+    threads = max(1, int(resources.get("CPU", 1)) // cluster.workers)
+    elastic = cluster.elastic
+    return TorchTrainer(
+        train_loop,
+        train_loop_config={"loop": LoopConfig(plan, folder.latents.resolve(), threads, tell)},
+        scaling_config=ScalingConfig(
+            num_workers=cluster.workers if elastic is None else (elastic.min_workers, elastic.max_workers),
+            use_gpu=gpu,
+            resources_per_worker=None if gpu else {"CPU": 1},
+        ),
+        run_config=RunConfig(
+            name=key[:16],
+            storage_path=str(folder.checkpoints.resolve()),
+            failure_config=FailureConfig(max_failures=plan.spec.run_policy.backoff_limit),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+
+
+def assemble(plan: Plan, checkpoint: Path, folder: JobFolder) -> None:
+    """Put the trained weights into the base model and write it as a diffusers folder."""
+    base = local_folder(plan.model)
+    family, method = open_family(base), open_method(plan.spec.training.method)
+    parts = family.load(base, with_vae=False)
+    weights = trained_weights(checkpoint)
+    method.prepare(parts.denoiser, plan.spec.training, family.adaptable_modules())
+    denoiser = method.restore(parts.denoiser, _under(weights, "denoiser."), plan.spec.training)
+    if plan.train_text_encoder:
+        parts.text_encoder.load_state_dict(_under(weights, "text_encoder."))
+    with whole_folder(folder.trained) as draft:
+        family.save(base, denoiser, parts.text_encoder, draft)
+
+
+def _under(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+
+
+def _post(bulletin: Any, record: Record) -> None:
+    bulletin.post.remote(record)
+
+
+def _watch(bulletin: Any, progress: PhaseProgress, stop: threading.Event) -> None:
+    while not stop.wait(WATCH_SECONDS):
+        record = ray.get(bulletin.read.remote())
+        if record is not None:
+            progress.done(record.step, loss=record.loss)
+
+
+TRAIN = Phase("train", _inputs, _outputs, _run)

@@ -1,0 +1,138 @@
+"""From what a user wrote to what will run: every default filled, nothing left open.
+
+Pure: the number of images, the identifier that `auto` stands for and the model's facts are arguments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+
+from pydantic import JsonValue
+
+from dreambooth_trainer.defaults import BUILTIN_SPRITES, model_defaults
+from dreambooth_trainer.faults import Fault, UserError
+from dreambooth_trainer.spec import BaseModelRef, DreamBoothJob, JobSpec, Strict
+
+
+class SamplerPlan(Strict):
+    """Denoising steps and classifier-free guidance of one kind of picture."""
+
+    steps: int
+    guidance_scale: float
+
+
+class Plan(Strict):
+    """A job with every default filled. Phases read this and the job, never a default of their own.
+
+    Attributes:
+        batch_size: instance images an optimizer step, over all workers.
+    """
+
+    job: DreamBoothJob
+    model: BaseModelRef
+    identifier: str
+    instance_prompt: str
+    class_prompt: str
+    resolution: int
+    steps: int
+    learning_rate: float
+    train_text_encoder: bool
+    text_encoder_learning_rate: float
+    batch_size: int
+    precision: str
+    zero_stage: int
+    checkpoint_every_steps: int
+    prior_count: int
+    prior_sampler: SamplerPlan
+    sampler: SamplerPlan
+    draw_batch_size: int
+    dino: str
+    clip: str
+
+    @property
+    def spec(self) -> JobSpec:
+        return self.job.spec
+
+    @property
+    def subject_noun(self) -> str:
+        """What takes the place of {} in a template: the identifier and the class."""
+        return f"{self.identifier} {self.spec.subject.class_}"
+
+
+def model_ref(job: DreamBoothJob) -> BaseModelRef:
+    """The job's base model, the built-in one where it names none."""
+    return job.spec.model or BaseModelRef(id=BUILTIN_SPRITES)
+
+
+def resolve(job: DreamBoothJob, *, image_count: int, identifier: str, zero_stage: int, precision: str) -> Plan:
+    """Fill every default.
+
+    Args:
+        image_count: subject images there are.
+        identifier: the job's, or the rare token that `auto` stands for.
+        zero_stage: the job's, or what `memory.choose_stage` answered.
+        precision: used where the job names none.
+
+    Raises:
+        UserError: the batch cannot be split over workers and accumulation steps.
+    """
+    spec, model = job.spec, model_ref(job)
+    defaults = model_defaults(model.id)
+    training, text_encoder = spec.training, spec.training.text_encoder
+    steps = training.steps or defaults.steps
+    rate = training.learning_rate or defaults.learning_rate
+    trains_text_encoder = (
+        defaults.train_text_encoder and training.method == "Full" if text_encoder.train is None else text_encoder.train
+    )
+    sampler = spec.priors.sampler
+    return Plan(
+        job=job,
+        model=model,
+        identifier=identifier,
+        instance_prompt=spec.subject.prompt or f"a {identifier} {spec.subject.class_}",
+        class_prompt=spec.priors.prompt or f"a {spec.subject.class_}",
+        resolution=training.resolution or defaults.resolution,
+        steps=steps,
+        learning_rate=rate,
+        train_text_encoder=trains_text_encoder,
+        text_encoder_learning_rate=text_encoder.learning_rate or rate,
+        batch_size=_batch_size(spec, defaults.batch_size),
+        precision=training.precision or precision,
+        zero_stage=zero_stage,
+        checkpoint_every_steps=training.checkpoint_every_steps or max(1, min(250, steps // 4)),
+        prior_count=spec.priors.count or min(defaults.priors_per_image * image_count, defaults.most_priors),
+        prior_sampler=SamplerPlan(
+            steps=sampler.steps or defaults.prior_steps,
+            guidance_scale=sampler.guidance_scale or defaults.prior_guidance,
+        ),
+        sampler=SamplerPlan(steps=defaults.sample_steps, guidance_scale=defaults.sample_guidance),
+        draw_batch_size=defaults.draw_batch_size,
+        dino=spec.evaluation.encoders.dino or defaults.dino,
+        clip=spec.evaluation.encoders.clip or defaults.clip,
+    )
+
+
+def _batch_size(spec: JobSpec, default: int) -> int:
+    elastic, accumulation = spec.cluster.elastic, spec.training.gradient_accumulation_steps
+    sizes = range(elastic.min_workers, elastic.max_workers + 1) if elastic else [spec.cluster.workers]
+    parts = math.lcm(*sizes) * accumulation
+    if spec.training.batch_size is None:
+        return max(default, parts) // parts * parts
+    if spec.training.batch_size % parts:
+        workers = f"{sizes[0]} worker(s)" if len(sizes) == 1 else f"every number of workers from {sizes[0]} to {sizes[-1]}"
+        raise UserError(
+            Fault(
+                path="spec.training.batchSize",
+                value=spec.training.batch_size,
+                rule=f"cannot be split evenly over {workers} x {accumulation} accumulation step(s)",
+                remedy=f"write a multiple of {parts}",
+            )
+        )
+    return spec.training.batch_size
+
+
+def fingerprint(value: JsonValue) -> str:
+    """SHA-256 of a JSON value, the same for equal values on any machine."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,123 @@
+"""Runs a job: the six phases in order, each once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from dreambooth_trainer.cluster import ray_cluster
+from dreambooth_trainer.families.registry import local_folder, open_family, rare_identifier
+from dreambooth_trainer.images.sources import RawImage, read_images
+from dreambooth_trainer.inspection import has_gpu, model_size, worker_memory
+from dreambooth_trainer.jobfile.load import dump_job
+from dreambooth_trainer.memory import choose_stage
+from dreambooth_trainer.phases import PHASES
+from dreambooth_trainer.phases.base import Context, Phase
+from dreambooth_trainer.plan import Plan, fingerprint, model_ref, resolve
+from dreambooth_trainer.progress import Reporter
+from dreambooth_trainer.spec import DreamBoothJob
+from dreambooth_trainer.store.folder import JobFolder, write_whole
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A job with its images read and its plan made: what `plan` prints and `run` does."""
+
+    plan: Plan
+    images: tuple[RawImage, ...]
+    warnings: tuple[str, ...]
+    why_stage: str
+
+
+def open_job(job: DreamBoothJob) -> Opened:
+    """Read the images, look at the model and this machine, and make the plan.
+
+    Raises:
+        UserError: images or model cannot be read, or the plan does not work out.
+    """
+    found = read_images(job.spec.subject.images)
+    base = local_folder(model_ref(job))
+    open_family(base)
+    subject = job.spec.subject
+    identifier = rare_identifier(base, f"{job.metadata.namespace}/{job.metadata.name}")
+    identifier = identifier if subject.identifier == "auto" else subject.identifier
+    precision = "bf16" if has_gpu() else "fp32"
+    draft = resolve(job, image_count=len(found.images), identifier=identifier, zero_stage=1, precision=precision)
+    stage, why = plan_stage(draft, base)
+    plan = draft.model_copy(update={"zero_stage": stage})
+    return Opened(plan, tuple(found.images), tuple(found.warnings), why)
+
+
+def plan_stage(plan: Plan, base: Path) -> tuple[int, str]:
+    """The ZeRO stage of a plan, and why."""
+    training, workers = plan.spec.training, plan.spec.cluster.workers
+    lora_rank = training.lora.rank if training.method == "LoRA" else None
+    micro = plan.batch_size // workers // training.gradient_accumulation_steps
+    return choose_stage(
+        training.deepspeed.stage,
+        model_size(base, resolution=plan.resolution, train_text_encoder=plan.train_text_encoder, lora_rank=lora_rank),
+        available=worker_memory(workers, has_gpu()),
+        workers=workers,
+        precision=plan.precision,
+        images=micro * (2 if plan.spec.priors.enabled else 1),
+        checkpointing=training.gradient_checkpointing,
+    )
+
+
+def run_job(opened: Opened, folder: JobFolder, store: str, reporter: Reporter) -> dict[str, dict[str, JsonValue]]:
+    """Run what is not done yet.
+
+    Args:
+        store: URL of the folder that jobs share class images in.
+
+    Returns:
+        What each phase left in its marker.
+
+    Raises:
+        UserError: the job cannot be done as it is written.
+    """
+    keys: dict[str, str] = {}
+    context = Context(opened.plan, folder, opened.images, store, keys)
+    results: dict[str, dict[str, JsonValue]] = {}
+    with folder.locked(), contextlib.ExitStack() as stack:
+        write_whole(folder.root / "job.yaml", dump_job(opened.plan.job))
+        write_whole(folder.work / "plan.json", opened.plan.model_dump_json(by_alias=True, indent=2))
+        started = False
+        for phase in PHASES:
+            keys[phase.name] = fingerprint({"phase": phase.name, "inputs": phase.inputs(context)})
+            done = _finished(phase, context)
+            if done is not None:
+                reporter.skipped(phase.name)
+                results[phase.name] = done
+                continue
+            if not started:
+                # A run with nothing left to do ends before Ray would have started.
+                stack.enter_context(ray_cluster())
+                started = True
+            results[phase.name] = _do(phase, context, reporter)
+    return results
+
+
+def _finished(phase: Phase, context: Context) -> dict[str, JsonValue] | None:
+    marker = context.folder.marker(phase.name)
+    if not marker.exists() or not all(path.exists() for path in phase.outputs(context)):
+        return None
+    content = json.loads(marker.read_text())
+    return content if content["key"] == context.keys[phase.name] else None
+
+
+def _do(phase: Phase, context: Context, reporter: Reporter) -> dict[str, JsonValue]:
+    start = time.monotonic()
+    with reporter.phase(phase.name) as progress:
+        result = phase.run(context, progress)
+    content = {"key": context.keys[phase.name], "seconds": round(time.monotonic() - start, 2), **result}
+    write_whole(context.folder.marker(phase.name), json.dumps(content, indent=2))
+    warnings = result.get("warnings")
+    for warning in warnings if isinstance(warnings, list) else []:
+        reporter.note(f"  {warning}")
+    return content

@@ -1,0 +1,41 @@
+"""Folders of numbered pictures on any fsspec file system; a picture that is there is never drawn again."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import fsspec
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class PictureStore:
+    """One folder of PNG files, by URL. Small enough to travel to every worker."""
+
+    url: str
+
+    def _open(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        fs, path = fsspec.url_to_fs(self.url)
+        return fs, path
+
+    def names(self) -> set[str]:
+        """Names, without .png, of the pictures that are there."""
+        fs, path = self._open()
+        fs.invalidate_cache()
+        found = fs.ls(path, detail=False) if fs.exists(path) else []
+        return {p.rsplit("/", 1)[-1].removesuffix(".png") for p in found if p.endswith(".png")}
+
+    def put(self, name: str, image: Image.Image) -> None:
+        """Store a picture so that it is seen whole or not at all."""
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        fs, path = self._open()
+        fs.makedirs(path, exist_ok=True)
+        with fs.transaction:
+            fs.pipe_file(f"{path}/{name}.png", buffer.getvalue())
+
+    def get(self, name: str) -> Image.Image:
+        """A picture, RGB."""
+        fs, path = self._open()
+        return Image.open(io.BytesIO(fs.cat_file(f"{path}/{name}.png"))).convert("RGB")
