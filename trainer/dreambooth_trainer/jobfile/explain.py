@@ -101,8 +101,7 @@ def _fault(root: type[BaseModel], detail: ErrorDetails, source: Callable[[Path],
             rule, remedy = unknown_key(str(path[-1]), model or root)
         case kind:
             rule, remedy = _rule(root, kind, path, value, context, detail["msg"])
-            value = None if isinstance(value, dict | list) and kind != "model_type" else value
-    return Fault(written(path) if path else name, value, rule, remedy, source(path))
+    return Fault(written(path) if path else name, _shown(value), rule, remedy, source(path))
 
 
 def _rule(
@@ -177,6 +176,11 @@ def _example(root: type[BaseModel], path: Path) -> str:
         return f"write for example {known}"
     field = spot(root, path).field
     return f"write {path[-1]}: {field.description if field and field.description else '...'}"
+
+
+def _shown(value: object) -> object:
+    """What a person recognises: a scalar. Lists and mappings would bury the sentence."""
+    return value if isinstance(value, str | int | float) else None
 
 
 def _number(value: float) -> str:

@@ -126,7 +126,7 @@ def _title(document: Document) -> str:
 def _refuse_other_kind(document: Document, name: str) -> None:
     """A misspelt kind is left to validation; a wholly other one is told as such."""
     kind = _kind(document)
-    if kind is None or nearest(kind, [KIND]) and kind != "DreamBoothRuntime":
+    if kind is None or (nearest(kind, [KIND]) and kind != "DreamBoothRuntime"):
         return
     rule = f"is a {kind}, not a {KIND}"
     remedy = f"give the file that says kind: {KIND}"

@@ -17,6 +17,8 @@ from pydantic import JsonValue
 from ..faults import Fault, UserError
 
 Path: TypeAlias = tuple[str | int, ...]
+_Pairs: TypeAlias = list[tuple[str, re.Pattern[str]]]
+_Resolvers: TypeAlias = dict[str, _Pairs]
 
 MAX_CHARACTERS = 1_000_000
 """The API server takes no larger object either."""
@@ -43,20 +45,22 @@ class _Loader(yaml.SafeLoader):
     """Only scalars that JSON has; a tag beyond them is an error that names its line."""
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: kept
-    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    if (kept := [(tag, pattern) for tag, pattern in pairs if tag in _KEEP])
-}
-_Loader.add_implicit_resolver(_CORE + "int", _INT, list("-+0123456789"))
-_Loader.add_implicit_resolver(_CORE + "float", _FLOAT, list("-+0123456789."))
+def _resolvers(inherited: _Resolvers, keep: set[str], added: _Pairs) -> _Resolvers:
+    """PyYAML's table, first character -> (tag, pattern): what is kept of the inherited one, then numbers by `added`."""
+    kept = {first: [pair for pair in pairs if pair[0] in keep] for first, pairs in inherited.items()}
+    return kept | {first: kept.get(first, []) + added for first in "-+.0123456789"}
+
+
+_NUMBERS: _Pairs = [(_CORE + "int", _INT), (_CORE + "float", _FLOAT)]
+_Loader.yaml_implicit_resolvers = _resolvers(yaml.SafeLoader.yaml_implicit_resolvers, _KEEP, _NUMBERS)
 
 
 class Dumper(yaml.SafeDumper):
     """Quotes every string that this module or plain YAML 1.1 would read as something else."""
 
 
-Dumper.add_implicit_resolver(_CORE + "float", _FLOAT, list("-+0123456789."))
+_ALL = {tag for pairs in yaml.SafeDumper.yaml_implicit_resolvers.values() for tag, _ in pairs}
+Dumper.yaml_implicit_resolvers = _resolvers(yaml.SafeDumper.yaml_implicit_resolvers, _ALL, _NUMBERS[1:])
 
 
 def read_documents(text: str, name: str) -> list[Document]:
@@ -144,6 +148,8 @@ def _scalar(node: yaml.Node) -> JsonValue:
                 number = float(text)
                 # JSON has one kind of number, so kubectl hands 1e3 on as 1000. Beyond 2^53 digits would be made up.
                 return int(number) if number.is_integer() and abs(number) < 2**53 else number
+            case _:
+                pass
     except ValueError as error:
         raise yaml.constructor.ConstructorError(None, None, f"{text[:40]!r} is no number", node.start_mark) from error
     raise yaml.constructor.ConstructorError(None, None, f"the tag {node.tag!r} is not used here", node.start_mark)

@@ -1,0 +1,16 @@
+"""The subject's images: from a folder, bucket or the built-in examples to square RGB pictures."""
+
+from .decode import prepare_image
+from .prepare import Prepared, PreparedImage, prepare_images
+from .sources import Found, RawImage, read_folder, read_images
+
+__all__ = [
+    "Found",
+    "Prepared",
+    "PreparedImage",
+    "RawImage",
+    "prepare_image",
+    "prepare_images",
+    "read_folder",
+    "read_images",
+]
