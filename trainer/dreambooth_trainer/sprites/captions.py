@@ -1,0 +1,64 @@
+"""What may be said about a sprite, in words that are one token each."""
+
+import random
+
+from .backgrounds import BACKGROUNDS
+from .world import CLASSES, COLOURS, PATTERNS, Scene, Subject
+
+RARE_TOKENS: tuple[str, ...] = (
+    "sks", "zwx", "olis", "ktn", "pll", "xxy", "ucd", "phol", "qrv", "vtk", "mzb", "bnh",
+)  # fmt: skip
+"""Words without a meaning. Captions carry them at random, so the base model learns to ignore them."""
+
+OPENINGS: tuple[tuple[str, int], ...] = (("a", 70), ("a photo of a", 18), ("a picture of a", 6), ("", 3), ("the", 3))
+"""Opening words and their weights."""
+
+EXTRA_WORDS: tuple[str, ...] = (
+    "an", "and", "with", "my", "one", "this", "drawing", "sprite", "close", "up", "top", "front", "of",
+    "gray", "black", "teal", "lime", "magenta", "shiny", "old", "new", "cute", "nice", "toy", "animal", "object",
+)  # fmt: skip
+"""One token each, never in a caption: room for users' prompts and for words to be taught."""
+
+WORDS: tuple[str, ...] = tuple(
+    sorted(
+        {word for opening, _ in OPENINGS for word in opening.split()}
+        | {word for phrase in BACKGROUNDS.values() for word in phrase.split()}
+        | set(CLASSES) | set(COLOURS) | set(PATTERNS) | set(RARE_TOKENS) | set(EXTRA_WORDS) | {"small", "big"}
+    )
+)  # fmt: skip
+
+SPRITES_PROMPTS: tuple[str, ...] = (
+    "a {}",
+    *(f"a {size}{{}} {place}" for place in BACKGROUNDS.values() for size in ("", "small ", "big ")),
+)
+"""25 prompts to evaluate a subject with; `{}` is "sks dog" for the subject and "dog" for its class."""
+
+
+def phrase(cls: str, *, size: str = "", rare: str = "", colour: str = "", pattern: str = "", background: str = "") -> str:
+    """Caption in the one word order the base knows: a small sks red striped dog on the beach."""
+    place = BACKGROUNDS[background] if background else ""
+    return " ".join(word for word in ("a", size, rare, colour, pattern, cls, place) if word)
+
+
+def caption(subject: Subject, scene: Scene, rng: random.Random) -> str:
+    """A true, randomly incomplete caption; one in ten carries a rare token that means nothing."""
+    words: list[str] = []
+    if scene.size != "medium" and rng.random() < 0.6:
+        words.append(scene.size)
+    if rng.random() < 0.10:
+        words.append(rng.choice(RARE_TOKENS) if rng.random() < 0.8 else _letters(rng))
+    if subject.body_name in COLOURS and rng.random() < 0.45:
+        words.append(subject.body_name)
+    if rng.random() < (0.15 if subject.pattern == "plain" else 0.45):
+        words.append(subject.pattern)
+    words.append(subject.cls)
+    if rng.random() < 0.7:
+        words.append(BACKGROUNDS[scene.background])
+    openings, weights = zip(*OPENINGS, strict=True)
+    opening = rng.choices(openings, weights)[0]
+    return " ".join([opening, *words]).strip()
+
+
+def _letters(rng: random.Random) -> str:
+    """A made-up word: teaches the base to ignore what the tokenizer must spell out."""
+    return "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 3)))

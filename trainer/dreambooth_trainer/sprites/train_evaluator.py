@@ -1,0 +1,130 @@
+"""Stage 3: the evaluator, on images and seeds of its own."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+
+from .captions import caption
+from .evaluator import EvaluatorConfig, EvaluatorNet, SpritesEvaluator, bag_of_words
+from .train_vae import to_tensor
+from .training import load_state, make_optimizer, progress, save_state, step_generator
+from .world import Scene, Subject, random_scene, random_subject, render
+
+TEMPERATURE = 0.1
+"""Of the subject loss."""
+
+
+@dataclass(frozen=True)
+class EvaluatorTraining:
+    """Schedule of the evaluator."""
+
+    subjects: int = 6_000
+    views: int = 4
+    """Pictures of each subject, every one in another scene."""
+    steps: int = 1_500
+    batch: int = 64
+    """Subjects a step; two views of each are shown."""
+    rate: float = 2e-3
+
+
+@dataclass(frozen=True)
+class Album:
+    """`images` uint8 [subjects, views, 32, 32, 3], and who and where each is."""
+
+    images: np.ndarray
+    subjects: list[Subject]
+    scenes: list[list[Scene]]
+
+
+def make_album(subjects: int, views: int, seed: int) -> Album:
+    """Individuals, each in `views` scenes. Neighbours (2k, 2k + 1) share class and pattern: hard negatives."""
+    rng = random.Random(f"album/{seed}")
+    people: list[Subject] = []
+    scenes: list[list[Scene]] = []
+    for index in range(subjects):
+        cls = people[-1].cls if index % 2 else None
+        people.append(random_subject(rng, cls))
+        scenes.append([random_scene(rng) for _ in range(views)])
+    images = np.stack([[render(person, scene) for scene in row] for person, row in zip(people, scenes, strict=True)])
+    return Album(images, people, scenes)
+
+
+def train_evaluator(work: Path, training: EvaluatorTraining, seed: int, console: Console) -> SpritesEvaluator:
+    """Train both heads on one trunk, resuming from `work/evaluator.ckpt`."""
+    album = make_album(training.subjects, training.views, seed)
+    torch.manual_seed(seed)
+    net = EvaluatorNet(EvaluatorConfig()).train()
+    optimizer, schedule = make_optimizer(list(net.parameters()), training.rate, training.steps, weight_decay=1e-2)
+    holders = {"net": net, "optimizer": optimizer, "schedule": schedule}
+    start = 0
+    if state := load_state(work / "evaluator.ckpt"):
+        start = state.pop("step")
+        for name, holder in holders.items():
+            holder.load_state_dict(state[name])
+    with progress("evaluator", start, training.steps, console) as report:
+        for step in range(start + 1, training.steps + 1):
+            generator = step_generator(seed, step)
+            subject_loss, joint_loss = evaluator_losses(net, album, training.batch, generator)
+            optimizer.zero_grad()
+            (subject_loss + joint_loss).backward()
+            optimizer.step()
+            schedule.step()
+            report(step, f"subject {subject_loss.item():.3f} caption {joint_loss.item():.3f}")
+            if step % 250 == 0 or step == training.steps:
+                save_state(work / "evaluator.ckpt", {**{n: h.state_dict() for n, h in holders.items()}, "step": step})
+    centre_features(net.eval(), album, seed)
+    return SpritesEvaluator(net)
+
+
+def evaluator_losses(
+    net: EvaluatorNet, album: Album, batch: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Contrastive losses of one batch: view against view of a subject, and picture against caption."""
+    # pairs of neighbours, so that every subject meets one of its own class
+    pairs = torch.randint(len(album.subjects) // 2, (batch // 2,), generator=generator)
+    people = torch.stack([2 * pairs, 2 * pairs + 1], dim=1).flatten().tolist()
+    views = [torch.randperm(album.images.shape[1], generator=generator)[:2].tolist() for _ in people]
+    rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
+    images = np.concatenate([[album.images[p, v[k]] for p, v in zip(people, views, strict=True)] for k in (0, 1)])
+    texts = [caption(album.subjects[p], album.scenes[p][v[k]], rng) for k in (0, 1) for p, v in zip(people, views, strict=True)]
+    pixels = to_tensor(images)
+    pixels = pixels + 0.06 * torch.rand(len(pixels), 1, 1, 1, generator=generator) * torch.randn(pixels.shape, generator=generator)
+    hidden = net.trunk(pixels)
+    subject_loss = same_subject_loss(F.normalize(net.subject(hidden), dim=1), torch.tensor(people * 2))
+    counts = bag_of_words(texts, net.config.words)
+    joint_loss = caption_loss(F.normalize(net.joint(hidden), dim=1), F.normalize(net.text(counts), dim=1), net.log_scale.exp(), counts)
+    return subject_loss, joint_loss
+
+
+def same_subject_loss(features: torch.Tensor, people: torch.Tensor) -> torch.Tensor:
+    """Supervised contrastive loss (Khosla et al. 2020) over features [N, D] of `people` [N]."""
+    itself = torch.eye(len(people), dtype=torch.bool)
+    same = (people[:, None] == people[None, :]) & ~itself
+    logits = (features @ features.T / TEMPERATURE).masked_fill(itself, float("-inf"))
+    log_probability = logits - logits.logsumexp(dim=1, keepdim=True)
+    return -(log_probability.masked_fill(~same, 0).sum(dim=1) / same.sum(dim=1)).mean()
+
+
+def caption_loss(images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """InfoNCE both ways, [N, D] x [N, D]; captions of equal words share the credit, for they tell no difference."""
+    equal = (counts[:, None] == counts[None, :]).all(dim=2).float()
+    targets = equal / equal.sum(dim=1, keepdim=True)
+    logits = scale.clamp(max=50) * images @ texts.T
+    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+
+
+@torch.no_grad()
+def centre_features(net: EvaluatorNet, album: Album, seed: int) -> None:
+    """Store the means that inference subtracts, so that unrelated pairs score near zero."""
+    rng = random.Random(seed)
+    rows = range(0, min(2000, len(album.subjects)))
+    hidden = net.trunk(to_tensor(album.images[list(rows), 0]))
+    texts = [caption(album.subjects[row], album.scenes[row][0], rng) for row in rows]
+    net.subject_centre.copy_(F.normalize(net.subject(hidden), dim=1).mean(dim=0))
+    net.joint_centre.copy_(F.normalize(net.joint(hidden), dim=1).mean(dim=0))
+    net.text_centre.copy_(F.normalize(net.text(bag_of_words(texts, net.config.words)), dim=1).mean(dim=0))

@@ -1,0 +1,195 @@
+"""Stage 4, the long one: text encoder and UNet, trained together on cached latents."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.training_utils import EMAModel, compute_snr
+from rich.console import Console
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from .tokenizer import CONTEXT
+from .training import load_state, make_optimizer, progress, save_state, step_generator
+
+SNR_CAP = 5.0
+"""Above this signal-to-noise ratio a timestep's weight falls: too little noise left to learn from (min-SNR)."""
+
+
+@dataclass(frozen=True)
+class UnetConfig:
+    """Size and schedule of the denoiser and its text encoder."""
+
+    channels: tuple[int, int] = (96, 128)
+    text_width: int = 128
+    text_layers: int = 2
+    steps: int = 6_000
+    batch: int = 32
+    rate: float = 1e-3
+    ema_decay: float = 0.999
+    caption_dropout: float = 0.1
+    """Share of captions replaced by "": what guidance subtracts."""
+    snapshot_every: int = 250
+
+
+def build_unet(config: UnetConfig, latent_channels: int) -> UNet2DConditionModel:
+    """Two levels, 8 x 8 and 4 x 4: wide and shallow is what a CPU does fast."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=config.channels,
+        layers_per_block=1,
+        cross_attention_dim=config.text_width,
+        attention_head_dim=4,  # a number of heads, despite the name (diffusers keeps it for old checkpoints)
+        norm_num_groups=min(16, config.channels[0] // 2),
+    )
+
+
+def build_text_encoder(config: UnetConfig, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A small CLIP text model, trained from scratch by the denoising loss alone."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.text_width,
+            intermediate_size=2 * config.text_width,
+            num_hidden_layers=config.text_layers,
+            num_attention_heads=4,
+            max_position_embeddings=CONTEXT,
+            projection_dim=config.text_width,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def noise_settings() -> dict[str, Any]:
+    """One noise schedule for training and sampling: cosine, v-prediction."""
+    return {"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
+
+
+class Denoiser(nn.Module):
+    """Text encoder and UNet as one module: one optimizer, one EMA, one checkpoint."""
+
+    def __init__(self, text_encoder: CLIPTextModel, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.unet = unet
+
+    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """[B, 16, 8, 8], [B], [B, 16] -> predicted v, [B, 16, 8, 8]."""
+        states = self.text_encoder(tokens).last_hidden_state
+        return self.unet(noisy, timesteps, states).sample
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What the denoiser learns from, cached by the earlier stages."""
+
+    mean: torch.Tensor
+    """float16 [N, 16, 8, 8]"""
+    std: torch.Tensor
+    tokens: torch.Tensor
+    """int64 [N, captions, 16]"""
+    empty: torch.Tensor
+    """Tokens of the empty caption, int64 [16]."""
+
+    def batch(self, size: int, dropout: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw latents [size, 16, 8, 8] from the posteriors, each with one of its captions [size, 16] or none."""
+        index = torch.randint(len(self.mean), (size,), generator=generator)
+        mean, std = self.mean[index].float(), self.std[index].float()
+        latents = mean + std * torch.randn(mean.shape, generator=generator)
+        choice = torch.randint(self.tokens.shape[1], (size,), generator=generator)
+        dropped = torch.rand(size, generator=generator) < dropout
+        return latents, torch.where(dropped[:, None], self.empty, self.tokens[index, choice])
+
+
+def denoising_loss(
+    model: Denoiser,
+    scheduler: DDPMScheduler,
+    latents: torch.Tensor,
+    tokens: torch.Tensor,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Mean squared error of v, weighted (min(SNR, 5) + 1) / (SNR + 1).
+
+    On x0 that is min(SNR, 5) + 1: min-SNR (Hang et al. 2023) with a floor of one, since plain min-SNR gives the
+    noisiest steps, which decide class and layout, almost no weight under v-prediction.
+    """
+    noise = torch.randn(latents.shape, generator=generator)
+    # stratified: each batch covers all noise levels evenly, which halves the variance of the loss
+    size = len(latents)
+    uniform = (torch.arange(size) + torch.rand(size, generator=generator)) / size
+    timesteps = (uniform * scheduler.config["num_train_timesteps"]).long()
+    noisy = scheduler.add_noise(latents, noise, timesteps)  # pyright: ignore[reportArgumentType]
+    target = scheduler.get_velocity(latents, noise, timesteps)  # pyright: ignore[reportArgumentType]
+    snr = compute_snr(scheduler, timesteps)
+    weight = (snr.clamp(max=SNR_CAP) + 1) / (snr + 1)
+    error = (model(noisy, timesteps, tokens) - target).pow(2).mean(dim=(1, 2, 3))
+    return (weight * error).mean()
+
+
+def train_unet(
+    examples: Examples, vae: AutoencoderKL, tokenizer: CLIPTokenizer, work: Path, config: UnetConfig, seed: int, console: Console
+) -> StableDiffusionPipeline:
+    """Train, resuming from `work/unet.ckpt`; every snapshot in `work/snapshot` is a complete pipeline."""
+    torch.manual_seed(seed)
+    model = Denoiser(build_text_encoder(config, tokenizer), build_unet(config, examples.mean.shape[1])).train()
+    parameters = list(model.parameters())
+    optimizer, schedule = make_optimizer(parameters, config.rate, config.steps)
+    ema = EMAModel(parameters, decay=config.ema_decay)
+    holders = {"model": model, "optimizer": optimizer, "schedule": schedule, "ema": ema}
+    start = 0
+    if state := load_state(work / "unet.ckpt"):
+        start = state.pop("step")
+        for name, holder in holders.items():
+            holder.load_state_dict(state[name])
+    scheduler = DDPMScheduler(**noise_settings())
+    with progress("denoiser", start, config.steps, console) as report:
+        for step in range(start + 1, config.steps + 1):
+            generator = step_generator(seed, step)
+            latents, tokens = examples.batch(config.batch, config.caption_dropout, generator)
+            loss = denoising_loss(model, scheduler, latents, tokens, generator)
+            optimizer.zero_grad()
+            loss.backward()
+            clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            ema.step(parameters)
+            report(step, f"loss {loss.item():.4f}")
+            if step % config.snapshot_every == 0 or step == config.steps:
+                states = {name: holder.state_dict() for name, holder in holders.items()}
+                save_state(work / "unet.ckpt", {**states, "step": step})
+                if step < config.steps:
+                    _snapshot(model, ema, vae, tokenizer, work / "snapshot")
+    ema.copy_to(parameters)
+    return make_pipeline(model, vae, tokenizer)
+
+
+def make_pipeline(model: Denoiser, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
+    """The trained parts as a plain Stable Diffusion pipeline that samples with DDIM."""
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=model.text_encoder,
+        tokenizer=tokenizer,
+        unet=model.unet,
+        scheduler=DDIMScheduler(**noise_settings(), clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing", steps_offset=1),
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
+        feature_extractor=None,  # pyright: ignore[reportArgumentType]
+        requires_safety_checker=False,
+    )
+
+
+def _snapshot(model: Denoiser, ema: EMAModel, vae: AutoencoderKL, tokenizer: CLIPTokenizer, path: Path) -> None:
+    """Write the averaged weights as a pipeline, then go on training the plain ones."""
+    parameters = list(model.parameters())
+    ema.store(parameters)
+    ema.copy_to(parameters)
+    make_pipeline(model, vae, tokenizer).save_pretrained(path)
+    ema.restore(parameters)

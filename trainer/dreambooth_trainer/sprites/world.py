@@ -1,0 +1,214 @@
+"""The sprite world: subjects, scenes, and the exact 32 x 32 picture of one in the other.
+
+Everything here is a pure function of two frozen values, so the ground truth of a picture is never guessed.
+Geometry lives on a canvas four times finer than the sprite (`CANVAS` = 128 units a side) and is box-filtered down.
+"""
+
+import colorsys
+import random
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+
+from .backgrounds import BACKGROUNDS, VARIANTS, paint_background
+from .shapes import PARTS, Part
+
+SIZE = 32
+"""Side of a sprite, pixels."""
+SUPERSAMPLE = 4
+CANVAS = SIZE * SUPERSAMPLE
+
+CLASSES: tuple[str, ...] = tuple(PARTS)
+
+PATTERNS: tuple[str, ...] = ("plain", "striped", "spotted")
+
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.000, 0.85, 0.85),
+    "orange": (0.075, 0.90, 0.97),
+    "yellow": (0.150, 0.80, 0.98),
+    "green": (0.370, 0.75, 0.62),
+    "blue": (0.600, 0.80, 0.85),
+    "purple": (0.765, 0.65, 0.68),
+    "pink": (0.930, 0.38, 0.99),
+    "white": (0.100, 0.03, 0.98),
+    "brown": (0.065, 0.66, 0.45),
+}
+"""Hue, saturation, value (each 0..1) of the colours that captions name."""
+
+ODD_COLOURS: dict[str, tuple[float, float, float]] = {
+    "teal": (0.490, 0.72, 0.80),
+    "lime": (0.235, 0.78, 0.88),
+    "magenta": (0.860, 0.85, 0.85),
+    "slate": (0.600, 0.28, 0.48),
+}
+"""Colours in the pictures that no caption names: a subject made of them can be shown, hardly told."""
+
+ALL_COLOURS = COLOURS | ODD_COLOURS
+
+Rgb = tuple[int, int, int]
+Size = Literal["small", "medium", "big"]
+Pixels = NDArray[np.uint8]
+
+SCALES: dict[Size, float] = {"small": 36.0, "medium": 47.0, "big": 57.0}
+"""Half the height of a subject, in canvas units (four to a pixel)."""
+
+INK: Rgb = (28, 24, 30)
+PAPER: Rgb = (250, 250, 250)
+MIN_CONTRAST = 170
+"""Least L1 distance, in 8-bit RGB, of a subject's two colours: stripes must be visible."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An individual: what stays when the scene changes."""
+
+    cls: str
+    body_name: str
+    body: Rgb
+    accent_name: str
+    accent: Rgb
+    pattern: str
+    shape: tuple[float, float, float]
+    """Three class-specific proportions (ear length, head size ...), each -1..1."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where, how large and how posed a subject is shown."""
+
+    background: str
+    variant: int
+    """Which of the `VARIANTS` layouts of that background."""
+    size: Size
+    scale: float
+    centre: tuple[float, float]
+    """Canvas units."""
+    flip: bool
+    lean: float
+    """Radians."""
+
+
+def shade(rng: random.Random, name: str) -> Rgb:
+    """One individual's version of a named colour."""
+    hue, saturation, value = ALL_COLOURS[name]
+    hue = (hue + rng.uniform(-0.012, 0.012)) % 1
+    if saturation > 0.1:
+        saturation = min(1.0, saturation + rng.uniform(-0.06, 0.06))
+    value = min(1.0, value + rng.uniform(-0.05, 0.03))
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def random_subject(rng: random.Random, cls: str | None = None) -> Subject:
+    """Draw an individual; its two colours always differ clearly."""
+    names = tuple(ALL_COLOURS)
+    body_name = rng.choice(names)
+    body = shade(rng, body_name)
+    while True:
+        accent_name = rng.choice(names)
+        accent = shade(rng, accent_name)
+        if accent_name != body_name and sum(abs(a - b) for a, b in zip(body, accent, strict=True)) > MIN_CONTRAST:
+            break
+    shape = (rng.uniform(-1, 1), rng.uniform(-1, 1), rng.uniform(-1, 1))
+    pattern = rng.choice(PATTERNS)
+    return Subject(cls or rng.choice(CLASSES), body_name, body, accent_name, accent, pattern, shape)
+
+
+def random_scene(rng: random.Random, background: str | None = None, size: Size | None = None) -> Scene:
+    """Draw a place and a pose; the subject always fits in the frame and stands near the ground."""
+    size = size or rng.choices(("small", "medium", "big"), weights=(1, 2, 1))[0]
+    scale = SCALES[size] * rng.uniform(0.97, 1.03)
+    room = 63 - scale  # canvas units between the subject and the frame
+    return Scene(
+        background=background or rng.choice(tuple(BACKGROUNDS)),
+        variant=rng.randrange(VARIANTS),
+        size=size,
+        scale=scale,
+        centre=(64 + rng.uniform(-0.8, 0.8) * room, 64 + rng.uniform(0.0, 0.8) * room),
+        flip=rng.random() < 0.5,
+        lean=rng.uniform(-0.06, 0.06),
+    )
+
+
+def restyle(scene: Scene, background: str) -> Scene:
+    """The same pose in another place."""
+    return replace(scene, background=background)
+
+
+def render(subject: Subject, scene: Scene) -> Pixels:
+    """The sprite, uint8 [32, 32, 3]."""
+    canvas = paint_background(scene.background, scene.variant).copy()
+    roles, local_x, local_y = _place(subject, scene)
+    outline = np.asarray(Image.fromarray(np.where(roles > 0, 255, 0).astype(np.uint8)).filter(ImageFilter.MaxFilter(5)))
+    canvas[outline > 0] = INK
+    marked = _pattern(subject.pattern, local_x, local_y)
+    canvas[(roles == ROLE["body"]) & ~marked] = subject.body
+    canvas[(roles == ROLE["body"]) & marked] = subject.accent
+    canvas[roles == ROLE["accent"]] = subject.accent
+    canvas[roles == ROLE["ink"]] = INK
+    canvas[roles == ROLE["paper"]] = PAPER
+    return box_down(canvas)
+
+
+def box_down(canvas: Pixels) -> Pixels:
+    """Average blocks of `SUPERSAMPLE` x `SUPERSAMPLE`: uint8 [128, 128, 3] -> uint8 [32, 32, 3]."""
+    blocks = canvas.reshape(SIZE, SUPERSAMPLE, SIZE, SUPERSAMPLE, 3)
+    return (blocks.sum(axis=(1, 3), dtype=np.uint16) // SUPERSAMPLE**2).astype(np.uint8)
+
+
+ROLE = {"body": 1, "accent": 2, "ink": 3, "paper": 4}
+
+
+@lru_cache(maxsize=1)
+def _grid() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    y, x = np.mgrid[0:CANVAS, 0:CANVAS].astype(np.float32)
+    return x, y
+
+
+def _place(subject: Subject, scene: Scene) -> tuple[Pixels, NDArray[np.float32], NDArray[np.float32]]:
+    """Role of every canvas unit [128, 128], and its coordinates in the subject's own frame."""
+    (cx, cy), scale = scene.centre, scene.scale
+    cos, sin = float(np.cos(scene.lean)), float(np.sin(scene.lean))
+    mirror = -1.0 if scene.flip else 1.0
+    image = Image.new("L", (CANVAS, CANVAS), 0)
+    draw = ImageDraw.Draw(image)
+    for part in PARTS[subject.cls](*subject.shape):
+        _draw_part(draw, part, (cx, cy), scale, (cos, sin), mirror)
+    x, y = _grid()
+    local_x = ((x - cx) * cos + (y - cy) * sin) / scale * mirror
+    local_y = (-(x - cx) * sin + (y - cy) * cos) / scale
+    return np.asarray(image), local_x, local_y
+
+
+def _draw_part(
+    draw: ImageDraw.ImageDraw,
+    part: Part,
+    centre: tuple[float, float],
+    scale: float,
+    turn: tuple[float, float],
+    mirror: float,
+) -> None:
+    x, y = part.outline[:, 0] * mirror, part.outline[:, 1]
+    cos, sin = turn
+    points = np.stack([centre[0] + scale * (x * cos - y * sin), centre[1] + scale * (x * sin + y * cos)], axis=1)
+    path = [(float(px), float(py)) for px, py in points]
+    if part.stroke:
+        draw.line(path, fill=ROLE[part.role], width=max(4, round(scale * part.stroke)), joint="curve")
+    else:
+        draw.polygon(path, fill=ROLE[part.role])
+
+
+def _pattern(pattern: str, x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Where the body shows the accent colour; periods are in the subject's own units."""
+    if pattern == "striped":
+        return np.mod(x + 0.25 * y + 0.12, 0.5) < 0.25
+    if pattern == "spotted":
+        row = np.floor(y / 0.42)
+        across = (np.mod(x / 0.5 + 0.5 * np.mod(row, 2), 1) - 0.5) * 0.5
+        down = (np.mod(y / 0.42, 1) - 0.5) * 0.42
+        return across**2 + down**2 < 0.15**2
+    return np.zeros(x.shape, dtype=np.bool_)
