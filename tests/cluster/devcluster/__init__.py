@@ -9,7 +9,7 @@ By hand: `python -m devcluster up`, with `tests/cluster` on `PYTHONPATH`.
 """
 
 from devcluster.build import BuildError, binary, module_dir
-from devcluster.plane import ControlPlane
+from devcluster.plane import ControlPlane, kuberay_crds
 from devcluster.process import ProcessError, reap
 
-__all__ = ["BuildError", "ControlPlane", "ProcessError", "binary", "module_dir", "reap"]
+__all__ = ["BuildError", "ControlPlane", "ProcessError", "binary", "kuberay_crds", "module_dir", "reap"]

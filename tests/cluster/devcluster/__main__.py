@@ -4,7 +4,7 @@ import argparse
 import signal
 import time
 
-from devcluster import ControlPlane, binary, reap
+from devcluster import ControlPlane, binary, kuberay_crds, reap
 from devcluster.build import PROGRAMS
 
 
@@ -32,10 +32,11 @@ def main() -> None:
 def _up(files: list[str], *, with_kuberay: bool) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ControlPlane() as plane:
+        if with_kuberay:
+            plane.install_crds(kuberay_crds())
+            plane.start_kuberay()
         for path in files:
             plane.kubectl("apply", "--server-side", "-f", path)
-        if with_kuberay:
-            plane.start_kuberay()
         plane.start_controllers()
         print(f"export KUBECONFIG={plane.kubeconfig}", flush=True)
         print("# Ctrl-C ends it", flush=True)

@@ -27,6 +27,11 @@ CONTROLLERS = (
 KUBERAY = "github.com/ray-project/kuberay/ray-operator"
 
 
+def kuberay_crds() -> Path:
+    """The folder with KubeRay's CRDs, of the version that `start_kuberay` runs."""
+    return module_dir("kuberay", KUBERAY) / "config" / "crd" / "bases"
+
+
 class ControlPlane:
     """A control plane in a folder of its own, on free ports of 127.0.0.1.
 
@@ -95,11 +100,15 @@ class ControlPlane:
             "--secure-port=0",
         )
 
+    def install_crds(self, *folders: Path) -> None:
+        """Apply CRDs from folders and wait until the server knows the kinds."""
+        for folder in folders:
+            self.kubectl("apply", "--server-side", "-f", str(folder))
+        wait_until("CRDs established", self._crds_established, process=self.apiserver)
+        shutil.rmtree(self.folder / "kubectl", ignore_errors=True)  # it remembers what kinds there were
+
     def start_kuberay(self) -> Process:
-        """Install KubeRay's CRDs and run its operator over all namespaces."""
-        crds = module_dir("kuberay", KUBERAY) / "config" / "crd" / "bases"
-        self.kubectl("apply", "--server-side", "-f", str(crds))
-        self.kubectl("wait", "--for=condition=Established", "crd", "rayjobs.ray.io")
+        """Run KubeRay's operator over all namespaces. Its CRDs (`kuberay_crds`) must be there."""
         metrics, probe = _free_ports(2)
         return self._run(
             "kuberay",
@@ -121,7 +130,7 @@ class ControlPlane:
         Raises ProcessError with kubectl's own words if it fails.
         """
         done = subprocess.run(
-            ["kubectl", f"--kubeconfig={self.kubeconfig}", *arguments],
+            ["kubectl", f"--kubeconfig={self.kubeconfig}", f"--cache-dir={self.folder}/kubectl", *arguments],
             input=stdin,
             capture_output=True,
             text=True,
@@ -149,6 +158,10 @@ class ControlPlane:
         """A kubeconfig with an hour's token of a service account."""
         token = self.kubectl("create", "token", account, "-n", namespace, "--duration=1h").strip()
         return self._write_kubeconfig(f"{namespace}-{account}", {"token": token})
+
+    def _crds_established(self) -> bool:
+        states = [crd.get("status", {}).get("conditions") or [] for crd in self.get("crd")["items"]]
+        return all(any(c["type"] == "Established" and c["status"] == "True" for c in state) for state in states)
 
     def _write_kubeconfig(self, name: str, credentials: dict[str, str]) -> Path:
         cluster = {"server": self.url, "certificate-authority": str(self.authority.ca)}

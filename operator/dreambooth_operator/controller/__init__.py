@@ -1,0 +1,1 @@
+"""What a job needs next: decided without I/O (`decide`, `rayjob`), carried out by `shell`."""

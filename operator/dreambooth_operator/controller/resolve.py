@@ -1,0 +1,239 @@
+"""From a job and its runtime to what will run, or to the sentences that say why it cannot.
+
+Pure. A job beyond its runtime's bounds is told all of them at once, each with the value, the bound and
+what to write instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from dreambooth_trainer.spec import JobSpec, Resources, Strict, VolumeClaim
+
+from dreambooth_operator.api.runtime import DEFAULT_RUNTIME, Bounds, PodResources, RuntimeSpec
+from dreambooth_operator.controller.views import Job, Runtime
+
+IMAGES_PATH = "/dreambooth/images"
+OUTPUT_PATH = "/dreambooth/output"
+S = TypeVar("S", bound=Strict)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a job cannot start: one CamelCase word and a sentence with the way out."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What will run.
+
+    Attributes:
+        spec: the job's, with the runtime's defaults filled in and volumes turned into mounted paths.
+        runtime: the runtime's.
+        images: what is mounted at IMAGES_PATH, as a pod's volume source; None where images come by URI.
+        claim: the PersistentVolumeClaim mounted at OUTPUT_PATH, if the output is on one.
+        out: where the job's folder is, as the trainer sees it: a URI or a path below OUTPUT_PATH.
+        out_shown: the same for a person: a URI, or pvc://<claim>/<folder>.
+        store: where class images are shared, as the trainer sees it.
+        worker: resources of one worker.
+    """
+
+    spec: JobSpec
+    runtime: RuntimeSpec
+    images: dict[str, object] | None
+    claim: str | None
+    out: str
+    out_shown: str
+    store: str
+    worker: PodResources
+
+
+def choose_runtime(spec: JobSpec) -> str:
+    """The name of the runtime that a job uses."""
+    return spec.runtime_ref.name if spec.runtime_ref else DEFAULT_RUNTIME
+
+
+def resolve(job: Job, runtime: Runtime | None, runtimes: Sequence[str]) -> Resolved | Problem:
+    """See the module. `runtimes` are the names that exist, for the sentence that says one does not."""
+    if job.spec is None:
+        return Problem("InvalidSpec", "; ".join(job.problems))
+    name = choose_runtime(job.spec)
+    if runtime is None:
+        there = ", ".join(sorted(runtimes)) or "none yet; the platform team creates them"
+        said = f"DreamBoothRuntime {name!r} does not exist"
+        return Problem("RuntimeNotFound", f"{said}; write the name of one into spec.runtimeRef.name: {there}")
+    if runtime.spec is None:
+        said = "; ".join(runtime.problems)
+        return Problem("RuntimeInvalid", f"DreamBoothRuntime {name!r} is not valid; tell the platform team: {said}")
+    allowed = runtime.spec.allowed_namespaces
+    if allowed and job.key.namespace not in allowed:
+        return Problem(
+            "NamespaceNotAllowed",
+            f"DreamBoothRuntime {name!r} is not for namespace {job.key.namespace!r}; it is for: {', '.join(allowed)}",
+        )
+    spec = with_defaults(job.spec, runtime.spec)
+    resolved = _locate(job, spec, runtime.spec)
+    if isinstance(resolved, Problem):
+        return resolved
+    if broken := list(_broken_bounds(job.spec, resolved, name)):
+        return Problem("OutOfBounds", "; ".join(broken))
+    return resolved
+
+
+def with_defaults(spec: JobSpec, runtime: RuntimeSpec) -> JobSpec:
+    """`spec` with the runtime's word where the job is silent. A new object; the input stays as it was."""
+    defaults, cluster = runtime.defaults, spec.cluster
+    return spec.model_copy(
+        update={
+            "model": spec.model or runtime.model,
+            "training": _fill(
+                spec.training,
+                steps=defaults.steps,
+                learning_rate=defaults.learning_rate,
+                resolution=defaults.resolution,
+                precision=defaults.precision,
+            ),
+            "priors": _fill(spec.priors, count=defaults.prior_count),
+            "cluster": _fill(cluster, image=runtime.image).model_copy(
+                update={
+                    "node_selector": {**runtime.pods.node_selector, **cluster.node_selector},
+                    "tolerations": [*runtime.pods.tolerations, *cluster.tolerations],
+                }
+            ),
+            "run_policy": _fill(
+                spec.run_policy,
+                active_deadline_seconds=defaults.active_deadline_seconds,
+                ttl_seconds_after_finished=defaults.ttl_seconds_after_finished,
+                queue_name=defaults.queue_name,
+                priority_class_name=defaults.priority_class_name,
+            ),
+        }
+    )
+
+
+def _fill(model: S, **values: object) -> S:
+    """`model` with `values` where it has None."""
+    return model.model_copy(update={k: v for k, v in values.items() if v is not None and getattr(model, k) is None})
+
+
+def _locate(job: Job, spec: JobSpec, runtime: RuntimeSpec) -> Resolved | Problem:
+    """Find where images come from and the model goes to."""
+    claim, folder, out = _output(job, spec, runtime)
+    if out is None:
+        return Problem(
+            "NoOutput",
+            "spec.output: neither the job nor its runtime says where the model goes; "
+            "write uri: s3://bucket/folder or pvc: {claimName: ...}",
+        )
+    images = spec.subject.images
+    volume: dict[str, object] | None = None
+    below = ""
+    if images.config_map:
+        volume = {"configMap": {"name": images.config_map.name}}
+    elif images.secret:
+        volume = {"secret": {"secretName": images.secret.name}}
+    elif images.pvc:
+        volume = {"persistentVolumeClaim": {"claimName": images.pvc.claim_name, "readOnly": True}}
+        below = images.pvc.path
+    if volume is not None:
+        source = type(images)(uri="/".join(filter(None, (IMAGES_PATH, below))))
+        spec = spec.model_copy(update={"subject": spec.subject.model_copy(update={"images": source})})
+    worker = _worker(spec.cluster.resources, runtime.pods.worker)
+    resources = Resources(cpu=worker.cpu, memory=worker.memory, gpu=worker.gpu)
+    output = spec.output.model_copy(update={"uri": out, "pvc": None})
+    cluster = spec.cluster.model_copy(update={"resources": resources})
+    return Resolved(
+        spec=spec.model_copy(update={"output": output, "cluster": cluster}),
+        runtime=runtime,
+        images=volume,
+        claim=claim,
+        out=out,
+        out_shown=f"pvc://{claim}/{folder}" if claim else out,
+        store=_store(job, spec, runtime, claim, out),
+        worker=worker,
+    )
+
+
+def _output(job: Job, spec: JobSpec, runtime: RuntimeSpec) -> tuple[str | None, str, str | None]:
+    """Claim, folder on it, and path or URI for the trainer."""
+    storage, output = runtime.storage, spec.output
+    if output.uri:
+        return None, "", output.uri
+    pvc = output.pvc
+    if pvc is None and storage.claim_name:
+        pvc = VolumeClaim(claim_name=storage.claim_name, path=job.key.name)
+    if pvc is not None:
+        return pvc.claim_name, pvc.path, "/".join(filter(None, (OUTPUT_PATH, pvc.path)))
+    if storage.uri:
+        return None, "", f"{storage.uri.rstrip('/')}/{job.key.namespace}/{job.key.name}"
+    return None, "", None
+
+
+def _store(job: Job, spec: JobSpec, runtime: RuntimeSpec, claim: str | None, out: str) -> str:
+    """Class images shared beyond a namespace need storage that all share; else the nearest that there is."""
+    sharing, root = spec.priors.sharing, (runtime.storage.uri or "").rstrip("/")
+    if sharing == "Job":
+        return f"{out.rstrip('/')}/priors"
+    if root:
+        return f"{root}/.priors/{'cluster' if sharing == 'Cluster' else f'namespaces/{job.key.namespace}'}"
+    return f"{OUTPUT_PATH}/.priors" if claim else f"{out.rstrip('/')}/priors"
+
+
+def _worker(asked: Resources, usual: PodResources) -> PodResources:
+    given = {k: v for k, v in asked.model_dump().items() if v is not None}
+    return usual.model_copy(update=given)
+
+
+def _broken_bounds(asked: JobSpec, resolved: Resolved, runtime: str) -> list[str]:
+    """A sentence for each bound that the job breaks."""
+    spec, bounds = resolved.spec, resolved.runtime.bounds
+    workers = spec.cluster.elastic.max_workers if spec.cluster.elastic else spec.cluster.workers
+    field = "spec.cluster.elastic.maxWorkers" if spec.cluster.elastic else "spec.cluster.workers"
+    most = f"the most that DreamBoothRuntime {runtime!r} allows"
+    numbers = (
+        (field, workers, bounds.max_workers),
+        ("spec.training.steps", spec.training.steps, bounds.max_steps),
+        ("spec.training.resolution", spec.training.resolution, bounds.max_resolution),
+        ("spec.priors.count", spec.priors.count, bounds.max_priors),
+        (
+            "spec.runPolicy.activeDeadlineSeconds",
+            spec.run_policy.active_deadline_seconds,
+            bounds.max_active_deadline_seconds,
+        ),
+    )
+    broken = [
+        f"{path}: {value} is above {bound}, {most}; write {bound} or less"
+        for path, value, bound in numbers
+        if value is not None and bound is not None and value > bound
+    ]
+    if bounds.max_active_deadline_seconds and spec.run_policy.active_deadline_seconds is None:
+        broken.append(
+            f"spec.runPolicy.activeDeadlineSeconds: missing, and DreamBoothRuntime {runtime!r} demands one; "
+            f"write {bounds.max_active_deadline_seconds} or less"
+        )
+    gpus = workers * resolved.worker.gpu
+    if bounds.max_gpus is not None and gpus > bounds.max_gpus:
+        fewer = max(1, bounds.max_gpus // max(1, resolved.worker.gpu))
+        broken.append(
+            f"{field}: {workers} x {resolved.worker.gpu} GPUs are {gpus}, above {bounds.max_gpus}, {most}; "
+            f"write {fewer} or less"
+        )
+    return broken + list(_broken_choices(asked, resolved.runtime, bounds, runtime))
+
+
+def _broken_choices(asked: JobSpec, runtime: RuntimeSpec, bounds: Bounds, name: str) -> list[str]:
+    broken: list[str] = []
+    image = asked.cluster.image
+    if image and image != runtime.image and not any(image.startswith(prefix) for prefix in bounds.images):
+        ways = f"an image under {', '.join(bounds.images)}" if bounds.images else "nothing: the runtime brings its own"
+        broken.append(f"spec.cluster.image: {image!r} is not allowed by DreamBoothRuntime {name!r}; write {ways}")
+    model = asked.model
+    if model and model.id != runtime.model.id and model.id not in bounds.models:
+        ways = ", ".join([runtime.model.id, *bounds.models])
+        broken.append(f"spec.model.id: {model.id!r} is not allowed by DreamBoothRuntime {name!r}; write one of: {ways}")
+    return broken

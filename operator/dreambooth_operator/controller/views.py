@@ -1,0 +1,226 @@
+"""What the controller sees: a job, its runtime and its children, read once from what the server sent.
+
+Pure and small: of a RayJob only what a decision needs is kept, so that ten thousand cost little.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+
+from dreambooth_trainer.spec import DreamBoothJob, JobSpec
+from pydantic import ValidationError
+
+from dreambooth_operator.api.resources import JOB_LABEL, JOBS
+from dreambooth_operator.api.runtime import RuntimeSpec
+from dreambooth_operator.api.status import JobStatus
+from dreambooth_operator.machinery.resources import Json, Key
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A DreamBoothJob. `spec` is None where it does not hold together; `problems` says why."""
+
+    key: Key
+    uid: str
+    generation: int
+    resource_version: str
+    created: datetime
+    deleted: datetime | None
+    finalizers: tuple[str, ...]
+    spec: JobSpec | None
+    problems: tuple[str, ...]
+    status: JobStatus
+
+    @property
+    def reference(self) -> Json:
+        """As events and owner references name it."""
+        return {
+            "apiVersion": JOBS.api_version,
+            "kind": JOBS.kind,
+            "namespace": self.key.namespace,
+            "name": self.key.name,
+            "uid": self.uid,
+        }
+
+
+def trim_job(obj: Json) -> bytes:
+    """What is kept of a listed job: all but the bulk that only the server needs."""
+    metadata = obj["metadata"]
+    metadata.pop("managedFields", None)
+    metadata.get("annotations", {}).pop("kubectl.kubernetes.io/last-applied-configuration", None)
+    return json.dumps(obj, separators=(",", ":")).encode()
+
+
+def read_job(obj: Json) -> Job:
+    """Never raises for what a user can write: what does not hold together lands in `problems`."""
+    metadata = obj["metadata"]
+    spec, problems = _read_spec(obj)
+    return Job(
+        key=Key(metadata["namespace"], metadata["name"]),
+        uid=metadata["uid"],
+        generation=metadata.get("generation", 0),
+        resource_version=metadata["resourceVersion"],
+        created=_time(metadata["creationTimestamp"]),
+        deleted=_time(metadata["deletionTimestamp"]) if metadata.get("deletionTimestamp") else None,
+        finalizers=tuple(metadata.get("finalizers") or ()),
+        spec=spec,
+        problems=problems,
+        status=_read_status(obj.get("status") or {}),
+    )
+
+
+def _read_spec(obj: Json) -> tuple[JobSpec | None, tuple[str, ...]]:
+    whole = {key: obj[key] for key in ("apiVersion", "kind", "spec") if key in obj}
+    name = {"name": obj["metadata"]["name"], "namespace": obj["metadata"]["namespace"]}
+    try:
+        return DreamBoothJob.model_validate({**whole, "metadata": name}).spec, ()
+    except ValidationError as error:
+        return None, tuple(_sentence(fault) for fault in error.errors(include_url=False))
+
+
+def _sentence(fault: object) -> str:
+    """One pydantic error as "spec.training.steps: 0: Input should be greater than or equal to 1"."""
+    assert isinstance(fault, dict)
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
+    if at := (fault.get("ctx") or {}).get("at"):
+        path = f"{path}.{at}"
+    value = "" if isinstance(fault["input"], dict | list) else f" {str(fault['input'])[:80]!r}:"
+    return f"{path}:{value} {fault['msg']}"
+
+
+def _read_status(raw: Json) -> JobStatus:
+    """A status that somebody has broken by hand is read as if it were empty, and then written anew."""
+    try:
+        return JobStatus.model_validate(raw)
+    except ValidationError:
+        return JobStatus()
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """A DreamBoothRuntime."""
+
+    name: str
+    spec: RuntimeSpec | None
+    problems: tuple[str, ...] = ()
+
+
+def read_runtime(obj: Json) -> Runtime:
+    name = obj["metadata"]["name"]
+    try:
+        return Runtime(name, RuntimeSpec.model_validate(obj.get("spec") or {}))
+    except ValidationError as error:
+        return Runtime(name, None, tuple(_sentence(fault) for fault in error.errors(include_url=False)))
+
+
+@dataclass(frozen=True, slots=True)
+class RayJob:
+    """One attempt, as KubeRay tells it. `deployment`, `job` and `reason` are KubeRay's own words."""
+
+    name: str
+    uid: str
+    owner_uid: str
+    deleting: bool
+    suspended: bool
+    deployment: str
+    job: str
+    reason: str
+    message: str
+    cluster: str
+
+    @property
+    def ended(self) -> bool:
+        return self.deployment in ("Complete", "Failed", "ValidationFailed")
+
+
+def read_ray_job(obj: Json) -> RayJob:
+    metadata, status = obj["metadata"], obj.get("status") or {}
+    owners = metadata.get("ownerReferences") or [{}]
+    return RayJob(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        owner_uid=owners[0].get("uid", ""),
+        deleting="deletionTimestamp" in metadata,
+        suspended=bool((obj.get("spec") or {}).get("suspend")),
+        deployment=status.get("jobDeploymentStatus") or "",
+        job=status.get("jobStatus") or "",
+        reason=status.get("reason") or "",
+        message=(status.get("message") or "")[:4000],
+        cluster=status.get("rayClusterName") or "",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RayCluster:
+    """The pods of an attempt. `head` is the head pod's name, `trouble` why the cluster is not whole."""
+
+    name: str
+    ray_job: str
+    head: str
+    head_ready: bool
+    provisioned: bool
+    workers_ready: int
+    workers_wanted: int
+    trouble: str
+
+
+def read_ray_cluster(obj: Json) -> RayCluster:
+    metadata, status = obj["metadata"], obj.get("status") or {}
+    conditions = {c.get("type"): c for c in status.get("conditions") or []}
+
+    def holds(kind: str) -> bool:
+        return conditions.get(kind, {}).get("status") == "True"
+
+    failing = conditions.get("ReplicaFailure", {}) if holds("ReplicaFailure") else conditions.get("HeadPodReady", {})
+    trouble = f"{failing.get('reason', '')}: {failing.get('message', '')}" if failing.get("message") else ""
+    return RayCluster(
+        name=metadata["name"],
+        ray_job=(metadata.get("labels") or {}).get("ray.io/originated-from-cr-name", ""),
+        head=(status.get("head") or {}).get("podName") or "",
+        head_ready=holds("HeadPodReady"),
+        provisioned=holds("RayClusterProvisioned"),
+        workers_ready=status.get("readyWorkerReplicas") or 0,
+        workers_wanted=status.get("desiredWorkerReplicas") or 0,
+        trouble="" if trouble.endswith(": ") else trouble[:1000],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EraseJob:
+    """The batch Job that removes what a deleted job made."""
+
+    succeeded: bool
+    failed: bool
+    message: str = ""
+
+
+def read_erase_job(obj: Json) -> EraseJob:
+    ended = {c["type"]: c for c in (obj.get("status") or {}).get("conditions") or [] if c["status"] == "True"}
+    failed = ended.get("Failed", {})
+    return EraseJob("Complete" in ended, bool(failed), str(failed.get("message", "")))
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """The children of one job, by name, as the caches have them."""
+
+    ray_jobs: tuple[RayJob, ...] = ()
+    clusters: tuple[RayCluster, ...] = ()
+    erase: EraseJob | None = None
+
+    def ray_job(self, name: str | None) -> RayJob | None:
+        return next((r for r in self.ray_jobs if r.name == name), None)
+
+    def cluster_of(self, ray_job: str) -> RayCluster | None:
+        return next((c for c in self.clusters if c.ray_job == ray_job), None)
+
+
+def job_of(obj: Json) -> str:
+    """The name of the job that a child belongs to; empty if it is nobody's."""
+    return (obj["metadata"].get("labels") or {}).get(JOB_LABEL, "")
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text)

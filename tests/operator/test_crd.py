@@ -1,0 +1,136 @@
+"""The CRDs as the API server and its users see them: what is refused, with which sentence, and what reads well."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from devcluster import ControlPlane, ProcessError
+
+ROOT = Path(__file__).resolve().parents[2]
+LEAST = {
+    "apiVersion": "dreambooth.dev/v1alpha1",
+    "kind": "DreamBoothJob",
+    "metadata": {"name": "my-dog"},
+    "spec": {
+        "subject": {"images": {"configMap": {"name": "photos"}}, "class": "dog"},
+        "output": {"uri": "s3://models/dog"},
+    },
+}
+REFUSED = {
+    "an unknown field": ("spec.training.stpes", 5, 'unknown field "spec.training.stpes"'),
+    "steps below one": ("spec.training.steps", 0, "should be greater than or equal to 1"),
+    "an unknown method": ("spec.training.method", "Lora", 'supported values: "Full", "LoRA"'),
+    "two sources of images": ("spec.subject.images.uri", "s3://b/x", "give exactly one of uri, pvc, configMap, secret"),
+    "no source of images": ("spec.subject.images", {}, "give exactly one of uri, pvc, configMap, secret"),
+    "images on a laptop": (
+        "spec.subject.images",
+        {"uri": "photos/dog"},
+        "for images on your machine write configMap: {name: ...} after kubectl create configmap",
+    ),
+    "a prompt without the identifier": ("spec.subject.prompt", "a dog", "write for example 'a sks dog'"),
+    "a prompt with identifier auto": (
+        "spec.subject",
+        {"images": {"configMap": {"name": "p"}}, "class": "dog", "identifier": "auto", "prompt": "a dog"},
+        "write identifier: sks, say, in place of auto",
+    ),
+    "a caption without the identifier": ("spec.subject.captions", {"1.png": "a dog"}, "each of captions must contain"),
+    "a warm-up longer than the training": (
+        "spec.training", {"steps": 10, "warmupSteps": 20}, "write fewer warmupSteps or more steps",
+    ),
+    "a checkpoint that is never made": (
+        "spec.training", {"steps": 10, "checkpointEverySteps": 20}, "else nothing is ever kept",
+    ),
+    "two outputs": ("spec.output.pvc", {"claimName": "models"}, "give uri or pvc, not both"),
+    "an output on a laptop": ("spec.output.uri", "out/dog", "for a volume write pvc: {claimName: ...}"),
+    "elastic bounds swapped": (
+        "spec.cluster.elastic", {"minWorkers": 4, "maxWorkers": 2}, "maxWorkers must not be below minWorkers",
+    ),
+    "a name that is no label": ("metadata.name", "my.dog", "write for example my-dog"),
+    "a control character in a prompt": ("spec.priors.prompt", "a\ndog", "should match"),
+    "no class": ("spec.subject", {"images": {"uri": "s3://b/x"}}, "spec.subject.class: Required value"),
+}  # fmt: skip
+
+
+def with_value(path: str, value: object) -> dict[str, Any]:
+    job = copy.deepcopy(LEAST)
+    *parents, last = path.split(".")
+    node: Any = job
+    for part in parents:
+        node = node.setdefault(part, {})
+    node[last] = value
+    return job
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_bad_job_is_refused_with_a_sentence(plane: ControlPlane, case: str) -> None:
+    path, value, sentence = REFUSED[case]
+    with pytest.raises(ProcessError) as refusal:
+        plane.kubectl("create", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(with_value(path, value)))
+    assert sentence in str(refusal.value)
+
+
+def test_ten_lines_are_enough_and_the_server_fills_in_the_rest(plane: ControlPlane, namespace: str) -> None:
+    plane.kubectl("create", "-n", namespace, "-f", "-", stdin=yaml.safe_dump(LEAST))
+    spec = plane.get("dreamboothjob", "my-dog", "-n", namespace)["spec"]
+    assert spec["training"]["method"] == "Full"
+    assert spec["runPolicy"]["backoffLimit"] == 3
+    assert "elastic" not in spec["cluster"]
+    assert "steps" not in spec["training"], "what depends on the base model stays open"
+
+
+def test_a_started_job_takes_a_new_run_policy_and_nothing_else(plane: ControlPlane, namespace: str) -> None:
+    plane.kubectl("create", "-n", namespace, "-f", "-", stdin=yaml.safe_dump(LEAST))
+    change = ("patch", "dbj", "my-dog", "-n", namespace, "--type=merge", "-p")
+    plane.kubectl(*change, '{"spec": {"training": {"steps": 7}}}')
+    plane.kubectl(*change, '{"status": {"attempts": 1}}', "--subresource=status")
+    plane.kubectl(*change, '{"spec": {"runPolicy": {"suspend": true}}}')
+    for spec in ('{"training": {"steps": 8}}', '{"subject": {"class": "cat"}}', '{"model": {"id": "a/b"}}'):
+        with pytest.raises(ProcessError, match="is fixed once the job has started: create another job"):
+            plane.kubectl(*change, f'{{"spec": {spec}}}')
+
+
+def test_a_job_does_not_write_its_own_status(plane: ControlPlane, namespace: str) -> None:
+    job = {**LEAST, "status": {"phase": "Succeeded"}}
+    plane.kubectl("create", "-n", namespace, "-f", "-", stdin=yaml.safe_dump(job))
+    assert "status" not in plane.get("dbj", "my-dog", "-n", namespace)
+
+
+def test_every_field_is_explained(plane: ControlPlane) -> None:
+    text = plane.kubectl("explain", "dbj.spec.training")
+    assert "Optimizer steps. Paper: 1000." in text
+    assert "enum: Full, LoRA" in text
+    for crd in ("dreamboothjobs.dreambooth.dev", "dreamboothruntimes.dreambooth.dev"):
+        schema = plane.get("crd", crd)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+        assert list(_unexplained(schema["properties"]["spec"], "spec")) == []
+
+
+def test_the_columns_tell_how_a_job_does(plane: ControlPlane, namespace: str) -> None:
+    plane.kubectl("create", "-n", namespace, "-f", "-", stdin=yaml.safe_dump(LEAST))
+    status = (
+        '{"status": {"phase": "Running", "training": {"progress": "120/1000", "loss": 0.0423, "eta": "5m"},'
+        ' "scores": {"dino": "0.712", "clipT": "0.305"}}}'
+    )
+    plane.kubectl("patch", "dbj", "my-dog", "-n", namespace, "--subresource=status", "--type=merge", "-p", status)
+    heading, row = plane.kubectl("get", "dbj", "-n", namespace).splitlines()
+    assert heading.split() == ["NAME", "PHASE", "STEP", "LOSS", "ETA", "DINO", "CLIP-T", "AGE"]
+    assert row.split()[:7] == ["my-dog", "Running", "120/1000", "0.0423", "5m", "0.712", "0.305"]
+
+
+def test_generated_files_are_as_generated(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dreambooth_operator.api.crd", "--root", str(tmp_path)]
+    subprocess.run(command, check=True)
+    assert subprocess.run([*command[:3], "--check", "--root", str(ROOT)], check=False).returncode == 0
+    stray = tmp_path / "manifests" / "crd" / "stray.yaml"
+    stray.write_text("")
+    assert subprocess.run([*command, "--check"], check=False).returncode == 1
+
+
+def _unexplained(node: dict[str, Any], path: str) -> Any:
+    if not node.get("description"):
+        yield path
+    for name, child in node.get("properties", {}).items():
+        yield from _unexplained(child, f"{path}.{name}")
