@@ -34,7 +34,7 @@ MAX_JPEG_PIXELS = 400_000_000
 """Pixels of a baseline JPEG, which is decoded at 1/2, 1/4 or 1/8 and so never held in full."""
 _ORIENTATION = 0x0112
 _NEW_SUBFILE_TYPE, _DNG_VERSION = 254, 50706
-_CMS = cast(Any, ImageCms)
+_CMS = cast("Any", ImageCms)
 """Pillow's stubs leave colour profiles half typed."""
 _SRGB = _CMS.createProfile("sRGB")
 
@@ -105,15 +105,17 @@ def _judge(name: str, kind: Kind, image: ImageFile.ImageFile, resolution: int) -
     if width * height > (MAX_JPEG_PIXELS if scaled else MAX_PIXELS) or _held(image, scaled, resolution) > MAX_PIXELS:
         most = (MAX_JPEG_PIXELS if scaled else MAX_PIXELS) // 1_000_000
         side = max(1024, 4 * resolution)
-        raise _refused(name, f"has {size}; at most {most} million are read", f"scale it to about {side} pixels a side")
+        kind_of = "progressive JPEG" if kind == "JPEG" and not scaled else kind
+        rule = f"has {size}; at most {most} million are read of a {kind_of}"
+        raise _refused(name, rule, f"scale it to about {side} pixels a side")
     if 2 * shorter < resolution:
         rule = f"has {size}; training at {resolution} needs a shorter side of at least {-(-resolution // 2)}"
         lower = 2 * shorter // 8 * 8
         instead = f", or set training.resolution: {lower}" if lower >= 16 else ""
         raise _refused(name, rule, f"give a larger picture{instead}")
     if getattr(image, "is_animated", False):
-        what = "several pages" if kind == "TIFF" else "an animation"
-        raise _refused(name, f"is {what}" if kind != "TIFF" else f"has {what}", "save the picture you mean as PNG")
+        rule = "has several pages" if kind == "TIFF" else "is an animation"
+        raise _refused(name, rule, "save the picture you mean as PNG")
     if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_raw(image):
         raise _refused(name, "is a camera's raw file that shows only a preview", "export it as JPEG or PNG")
     if image.mode in ("I", "F", "LAB"):
@@ -181,7 +183,7 @@ def _in_srgb(image: Image.Image, profile: object) -> Image.Image:
             space = str(source.profile.xcolor_space).strip()
             fitting = image.convert("RGB") if (space, image.mode) == ("RGB", "L") else image
             if {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(space) == fitting.mode:
-                return cast(Image.Image, _CMS.profileToProfile(fitting, source, _SRGB, outputMode="RGB"))
+                return cast("Image.Image", _CMS.profileToProfile(fitting, source, _SRGB, outputMode="RGB"))
         except (ImageCms.PyCMSError, OSError):
             pass
     return image.convert("RGB")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
+import io
 import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, cast
 
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
+from PIL import Image
 
 from ..faults import Fault, TransientError, UserError
 from ..spec import ImageSource
@@ -69,7 +71,7 @@ def read_folder(uri: str) -> Found:
         raise UserError(Fault(_WHERE, uri, f"{scheme}:// is not read here", remedy))
     with _told(uri, scheme):
         # fsspec has no types; what is used of it: ls, isfile, open.
-        fs = cast(Any, fsspec).filesystem(scheme)
+        fs = cast("Any", fsspec).filesystem(scheme)
         root = fs._strip_protocol(uri)
         if fs.isfile(root):
             raise UserError(Fault(_WHERE, uri, "is a file", "give the folder that it is in"))
@@ -176,6 +178,18 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _examples(uri: str) -> list[RawImage]:
-    """Drawn subjects that ship with the package. Imported here: most jobs need none of it."""
-    examples = importlib.import_module("dreambooth_trainer.sprites.examples")
-    raise NotImplementedError(examples)
+    """The pictures of a drawn subject that ships with the package, as PNG files."""
+    # Imported here, because most jobs draw nothing.
+    from ..sprites.examples import EXAMPLES, example_images
+
+    name = uri.removeprefix("builtin:sprites/")
+    if name not in EXAMPLES:
+        close = get_close_matches(name, EXAMPLES, n=1)
+        remedy = f"did you mean builtin:sprites/{close[0]}?" if close else f"write one of {', '.join(EXAMPLES)}"
+        raise UserError(Fault(_WHERE, uri, "is no built-in subject", remedy))
+    raws: list[RawImage] = []
+    for index, pixels in enumerate(example_images(name)):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        raws.append(RawImage(f"{index}.png", file.getvalue()))
+    return raws

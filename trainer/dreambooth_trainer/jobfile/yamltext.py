@@ -105,6 +105,8 @@ def _document(node: yaml.Node) -> Document:
 def _build(node: yaml.Node, path: Path, lines: dict[Path, int]) -> JsonValue:
     """JSON value of a checked node; `lines` gains the line of everything below `path`."""
     lines.setdefault(path, node.start_mark.line + 1)
+    if not isinstance(node, yaml.ScalarNode) and node.tag not in (_CORE + "seq", _CORE + "map"):
+        raise _unused_tag(node)
     if isinstance(node, yaml.SequenceNode):
         return [_build(item, (*path, index), lines) for index, item in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):
@@ -152,7 +154,11 @@ def _scalar(node: yaml.Node) -> JsonValue:
                 pass
     except ValueError as error:
         raise yaml.constructor.ConstructorError(None, None, f"{text[:40]!r} is no number", node.start_mark) from error
-    raise yaml.constructor.ConstructorError(None, None, f"the tag {node.tag!r} is not used here", node.start_mark)
+    raise _unused_tag(node)
+
+
+def _unused_tag(node: yaml.Node) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, f"the tag {node.tag!r} is not used here", node.start_mark)
 
 
 def _integer(text: str) -> int:
