@@ -45,6 +45,10 @@ class UserError(Exception):
         return type(self), (self.faults,)
 
 
+class ThresholdError(UserError):
+    """The model was trained, but scores below the job's thresholds."""
+
+
 class TransientError(Exception):
     """The world failed in a way that may pass: a node, a disk, the network."""
 

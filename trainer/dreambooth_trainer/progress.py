@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from pydantic import JsonValue
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -42,6 +43,10 @@ class Reporter(Protocol):
 
     def skipped(self, name: str) -> None:
         """A phase that had been done before."""
+        ...
+
+    def finished(self, name: str, result: Mapping[str, JsonValue]) -> None:
+        """What a phase brought, whether just now or before."""
         ...
 
     def note(self, text: str) -> None:
@@ -84,6 +89,9 @@ class BarReporter:
     def skipped(self, name: str) -> None:
         self.console.print(f"[green]✓[/] {name:<9} [dim]done before")
 
+    def finished(self, name: str, result: Mapping[str, JsonValue]) -> None:
+        del name, result
+
     def note(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False)
 
@@ -116,6 +124,9 @@ class LineReporter:
 
     def skipped(self, name: str) -> None:
         self.console.print(f"{name:<9} done before", highlight=False, markup=False)
+
+    def finished(self, name: str, result: Mapping[str, JsonValue]) -> None:
+        del name, result
 
     def note(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -93,13 +93,12 @@ def run_job(opened: Opened, folder: JobFolder, store: str, reporter: Reporter) -
             done = _finished(phase, context)
             if done is not None:
                 reporter.skipped(phase.name)
-                results[phase.name] = done
-                continue
-            if not started:
+            elif not started:
                 # A run with nothing left to do ends before Ray would have started.
                 stack.enter_context(ray_cluster())
                 started = True
-            results[phase.name] = _do(phase, context, reporter)
+            results[phase.name] = done or _do(phase, context, reporter)
+            reporter.finished(phase.name, results[phase.name])
     return results
 
 

@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from dreambooth_trainer.defaults import BUILTIN_SPRITES
 from dreambooth_trainer.drawing import Drawing, draw_all, noise_seed
-from dreambooth_trainer.faults import UserError
+from dreambooth_trainer.faults import ThresholdError
 from dreambooth_trainer.metrics.encoders import load_encoders
 from dreambooth_trainer.metrics.prompts import paper_prompts
 from dreambooth_trainer.metrics.scores import PromptImages, Scores, failed_thresholds, measure
@@ -27,10 +27,6 @@ from dreambooth_trainer.store.pictures import PictureStore
 CLASS_PICTURES = 32
 SUBJECT_PICTURES = 8
 WHICH = ("before", "after")
-
-
-class ThresholdError(UserError):
-    """The model was trained, but scores below the job's thresholds."""
 
 
 def evaluation_prompts(plan: Plan) -> list[str]:

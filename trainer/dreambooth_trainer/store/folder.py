@@ -23,6 +23,16 @@ class JobFolder:
     root: Path
 
     @property
+    def model(self) -> Path:
+        """The published model: what `diffusers` loads, with card, pictures and scores beside the weights."""
+        return self.root / "model"
+
+    @property
+    def report(self) -> Path:
+        """One HTML page that needs nothing else."""
+        return self.root / "report.html"
+
+    @property
     def work(self) -> Path:
         return self.root / "work"
 

@@ -1,0 +1,134 @@
+"""Defaults, batches and the ZeRO stage: what a job becomes before anything runs."""
+
+import pytest
+
+from dreambooth_trainer.defaults import PAPER, SPRITES
+from dreambooth_trainer.engine.config import deepspeed_config, merge
+from dreambooth_trainer.faults import UserError
+from dreambooth_trainer.memory import GIB, ModelSize, choose_stage, memory_need
+from dreambooth_trainer.plan import Plan, fingerprint, resolve
+from dreambooth_trainer.spec import DreamBoothJob
+
+STABLE_DIFFUSION = ModelSize(trainable=860_000_000, frozen=0, latent_side=64, width=320)
+
+
+def make_plan(spec: dict | None = None, images: int = 4) -> Plan:
+    job = DreamBoothJob.model_validate(
+        {
+            "apiVersion": "dreambooth.dev/v1alpha1",
+            "kind": "DreamBoothJob",
+            "metadata": {"name": "my-dog"},
+            "spec": {"subject": {"class": "dog", "images": {"uri": "photos"}}, **(spec or {})},
+        }
+    )
+    return resolve(job, image_count=images, identifier=job.spec.subject.identifier, zero_stage=1, precision="fp32")
+
+
+def test_the_papers_defaults_hold_for_any_model_but_the_built_in() -> None:
+    plan = make_plan({"model": {"id": "some/model"}})
+    assert (plan.steps, plan.learning_rate, plan.resolution, plan.prior_count) == (1000, 5e-6, 512, 800)
+    assert plan.spec.priors.weight == 1.0
+    assert make_plan({"model": {"id": "some/model"}}, images=12).prior_count == PAPER.most_priors
+
+
+def test_the_built_in_model_has_its_own() -> None:
+    plan = make_plan()
+    assert (plan.steps, plan.learning_rate, plan.resolution) == (SPRITES.steps, SPRITES.learning_rate, 32)
+    assert (plan.instance_prompt, plan.class_prompt, plan.subject_noun) == ("a sks dog", "a dog", "sks dog")
+
+
+def test_what_the_job_says_wins() -> None:
+    plan = make_plan({"training": {"steps": 7, "learningRate": 0.5, "batchSize": 6}, "priors": {"count": 9}})
+    assert (plan.steps, plan.learning_rate, plan.batch_size, plan.prior_count) == (7, 0.5, 6, 9)
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        (
+            {"training": {"batchSize": 3}, "cluster": {"workers": 2}},
+            "spec.training.batchSize: 3: cannot be split evenly over 2 worker(s) x 1 accumulation step(s); "
+            "write a multiple of 2",
+        ),
+        (
+            {
+                "training": {"batchSize": 4, "gradientAccumulationSteps": 2},
+                "cluster": {"elastic": {"minWorkers": 2, "maxWorkers": 3}},
+            },
+            "spec.training.batchSize: 4: cannot be split evenly over every number of workers from 2 to 3 x 2 "
+            "accumulation step(s); write a multiple of 12",
+        ),
+    ],
+)
+def test_a_batch_that_cannot_be_split_is_told(spec: dict, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make_plan(spec)
+    assert str(caught.value) == sentence
+
+
+def test_the_default_batch_grows_to_what_can_be_split() -> None:
+    assert make_plan({"cluster": {"workers": 3}}).batch_size == 3
+    assert make_plan({"cluster": {"workers": 8}}).batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("available", "workers", "stage"), [(40 * GIB, 1, 1), (6.5 * GIB, 4, 2), (5 * GIB, 4, 3), (1 * GIB, 1, 3)]
+)
+def test_the_lowest_stage_that_fits_is_taken(available: float, workers: int, stage: int) -> None:
+    chosen, why = choose_stage(
+        "auto",
+        STABLE_DIFFUSION,
+        available=available,
+        workers=workers,
+        precision="bf16",
+        images=2,
+        checkpointing=True,
+    )
+    assert chosen == stage
+    assert "GiB a worker" in why
+
+
+def test_memory_follows_the_zero_paper() -> None:
+    def need(stage: int) -> float:
+        return memory_need(
+            STABLE_DIFFUSION, stage=stage, workers=4, precision="bf16", images=0, checkpointing=False
+        ).total
+
+    weights = STABLE_DIFFUSION.trainable
+    assert need(1) == weights * (2 + 2 + 12 / 4)
+    assert need(2) == weights * (2 + 2 / 4 + 12 / 4)
+    assert need(3) == weights * 16 / 4
+
+
+def test_deepspeed_configuration_splits_the_batch_and_takes_raw_settings() -> None:
+    plan = make_plan(
+        {
+            "training": {
+                "batchSize": 8,
+                "gradientAccumulationSteps": 2,
+                "deepspeed": {"config": {"zero_optimization": {"overlap_comm": True}, "gradient_clipping": 0.5}},
+            },
+            "cluster": {"workers": 2},
+        }
+    )
+    config = deepspeed_config(plan, world_size=2, trainable=10**7, universal=False)
+    assert config["train_micro_batch_size_per_gpu"] == 2
+    assert config["gradient_clipping"] == 0.5
+    assert config["zero_optimization"] == {
+        "stage": 1,
+        "reduce_bucket_size": 10**7,
+        "allgather_bucket_size": 10**7,
+        "overlap_comm": True,
+    }
+    assert "checkpoint" not in config
+    assert deepspeed_config(plan, world_size=1, trainable=10**7, universal=True)["checkpoint"] == {"load_universal": True}
+
+
+def test_merging_leaves_both_sides_alone() -> None:
+    base, over = {"a": {"b": 1}}, {"a": {"c": 2}}
+    assert merge(base, over) == {"a": {"b": 1, "c": 2}}
+    assert (base, over) == ({"a": {"b": 1}}, {"a": {"c": 2}})
+
+
+def test_fingerprints_are_of_values_not_of_their_order() -> None:
+    assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1}) != fingerprint({"a": 1, "b": [3]})

@@ -1,0 +1,1 @@
+"""The `dreambooth` command. Each command is a module; heavy imports happen when it runs."""

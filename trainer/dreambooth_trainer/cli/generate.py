@@ -1,0 +1,49 @@
+"""`dreambooth generate`: pictures from a published model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--model", "folder", type=click.Path(path_type=Path), required=True, help="A job's folder, or a diffusers folder.")
+@click.option("--prompt", "prompts", multiple=True, required=True, help="What to draw; may be given several times.")
+@click.option("--count", default=4, show_default=True, type=click.IntRange(1, 1000), help="Pictures a prompt.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the noise.")
+@click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps. Default: the job's.")
+@click.option("--guidance", type=click.FloatRange(1, 50), help="Classifier-free guidance. Default: the job's.")
+@click.option("--out", default="pictures", show_default=True, type=click.Path(path_type=Path), help="Folder for the PNGs.")
+def generate(
+    folder: Path, prompts: tuple[str, ...], count: int, seed: int, steps: int | None, guidance: float | None, out: Path
+) -> None:
+    """Draw pictures with a trained model."""
+    from rich.progress import track
+
+    from dreambooth_trainer.drawing import Drawing, Style, draw_batch, load_pipeline, noise_seed
+    from dreambooth_trainer.inspection import has_gpu
+    from dreambooth_trainer.published import open_published
+
+    published = open_published(folder)
+    sampler = published.sampler
+    style = Style(
+        sampler.model_copy(
+            update={"steps": steps or sampler.steps, "guidance_scale": guidance or sampler.guidance_scale}
+        ),
+        published.resolution,
+        "bf16" if has_gpu() else "fp32",
+        published.draw_batch_size,
+    )
+    pipeline = load_pipeline(published.folder, style.precision, "cuda" if has_gpu() else "cpu")
+    drawings = [
+        Drawing(f"{number:02d}-{image:03d}", prompt, noise_seed(seed, image))
+        for number, prompt in enumerate(prompts)
+        for image in range(count)
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    orders = [drawings[i : i + style.batch_size] for i in range(0, len(drawings), style.batch_size)]
+    for order in track(orders, "drawing", transient=True):
+        for drawing, image in zip(order, draw_batch(pipeline, style, order), strict=True):
+            image.save(out / f"{drawing.name}.png")
+    click.echo(f"{len(drawings)} pictures in {out}")

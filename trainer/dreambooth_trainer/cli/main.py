@@ -1,0 +1,89 @@
+"""The `dreambooth` command and its exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+import click
+from rich.console import Console
+
+from dreambooth_trainer.faults import ThresholdError, UserError
+
+EXIT_CODES = """
+Exit codes: 0 done; 1 failed, running again may help and goes on where it stopped; 2 the input is wrong, running again
+will not help; 3 trained, but the scores are below the job's thresholds; 130 interrupted, run again to go on.
+"""
+COMMANDS = {
+    "run": "dreambooth_trainer.cli.run:run",
+    "plan": "dreambooth_trainer.cli.plan:plan",
+    "validate": "dreambooth_trainer.cli.plan:validate",
+    "generate": "dreambooth_trainer.cli.generate:generate",
+    "sprites": "dreambooth_trainer.cli.sprites:sprites",
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command when it is asked for: `dreambooth validate` need not wait for torch."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        return getattr(__import__(module, fromlist=[attribute]), attribute)
+
+
+@click.group(cls=LazyGroup, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dreambooth-operator")
+def cli() -> None:
+    """Teach a text-to-image model one subject, from a handful of photos."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with a documented code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(run_cli(arguments))
+
+
+def run_cli(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    errors = Console(stderr=True)
+    try:
+        cli.main(args=arguments, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except UserError as error:
+        for fault in error.faults:
+            errors.print(f"[red]error[/] {_escape(str(fault))}", highlight=False, soft_wrap=True)
+        return 3 if isinstance(error, ThresholdError) else 2
+    except (KeyboardInterrupt, click.Abort):
+        errors.print("interrupted; the same command goes on from here")
+        return 130
+    except Exception as error:
+        if os.environ.get("DREAMBOOTH_DEBUG"):
+            raise
+        errors.print(f"[red]failed[/] {_escape(_sentence(error))}", highlight=False, soft_wrap=True)
+        errors.print("The same command goes on from the last checkpoint; DREAMBOOTH_DEBUG=1 shows where it failed.")
+        return 1
+    return 0
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{error.filename or ''}: {os.strerror(error.errno)}".lstrip(": ")
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,31 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from dreambooth_trainer.jobfile.load import load_job
+from dreambooth_trainer.spec import DreamBoothJob
+
+job_file = click.argument("job_file", metavar="JOB.yaml", type=click.Path(path_type=Path))
+sets = click.option(
+    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change a field of the job: --set training.steps=200."
+)
+
+
+def read_job(path: Path, changes: tuple[str, ...]) -> DreamBoothJob:
+    """The job of a file, with changes.
+
+    Raises:
+        UserError: with all faults of the file.
+    """
+    return load_job(path, changes)
+
+
+def default_store() -> str:
+    """Where class images are shared between this user's jobs: DREAMBOOTH_STORE, else the user's cache folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return os.environ.get("DREAMBOOTH_STORE") or str(cache / "dreambooth" / "store")

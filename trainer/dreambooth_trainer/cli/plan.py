@@ -1,0 +1,41 @@
+"""`dreambooth validate` and `dreambooth plan`: what is wrong with a job, and what it would do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from dreambooth_trainer.cli import options
+
+
+@click.command()
+@options.job_file
+@options.sets
+def validate(job_file: Path, sets: tuple[str, ...]) -> None:
+    """Tell everything that is wrong with a job file."""
+    job = options.read_job(job_file, sets)
+    click.echo(f"{job_file}: DreamBoothJob {job.metadata.name} is valid")
+
+
+@click.command()
+@options.job_file
+@options.sets
+def plan(job_file: Path, sets: tuple[str, ...]) -> None:
+    """Show what a job would do: defaults filled, memory a worker, the ZeRO stage and why."""
+    job = options.read_job(job_file, sets)
+    from dreambooth_trainer.cli.explain import rows
+    from dreambooth_trainer.runner import open_job
+
+    opened = open_job(job)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for label, value in rows(opened):
+        table.add_row(label, value)
+    console = Console()
+    console.print(table, highlight=False, markup=False)
+    for warning in opened.warnings:
+        console.print(f"note: {warning}", highlight=False, markup=False, soft_wrap=True)

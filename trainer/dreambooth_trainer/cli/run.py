@@ -1,0 +1,69 @@
+"""`dreambooth run`: a whole job on this machine, or on the Ray cluster at RAY_ADDRESS."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from dreambooth_trainer.cli import options
+from dreambooth_trainer.faults import ThresholdError, UserError
+from dreambooth_trainer.progress import Reporter, choose_reporter
+from dreambooth_trainer.remote import OperatorReporter, operator_from_environment
+from dreambooth_trainer.spec import DreamBoothJob
+from dreambooth_trainer.store.folder import JobFolder
+
+
+@click.command()
+@options.job_file
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the job. Default: spec.output.uri, else out/<name>.")
+@click.option("--store", help="Folder or URL where jobs share class images. Default: DREAMBOOTH_STORE, else the cache.")
+@options.sets
+def run(job_file: Path, out: Path | None, store: str | None, sets: tuple[str, ...]) -> None:
+    """Run a DreamBoothJob: priors, training, scores, a report and a model."""
+    start = time.monotonic()
+    console = Console()
+    job = options.read_job(job_file, sets)
+    folder = JobFolder((out or default_folder(job)).resolve())
+    with told_to_operator(choose_reporter(console)) as reporter:
+        # Imported here, so that a fault in the file is told at once: torch and Ray take seconds.
+        from dreambooth_trainer.cli.explain import describe
+        from dreambooth_trainer.runner import open_job, run_job
+
+        opened = open_job(job)
+        reporter.note(describe(opened))
+        run_job(opened, folder, store or options.default_store(), reporter)
+    reporter.note(f"\nReport  {folder.report}\nModel   {folder.model}\nin {time.monotonic() - start:.0f} s")
+
+
+@contextlib.contextmanager
+def told_to_operator(inner: Reporter) -> Iterator[Reporter]:
+    """Tell the operator as well if one started this process; its last message says how the run failed."""
+    operator = operator_from_environment()
+    if operator is None:
+        yield inner
+        return
+    with OperatorReporter(inner, operator) as reporter:
+        try:
+            yield reporter
+        except ThresholdError as error:
+            reporter.failed("BelowThreshold", str(error), retryable=False)
+            raise
+        except UserError as error:
+            reporter.failed("InvalidInput", str(error), retryable=False)
+            raise
+        except Exception as error:
+            reporter.failed(type(error).__name__, str(error), retryable=True)
+            raise
+
+
+def default_folder(job: DreamBoothJob) -> Path:
+    """Where a job's folder is when nobody says: its output if that is on this machine, else out/<name>."""
+    uri = job.spec.output.uri
+    if uri is not None and "://" not in uri:
+        return Path(uri)
+    return Path("out") / job.metadata.name

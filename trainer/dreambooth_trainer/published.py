@@ -1,0 +1,61 @@
+"""A published model as others find it: a diffusers folder with a note of how it was meant to be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dreambooth_trainer.defaults import model_defaults
+from dreambooth_trainer.faults import Fault, UserError
+from dreambooth_trainer.plan import Plan, SamplerPlan
+from dreambooth_trainer.spec import Strict
+
+NOTE = "dreambooth.json"
+
+
+class Note(Strict):
+    """What a model's user should know; lies in the folder as dreambooth.json."""
+
+    base_model: str
+    base_digest: str
+    instance_prompt: str
+    class_prompt: str
+    resolution: int
+    sampler: SamplerPlan
+
+
+class Published(Strict):
+    """A model folder, ready to draw with."""
+
+    folder: Path
+    resolution: int
+    sampler: SamplerPlan
+    draw_batch_size: int
+
+
+def note_of(plan: Plan, base_digest: str) -> Note:
+    """The note of a plan's model."""
+    return Note(
+        base_model=plan.model.id,
+        base_digest=base_digest,
+        instance_prompt=plan.instance_prompt,
+        class_prompt=plan.class_prompt,
+        resolution=plan.resolution,
+        sampler=plan.sampler,
+    )
+
+
+def open_published(folder: Path) -> Published:
+    """A model by its job's folder or its own.
+
+    Raises:
+        UserError: no published model there.
+    """
+    for candidate in (folder / "model", folder):
+        if (candidate / NOTE).exists():
+            note = Note.model_validate_json((candidate / NOTE).read_text())
+            batch = model_defaults(note.base_model).draw_batch_size
+            return Published(folder=candidate, resolution=note.resolution, sampler=note.sampler, draw_batch_size=batch)
+    unfinished = (folder / "work").exists()
+    rule = "holds a job that is not finished" if unfinished else "is no folder of a published model"
+    remedy = "run the job to its end first" if unfinished else "write the folder that `dreambooth run --out` made"
+    raise UserError(Fault("--model", str(folder), rule, remedy))

@@ -1,0 +1,155 @@
+"""Tells the operator where a run is: small JSON messages, authenticated by the pod's projected token.
+
+A message that cannot be delivered is dropped: the next one says more, and a run never waits for the operator.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import ssl
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from dreambooth_trainer.progress import PhaseProgress, Reporter
+
+URL_VARIABLE = "DREAMBOOTH_PROGRESS_URL"
+TOKEN_VARIABLE = "DREAMBOOTH_PROGRESS_TOKEN_FILE"  # noqa: S105 - the name of a variable
+AUTHORITY_VARIABLE = "DREAMBOOTH_PROGRESS_CA_FILE"
+SECONDS_BETWEEN = 2.0
+TIMEOUT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Where to tell, and who we are.
+
+    Attributes:
+        token_file: read anew for every message, because the kubelet replaces the token.
+        authority_file: certificates to trust, or None for the system's.
+    """
+
+    url: str
+    token_file: Path
+    authority_file: Path | None = None
+
+    def tell(self, message: Mapping[str, JsonValue]) -> bool:
+        """Send one message; returns whether it arrived."""
+        try:
+            token = self.token_file.read_text().strip()
+            request = urllib.request.Request(  # noqa: S310 - the operator wrote the URL
+                self.url,
+                data=json.dumps(message).encode(),
+                headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+                method="POST",
+            )
+            trust = ssl.create_default_context(cafile=self.authority_file) if self.url.startswith("https") else None
+            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS, context=trust):  # noqa: S310 - as above
+                return True
+        except OSError:
+            return False
+
+
+def operator_from_environment() -> Operator | None:
+    """The operator that started this pod, if one did."""
+    url, token = os.environ.get(URL_VARIABLE), os.environ.get(TOKEN_VARIABLE)
+    authority = os.environ.get(AUTHORITY_VARIABLE)
+    return Operator(url, Path(token), Path(authority) if authority else None) if url and token else None
+
+
+@dataclass
+class OperatorReporter:
+    """Tells the operator what it tells another reporter. A thread sends the latest, so nothing here waits."""
+
+    inner: Reporter
+    operator: Operator
+    _state: dict[str, JsonValue] = field(default_factory=dict[str, JsonValue])
+    _changed: threading.Event = field(default_factory=threading.Event)
+    _closed: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def __enter__(self) -> OperatorReporter:
+        self._thread = threading.Thread(target=self._send_changes, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        self._changed.set()
+        if self._thread is not None:
+            self._thread.join(2 * TIMEOUT_SECONDS)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[PhaseProgress]:
+        self._update(phase=name.capitalize())
+        with self.inner.phase(name) as inner:
+            yield _Telling(self, inner, name)
+
+    def skipped(self, name: str) -> None:
+        self.inner.skipped(name)
+
+    def finished(self, name: str, result: Mapping[str, JsonValue]) -> None:
+        self.inner.finished(name, result)
+        match name:
+            case "priors":
+                self._update(priors={key: result[key] for key in ("wanted", "reused", "generated")})
+            case "evaluate":
+                self._update(scores={key: value for key, value in result.items() if key not in ("key", "seconds")})
+            case "publish":
+                self._update(output={"uri": result["uri"], "digest": result["digest"]})
+
+    def failed(self, reason: str, message: str, *, retryable: bool) -> None:
+        """The run is about to end, and why."""
+        self._update(failure={"reason": reason, "message": message[:2000], "retryable": retryable})
+
+    def note(self, text: str) -> None:
+        self.inner.note(text)
+
+    def _update(self, **changes: JsonValue) -> None:
+        self._state.update(changes)
+        self._changed.set()
+
+    def _send_changes(self) -> None:
+        while not self._closed.is_set():
+            self._changed.wait()
+            self._changed.clear()
+            arrived = self.operator.tell(dict(self._state))
+            if not arrived:
+                self._changed.set()
+            self._closed.wait(SECONDS_BETWEEN)
+        self.operator.tell(dict(self._state))
+
+
+@dataclass
+class _Telling:
+    reporter: OperatorReporter
+    inner: PhaseProgress
+    name: str
+    wanted: int = 0
+    first: tuple[float, int] | None = None
+
+    def total(self, count: int) -> None:
+        self.wanted = count
+        self.inner.total(count)
+
+    def done(self, count: int, **facts: float | int | str) -> None:
+        self.inner.done(count, **facts)
+        if self.name != "train":
+            return
+        now = time.monotonic()
+        self.first = self.first or (now, count)
+        seconds, steps = now - self.first[0], count - self.first[1]
+        rate = steps / seconds if seconds and steps else None
+        changes: dict[str, JsonValue] = {"step": count, "steps": self.wanted}
+        if "loss" in facts:
+            changes["loss"] = facts["loss"]
+        if rate is not None:
+            changes |= {"stepsPerSecond": round(rate, 3), "etaSeconds": round((self.wanted - count) / rate)}
+        self.reporter._update(**changes)
