@@ -1,0 +1,57 @@
+# `make help` lists what there is.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv || echo .cache/uv/bin/uv)
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | column -t -s '|'
+
+.cache/uv/bin/uv:
+	python3 -m venv .cache/uv
+	.cache/uv/bin/pip install --quiet uv
+
+$(VENV)/.installed: requirements.lock pyproject.toml | $(UV)
+	$(UV) venv --quiet --allow-existing --python '>=3.11,<3.13' $(VENV)
+	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+.PHONY: setup
+setup: $(VENV)/.installed ## Install everything into .venv (6 GB the first time, minutes; nothing afterwards)
+
+.PHONY: quickstart
+quickstart: setup ## Teach the built-in model a subject: priors, training, scores, a report
+	$(BIN)/dreambooth run manifests/samples/sprites.yaml --out out/quickstart
+
+.PHONY: test
+test: setup ## Run all tests that this machine can run
+	$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: setup ## Check style, types, layers and sizes; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+.PHONY: format
+format: setup ## Mend style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: generate
+generate: setup ## Remake every generated file
+	$(BIN)/python -m dreambooth_operator.api.crd
+
+.PHONY: lock
+lock: | $(UV) ## Pin every dependency anew, keeping the pins that still hold
+	$(UV) pip compile pyproject.toml --all-extras --group dev --generate-hashes --universal --python-version 3.11 \
+		--no-annotate --custom-compile-command 'make lock' --output-file requirements.lock
+
+.PHONY: clean
+clean: ## Delete what was built here; caches outside the checkout stay
+	rm -rf $(VENV) .cache out
