@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dreambooth_trainer.spec import DNS_LABEL, BaseModelRef, ObjectName, Quantity, Strict
 from pydantic import Field, JsonValue
+
+from dreambooth_trainer.spec import DNS_LABEL, BaseModelRef, ObjectName, Quantity, Strict
 
 # The runtime of a job that names none.
 DEFAULT_RUNTIME = "default"

@@ -1,7 +1,6 @@
 """The states of a job and the legal ways between them; nothing else knows them.
 
-An attempt is open in `OPEN` states: its RayJob exists or is about to. `begun` and `closed` in `decide`
-are the only ways in and out.
+An attempt is open in `OPEN` states: its RayJob exists or is about to. `decide._begin` is the only way in.
 """
 
 from __future__ import annotations
@@ -10,18 +9,22 @@ from dreambooth_operator.api.status import Phase
 
 _P = Phase
 
+_BEGIN = frozenset({_P.STARTING, _P.QUEUED})
+# From here a job may not begin, or be made to wait.
+_HALT = frozenset({_P.REJECTED, _P.SUSPENDED, _P.SUSPENDING, _P.ERASING})
+_CLOSE = frozenset({_P.SUSPENDING, _P.RETRYING, _P.SUCCEEDED, _P.FAILED, _P.ERASING})
+
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {
-    # The first attempt begins, or the job cannot start as it is, or must not yet.
-    _P.PENDING: frozenset({_P.STARTING, _P.QUEUED, _P.REJECTED, _P.SUSPENDED, _P.ERASING}),
-    _P.REJECTED: frozenset({_P.STARTING, _P.QUEUED, _P.SUSPENDED, _P.PENDING, _P.ERASING}),
-    # An attempt is open.
-    _P.QUEUED: frozenset({_P.STARTING, _P.RUNNING, _P.SUSPENDING, _P.RETRYING, _P.SUCCEEDED, _P.FAILED, _P.ERASING}),
-    _P.STARTING: frozenset({_P.QUEUED, _P.RUNNING, _P.SUSPENDING, _P.RETRYING, _P.SUCCEEDED, _P.FAILED, _P.ERASING}),
-    _P.RUNNING: frozenset({_P.QUEUED, _P.STARTING, _P.SUSPENDING, _P.RETRYING, _P.SUCCEEDED, _P.FAILED, _P.ERASING}),
-    # No attempt is open, the next one will be.
-    _P.RETRYING: frozenset({_P.STARTING, _P.QUEUED, _P.REJECTED, _P.SUSPENDING, _P.SUSPENDED, _P.FAILED, _P.ERASING}),
-    _P.SUSPENDING: frozenset({_P.SUSPENDED, _P.RETRYING, _P.SUCCEEDED, _P.FAILED, _P.ERASING}),
-    _P.SUSPENDED: frozenset({_P.STARTING, _P.QUEUED, _P.REJECTED, _P.ERASING}),
+    # No attempt is open.
+    _P.PENDING: _BEGIN | _HALT,
+    _P.REJECTED: _BEGIN | _HALT,
+    _P.RETRYING: _BEGIN | _HALT,
+    _P.SUSPENDING: frozenset({_P.SUSPENDED, _P.ERASING}),
+    _P.SUSPENDED: _BEGIN | _HALT,
+    # An attempt is open. A queue may take back what it admitted, and a cluster may come up anew.
+    _P.QUEUED: frozenset({_P.STARTING, _P.RUNNING}) | _CLOSE,
+    _P.STARTING: frozenset({_P.QUEUED, _P.RUNNING}) | _CLOSE,
+    _P.RUNNING: frozenset({_P.QUEUED, _P.STARTING}) | _CLOSE,
     # The end.
     _P.SUCCEEDED: frozenset({_P.ERASING}),
     _P.FAILED: frozenset({_P.ERASING}),

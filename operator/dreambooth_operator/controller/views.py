@@ -9,13 +9,13 @@ import json
 from dataclasses import dataclass
 from datetime import datetime
 
-from dreambooth_trainer.spec import DreamBoothJob, JobSpec
 from pydantic import ValidationError
 
 from dreambooth_operator.api.resources import JOB_LABEL, JOBS
 from dreambooth_operator.api.runtime import RuntimeSpec
 from dreambooth_operator.api.status import JobStatus
 from dreambooth_operator.machinery.resources import Json, Key
+from dreambooth_trainer.spec import DreamBoothJob, JobSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +117,13 @@ def read_runtime(obj: Json) -> Runtime:
 
 @dataclass(frozen=True, slots=True)
 class RayJob:
-    """One attempt, as KubeRay tells it. `deployment`, `job` and `reason` are KubeRay's own words."""
+    """One attempt, as KubeRay tells it.
+
+    `owner` is the DreamBoothJob's name; `deployment`, `job` and `reason` are KubeRay's own words.
+    """
 
     name: str
+    owner: str
     uid: str
     owner_uid: str
     deleting: bool
@@ -140,6 +144,7 @@ def read_ray_job(obj: Json) -> RayJob:
     owners = metadata.get("ownerReferences") or [{}]
     return RayJob(
         name=metadata["name"],
+        owner=_job_of(obj),
         uid=metadata["uid"],
         owner_uid=owners[0].get("uid", ""),
         deleting="deletionTimestamp" in metadata,
@@ -154,12 +159,18 @@ def read_ray_job(obj: Json) -> RayJob:
 
 @dataclass(frozen=True, slots=True)
 class RayCluster:
-    """The pods of an attempt. `head` is the head pod's name, `trouble` why the cluster is not whole."""
+    """The pods of an attempt.
+
+    `head` is the head pod's name, `head_gone` says that there is none any more, `trouble` why the cluster
+    is not whole.
+    """
 
     name: str
+    owner: str
     ray_job: str
     head: str
     head_ready: bool
+    head_gone: bool
     provisioned: bool
     workers_ready: int
     workers_wanted: int
@@ -177,9 +188,11 @@ def read_ray_cluster(obj: Json) -> RayCluster:
     trouble = f"{failing.get('reason', '')}: {failing.get('message', '')}" if failing.get("message") else ""
     return RayCluster(
         name=metadata["name"],
+        owner=_job_of(obj),
         ray_job=(metadata.get("labels") or {}).get("ray.io/originated-from-cr-name", ""),
         head=(status.get("head") or {}).get("podName") or "",
         head_ready=holds("HeadPodReady"),
+        head_gone=conditions.get("HeadPodReady", {}).get("reason") == "HeadPodNotFound",
         provisioned=holds("RayClusterProvisioned"),
         workers_ready=status.get("readyWorkerReplicas") or 0,
         workers_wanted=status.get("desiredWorkerReplicas") or 0,
@@ -191,6 +204,7 @@ def read_ray_cluster(obj: Json) -> RayCluster:
 class EraseJob:
     """The batch Job that removes what a deleted job made."""
 
+    owner: str
     succeeded: bool
     failed: bool
     message: str = ""
@@ -199,7 +213,7 @@ class EraseJob:
 def read_erase_job(obj: Json) -> EraseJob:
     ended = {c["type"]: c for c in (obj.get("status") or {}).get("conditions") or [] if c["status"] == "True"}
     failed = ended.get("Failed", {})
-    return EraseJob("Complete" in ended, bool(failed), str(failed.get("message", "")))
+    return EraseJob(_job_of(obj), "Complete" in ended, bool(failed), str(failed.get("message", "")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +231,7 @@ class Observed:
         return next((c for c in self.clusters if c.ray_job == ray_job), None)
 
 
-def job_of(obj: Json) -> str:
+def _job_of(obj: Json) -> str:
     """The name of the job that a child belongs to; empty if it is nobody's."""
     return (obj["metadata"].get("labels") or {}).get(JOB_LABEL, "")
 

@@ -168,9 +168,12 @@ class Api:
         path = resource.path(*key, subresource)
         return await self.request("PATCH", path, body=patch, content_type=MERGE_PATCH)
 
-    async def delete(self, resource: Resource, key: Key, *, uid: str | None = None) -> bool:
-        """Delete in the background; False if it was gone already. With `uid`, only that very object."""
-        body: Json = {"propagationPolicy": "Background"}
+    async def delete(self, resource: Resource, key: Key, *, uid: str = "", foreground: bool = False) -> bool:
+        """Delete an object; False if it was gone already. With `uid`, only that very object.
+
+        With `foreground` it stays until all that it owns is gone, else that is collected afterwards.
+        """
+        body: Json = {"propagationPolicy": "Foreground" if foreground else "Background"}
         if uid:
             body["preconditions"] = {"uid": uid}
         try:

@@ -30,11 +30,11 @@ def health_app(metrics: Metrics, is_ready: Callable[[], bool]) -> web.Applicatio
 
 @asynccontextmanager
 async def serving(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
-    """Serve `app` inside the context; yields the port, which the system chooses when `port` is 0."""
+    """Serve `app` inside the context, on all interfaces if `host` is empty; yields the port, which the system chooses when `port` is 0."""
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
+        await web.TCPSite(runner, host or None, port).start()
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()

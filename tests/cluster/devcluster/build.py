@@ -43,9 +43,7 @@ class Program:
 
 PROGRAMS = {
     "etcd": Program("etcd", "go.etcd.io/etcd/server/v3", assets=True),
-    "kube-apiserver": Program(
-        "kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver", _STAMP, assets=True
-    ),
+    "kube-apiserver": Program("kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver", _STAMP, assets=True),
     "kube-controller-manager": Program(
         "kubernetes", "k8s.io/kubernetes/cmd/kube-controller-manager", _STAMP, assets=True
     ),

@@ -51,9 +51,7 @@ def reap() -> list[Path]:
 class Process:
     """One program: its log is `<folder>/<name>.log`, its pid is noted in `<name>.pid`."""
 
-    def __init__(
-        self, folder: Path, name: str, command: list[str], env: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, name: str, command: list[str], env: Mapping[str, str] | None = None) -> None:
         self.name = name
         self.command = command
         self.log = folder / f"{name}.log"
@@ -107,9 +105,7 @@ class Process:
         self._note.unlink(missing_ok=True)
 
 
-def wait_until(
-    what: str, ready: Callable[[], bool], *, seconds: float = 30, process: Process | None = None
-) -> None:
+def wait_until(what: str, ready: Callable[[], bool], *, seconds: float = 30, process: Process | None = None) -> None:
     """Poll `ready` every 50 ms; raise ProcessError after `seconds` or if `process` ends."""
     deadline = time.monotonic() + seconds
     while not ready():

@@ -1,0 +1,5 @@
+"""`python -m dreambooth_operator`."""
+
+from dreambooth_operator.app import main
+
+raise SystemExit(main())

@@ -1,0 +1,286 @@
+"""The children of an attempt, built from values: ServiceAccount, NetworkPolicy, ConfigMap, RayJob.
+
+Nothing of the user's reaches a shell: the entrypoint is a constant, the job goes in as a file, and where
+the output goes as an environment variable that the entrypoint quotes. Pods fit the restricted profile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from dreambooth_operator.api.resources import ATTEMPT_LABEL, BATCH_JOBS, JOB_LABEL, RAY_JOBS
+from dreambooth_operator.api.runtime import PodResources
+from dreambooth_operator.controller.names import attempt_name, base_name, erase_name
+from dreambooth_operator.controller.resolve import IMAGES_PATH, OUTPUT_PATH, Resolved
+from dreambooth_operator.controller.views import Job
+from dreambooth_operator.machinery.resources import (
+    CONFIG_MAPS,
+    NETWORK_POLICIES,
+    SERVICE_ACCOUNTS,
+    Json,
+    Resource,
+)
+from dreambooth_trainer.spec import API_VERSION, KIND
+
+ENTRYPOINT = 'python -m dreambooth_trainer run /etc/dreambooth/job.yaml --out "$DREAMBOOTH_OUT"'
+AUDIENCE = "dreambooth-progress"
+TOKEN_FOLDER = "/var/run/secrets/dreambooth.dev"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+_TOKEN_SECONDS = 3600
+_USER = 1000  # "ray" in Ray's images
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the operator's own deployment decides.
+
+    Attributes:
+        progress_url: where trainers report, without a slash at the end.
+        head_grace_seconds: how long a head pod may be not ready before its attempt counts as lost.
+        retry_seconds: the pause before the first retry; it doubles up to retry_most_seconds.
+    """
+
+    progress_url: str = "http://dreambooth-operator.dreambooth-system.svc:8082"
+    head_grace_seconds: float = 120
+    retry_seconds: float = 10
+    retry_most_seconds: float = 360
+
+
+def attempt_children(job: Job, attempt: int, resolved: Resolved, settings: Settings) -> list[tuple[Resource, Json]]:
+    """What an attempt is made of, in the order in which to create it. The RayJob comes last."""
+    return [
+        (SERVICE_ACCOUNTS, _service_account(job)),
+        (NETWORK_POLICIES, _network_policy(job)),
+        (CONFIG_MAPS, _config_map(job, attempt_name(job, attempt), resolved)),
+        (RAY_JOBS, _ray_job(job, attempt, resolved, settings)),
+    ]
+
+
+def erase_children(job: Job, resolved: Resolved) -> list[tuple[Resource, Json]]:
+    """The batch Job that removes what the job made, and its file."""
+    name = erase_name(job)
+    container = _container("erase", resolved, PodResources(cpu="1", memory="2Gi"), [])
+    container["command"] = [
+        "python", "-m", "dreambooth_trainer", "erase", "/etc/dreambooth/job.yaml", "--out", resolved.out
+    ]  # fmt: skip
+    template = _pod_template(job, resolved, container, restart="Never")
+    spec = {"backoffLimit": 2, "activeDeadlineSeconds": 3600, "template": template}
+    erase: Json = {
+        "apiVersion": BATCH_JOBS.api_version,
+        "kind": BATCH_JOBS.kind,
+        "metadata": _metadata(job, name),
+        "spec": spec,
+    }
+    return [
+        (SERVICE_ACCOUNTS, _service_account(job)),
+        (CONFIG_MAPS, _config_map(job, name, resolved)),
+        (BATCH_JOBS, erase),
+    ]
+
+
+def job_file(job: Job, resolved: Resolved) -> str:
+    """The job as the trainer reads it: whole, with mounted paths in place of volumes."""
+    metadata = {"name": job.key.name, "namespace": job.key.namespace}
+    spec = resolved.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+    whole = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
+    return yaml.safe_dump(whole, sort_keys=False, allow_unicode=True)
+
+
+def _ray_job(job: Job, attempt: int, resolved: Resolved, settings: Settings) -> Json:
+    spec, policy, runtime = resolved.spec, resolved.spec.run_policy, resolved.runtime
+    name = attempt_name(job, attempt)
+    url = f"{settings.progress_url}/v1/jobs/{job.key.namespace}/{job.key.name}/attempts/{attempt}"
+    environment = [
+        {"name": "DREAMBOOTH_OUT", "value": resolved.out},
+        {"name": "DREAMBOOTH_STORE", "value": resolved.store},
+        {"name": "DREAMBOOTH_PROGRESS_URL", "value": url},
+        {"name": "DREAMBOOTH_PROGRESS_TOKEN_FILE", "value": f"{TOKEN_FOLDER}/token"},
+    ]
+
+    def pod(container_name: str, resources: PodResources, *, automount: bool = False, restart: str = "") -> Json:
+        container = _container(container_name, resolved, resources, environment)
+        return _pod_template(job, resolved, container, attempt=attempt, automount=automount, restart=restart)
+
+    elastic, workers = spec.cluster.elastic, spec.cluster.workers
+    least, most = (elastic.min_workers, elastic.max_workers) if elastic else (workers, workers)
+    cluster: Json = {
+        "rayVersion": runtime.ray_version,
+        "headGroupSpec": {
+            # The head drives; Ray places no work on it.
+            "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0", "num-gpus": "0"},
+            # A head restarted in place would be given the job once more.
+            "template": pod("ray-head", runtime.pods.head, automount=elastic is not None, restart="Never"),
+        },
+        "workerGroupSpecs": [
+            {
+                "groupName": "workers",
+                "replicas": min(max(workers, least), most),
+                "minReplicas": least,
+                "maxReplicas": most,
+                "rayStartParams": {},
+                "template": pod("ray-worker", resolved.worker),
+            }
+        ],
+    }
+    if elastic:
+        cluster["enableInTreeAutoscaling"] = True
+        cluster["autoscalerOptions"] = {"securityContext": _container_security()}
+    metadata = _metadata(job, name, attempt=attempt)
+    # KubeRay copies it to the RayCluster: a head that died stays dead, instead of running the job once more.
+    metadata["annotations"] = {"ray.io/disable-provisioned-head-restart": "true"}
+    if policy.queue_name:
+        metadata["labels"][QUEUE_LABEL] = policy.queue_name
+    return {
+        "apiVersion": RAY_JOBS.api_version,
+        "kind": RAY_JOBS.kind,
+        "metadata": metadata,
+        "spec": {
+            "entrypoint": ENTRYPOINT,
+            "submissionMode": "HTTPMode",
+            "backoffLimit": 0,  # an attempt is ours to count
+            "shutdownAfterJobFinishes": True,
+            # With a queue it waits to be admitted; from then on the field is the queue's, never ours.
+            "suspend": policy.queue_name is not None,
+            "rayClusterSpec": cluster,
+        },
+    }
+
+
+def _container(name: str, resolved: Resolved, resources: PodResources, environment: list[Json]) -> Json:
+    runtime = resolved.runtime
+    amounts: dict[str, str] = {"cpu": resources.cpu, "memory": resources.memory}
+    if resources.gpu:
+        amounts[runtime.pods.gpu_resource] = str(resources.gpu)
+    container: Json = {
+        "name": name,
+        "image": resolved.spec.cluster.image,
+        "imagePullPolicy": runtime.image_pull_policy,
+        "env": environment,
+        "resources": {"requests": amounts, "limits": dict(amounts)},
+        "securityContext": _container_security(),
+        "volumeMounts": _mounts(resolved),
+    }
+    if secret := runtime.storage.credentials_secret:
+        container["envFrom"] = [{"secretRef": {"name": secret}}]
+    return container
+
+
+def _pod_template(
+    job: Job,
+    resolved: Resolved,
+    container: Json,
+    *,
+    attempt: int | None = None,
+    automount: bool = False,
+    restart: str = "",
+) -> Json:
+    spec, name = resolved.spec, attempt_name(job, attempt) if attempt else erase_name(job)
+    pod: Json = {
+        "serviceAccountName": base_name(job),
+        "automountServiceAccountToken": automount,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "fsGroup": _USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": _volumes(resolved, name),
+    }
+    if spec.cluster.node_selector:
+        pod["nodeSelector"] = dict(spec.cluster.node_selector)
+    if spec.cluster.tolerations:
+        pod["tolerations"] = [dict(toleration) for toleration in spec.cluster.tolerations]
+    if spec.run_policy.priority_class_name:
+        pod["priorityClassName"] = spec.run_policy.priority_class_name
+    if restart:
+        pod["restartPolicy"] = restart
+    return {"metadata": {"labels": _labels(job, attempt)}, "spec": pod}
+
+
+def _volumes(resolved: Resolved, config_map: str) -> list[Json]:
+    token = {"audience": AUDIENCE, "expirationSeconds": _TOKEN_SECONDS, "path": "token"}
+    volumes: list[Json] = [
+        {"name": "job", "configMap": {"name": config_map}},
+        {"name": "progress-token", "projected": {"sources": [{"serviceAccountToken": token}]}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": resolved.runtime.pods.shared_memory}},
+    ]
+    if resolved.images:
+        volumes.append({"name": "images", **resolved.images})
+    if resolved.claim:
+        volumes.append({"name": "output", "persistentVolumeClaim": {"claimName": resolved.claim}})
+    return volumes
+
+
+def _mounts(resolved: Resolved) -> list[Json]:
+    mounts: list[Json] = [
+        {"name": "job", "mountPath": "/etc/dreambooth", "readOnly": True},
+        {"name": "progress-token", "mountPath": TOKEN_FOLDER, "readOnly": True},
+        {"name": "shm", "mountPath": "/dev/shm"},
+    ]
+    if resolved.images:
+        mounts.append({"name": "images", "mountPath": IMAGES_PATH, "readOnly": True})
+    if resolved.claim:
+        mounts.append({"name": "output", "mountPath": OUTPUT_PATH})
+    return mounts
+
+
+def _config_map(job: Job, name: str, resolved: Resolved) -> Json:
+    return {
+        "apiVersion": CONFIG_MAPS.api_version,
+        "kind": CONFIG_MAPS.kind,
+        "metadata": _metadata(job, name),
+        "immutable": True,
+        "data": {"job.yaml": job_file(job, resolved)},
+    }
+
+
+def _service_account(job: Job) -> Json:
+    """An identity without any right: its only use is the token for the progress endpoint."""
+    return {
+        "apiVersion": SERVICE_ACCOUNTS.api_version,
+        "kind": SERVICE_ACCOUNTS.kind,
+        "metadata": _metadata(job, base_name(job)),
+        "automountServiceAccountToken": False,
+    }
+
+
+def _network_policy(job: Job) -> Json:
+    """Pods of a job talk to each other; KubeRay reaches the dashboard; nobody else comes in."""
+    kuberay = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}}
+    mine = {"matchLabels": {JOB_LABEL: job.key.name}}
+    return {
+        "apiVersion": NETWORK_POLICIES.api_version,
+        "kind": NETWORK_POLICIES.kind,
+        "metadata": _metadata(job, base_name(job)),
+        "spec": {
+            "podSelector": mine,
+            "policyTypes": ["Ingress"],
+            "ingress": [
+                {"from": [{"podSelector": mine}]},
+                {"from": [kuberay], "ports": [{"port": 8265, "protocol": "TCP"}]},
+            ],
+        },
+    }
+
+
+def _metadata(job: Job, name: str, *, attempt: int | None = None) -> Json:
+    owner = {key: job.reference[key] for key in ("apiVersion", "kind", "name", "uid")}
+    return {
+        "name": name,
+        "namespace": job.key.namespace,
+        "labels": _labels(job, attempt),
+        "ownerReferences": [{**owner, "controller": True}],
+    }
+
+
+def _labels(job: Job, attempt: int | None) -> dict[str, str]:
+    labels = {JOB_LABEL: job.key.name, "app.kubernetes.io/managed-by": "dreambooth-operator"}
+    return {**labels, ATTEMPT_LABEL: str(attempt)} if attempt else labels
+
+
+def _container_security() -> dict[str, Any]:
+    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}

@@ -1,0 +1,118 @@
+"""`POST /v1/jobs/<namespace>/<name>/attempts/<n>`: a trainer tells where it is.
+
+A report is written into the job's status, under a field manager of its own, before it is answered: what
+was answered with 202 survives this process. Progress within a phase is written at most every few
+seconds; a new phase, scores, an output or a failure at once.
+
+Answers: 202 taken; 400 not understood; 401 no valid token; 403 not this job's pod; 404 no such job;
+409 this attempt is over, stop; 503 try again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from aiohttp import web
+from pydantic import ValidationError
+
+from dreambooth_operator.api.resources import JOBS
+from dreambooth_operator.api.status import TERMINAL, ReportedStatus
+from dreambooth_operator.controller.names import attempt_name, base_name
+from dreambooth_operator.controller.views import Job, read_job
+from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiError
+from dreambooth_operator.machinery.resources import Json, Key
+from dreambooth_operator.progress.report import TrainerReport, is_news, merge
+from dreambooth_operator.progress.tokens import Caller, TokenChecker
+
+log = logging.getLogger(__name__)
+FIELD_MANAGER = "dreambooth-progress"
+_MOST_BYTES = 64 * 1024
+_WRITE_SECONDS = 5.0
+_MOST_TRIES = 5
+
+
+class Endpoint:
+    """See the module. `clock` counts seconds and only goes forward."""
+
+    def __init__(self, api: Api, tokens: TokenChecker, *, clock: Callable[[], float]) -> None:
+        self._api = api
+        self._tokens = tokens
+        self._clock = clock
+        self._written: dict[tuple[Key, int], float] = {}
+
+    def app(self) -> web.Application:
+        app = web.Application(client_max_size=_MOST_BYTES)
+        app.add_routes([web.post("/v1/jobs/{namespace}/{name}/attempts/{attempt:\\d{1,6}}", self._post)])
+        return app
+
+    async def _post(self, request: web.Request) -> web.Response:
+        key = Key(request.match_info["namespace"], request.match_info["name"])
+        attempt = int(request.match_info["attempt"])
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        try:
+            caller = await self._tokens.check(token) if scheme == "Bearer" and token else None
+            if caller is None:
+                return _say(401, "send the pod's token for audience dreambooth-progress as Authorization: Bearer")
+            if caller.namespace != key.namespace:
+                return _say(403, f"a pod of namespace {caller.namespace} cannot report for {key}")
+            report = TrainerReport.model_validate_json(await request.read())
+            return await self._take(key, attempt, caller, report)
+        except ValidationError as error:
+            return _say(400, "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()))
+        except ApiError as error:
+            if error.is_not_found:
+                return _say(404, f"there is no DreamBoothJob {key}")
+            log.warning("report for %s: %s", key, error)
+            return _say(503, "the API server refused for now; try again")
+        except CONNECTION_ERRORS:
+            return _say(503, "the API server is away; try again")
+
+    async def _take(self, key: Key, attempt: int, caller: Caller, report: TrainerReport) -> web.Response:
+        for _ in range(_MOST_TRIES):
+            job = read_job(await self._api.get(JOBS, key))
+            if refusal := _refuse(job, attempt, caller):
+                return refusal
+            last = self._written.get((key, attempt))
+            if last is not None and self._clock() - last < _WRITE_SECONDS and not is_news(job.status, report, attempt):
+                return _say(202, "taken; not written, too soon after the last")
+            try:
+                await self._write(job, merge(job.status, report, attempt, datetime.now(UTC)))
+            except ApiError as error:
+                if error.is_conflict:
+                    continue
+                raise
+            self._remember(key, attempt)
+            return _say(202, "written")
+        return _say(503, "the job changes too fast; try again")
+
+    async def _write(self, job: Job, status: ReportedStatus) -> None:
+        obj: Json = {
+            "apiVersion": JOBS.api_version,
+            "kind": JOBS.kind,
+            "metadata": {**job.key._asdict(), "resourceVersion": job.resource_version},
+            "status": status.model_dump(mode="json", by_alias=True, exclude_none=True),
+        }
+        await self._api.apply(JOBS, obj, manager=FIELD_MANAGER, subresource="status")
+
+    def _remember(self, key: Key, attempt: int) -> None:
+        now = self._clock()
+        if len(self._written) > 10_000:
+            self._written = {k: t for k, t in self._written.items() if now - t < _WRITE_SECONDS}
+        self._written[(key, attempt)] = now
+
+
+def _refuse(job: Job, attempt: int, caller: Caller) -> web.Response | None:
+    """Why `caller` may not report for this attempt of `job`; None if it may."""
+    if caller.account != base_name(job):
+        return _say(403, f"service account {caller.account} is not that of DreamBoothJob {job.key}")
+    if caller.pod and not caller.pod.startswith(f"{attempt_name(job, attempt)}-"):
+        return _say(403, f"pod {caller.pod} does not belong to attempt {attempt} of DreamBoothJob {job.key}")
+    if attempt != job.status.attempts or job.status.phase in TERMINAL or job.deleted:
+        return _say(409, f"attempt {attempt} is over; stop")
+    return None
+
+
+def _say(status: int, message: str) -> web.Response:
+    return web.json_response({"message": message}, status=status)

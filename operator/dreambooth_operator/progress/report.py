@@ -1,0 +1,117 @@
+"""What a trainer reports, and what becomes of it in a job's status. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from dreambooth_operator.api.status import (
+    Failure,
+    JobStatus,
+    Lenient,
+    OutputStatus,
+    PriorsStatus,
+    Report,
+    ReportedStatus,
+    Scores,
+    TrainerPhase,
+    TrainingStatus,
+)
+
+
+class TrainerReport(Lenient):
+    """The body of a report. All fields are optional: what is not said stays as it was."""
+
+    phase: TrainerPhase | None = None
+    step: int | None = Field(default=None, ge=0)
+    steps: int | None = Field(default=None, ge=0)
+    loss: float | None = None
+    steps_per_second: float | None = Field(default=None, ge=0)
+    eta_seconds: float | None = Field(default=None, ge=0)
+    priors: PriorsStatus | None = None
+    scores: dict[str, float | None] | None = Field(default=None, max_length=32)
+    output: OutputStatus | None = None
+    failure: Failure | None = None
+
+    @field_validator("phase", mode="before")
+    @classmethod
+    def _phase_in_any_case(cls, value: object) -> object:
+        return value.capitalize() if isinstance(value, str) else value
+
+    @field_validator("loss", "steps_per_second", "eta_seconds", mode="after")
+    @classmethod
+    def _finite_or_nothing(cls, value: float | None) -> float | None:
+        # A loss of NaN is news for the log; the API server takes numbers only.
+        return value if value is not None and abs(value) < 1e300 else None
+
+
+def merge(status: JobStatus, report: TrainerReport, attempt: int, now: datetime) -> ReportedStatus:
+    """What the endpoint owns of the status after `report` of `attempt`."""
+    old = status.report if status.report and status.report.attempt == attempt else None
+    phase = report.phase or (old.phase if old else None)
+    return ReportedStatus(
+        report=Report(
+            attempt=attempt,
+            phase=phase,
+            time=now.replace(microsecond=0),
+            failure=report.failure or (old.failure if old else None),
+        ),
+        priors=report.priors or status.priors,
+        training=_training(status.training or TrainingStatus(), report, phase),
+        scores=_scores(report.scores) if report.scores else status.scores,
+        output=report.output or status.output,
+    )
+
+
+def is_news(status: JobStatus, report: TrainerReport, attempt: int) -> bool:
+    """Whether a report says more than how far the phase is, and so should not wait."""
+    old = status.report
+    if old is None or old.attempt != attempt:
+        return True
+    return (
+        (report.phase is not None and report.phase is not old.phase)
+        or (report.failure is not None and report.failure != old.failure)
+        or (report.output is not None and report.output != status.output)
+        or (report.scores is not None and _scores(report.scores) != status.scores)
+    )
+
+
+def _training(old: TrainingStatus, report: TrainerReport, phase: TrainerPhase | None) -> TrainingStatus | None:
+    given: dict[str, Any] = {
+        "step": report.step,
+        "steps": report.steps,
+        "loss": _rounded(report.loss),
+        "steps_per_second": _rounded(report.steps_per_second),
+        "eta": _duration(report.eta_seconds),
+    }
+    new = old.model_copy(update={name: value for name, value in given.items() if value is not None})
+    if phase is not TrainerPhase.TRAIN or new.step == new.steps:
+        new = new.model_copy(update={"eta": None, "steps_per_second": None})
+    if new.step is not None and new.steps:
+        new = new.model_copy(update={"progress": f"{new.step}/{new.steps}"})
+    return None if new == TrainingStatus() else new
+
+
+def _scores(scores: dict[str, float | None]) -> Scores:
+    """Scores by any of their names (clipI, clip_i), with three digits."""
+    fields = {name.replace("_", ""): name for name in Scores.model_fields}
+    known = {fields[key]: value for name, value in scores.items() if (key := name.replace("_", "").lower()) in fields}
+    return Scores(**{name: f"{value:.3f}" for name, value in known.items() if value is not None})
+
+
+def _rounded(value: float | None) -> float | None:
+    """Four significant digits: more is noise, and a write."""
+    return None if value is None else float(f"{value:.4g}")
+
+
+def _duration(seconds: float | None) -> str | None:
+    """As kubectl shows ages: 45s, 5m, 2h10m."""
+    if seconds is None:
+        return None
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes}m" if minutes else f"{hours}h"
+    return f"{minutes}m" if minutes else f"{rest}s"

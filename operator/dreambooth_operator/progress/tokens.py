@@ -1,0 +1,67 @@
+"""Who is calling: a pod's audience-bound token, checked by the API server."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dreambooth_operator.machinery.client import Api
+from dreambooth_operator.machinery.resources import TOKEN_REVIEWS, Json
+
+_KEPT_SECONDS = 60
+_MOST_KEPT = 5000
+_ACCOUNT = "system:serviceaccount:"
+_POD_NAME = "authentication.kubernetes.io/pod-name"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A service account, and the pod that its token is bound to (empty if to none)."""
+
+    namespace: str
+    account: str
+    pod: str
+
+
+class TokenChecker:
+    """Asks TokenReview, and remembers a yes for a minute; a no is asked anew each time."""
+
+    def __init__(self, api: Api, audience: str, *, clock: Callable[[], float]) -> None:
+        self._api = api
+        self._audience = audience
+        self._clock = clock
+        self._known: dict[bytes, tuple[float, Caller]] = {}
+
+    async def check(self, token: str) -> Caller | None:
+        """Whose token it is; None if it is nobody's or for another audience."""
+        digest, now = hashlib.sha256(token.encode()).digest(), self._clock()
+        known = self._known.get(digest)
+        if known and known[0] > now:
+            return known[1]
+        caller = await self._review(token)
+        if caller is None:
+            self._known.pop(digest, None)
+        else:
+            if len(self._known) >= _MOST_KEPT:
+                self._known = {d: k for d, k in self._known.items() if k[0] > now}
+            self._known[digest] = (now + _KEPT_SECONDS, caller)
+        return caller
+
+    async def _review(self, token: str) -> Caller | None:
+        body: Json = {
+            "apiVersion": TOKEN_REVIEWS.api_version,
+            "kind": TOKEN_REVIEWS.kind,
+            "spec": {"token": token, "audiences": [self._audience]},
+        }
+        status = (await self._api.request("POST", TOKEN_REVIEWS.path(), body=body)).get("status") or {}
+        user = status.get("user") or {}
+        name = user.get("username", "")
+        # A server that knows no audiences answers without any: then the token proves too little.
+        if not status.get("authenticated") or self._audience not in (status.get("audiences") or ()):
+            return None
+        if not name.startswith(_ACCOUNT):
+            return None
+        namespace, _, account = name.removeprefix(_ACCOUNT).partition(":")
+        pod = ((user.get("extra") or {}).get(_POD_NAME) or [""])[0]
+        return Caller(namespace, account, pod)
