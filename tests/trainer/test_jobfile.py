@@ -406,7 +406,8 @@ def test_a_dumped_job_is_short_and_loads_again(load: Callable[..., DreamBoothJob
     assert dumped == (
         "apiVersion: dreambooth.dev/v1alpha1\nkind: DreamBoothJob\nmetadata:\n  name: my-dog\nspec:\n  subject:\n"
         f"    images:\n      uri: {tmp_path}/photos\n    class: '1e3'\n  training:\n    method: LoRA\n"
-        "    learningRate: 5.0e-06\n    deepspeed:\n      config:\n        a: null\n        b: '5e-6'\n        c: 'on'\n"
+        "    learningRate: 5.0e-06\n    deepspeed:\n      config:\n"
+        "        a: null\n        b: '5e-6'\n        c: 'on'\n"
     )
 
 

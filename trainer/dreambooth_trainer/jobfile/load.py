@@ -143,5 +143,5 @@ def _without_nulls(value: JsonValue, model: type[BaseModel] | None) -> JsonValue
     return {
         key: _without_nulls(item, model_in(fields[key].annotation) if key in fields else None)
         for key, item in value.items()
-        if item is not None or key not in fields
+        if item is not None or (key not in fields and model.model_config.get("extra") != "allow")
     }
