@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from .randomness import seeded
+
 BACKGROUNDS: dict[str, str] = {
     "beach": "on the beach",
     "snow": "in the snow",
@@ -34,7 +36,7 @@ Rgb = tuple[int, int, int]
 @lru_cache(maxsize=len(BACKGROUNDS) * VARIANTS)
 def paint_background(name: str, variant: int) -> NDArray[np.uint8]:
     """The place without a subject, uint8 [128, 128, 3]; shared between callers, so copy before drawing."""
-    rng = random.Random(f"{name}/{variant}")
+    rng = seeded(f"{name}/{variant}")
     image = Image.new("RGB", (CANVAS, CANVAS))
     _PAINTERS[name](ImageDraw.Draw(image), rng, 4 * rng.randint(17, 20), rng.random() < 0.5)
     canvas = np.array(image)
@@ -116,7 +118,9 @@ def _meadow(draw: Draw, rng: random.Random, horizon: int, left: bool) -> None:
 def _desert(draw: Draw, rng: random.Random, horizon: int, left: bool) -> None:
     _zone(draw, 0, CANVAS, (252, 196, 124))
     top = horizon + 8
-    draw.polygon([(0, top), (_side(left, 84), top - 24), (CANVAS, top), (CANVAS, CANVAS), (0, CANVAS)], fill=(208, 134, 66))
+    draw.polygon(
+        [(0, top), (_side(left, 84), top - 24), (CANVAS, top), (CANVAS, CANVAS), (0, CANVAS)], fill=(208, 134, 66)
+    )
     x = _side(left, 16)
     _box(draw, x - 5, top - 56, x + 5, top + 12, (48, 122, 62))
     _box(draw, x - 13, top - 40, x - 7, top - 20, (48, 122, 62))

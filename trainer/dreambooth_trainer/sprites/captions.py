@@ -34,7 +34,9 @@ SPRITES_PROMPTS: tuple[str, ...] = (
 """25 prompts to evaluate a subject with; `{}` is "sks dog" for the subject and "dog" for its class."""
 
 
-def phrase(cls: str, *, size: str = "", rare: str = "", colour: str = "", pattern: str = "", background: str = "") -> str:
+def phrase(
+    cls: str, *, size: str = "", rare: str = "", colour: str = "", pattern: str = "", background: str = ""
+) -> str:
     """Caption in the one word order the base knows: a small sks red striped dog on the beach."""
     place = BACKGROUNDS[background] if background else ""
     return " ".join(word for word in ("a", size, rare, colour, pattern, cls, place) if word)

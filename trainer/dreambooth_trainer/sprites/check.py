@@ -58,14 +58,18 @@ def draw(
     return drawn
 
 
-def accuracy(evaluator: SpritesEvaluator, sprites: Sequence[Pixels], told: Sequence[str], label: Callable[[str], str]) -> float:
+def accuracy(
+    evaluator: SpritesEvaluator, sprites: Sequence[Pixels], told: Sequence[str], label: Callable[[str], str]
+) -> float:
     """Share of `sprites` for which the evaluator picks, among all labels, the word each was asked for."""
     words = list(dict.fromkeys(told))
     found = evaluator.classify(sprites, [label(word) for word in words])
     return float(np.mean([words[index] == word for index, word in zip(found, told, strict=True)]))
 
 
-def class_score(pipeline: StableDiffusionPipeline, evaluator: SpritesEvaluator, each: int, guidance: float = 3.0) -> Score:
+def class_score(
+    pipeline: StableDiffusionPipeline, evaluator: SpritesEvaluator, each: int, guidance: float = 3.0
+) -> Score:
     """Are "a dog", "a cat" ... what they should be?"""
     told = [cls for cls in CLASSES for _ in range(each)]
     sprites = draw(pipeline, [phrase(cls) for cls in told], seed=1, guidance=guidance)
@@ -102,17 +106,23 @@ def rare_scores(pipeline: StableDiffusionPipeline, evaluator: SpritesEvaluator, 
     yield Score("cosine, same noise, with / without rare token", float((first * second).sum(dim=1).mean()), len(told))
 
 
-def diversity_score(pipeline: StableDiffusionPipeline, evaluator: SpritesEvaluator, each: int, guidance: float) -> Score:
+def diversity_score(
+    pipeline: StableDiffusionPipeline, evaluator: SpritesEvaluator, each: int, guidance: float
+) -> Score:
     """Mean distance (1 - subject cosine) of two pictures of "a <class>"; the world's own is near 1."""
     distances: list[float] = []
     for seed, cls in enumerate(CLASSES):
-        features = evaluator.image_features_subject(draw(pipeline, [phrase(cls)] * each, seed=20 + seed, guidance=guidance))
+        features = evaluator.image_features_subject(
+            draw(pipeline, [phrase(cls)] * each, seed=20 + seed, guidance=guidance)
+        )
         apart = ~torch.eye(each, dtype=torch.bool)
         distances.append(float((1 - features @ features.T)[apart].mean()))
     return Score(f"diversity, guidance {guidance:g}", float(np.mean(distances)), each * len(CLASSES))
 
 
-def check_sprites(folder: Path, sheet: Path | None = None, each: int = 32, console: Console | None = None) -> list[Score]:
+def check_sprites(
+    folder: Path, sheet: Path | None = None, each: int = 32, console: Console | None = None
+) -> list[Score]:
     """Measure the base model in `folder`; print the table; write a contact sheet of classes x places."""
     pipeline, evaluator = load_pipeline(folder), load_evaluator(folder / "evaluator")
     scores = [class_score(pipeline, evaluator, each, guidance) for guidance in (1.5, 3.0)]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .captions import caption
+from .randomness import seeded
 from .world import SIZE, random_scene, random_subject, render
 
 CHUNK = 500
@@ -36,7 +36,9 @@ def make_sprites(count: int, captions_per_image: int, seed: int) -> SpriteSet:
         # spawn: a forked child of a process whose OpenMP threads already run may hang
         with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
             parts = list(pool.map(_render_unit, units))
-    return SpriteSet(np.concatenate([part.images for part in parts]), [texts for part in parts for texts in part.captions])
+    return SpriteSet(
+        np.concatenate([part.images for part in parts]), [texts for part in parts for texts in part.captions]
+    )
 
 
 def save_sprites(sprites: SpriteSet, path: Path) -> None:
@@ -55,7 +57,7 @@ def load_sprites(path: Path) -> SpriteSet:
 
 def _render_unit(unit: tuple[str, int, int]) -> SpriteSet:
     seed, count, captions_per_image = unit
-    rng = random.Random(seed)
+    rng = seeded(seed)
     images = np.empty((count, SIZE, SIZE, 3), dtype=np.uint8)
     captions: list[list[str]] = []
     for index in range(count):

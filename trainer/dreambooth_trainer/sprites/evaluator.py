@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.functional import normalize
 
 from . import EVALUATOR_WEIGHTS
 from .captions import RARE_TOKENS, WORDS
@@ -56,7 +56,9 @@ class EvaluatorNet(nn.Module):
         )
         self.subject = nn.Linear(config.hidden, config.subject_size)
         self.joint = nn.Linear(config.hidden, config.joint_size)
-        self.text = nn.Sequential(nn.Linear(len(config.words), config.hidden), nn.ReLU(), nn.Linear(config.hidden, config.joint_size))
+        self.text = nn.Sequential(
+            nn.Linear(len(config.words), config.hidden), nn.ReLU(), nn.Linear(config.hidden, config.joint_size)
+        )
         self.log_scale = nn.Parameter(torch.tensor(2.5))
         self.register_buffer("subject_centre", torch.zeros(config.subject_size))
         self.register_buffer("joint_centre", torch.zeros(config.joint_size))
@@ -76,18 +78,18 @@ class SpritesEvaluator:
     @torch.no_grad()
     def image_features_subject(self, images: Sequence[Sprite]) -> torch.Tensor:
         """Who is shown, float [N, 64]: same individual close, another individual (even of the class) far."""
-        return F.normalize(F.normalize(self.net.subject(self._hidden(images)), dim=1) - self.net.subject_centre, dim=1)
+        return normalize(normalize(self.net.subject(self._hidden(images)), dim=1) - self.net.subject_centre, dim=1)
 
     @torch.no_grad()
     def image_features(self, images: Sequence[Sprite]) -> torch.Tensor:
         """What is shown, float [N, 64], comparable with `text_features`."""
-        return F.normalize(F.normalize(self.net.joint(self._hidden(images)), dim=1) - self.net.joint_centre, dim=1)
+        return normalize(normalize(self.net.joint(self._hidden(images)), dim=1) - self.net.joint_centre, dim=1)
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
         """What is told, float [N, 64]. Words it does not know, such as an identifier, count for nothing."""
         counts = bag_of_words(texts, self.net.config.words)
-        return F.normalize(F.normalize(self.net.text(counts), dim=1) - self.net.text_centre, dim=1)
+        return normalize(normalize(self.net.text(counts), dim=1) - self.net.text_centre, dim=1)
 
     def classify(self, images: Sequence[Sprite], labels: Sequence[str]) -> list[int]:
         """Zero-shot: index of the label that says best what each image shows."""
@@ -101,7 +103,9 @@ class SpritesEvaluator:
         """Write `config.json` and `model.safetensors` (float16)."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(asdict(self.net.config), indent=1) + "\n")
-        state = {name: value.half() if value.is_floating_point() else value for name, value in self.net.state_dict().items()}
+        state = {
+            name: value.half() if value.is_floating_point() else value for name, value in self.net.state_dict().items()
+        }
         save_file(state, folder / "model.safetensors")
 
 
@@ -109,9 +113,16 @@ def load_evaluator(path: Path | None = None) -> SpritesEvaluator:
     """The evaluator in `path`; without one, that shipped with the package."""
     folder = path or EVALUATOR_WEIGHTS
     stored = json.loads((folder / "config.json").read_text())
-    config = EvaluatorConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()})
+    config = EvaluatorConfig(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+    )
     net = EvaluatorNet(config)
-    net.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in load_file(folder / "model.safetensors").items()})
+    net.load_state_dict(
+        {
+            name: value.float() if value.is_floating_point() else value
+            for name, value in load_file(folder / "model.safetensors").items()
+        }
+    )
     return SpritesEvaluator(net)
 
 

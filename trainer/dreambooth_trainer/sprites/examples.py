@@ -1,18 +1,20 @@
 """Subjects to teach: `builtin:sprites/<name>` in a job. Their colours and shapes say more than words could."""
 
-import random
 from pathlib import Path
 
 from PIL import Image
 
 from .backgrounds import BACKGROUNDS
+from .randomness import seeded
 from .world import Pixels, Rgb, Scene, Subject, random_scene, render
 
 IMAGES = 5
 """Pictures of each subject."""
 
 
-def _odd(cls: str, body: tuple[str, Rgb], accent: tuple[str, Rgb], pattern: str, shape: tuple[float, float, float]) -> Subject:
+def _odd(
+    cls: str, body: tuple[str, Rgb], accent: tuple[str, Rgb], pattern: str, shape: tuple[float, float, float]
+) -> Subject:
     return Subject(cls, body[0], body[1], accent[0], accent[1], pattern, shape)
 
 
@@ -36,7 +38,7 @@ EXAMPLES: dict[str, Subject] = {
 
 def example_scenes(name: str) -> list[Scene]:
     """The scenes of an example, each in another place; always the same for a name."""
-    rng = random.Random(f"example/{name}")
+    rng = seeded(f"example/{name}")
     places = rng.sample(tuple(BACKGROUNDS), IMAGES)
     return [random_scene(rng, place, "big" if index % 2 else "medium") for index, place in enumerate(places)]
 

@@ -65,7 +65,12 @@ def cat(head: float, ear: float, tail: float) -> list[Part]:
     """Sitting, from the front, with pointed ears and a curled tail."""
     width, point = 0.48 + 0.05 * head, 0.26 + 0.08 * ear
     return [
-        Part("accent", polygon((0.3, 0.9), (0.98, 0.7), (0.95, 0.0 + 0.2 * tail), (0.68, 0.05 + 0.2 * tail), (0.68, 0.5), (0.3, 0.6))),
+        Part(
+            "accent",
+            polygon(
+                (0.3, 0.9), (0.98, 0.7), (0.95, 0.0 + 0.2 * tail), (0.68, 0.05 + 0.2 * tail), (0.68, 0.5), (0.3, 0.6)
+            ),
+        ),
         Part("body", ellipse(0, 0.5, 0.48, 0.48)),
         Part("body", polygon((-0.48, -0.3), (-0.46, -0.68 - point), (-0.04, -0.62))),
         Part("body", polygon((0.48, -0.3), (0.46, -0.68 - point), (0.04, -0.62))),

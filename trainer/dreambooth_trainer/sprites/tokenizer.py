@@ -1,10 +1,9 @@
 """A `CLIPTokenizer` in which every word of the sprite world is one token; other words are spelled out."""
 
+import json
 import string
 from collections.abc import Sequence
 from typing import Any
-
-import json
 
 import torch
 from tokenizers import Tokenizer
@@ -33,7 +32,9 @@ def build_tokenizer() -> CLIPTokenizer:
 
 def encode(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> torch.Tensor:
     """Token ids, int64 [captions, 16], padded with the end token as Stable Diffusion does."""
-    encoded: Any = tokenizer(list(captions), padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt")
+    encoded: Any = tokenizer(
+        list(captions), padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt"
+    )
     return encoded.input_ids
 
 

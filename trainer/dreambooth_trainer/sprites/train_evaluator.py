@@ -1,18 +1,18 @@
 """Stage 3: the evaluator, on images and seeds of its own."""
 
-import random
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from rich.console import Console
+from torch.nn.functional import cross_entropy, normalize
 
 from .captions import caption
 from .evaluator import EvaluatorConfig, EvaluatorNet, SpritesEvaluator, bag_of_words
+from .randomness import seeded
 from .train_vae import to_tensor
-from .training import load_state, make_optimizer, progress, save_state, step_generator
+from .training import Checkpoint, make_optimizer, progress, step_generator
 from .world import Scene, Subject, random_scene, random_subject, render
 
 TEMPERATURE = 0.1
@@ -23,10 +23,10 @@ TEMPERATURE = 0.1
 class EvaluatorTraining:
     """Schedule of the evaluator."""
 
-    subjects: int = 6_000
+    subjects: int = 4_000
     views: int = 4
     """Pictures of each subject, every one in another scene."""
-    steps: int = 1_500
+    steps: int = 1_200
     batch: int = 64
     """Subjects a step; two views of each are shown."""
     rate: float = 2e-3
@@ -43,7 +43,7 @@ class Album:
 
 def make_album(subjects: int, views: int, seed: int) -> Album:
     """Individuals, each in `views` scenes. Neighbours (2k, 2k + 1) share class and pattern: hard negatives."""
-    rng = random.Random(f"album/{seed}")
+    rng = seeded(f"album/{seed}")
     people: list[Subject] = []
     scenes: list[list[Scene]] = []
     for index in range(subjects):
@@ -60,12 +60,8 @@ def train_evaluator(work: Path, training: EvaluatorTraining, seed: int, console:
     torch.manual_seed(seed)
     net = EvaluatorNet(EvaluatorConfig()).train()
     optimizer, schedule = make_optimizer(list(net.parameters()), training.rate, training.steps, weight_decay=1e-2)
-    holders = {"net": net, "optimizer": optimizer, "schedule": schedule}
-    start = 0
-    if state := load_state(work / "evaluator.ckpt"):
-        start = state.pop("step")
-        for name, holder in holders.items():
-            holder.load_state_dict(state[name])
+    checkpoint = Checkpoint(work / "evaluator.ckpt", net=net, optimizer=optimizer, schedule=schedule)
+    start = checkpoint.restore()
     with progress("evaluator", start, training.steps, console) as report:
         for step in range(start + 1, training.steps + 1):
             generator = step_generator(seed, step)
@@ -76,7 +72,7 @@ def train_evaluator(work: Path, training: EvaluatorTraining, seed: int, console:
             schedule.step()
             report(step, f"subject {subject_loss.item():.3f} caption {joint_loss.item():.3f}")
             if step % 250 == 0 or step == training.steps:
-                save_state(work / "evaluator.ckpt", {**{n: h.state_dict() for n, h in holders.items()}, "step": step})
+                checkpoint.save(step)
     centre_features(net.eval(), album, seed)
     return SpritesEvaluator(net)
 
@@ -89,15 +85,23 @@ def evaluator_losses(
     pairs = torch.randint(len(album.subjects) // 2, (batch // 2,), generator=generator)
     people = torch.stack([2 * pairs, 2 * pairs + 1], dim=1).flatten().tolist()
     views = [torch.randperm(album.images.shape[1], generator=generator)[:2].tolist() for _ in people]
-    rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
+    rng = seeded(str(torch.randint(2**31, (1,), generator=generator).item()))
     images = np.concatenate([[album.images[p, v[k]] for p, v in zip(people, views, strict=True)] for k in (0, 1)])
-    texts = [caption(album.subjects[p], album.scenes[p][v[k]], rng) for k in (0, 1) for p, v in zip(people, views, strict=True)]
+    texts = [
+        caption(album.subjects[p], album.scenes[p][v[k]], rng)
+        for k in (0, 1)
+        for p, v in zip(people, views, strict=True)
+    ]
     pixels = to_tensor(images)
-    pixels = pixels + 0.06 * torch.rand(len(pixels), 1, 1, 1, generator=generator) * torch.randn(pixels.shape, generator=generator)
+    pixels = pixels + 0.06 * torch.rand(len(pixels), 1, 1, 1, generator=generator) * torch.randn(
+        pixels.shape, generator=generator
+    )
     hidden = net.trunk(pixels)
-    subject_loss = same_subject_loss(F.normalize(net.subject(hidden), dim=1), torch.tensor(people * 2))
+    subject_loss = same_subject_loss(normalize(net.subject(hidden), dim=1), torch.tensor(people * 2))
     counts = bag_of_words(texts, net.config.words)
-    joint_loss = caption_loss(F.normalize(net.joint(hidden), dim=1), F.normalize(net.text(counts), dim=1), net.log_scale.exp(), counts)
+    joint_loss = caption_loss(
+        normalize(net.joint(hidden), dim=1), normalize(net.text(counts), dim=1), net.log_scale.exp(), counts
+    )
     return subject_loss, joint_loss
 
 
@@ -115,16 +119,16 @@ def caption_loss(images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor,
     equal = (counts[:, None] == counts[None, :]).all(dim=2).float()
     targets = equal / equal.sum(dim=1, keepdim=True)
     logits = scale.clamp(max=50) * images @ texts.T
-    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+    return (cross_entropy(logits, targets) + cross_entropy(logits.T, targets)) / 2
 
 
 @torch.no_grad()
 def centre_features(net: EvaluatorNet, album: Album, seed: int) -> None:
     """Store the means that inference subtracts, so that unrelated pairs score near zero."""
-    rng = random.Random(seed)
-    rows = range(0, min(2000, len(album.subjects)))
+    rng = seeded(f"centre/{seed}")
+    rows = range(min(2000, len(album.subjects)))
     hidden = net.trunk(to_tensor(album.images[list(rows), 0]))
     texts = [caption(album.subjects[row], album.scenes[row][0], rng) for row in rows]
-    net.subject_centre.copy_(F.normalize(net.subject(hidden), dim=1).mean(dim=0))
-    net.joint_centre.copy_(F.normalize(net.joint(hidden), dim=1).mean(dim=0))
-    net.text_centre.copy_(F.normalize(net.text(bag_of_words(texts, net.config.words)), dim=1).mean(dim=0))
+    net.subject_centre.copy_(normalize(net.subject(hidden), dim=1).mean(dim=0))
+    net.joint_centre.copy_(normalize(net.joint(hidden), dim=1).mean(dim=0))
+    net.text_centre.copy_(normalize(net.text(bag_of_words(texts, net.config.words)), dim=1).mean(dim=0))

@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .tokenizer import CONTEXT
-from .training import load_state, make_optimizer, progress, save_state, step_generator
+from .training import Checkpoint, make_optimizer, progress, step_generator
 
 SNR_CAP = 5.0
 """Above this signal-to-noise ratio a timestep's weight falls: too little noise left to learn from (min-SNR)."""
@@ -136,7 +136,13 @@ def denoising_loss(
 
 
 def train_unet(
-    examples: Examples, vae: AutoencoderKL, tokenizer: CLIPTokenizer, work: Path, config: UnetConfig, seed: int, console: Console
+    examples: Examples,
+    vae: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    work: Path,
+    config: UnetConfig,
+    seed: int,
+    console: Console,
 ) -> StableDiffusionPipeline:
     """Train, resuming from `work/unet.ckpt`; every snapshot in `work/snapshot` is a complete pipeline."""
     torch.manual_seed(seed)
@@ -144,12 +150,8 @@ def train_unet(
     parameters = list(model.parameters())
     optimizer, schedule = make_optimizer(parameters, config.rate, config.steps)
     ema = EMAModel(parameters, decay=config.ema_decay)
-    holders = {"model": model, "optimizer": optimizer, "schedule": schedule, "ema": ema}
-    start = 0
-    if state := load_state(work / "unet.ckpt"):
-        start = state.pop("step")
-        for name, holder in holders.items():
-            holder.load_state_dict(state[name])
+    checkpoint = Checkpoint(work / "unet.ckpt", model=model, optimizer=optimizer, schedule=schedule, ema=ema)
+    start = checkpoint.restore()
     scheduler = DDPMScheduler(**noise_settings())
     with progress("denoiser", start, config.steps, console) as report:
         for step in range(start + 1, config.steps + 1):
@@ -164,8 +166,7 @@ def train_unet(
             ema.step(parameters)
             report(step, f"loss {loss.item():.4f}")
             if step % config.snapshot_every == 0 or step == config.steps:
-                states = {name: holder.state_dict() for name, holder in holders.items()}
-                save_state(work / "unet.ckpt", {**states, "step": step})
+                checkpoint.save(step)
                 if step < config.steps:
                     _snapshot(model, ema, vae, tokenizer, work / "snapshot")
     ema.copy_to(parameters)
@@ -179,7 +180,9 @@ def make_pipeline(model: Denoiser, vae: AutoencoderKL, tokenizer: CLIPTokenizer)
         text_encoder=model.text_encoder,
         tokenizer=tokenizer,
         unet=model.unet,
-        scheduler=DDIMScheduler(**noise_settings(), clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing", steps_offset=1),
+        scheduler=DDIMScheduler(
+            **noise_settings(), clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing", steps_offset=1
+        ),
         safety_checker=None,  # pyright: ignore[reportArgumentType]
         feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,

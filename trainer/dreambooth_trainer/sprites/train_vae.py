@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import l1_loss, mse_loss
 
-from .training import load_state, make_optimizer, progress, save_state, step_generator
+from .training import Checkpoint, make_optimizer, progress, step_generator
 
 
 @dataclass(frozen=True)
@@ -58,21 +58,15 @@ def train_vae(images: NDArray[np.uint8], work: Path, config: VaeConfig, seed: in
     torch.manual_seed(seed)
     vae = build_vae(config)
     optimizer, schedule = make_optimizer(list(vae.parameters()), config.rate, config.steps)
-    checkpoint = work / "vae.ckpt"
-    start = 0
-    if state := load_state(checkpoint):
-        vae.load_state_dict(state["vae"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        start = state["step"]
+    checkpoint = Checkpoint(work / "vae.ckpt", vae=vae, optimizer=optimizer, schedule=schedule)
+    start = checkpoint.restore()
     with progress("autoencoder", start, config.steps, console) as report:
         for step in range(start + 1, config.steps + 1):
             error = _vae_step(vae, images, config, step_generator(seed, step), optimizer)
             schedule.step()
             report(step, f"psnr {10 * math.log10(4 / error):.2f} dB")
             if step % 250 == 0 or step == config.steps:
-                state = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-                save_state(checkpoint, {**state, "step": step})
+                checkpoint.save(step)
     standardise_latents(vae, to_tensor(images[:2000]))
     return vae.eval()
 
@@ -89,9 +83,9 @@ def _vae_step(
     pixels = to_tensor(images[index])
     posterior = vae.encode(pixels).latent_dist
     decoded = vae.decode(posterior.sample(generator)).sample
-    squared = F.mse_loss(decoded, pixels)
+    squared = mse_loss(decoded, pixels)
     kl = posterior.kl().mean() / posterior.mean[0].numel()
-    loss = F.l1_loss(decoded, pixels) + squared + config.kl_weight * kl
+    loss = l1_loss(decoded, pixels) + squared + config.kl_weight * kl
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -141,4 +135,4 @@ def reconstruction_psnr(vae: AutoencoderKL, images: NDArray[np.uint8]) -> float:
     """Peak signal-to-noise ratio of decode(encode(x)), dB."""
     pixels = to_tensor(images)
     decoded = vae.decode(vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
-    return 10 * math.log10(4 / F.mse_loss(decoded, pixels).item())
+    return 10 * math.log10(4 / mse_loss(decoded, pixels).item())

@@ -4,10 +4,10 @@ A step's randomness comes from a generator seeded by the step's number, so a run
 resumed draws the same batches and the same noise as one that was not.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from rich.console import Console
@@ -16,7 +16,6 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_wsd_schedule
 
-State = dict[str, Any]
 DECAY = 0.4
 """Share of the steps over which the learning rate falls."""
 Report = Callable[[int, str], None]
@@ -43,22 +42,46 @@ def make_optimizer(
     return optimizer, schedule
 
 
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint; the previous one stays until this one is complete."""
-    partial = path.with_suffix(".partial")
-    torch.save(dict(state), partial)
-    partial.replace(path)
+class Stateful(Protocol):
+    """A module, an optimizer, a schedule, an average of weights."""
+
+    def state_dict(self) -> Any: ...  # noqa: D102
+    def load_state_dict(self, state_dict: Any) -> Any: ...  # noqa: D102
 
 
-def load_state(path: Path) -> State | None:
-    """The checkpoint at `path`, or None where there is none yet."""
-    return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+class Checkpoint:
+    """The parts of a run, in one file that is always complete."""
+
+    def __init__(self, path: Path, **parts: Stateful) -> None:
+        self.path = path
+        self.parts = parts
+
+    def restore(self) -> int:
+        """Load the parts, if there is a file; returns the number of steps already done."""
+        if not self.path.exists():
+            return 0
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        return state["step"]
+
+    def save(self, step: int) -> None:
+        """Write the parts; the previous file stays until this one is complete."""
+        partial = self.path.with_suffix(".partial")
+        torch.save({**{name: part.state_dict() for name, part in self.parts.items()}, "step": step}, partial)
+        partial.replace(self.path)
 
 
 @contextmanager
 def progress(stage: str, start: int, steps: int, console: Console) -> Iterator[Report]:
     """A live bar on a terminal; elsewhere a line every two per cent of the steps."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     every = max(1, steps // 50)
     with Progress(*columns, TextColumn("{task.fields[said]}"), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(stage, total=steps, completed=start, said="")

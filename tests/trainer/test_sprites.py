@@ -1,0 +1,171 @@
+"""The embedded base model: its world is exact, its weights are real, its recipe resumes."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dreambooth_trainer.sprites import WEIGHTS
+from dreambooth_trainer.sprites.backgrounds import BACKGROUNDS
+from dreambooth_trainer.sprites.captions import RARE_TOKENS, SPRITES_PROMPTS, WORDS, caption, phrase
+from dreambooth_trainer.sprites.examples import EXAMPLES, IMAGES, example_images, write_examples
+from dreambooth_trainer.sprites.world import CLASSES, SIZE, random_scene, random_subject, render
+
+MEGABYTE = 1_000_000
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    """The CLI reads `WEIGHTS` long before anybody wants to train."""
+    import subprocess
+    import sys
+
+    code = "import sys, dreambooth_trainer.sprites; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_same_subject_in_the_same_scene_is_the_same_picture() -> None:
+    first, second = random.Random(5), random.Random(5)
+    one = render(random_subject(first), random_scene(first))
+    two = render(random_subject(second), random_scene(second))
+    assert one.shape == (SIZE, SIZE, 3)
+    assert one.dtype == np.uint8
+    assert np.array_equal(one, two)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_subject_fits_its_frame_and_shows_both_colours(cls: str) -> None:
+    """In every place: some pixels of the scene change, and the outermost corner of the sky does not."""
+    rng = random.Random(cls)
+    for background in BACKGROUNDS:
+        subject, scene = random_subject(rng, cls), random_scene(rng, background, "big")
+        picture = render(subject, scene).astype(int).reshape(-1, 3)
+        for colour in (subject.body, subject.accent):
+            assert np.abs(picture - np.array(colour)).sum(axis=1).min() < 30, f"{colour} is not to be seen"
+
+
+def test_every_word_of_the_world_is_one_token() -> None:
+    from dreambooth_trainer.sprites.tokenizer import CONTEXT, build_tokenizer
+
+    tokenizer = build_tokenizer()
+    split = [word for word in WORDS if len(tokenizer(word).input_ids) != 3]
+    assert split == []
+    assert len(tokenizer("zebra").input_ids) > 3, "an unknown word is spelled out, not lost"
+    longest = phrase("dog", size="small", rare="sks", colour="red", pattern="striped", background="beach")
+    assert longest == "a small sks red striped dog on the beach"
+    assert len(tokenizer(longest).input_ids) <= CONTEXT
+
+
+def test_captions_are_true_and_one_in_ten_carries_a_rare_token() -> None:
+    rng = random.Random(0)
+    rare = 0
+    for _ in range(2_000):
+        subject, scene = random_subject(rng), random_scene(rng)
+        words = caption(subject, scene, rng).split()
+        assert subject.cls in words
+        assert not {"small", "big"} & set(words) - {scene.size}
+        assert not set(CLASSES) & set(words) - {subject.cls}
+        rare += bool(set(words) & set(RARE_TOKENS))
+    assert 0.05 < rare / 2_000 < 0.12
+
+
+def test_there_are_25_prompts_and_each_has_one_place_for_the_subject() -> None:
+    assert len(set(SPRITES_PROMPTS)) == 25
+    assert all(prompt.count("{}") == 1 for prompt in SPRITES_PROMPTS)
+    assert "a small {} on the beach" in SPRITES_PROMPTS
+
+
+def test_examples_are_written_as_small_pngs_and_never_change(tmp_path: Path) -> None:
+    paths = write_examples(tmp_path)
+    assert len(paths) == len(EXAMPLES) * IMAGES
+    assert len({subject.cls for subject in EXAMPLES.values()}) >= 6
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(example_images("dog-pink-blue"), example_images("dog-pink-blue"), strict=True)
+    )
+    with pytest.raises(KeyError, match="builtin:sprites/unicorn: no such example; write one of dog-pink-blue"):
+        example_images("unicorn")
+
+
+def test_the_weights_are_small_and_free_of_pickle() -> None:
+    files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".md"}
+    assert sum(path.stat().st_size for path in files) <= 12 * MEGABYTE
+
+
+class TestShippedModel:
+    """The weights in the package, loaded as anybody would load them."""
+
+    def test_the_evaluator_knows_true_sprites(self) -> None:
+        from dreambooth_trainer.sprites.evaluator import load_evaluator
+
+        evaluator = load_evaluator()
+        rng = random.Random(99)
+        cases = [(cls, place) for cls in CLASSES for place in BACKGROUNDS for _ in range(4)]
+        sprites = [render(random_subject(rng, cls), random_scene(rng, place)) for cls, place in cases]
+        classes = evaluator.classify(sprites, [phrase(cls) for cls in CLASSES])
+        assert np.mean([CLASSES[guess] == cls for guess, (cls, _) in zip(classes, cases, strict=True)]) >= 0.99
+        places = list(BACKGROUNDS)
+        found = evaluator.classify(sprites, list(BACKGROUNDS.values()))
+        assert np.mean([places[guess] == place for guess, (_, place) in zip(found, cases, strict=True)]) >= 0.98
+
+    def test_the_evaluator_tells_individuals_of_a_class_apart(self) -> None:
+        from dreambooth_trainer.sprites.evaluator import load_evaluator
+
+        evaluator = load_evaluator()
+        rng = random.Random(7)
+        people = [random_subject(rng, cls) for cls in CLASSES for _ in range(4)]
+        first = evaluator.image_features_subject([render(person, random_scene(rng)) for person in people])
+        second = evaluator.image_features_subject([render(person, random_scene(rng)) for person in people])
+        similarity = first @ second.T
+        same = similarity.diagonal().mean().item()
+        others = (similarity.sum() - similarity.diagonal().sum()).item() / (len(people) * (len(people) - 1))
+        assert same > 0.8
+        assert abs(others) < 0.1
+        assert (similarity.argmax(dim=1).numpy() == np.arange(len(people))).mean() >= 0.9
+
+    def test_a_plain_diffusers_pipeline_draws_the_class_it_is_asked_for(self) -> None:
+        from dreambooth_trainer.sprites.check import class_score, load_pipeline
+        from dreambooth_trainer.sprites.evaluator import load_evaluator
+
+        score = class_score(load_pipeline(WEIGHTS), load_evaluator(), each=6)
+        assert score.images == 48
+        assert score.value >= 0.9
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_interrupted_recipe_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in the middle of the denoiser, then run again: bit for bit what an undisturbed run publishes."""
+    import torch
+    from safetensors.torch import load_file
+
+    from dreambooth_trainer.sprites import recipe, train_unet
+
+    toy = replace(recipe.TOY, images=recipe.HELD_OUT + 40)
+    whole = recipe.train_sprites(tmp_path / "whole", seed=1, recipe=toy)
+
+    loss, calls = train_unet.denoising_loss, 0
+
+    def interrupted(*arguments: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return loss(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(train_unet, "denoising_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        recipe.train_sprites(tmp_path / "broken", seed=1, recipe=toy)
+    assert not (tmp_path / "broken").exists(), "nothing is published before it is complete"
+    monkeypatch.setattr(train_unet, "denoising_loss", loss)
+    resumed = recipe.train_sprites(tmp_path / "broken", seed=1, recipe=toy)
+
+    for part in (
+        "unet/diffusion_pytorch_model",
+        "text_encoder/model",
+        "vae/diffusion_pytorch_model",
+        "evaluator/model",
+    ):
+        one, two = load_file(whole / f"{part}.safetensors"), load_file(resumed / f"{part}.safetensors")
+        assert all(torch.equal(one[name], two[name]) for name in one), part
