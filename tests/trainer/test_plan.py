@@ -121,7 +121,9 @@ def test_deepspeed_configuration_splits_the_batch_and_takes_raw_settings() -> No
         "overlap_comm": True,
     }
     assert "checkpoint" not in config
-    assert deepspeed_config(plan, world_size=1, trainable=10**7, universal=True)["checkpoint"] == {"load_universal": True}
+    assert deepspeed_config(plan, world_size=1, trainable=10**7, universal=True)["checkpoint"] == {
+        "load_universal": True
+    }
 
 
 def test_merging_leaves_both_sides_alone() -> None:

@@ -22,8 +22,8 @@ from dreambooth_trainer.spec import BaseModelRef
 from dreambooth_trainer.store.pictures import PictureStore
 
 if TYPE_CHECKING:
-    from PIL import Image
     from diffusers import DiffusionPipeline
+    from PIL import Image
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,9 @@ def _batch_size(spec: JobSpec, default: int) -> int:
     if spec.training.batch_size is None:
         return max(default, parts) // parts * parts
     if spec.training.batch_size % parts:
-        workers = f"{sizes[0]} worker(s)" if len(sizes) == 1 else f"every number of workers from {sizes[0]} to {sizes[-1]}"
+        workers = (
+            f"{sizes[0]} worker(s)" if len(sizes) == 1 else f"every number of workers from {sizes[0]} to {sizes[-1]}"
+        )
         raise UserError(
             Fault(
                 path="spec.training.batchSize",

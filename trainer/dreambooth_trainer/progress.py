@@ -84,7 +84,9 @@ class BarReporter:
         with Progress(*columns, console=self.console) as bars:
             task = bars.add_task(name, total=None, facts="")
             yield _Bar(bars, task)
-            bars.update(task, total=max(1, int(bars.tasks[0].completed)), completed=max(1, int(bars.tasks[0].completed)))
+            bars.update(
+                task, total=max(1, int(bars.tasks[0].completed)), completed=max(1, int(bars.tasks[0].completed))
+            )
 
     def skipped(self, name: str) -> None:
         self.console.print(f"[green]✓[/] {name:<9} [dim]done before")

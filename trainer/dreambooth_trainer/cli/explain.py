@@ -11,7 +11,9 @@ from dreambooth_trainer.runner import Opened
 def describe(opened: Opened) -> str:
     """What a run is about to do, in two lines."""
     plan = opened.plan
-    priors = f"{plan.prior_count} class images of {plan.class_prompt!r}" if plan.spec.priors.enabled else "no class images"
+    priors = (
+        f"{plan.prior_count} class images of {plan.class_prompt!r}" if plan.spec.priors.enabled else "no class images"
+    )
     head = f"{len(opened.images)} images of {plan.instance_prompt!r}, {priors}, {plan.model.id}"
     course = (
         f"{plan.steps} steps of {plan.batch_size} at {plan.learning_rate:g}, {plan.spec.training.method}, "

@@ -8,13 +8,17 @@ import click
 
 
 @click.command()
-@click.option("--model", "folder", type=click.Path(path_type=Path), required=True, help="A job's folder, or a diffusers folder.")
+@click.option(
+    "--model", "folder", type=click.Path(path_type=Path), required=True, help="A job's folder, or a diffusers folder."
+)
 @click.option("--prompt", "prompts", multiple=True, required=True, help="What to draw; may be given several times.")
 @click.option("--count", default=4, show_default=True, type=click.IntRange(1, 1000), help="Pictures a prompt.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the noise.")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps. Default: the job's.")
 @click.option("--guidance", type=click.FloatRange(1, 50), help="Classifier-free guidance. Default: the job's.")
-@click.option("--out", default="pictures", show_default=True, type=click.Path(path_type=Path), help="Folder for the PNGs.")
+@click.option(
+    "--out", default="pictures", show_default=True, type=click.Path(path_type=Path), help="Folder for the PNGs."
+)
 def generate(
     folder: Path, prompts: tuple[str, ...], count: int, seed: int, steps: int | None, guidance: float | None, out: Path
 ) -> None:

@@ -20,7 +20,9 @@ from dreambooth_trainer.store.folder import JobFolder
 
 @click.command()
 @options.job_file
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the job. Default: spec.output.uri, else out/<name>.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the job. Default: spec.output.uri, else out/<name>."
+)
 @click.option("--store", help="Folder or URL where jobs share class images. Default: DREAMBOOTH_STORE, else the cache.")
 @options.sets
 def run(job_file: Path, out: Path | None, store: str | None, sets: tuple[str, ...]) -> None:

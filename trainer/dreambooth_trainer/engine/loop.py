@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray.train
 import torch
@@ -18,6 +18,7 @@ from dreambooth_trainer.engine.batches import BatchOrder
 from dreambooth_trainer.engine.cache import TrainingData, load_data
 from dreambooth_trainer.engine.checkpoint import TAG, SavedBy, as_universal, read_saved_by, write_saved_by
 from dreambooth_trainer.engine.config import deepspeed_config
+from dreambooth_trainer.engine.entry import LoopConfig, Record
 from dreambooth_trainer.engine.module import DreamBoothModule, make_batch, to_device
 from dreambooth_trainer.families.base import Family
 from dreambooth_trainer.families.registry import local_folder, open_family
@@ -30,36 +31,8 @@ if TYPE_CHECKING:
 RECORDS_FILE = "losses.jsonl"
 
 
-@dataclass(frozen=True)
-class Record:
-    """One optimizer step, as it goes to the driver and into losses.jsonl."""
-
-    step: int
-    loss: float
-    instance_loss: float
-    prior_loss: float | None
-    learning_rate: float
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """What a worker needs to know.
-
-    Attributes:
-        data: the cache that the encode phase wrote.
-        threads: CPU threads a worker may use.
-        tell: called on the first worker with each step's record.
-    """
-
-    plan: Plan
-    data: Path
-    threads: int
-    tell: Callable[[Record], None]
-
-
-def train_loop(config: dict[str, Any]) -> None:
+def train_loop(loop: LoopConfig) -> None:
     """Train from the last checkpoint, or from the start, to the plan's last step."""
-    loop: LoopConfig = config["loop"]
     plan = loop.plan
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -137,9 +110,7 @@ def build_engine(plan: Plan, world_size: int, saved: Path | None) -> DeepSpeedEn
     return engine
 
 
-def run_step(
-    engine: DeepSpeedEngine, plan: Plan, data: TrainingData, step: int, rank: int, world_size: int
-) -> Record:
+def run_step(engine: DeepSpeedEngine, plan: Plan, data: TrainingData, step: int, rank: int, world_size: int) -> Record:
     """One optimizer step over all its micro-batches; losses are means over all workers."""
     accumulation = plan.spec.training.gradient_accumulation_steps
     parts = world_size * accumulation

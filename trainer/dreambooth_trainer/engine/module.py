@@ -70,11 +70,15 @@ class DreamBoothModule(nn.Module):
         target = self.family.loss_target(self.scheduler, batch.latents, batch.noise, batch.timesteps)
         error = (answer.float() - target.float()).square().mean(dim=(1, 2, 3))
         instance = error[: batch.instance_count].mean()
-        prior = error[batch.instance_count :].mean() if len(error) > batch.instance_count else torch.zeros_like(instance)
+        prior = (
+            error[batch.instance_count :].mean() if len(error) > batch.instance_count else torch.zeros_like(instance)
+        )
         return torch.stack([instance + self.prior_weight * prior, instance, prior])
 
 
-def make_batch(data: TrainingData, orders: tuple[BatchOrder, BatchOrder | None], step: int, part: int, parts: int) -> Batch:
+def make_batch(
+    data: TrainingData, orders: tuple[BatchOrder, BatchOrder | None], step: int, part: int, parts: int
+) -> Batch:
     """Part `part` of `parts` of the batch of optimizer step `step`."""
     kinds: list[tuple[Latents, BatchOrder]] = [(data.instance, orders[0])]
     if data.prior is not None and orders[1] is not None:

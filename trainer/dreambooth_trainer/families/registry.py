@@ -56,7 +56,9 @@ def open_family(folder: Path) -> Family:
     try:
         name = json.loads(index.read_text())["_class_name"]
     except (OSError, ValueError, KeyError) as error:
-        fault = Fault("spec.model.id", str(folder), "has no readable model_index.json", "write a diffusers model's folder")
+        fault = Fault(
+            "spec.model.id", str(folder), "has no readable model_index.json", "write a diffusers model's folder"
+        )
         raise UserError(fault) from error
     if name not in FAMILIES:
         known = ", ".join(FAMILIES)

@@ -72,7 +72,9 @@ class StableDiffusion:
             return noise
         if kind == "v_prediction":
             return scheduler.get_velocity(latents, noise, timesteps)
-        raise ValueError(f"scheduler/scheduler_config.json: prediction_type {kind!r} is neither epsilon nor v_prediction")
+        raise ValueError(
+            f"scheduler/scheduler_config.json: prediction_type {kind!r} is neither epsilon nor v_prediction"
+        )
 
     def adaptable_modules(self) -> list[str]:
         attention = ["to_q", "to_k", "to_v", "to_out.0"]

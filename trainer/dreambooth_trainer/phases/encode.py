@@ -68,7 +68,9 @@ def encode(plan: Plan, folder: JobFolder, prompts: list[str], priors: PictureSto
     prior = None
     if names:
         pictures = [priors.get(name) for name in names]
-        prior = _latents(family, parts, pictures, [plan.class_prompt] * len(names), keep_text=not plan.train_text_encoder)
+        prior = _latents(
+            family, parts, pictures, [plan.class_prompt] * len(names), keep_text=not plan.train_text_encoder
+        )
     draft = folder.latents.with_suffix(".draft")
     save_data(TrainingData(instance, prior), draft)
     draft.replace(folder.latents)

@@ -102,7 +102,13 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     write_whole(context.folder.scores, json.dumps({which: s.model_dump(mode="json") for which, s in scores.items()}))
     after = scores["after"]
     progress.done(done, DINO=after.dino, CLIP_I=after.clip_i, CLIP_T=after.clip_t)
-    return {"dino": after.dino, "clipI": after.clip_i, "clipT": after.clip_t, "pres": after.pres, "div": after.div_class}
+    return {
+        "dino": after.dino,
+        "clipI": after.clip_i,
+        "clipT": after.clip_t,
+        "pres": after.pres,
+        "div": after.div_class,
+    }
 
 
 def score(plan: Plan, folder: JobFolder, stores: dict[str, PictureStore]) -> dict[str, Scores]:

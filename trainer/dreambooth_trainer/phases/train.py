@@ -17,7 +17,8 @@ from ray.train.torch import TorchTrainer
 from torch import Tensor
 
 from dreambooth_trainer.engine.checkpoint import trained_weights
-from dreambooth_trainer.engine.loop import LoopConfig, Record, read_records, train_loop
+from dreambooth_trainer.engine.entry import Bulletin, LoopConfig, Record, run_worker
+from dreambooth_trainer.engine.loop import read_records
 from dreambooth_trainer.families.registry import local_folder, open_family
 from dreambooth_trainer.methods.registry import open_method
 from dreambooth_trainer.phases.base import Context, Phase
@@ -45,19 +46,6 @@ def _inputs(context: Context) -> JsonValue:
 
 def _outputs(context: Context) -> list[Path]:
     return [context.folder.trained, context.folder.losses]
-
-
-class Bulletin:
-    """The latest record of a running training, for whoever asks."""
-
-    def __init__(self) -> None:
-        self.latest: Record | None = None
-
-    def post(self, record: Record) -> None:
-        self.latest = record
-
-    def read(self) -> Record | None:
-        return self.latest
 
 
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
@@ -89,7 +77,7 @@ def build_trainer(plan: Plan, folder: JobFolder, key: str, tell: Callable[[Recor
     threads = max(1, int(resources.get("CPU", 1)) // cluster.workers)
     elastic = cluster.elastic
     return TorchTrainer(
-        train_loop,
+        run_worker,
         train_loop_config={"loop": LoopConfig(plan, folder.latents.resolve(), threads, tell)},
         scaling_config=ScalingConfig(
             num_workers=cluster.workers if elastic is None else (elastic.min_workers, elastic.max_workers),

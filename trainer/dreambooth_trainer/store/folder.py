@@ -87,7 +87,9 @@ class JobFolder:
             except BlockingIOError:
                 file.seek(0)
                 raise UserError(
-                    Fault("--out", str(self.root), f"is in use by process {file.read().strip()}", "wait, or write another")
+                    Fault(
+                        "--out", str(self.root), f"is in use by process {file.read().strip()}", "wait, or write another"
+                    )
                 ) from None
             file.truncate(0)
             file.write(f"{os.getpid()}\n")

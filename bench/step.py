@@ -1,0 +1,134 @@
+"""A training step here against the plain loop that the peers' example scripts run, in the same process on the same
+weights: `python bench/step.py`. The plain loop encodes images and prompts anew at every step; here both are cached.
+Prints seconds a step and the ratio. Random weights of Stable Diffusion's shape at a fraction of its width.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import torch
+import torch.distributed as dist
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from dreambooth_trainer.engine.cache import Latents, TrainingData
+from dreambooth_trainer.engine.config import deepspeed_config
+from dreambooth_trainer.engine.loop import run_step
+from dreambooth_trainer.engine.module import DreamBoothModule
+from dreambooth_trainer.families.stable_diffusion import StableDiffusion
+from dreambooth_trainer.plan import Plan, resolve
+from dreambooth_trainer.spec import DreamBoothJob
+
+WIDTH, TOKENS, TEXT = 64, 77, 256
+
+
+def make_parts() -> tuple[AutoencoderKL, CLIPTextModel, UNet2DConditionModel]:
+    """Half-width relatives of Stable Diffusion's three networks, random."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(64, 128, 256, 256),
+        layers_per_block=2,
+    )
+    text = CLIPTextModel(CLIPTextConfig(hidden_size=TEXT, intermediate_size=1024, num_attention_heads=8))
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(WIDTH, 2 * WIDTH, 4 * WIDTH, 4 * WIDTH),
+        cross_attention_dim=TEXT,
+        attention_head_dim=8,
+    )
+    return vae.requires_grad_(False), text.requires_grad_(False), unet
+
+
+def make_plan(resolution: int) -> Plan:
+    """One instance and one class image a step, ZeRO 1, fp32."""
+    job = DreamBoothJob.model_validate(
+        {
+            "apiVersion": "dreambooth.dev/v1alpha1",
+            "kind": "DreamBoothJob",
+            "metadata": {"name": "bench"},
+            "spec": {
+                "model": {"id": "random"},
+                "subject": {"class": "dog", "images": {"uri": "x"}},
+                "training": {"resolution": resolution, "batchSize": 1},
+            },
+        }
+    )
+    return resolve(job, image_count=1, identifier="sks", zero_stage=1, precision="fp32")
+
+
+def plain_step(vae: AutoencoderKL, text: CLIPTextModel, unet: UNet2DConditionModel, pixels: torch.Tensor):
+    """The usual loop: autoencoder, text encoder and U-Net at every step, torch's AdamW."""
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=5e-6)
+    scheduler = DDPMScheduler()
+    ids = torch.randint(0, 1000, (2, TOKENS))
+
+    def step() -> None:
+        latents = vae.encode(pixels).latent_dist.sample() * vae.config.scaling_factor
+        noise, timesteps = torch.randn_like(latents), torch.randint(0, 1000, (2,))
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        answer = unet(noisy, timesteps, encoder_hidden_states=text(ids).last_hidden_state).sample
+        (answer - noise).square().mean(dim=(1, 2, 3)).sum().backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def our_step(unet: UNet2DConditionModel, plan: Plan, latent_side: int):
+    """Cached latents through a DeepSpeed engine."""
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    __compatible_ops__["deepspeed_shm_comm"] = False
+
+    def kind() -> Latents:
+        shape = (1, 4, latent_side, latent_side)
+        ids = torch.zeros(1, TOKENS, dtype=torch.long)
+        return Latents(torch.randn(shape), torch.ones(shape), ids[0, :1], ids, torch.randn(1, TOKENS, TEXT))
+
+    data = TrainingData(kind(), kind())
+    module = DreamBoothModule(StableDiffusion(), DDPMScheduler(), unet, None, 1.0)
+    weights = sum(p.numel() for p in unet.parameters())
+    config = deepspeed_config(plan, world_size=1, trainable=weights, universal=False)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=5e-6)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+    steps = iter(range(10**6))
+    return lambda: run_step(engine, plan, data, next(steps), 0, 1)
+
+
+def seconds(step: Callable[[], object], rounds: int) -> float:
+    """The fastest of several rounds: what the machine can do when nobody disturbs it."""
+    step()
+    best = float("inf")
+    for _ in range(rounds):
+        start = time.perf_counter()
+        step()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+@click.command(help=__doc__)
+@click.option("--resolution", default=256, show_default=True, help="Side of the training images, pixels.")
+@click.option("--rounds", default=5, show_default=True)
+def main(resolution: int, rounds: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group("gloo", init_method=f"file://{Path(folder) / 'store'}", rank=0, world_size=1)
+        os.environ.setdefault("LOCAL_RANK", "0")
+        vae, text, unet = make_parts()
+        plain = seconds(plain_step(vae, text, unet, torch.rand(2, 3, resolution, resolution) * 2 - 1), rounds)
+        ours = seconds(our_step(unet, make_plan(resolution), resolution // 8), rounds)
+        dist.destroy_process_group()
+    print(f"plain loop {plain:.3f} s a step, cached latents with DeepSpeed {ours:.3f} s: ratio {plain / ours:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Models and jobs that the trainer's tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory: pytest.TempPathFactory):
+    """Build a random pipeline of Stable Diffusion's shape, small enough for a step in milliseconds."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    from dreambooth_trainer.sprites import WEIGHTS
+
+    def make(prediction_type: str = "epsilon", *, attention_in_vae: bool = False) -> Path:
+        torch.manual_seed(0)
+        tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
+        text = CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        pipeline = StableDiffusionPipeline(
+            vae=AutoencoderKL(
+                down_block_types=("DownEncoderBlock2D",) * 3,
+                up_block_types=("UpDecoderBlock2D",) * 3,
+                block_out_channels=(8, 8, 8),
+                layers_per_block=1,
+                latent_channels=4,
+                norm_num_groups=4,
+                mid_block_add_attention=attention_in_vae,
+            ),
+            text_encoder=CLIPTextModel(text),
+            tokenizer=tokenizer,
+            unet=UNet2DConditionModel(
+                sample_size=8,
+                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+                block_out_channels=(16, 32),
+                layers_per_block=2,
+                cross_attention_dim=32,
+                attention_head_dim=8,
+                norm_num_groups=8,
+            ),
+            scheduler=DDIMScheduler(prediction_type=prediction_type, clip_sample=False),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        folder = tmp_path_factory.mktemp(f"model-{prediction_type}")
+        pipeline.save_pretrained(folder, safe_serialization=True)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(make_model) -> Path:
+    """A random epsilon-prediction pipeline."""
+    return make_model()
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[None]:
+    """A Ray of the tests' own, for those that need no process to themselves."""
+    from dreambooth_trainer.cluster import ray_cluster
+
+    with ray_cluster():
+        yield

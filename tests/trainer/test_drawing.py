@@ -1,0 +1,146 @@
+"""Class images: exactly as many as asked for, whoever dies, and paid for once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from dreambooth_trainer.drawing import Artist, Drawing, Drawn, Style, draw_all, draw_batch, load_pipeline, noise_seed
+from dreambooth_trainer.phases.base import Context
+from dreambooth_trainer.phases.priors import PRIORS, prior_key, prior_store
+from dreambooth_trainer.plan import SamplerPlan, resolve
+from dreambooth_trainer.spec import BaseModelRef, DreamBoothJob
+from dreambooth_trainer.store.folder import JobFolder
+from dreambooth_trainer.store.pictures import PictureStore
+
+pytestmark = pytest.mark.usefixtures("ray_here")
+STYLE = Style(SamplerPlan(steps=2, guidance_scale=2.0), resolution=32, precision="fp32", batch_size=4)
+
+
+def wanted(count: int) -> list[Drawing]:
+    return [Drawing(f"{i:06d}", "a dog", noise_seed("test", i)) for i in range(count)]
+
+
+def test_what_is_there_is_not_drawn_again(tiny_model: Path, tmp_path: Path) -> None:
+    model, store = BaseModelRef(id=str(tiny_model)), PictureStore(str(tmp_path / "priors"))
+    seen: list[int] = []
+    assert draw_all(model, STYLE, store, wanted(6), workers=1, done=seen.append) == Drawn(reused=0, generated=6)
+    assert seen[0] == 0
+    assert seen[-1] == 6
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "priors").glob("*.png")}
+    assert draw_all(model, STYLE, store, wanted(9), workers=2) == Drawn(reused=6, generated=3)
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in times.items())
+    assert len(store.names()) == 9
+    assert draw_all(model, STYLE, store, wanted(4), workers=1) == Drawn(reused=4, generated=0)
+
+
+def test_an_artist_that_is_killed_loses_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    slow = Style(SamplerPlan(steps=60, guidance_scale=2.0), resolution=32, precision="fp32", batch_size=4)
+    store, killed = PictureStore(str(tmp_path / "priors")), []
+
+    def kill_one(count: int) -> None:
+        if count and not killed:
+            artist = next(
+                p for p in psutil.process_iter(["cmdline"]) if "ray::Artist" in " ".join(p.info["cmdline"] or [])
+            )
+            artist.kill()
+            killed.append(artist.pid)
+
+    drawn = draw_all(BaseModelRef(id=str(tiny_model)), slow, store, wanted(40), workers=2, done=kill_one)
+    assert killed
+    assert drawn == Drawn(reused=0, generated=40)
+    assert store.names() == {d.name for d in wanted(40)}
+    for name in store.names():
+        assert store.get(name).size == (32, 32)
+
+
+def test_a_picture_depends_on_its_seed_and_not_on_its_neighbours(tiny_model: Path) -> None:
+    import numpy as np
+
+    pipeline = load_pipeline(tiny_model, "fp32", "cpu")
+    together = draw_batch(pipeline, STYLE, wanted(3))
+    alone = draw_batch(pipeline, STYLE, wanted(3)[1:2])[0]
+    difference = np.abs(np.asarray(together[1], int) - np.asarray(alone, int))
+    # Another batch size may round differently, by one grey level; another noise would be tens of levels away.
+    assert difference.max() <= 1
+    assert np.abs(np.asarray(together[0], int) - np.asarray(alone, int)).mean() > 2
+
+
+def make_context(model: Path, folder: Path, store: Path, count: int, **priors: object) -> Context:
+    job = DreamBoothJob.model_validate(
+        {
+            "apiVersion": "dreambooth.dev/v1alpha1",
+            "kind": "DreamBoothJob",
+            "metadata": {"name": folder.name, "namespace": "team-a"},
+            "spec": {
+                "model": {"id": str(model)},
+                "subject": {"class": "dog", "images": {"uri": "x"}},
+                "training": {"resolution": 32},
+                "priors": {"count": count, "sampler": {"steps": 2}, **priors},
+            },
+        }
+    )
+    plan = resolve(job, image_count=4, identifier="sks", zero_stage=1, precision="fp32")
+    return Context(plan, JobFolder(folder), (), str(store), {})
+
+
+class Silent:
+    def total(self, count: int) -> None: ...
+
+    def done(self, count: int, **facts: object) -> None: ...
+
+
+def test_two_jobs_at_the_same_time_pay_once(tiny_model: Path, tmp_path: Path) -> None:
+    contexts = [
+        make_context(tiny_model, tmp_path / name, tmp_path / "store", count) for name, count in (("a", 12), ("b", 20))
+    ]
+    results: list[dict] = []
+    threads = [threading.Thread(target=lambda c=c: results.append(PRIORS.run(c, Silent()))) for c in contexts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(result["generated"] for result in results) == 20
+    assert {result["wanted"] for result in results} == {12, 20}
+    assert len(prior_store(contexts[0]).names()) == 20
+
+
+def test_a_killed_holder_of_the_lease_is_noticed(tiny_model: Path, tmp_path: Path) -> None:
+    import json
+    import socket
+
+    context = make_context(tiny_model, tmp_path / "a", tmp_path / "store", 3)
+    folder = Path(prior_store(context).url)
+    folder.mkdir(parents=True)
+    (folder / "lease.json").write_text(json.dumps({"host": socket.gethostname(), "pid": 2**22 - 1, "id": "x"}))
+    start = time.monotonic()
+    assert PRIORS.run(context, Silent())["generated"] == 3
+    assert time.monotonic() - start < 60
+    assert not (folder / "lease.json").exists()
+
+
+def test_sharing_ends_where_the_job_says(tiny_model: Path, tmp_path: Path) -> None:
+    def url(**priors: object) -> str:
+        return prior_store(make_context(tiny_model, tmp_path / "a", Path("/store"), 3, **priors)).url
+
+    assert url(sharing="Cluster").startswith("/store/cluster/priors/")
+    assert url(sharing="Namespace").startswith("/store/namespaces/team-a/priors/")
+    assert url(sharing="Job").startswith(str(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("change", [{"prompt": "a photo of a dog"}, {"sampler": {"steps": 3}}])
+def test_another_way_to_draw_is_another_key(tiny_model: Path, tmp_path: Path, change: dict) -> None:
+    contexts = [make_context(tiny_model, tmp_path / "a", tmp_path, 3, **priors) for priors in ({}, change)]
+    assert prior_key(contexts[0]) != prior_key(contexts[1])
+    assert prior_key(contexts[0]) == prior_key(make_context(tiny_model, tmp_path / "b", tmp_path, 9))
+
+
+def test_artists_draw_into_the_store(tiny_model: Path, tmp_path: Path) -> None:
+    store = PictureStore(str(tmp_path))
+    assert Artist(BaseModelRef(id=str(tiny_model)), STYLE, store, threads=1).draw(wanted(2)) == 2
+    assert isinstance(store.get("000001"), Image.Image)

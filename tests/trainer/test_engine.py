@@ -1,0 +1,189 @@
+"""DeepSpeed for real, on the CPU: stages, number formats, world sizes and checkpoints, without Ray around it.
+
+Every case of one world size runs in one pair of processes: starting them is what takes the time.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from dreambooth_trainer.engine.cache import Latents, TrainingData, load_data, save_data
+from dreambooth_trainer.engine.checkpoint import TAG, SavedBy, read_saved_by, trained_weights, write_saved_by
+from dreambooth_trainer.plan import Plan, resolve
+from dreambooth_trainer.spec import DreamBoothJob
+
+STEPS = 4
+FP32 = {"atol": 2e-5, "rtol": 2e-4}
+
+
+def make_plan(model: Path, stage: int = 1, precision: str = "fp32", **training: Any) -> Plan:
+    job = DreamBoothJob.model_validate(
+        {
+            "apiVersion": "dreambooth.dev/v1alpha1",
+            "kind": "DreamBoothJob",
+            "metadata": {"name": "engine"},
+            "spec": {
+                "model": {"id": str(model)},
+                "subject": {"class": "dog", "images": {"uri": "x"}},
+                "training": {"steps": STEPS, "learningRate": 1e-3, "batchSize": 4, "resolution": 32, **training},
+            },
+        }
+    )
+    return resolve(job, image_count=4, identifier="sks", zero_stage=stage, precision=precision)
+
+
+@pytest.fixture(scope="module")
+def data(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    generator = torch.Generator().manual_seed(0)
+
+    def kind(count: int) -> Latents:
+        return Latents(
+            mean=torch.randn(count, 4, 8, 8, generator=generator),
+            std=torch.full((count, 4, 8, 8), 0.1),
+            prompt_of=torch.zeros(count, dtype=torch.long),
+            token_ids=torch.randint(0, 50, (1, 16), generator=generator),
+            conditioning=torch.randn(1, 16, 32, generator=generator),
+        )
+
+    path = tmp_path_factory.mktemp("data") / "latents.safetensors"
+    save_data(TrainingData(kind(3), kind(5)), path)
+    return path
+
+
+def _rank(rank: int, world_size: int, port: int, cases: list[dict[str, Any]], data: Path, out: Path) -> None:
+    import torch.distributed as dist
+
+    from dreambooth_trainer.engine.loop import build_engine, run_step
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    cached = load_data(data)
+    losses: dict[str, list[float]] = {}
+    for case in cases:
+        plan: Plan = case["plan"]
+        saved: Path | None = case.get("resume")
+        engine = build_engine(plan, world_size, saved)
+        first = 0
+        if saved is not None:
+            saved_by = read_saved_by(saved)
+            first = saved_by.step
+            tag = TAG if saved_by.world_size == world_size else None
+            engine.load_checkpoint(str(saved), tag=tag, load_module_strict=plan.spec.training.method == "Full")
+        losses[case["name"]] = []
+        for step in range(first, STEPS):
+            losses[case["name"]].append(run_step(engine, plan, cached, step, rank, world_size).loss)
+            if step + 1 == case.get("save_at"):
+                folder: Path = case["save"]
+                engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=True)
+                if rank == 0:
+                    write_saved_by(folder, SavedBy(step + 1, world_size, plan.zero_stage, plan.precision))
+                dist.barrier()
+        engine.destroy()
+    if rank == 0:
+        out.write_text(json.dumps(losses))
+    dist.destroy_process_group()
+
+
+def run_cases(world_size: int, cases: list[dict[str, Any]], data: Path, folder: Path) -> dict[str, list[float]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    out = folder / f"losses-{world_size}.json"
+    mp.start_processes(_rank, (world_size, port, cases, data, out), nprocs=world_size, start_method="spawn")
+    return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[float]]]:
+    """Losses by world size and case; "two" saves at step 2 what "one" and "two, again" resume."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def case(name: str, stage: int, **more: Any) -> dict[str, Any]:
+        precision = more.pop("precision", "fp32")
+        keys = ("resume", "save", "save_at")
+        extra = {key: more.pop(key) for key in keys if key in more}
+        return {"name": name, "plan": make_plan(tiny_model, stage, precision, **more), **extra}
+
+    def saved(stage: int) -> Path:
+        return folder / f"stage-{stage}"
+
+    two = run_cases(
+        2,
+        [
+            *(case(f"zero-{stage}", stage, save=saved(stage), save_at=2) for stage in (1, 2, 3)),
+            *(case(f"zero-{stage} again", stage, resume=saved(stage)) for stage in (1, 2, 3)),
+            *(case(f"zero-{stage} bf16", stage, precision="bf16") for stage in (1, 2, 3)),
+            case("lora", 2, method="LoRA", save=folder / "lora", save_at=STEPS),
+            case("full at the end", 3, save=folder / "end", save_at=STEPS),
+        ],
+        data,
+        folder,
+    )
+    one = run_cases(
+        1,
+        [
+            case("plain", 1),
+            case("checkpointing", 1, gradientCheckpointing=True),
+            case("accumulation", 1, gradientAccumulationSteps=2),
+            *(case(f"resumed zero-{stage}", stage, resume=saved(stage)) for stage in (1, 2, 3)),
+        ],
+        data,
+        folder,
+    )
+    return {"one": one, "two": two, "folder": {str(folder): []}}
+
+
+def close(ours: list[float], theirs: list[float]) -> None:
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), **FP32)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_losses_are_the_same_at_any_stage_and_world_size(runs: dict, stage: int) -> None:
+    close(runs["two"][f"zero-{stage}"], runs["one"]["plain"])
+
+
+def test_losses_fall(runs: dict) -> None:
+    assert all(losses == pytest.approx(losses, nan_ok=False) for losses in runs["two"].values())
+    assert runs["one"]["plain"][-1] != runs["one"]["plain"][0]
+
+
+@pytest.mark.parametrize("case", ["accumulation", "checkpointing"])
+def test_saving_memory_changes_no_loss(runs: dict, case: str) -> None:
+    close(runs["one"][case], runs["one"]["plain"])
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_checkpoint_goes_on_as_if_nothing_had_happened(runs: dict, stage: int) -> None:
+    close(runs["two"][f"zero-{stage} again"], runs["two"][f"zero-{stage}"][2:])
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_checkpoint_of_two_workers_goes_on_with_one(runs: dict, stage: int) -> None:
+    close(runs["one"][f"resumed zero-{stage}"], runs["two"][f"zero-{stage}"][2:])
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bf16_stays_near_fp32(runs: dict, stage: int) -> None:
+    ours, theirs = runs["two"][f"zero-{stage} bf16"], runs["two"][f"zero-{stage}"]
+    assert ours == pytest.approx(theirs, rel=0.05)
+
+
+def test_weights_come_together_from_all_shards(runs: dict, tiny_model: Path) -> None:
+    from dreambooth_trainer.families.registry import open_family
+
+    (folder,) = map(Path, runs["folder"])
+    weights = trained_weights(folder / "end")
+    base = open_family(tiny_model).load(tiny_model, with_vae=False).denoiser.state_dict()
+    assert {name.removeprefix("denoiser.") for name in weights} == set(base)
+    moved = [float((weights[f"denoiser.{name}"] - tensor).abs().max()) for name, tensor in base.items()]
+    assert 0 < max(moved) < 0.1
+    adapters = trained_weights(folder / "lora")
+    assert adapters
+    assert all(".lora_" in name for name in adapters)

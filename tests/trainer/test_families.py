@@ -1,0 +1,118 @@
+"""What a family answers, and the way back from what it writes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from dreambooth_trainer.families.registry import local_folder, open_family, rare_identifier, weights_digest
+from dreambooth_trainer.faults import UserError
+from dreambooth_trainer.methods.registry import open_method
+from dreambooth_trainer.spec import BaseModelRef, Training
+from dreambooth_trainer.sprites import WEIGHTS
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Image.Image]:
+    noise = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), dtype=np.uint8)
+    return [Image.fromarray(pixels) for pixels in noise]
+
+
+def test_shapes_of_everything_a_family_answers(tiny_model: Path, images: list[Image.Image]) -> None:
+    family = open_family(tiny_model)
+    parts = family.load(tiny_model, with_vae=True)
+    mean, std = family.encode_images(parts, images)
+    assert mean.shape == std.shape == (3, 4, 8, 8)
+    ids = family.tokenize(parts, ["a sks dog", "a dog on the beach"])
+    conditioning = family.condition(parts.text_encoder, ids)
+    assert conditioning.shape == (2, parts.tokenizer.model_max_length, 32)
+    answer = family.predict(parts.denoiser, mean[:2], torch.tensor([1, 900]), conditioning)
+    assert answer.shape == (2, 4, 8, 8)
+
+
+def test_latents_decode_to_where_they_came_from(images: list[Image.Image]) -> None:
+    family = open_family(WEIGHTS)
+    parts = family.load(WEIGHTS, with_vae=True)
+    subject = Image.fromarray(np.full((32, 32, 3), (40, 120, 200), np.uint8))
+    mean, _ = family.encode_images(parts, [subject])
+    assert parts.vae is not None
+    decoded = parts.vae.decode(mean / parts.vae.config.scaling_factor).sample
+    assert (decoded[0].mean(dim=(1, 2)) * 127.5 + 127.5 - torch.tensor([40.0, 120.0, 200.0])).abs().max() < 25
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_the_target_leads_back_to_the_latents(make_model, kind: str) -> None:
+    folder = make_model(kind)
+    family = open_family(folder)
+    scheduler = family.load(folder, with_vae=False).noise_scheduler
+    latents, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    timesteps = torch.tensor([10, 700])
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    target = family.loss_target(scheduler, latents, noise, timesteps)
+    alpha = scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    if kind == "epsilon":
+        back = (noisy - (1 - alpha).sqrt() * target) / alpha.sqrt()
+    else:
+        back = alpha.sqrt() * noisy - (1 - alpha).sqrt() * target
+    torch.testing.assert_close(back, latents, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("folder", [WEIGHTS, None], ids=["sprites", "with attention in the autoencoder"])
+def test_the_single_file_is_read_back_by_diffusers(folder: Path | None, make_model, tmp_path: Path) -> None:
+    folder = folder or make_model(attention_in_vae=True)
+    open_family(folder).save_single_file(folder, tmp_path / "model.safetensors")
+    read = StableDiffusionPipeline.from_single_file(
+        tmp_path / "model.safetensors", config=str(folder), safety_checker=None, local_files_only=True
+    )
+    wanted = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    for part in ("unet", "vae", "text_encoder"):
+        ours, theirs = getattr(read, part).state_dict(), getattr(wanted, part).state_dict()
+        assert ours.keys() == theirs.keys()
+        for name, tensor in theirs.items():
+            assert torch.equal(ours[name].float(), tensor.float()), f"{part}.{name}"
+
+
+def test_lora_starts_as_the_base_and_merges_into_it(tiny_model: Path) -> None:
+    family, method = open_family(tiny_model), open_method("LoRA")
+    training = Training.model_validate({"method": "LoRA", "lora": {"rank": 4}})
+    parts = family.load(tiny_model, with_vae=False)
+    text = family.condition(parts.text_encoder, family.tokenize(parts, ["a dog"]))
+    noisy, timestep = torch.randn(1, 4, 8, 8), torch.tensor([500])
+    with torch.no_grad():
+        before = family.predict(parts.denoiser, noisy, timestep, text)
+        names = set(parts.denoiser.state_dict())
+        method.prepare(parts.denoiser, training, family.adaptable_modules())
+        torch.testing.assert_close(family.predict(parts.denoiser, noisy, timestep, text), before)
+        trained = {name: p + 0.05 for name, p in parts.denoiser.named_parameters() if p.requires_grad}
+        assert 0 < sum(p.numel() for p in trained.values()) < sum(p.numel() for p in parts.denoiser.parameters()) / 2
+        parts.denoiser.load_state_dict(trained, strict=False)
+        adapted = family.predict(parts.denoiser, noisy, timestep, text)
+        assert (adapted - before).abs().max() > 1e-3
+        merged = method.restore(parts.denoiser, trained, training)
+        assert set(merged.state_dict()) == names
+        torch.testing.assert_close(family.predict(merged, noisy, timestep, text), adapted, atol=1e-4, rtol=1e-3)
+
+
+def test_models_that_cannot_be_used_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"spec\.model\.id: .*has no readable model_index\.json"):
+        open_family(tmp_path)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "PixArtPipeline"}')
+    with pytest.raises(UserError, match="is a PixArtPipeline; write a model of one of: StableDiffusionPipeline"):
+        open_family(tmp_path)
+    with pytest.raises(UserError, match=r"spec\.model\.id: '/nowhere/model': is neither a folder here"):
+        local_folder(BaseModelRef(id="/nowhere/model"))
+
+
+def test_the_digest_is_of_contents(make_model) -> None:
+    assert weights_digest(make_model()) == weights_digest(make_model()) != weights_digest(make_model("v_prediction"))
+
+
+def test_auto_identifiers_are_whole_tokens_and_stay_the_same() -> None:
+    from transformers import CLIPTokenizer
+
+    token = rare_identifier(WEIGHTS, "default/my-dog")
+    assert token == rare_identifier(WEIGHTS, "default/my-dog")
+    assert len(CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer").tokenize(token)) == 1

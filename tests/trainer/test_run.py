@@ -1,0 +1,187 @@
+"""The whole job on the embedded model, interrupted in every way a machine can, through the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+from diffusers import StableDiffusionPipeline
+
+STEPS = 16
+JOB = {
+    "apiVersion": "dreambooth.dev/v1alpha1",
+    "kind": "DreamBoothJob",
+    "metadata": {"name": "my-dog"},
+    "spec": {
+        "subject": {"class": "dog", "images": {"uri": "builtin:sprites/dog-pink-blue"}},
+        "priors": {"count": 8, "sampler": {"steps": 4}},
+        "training": {"steps": STEPS, "checkpointEverySteps": 4},
+        "evaluation": {"imagesPerPrompt": 1, "prompts": ["a {} on the beach", "a small {} in the snow"]},
+    },
+}
+PHASES = ["prepare", "priors", "encode", "train", "evaluate", "publish"]
+
+
+class Runs:
+    """Starts `dreambooth run` in processes of its own, all on one store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.job = folder, folder / "job.yaml"
+        self.job.write_text(yaml.safe_dump(JOB))
+
+    def start(self, out: str, *more: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "dreambooth_trainer", "run", str(self.job), "--out", str(self.folder / out)]
+        return subprocess.Popen(
+            [*command, "--store", str(self.folder / "store"), *more],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, out: str, *more: str) -> tuple[int, str]:
+        process = self.start(out, *more)
+        text = process.communicate(timeout=500)[0]
+        return process.returncode, text
+
+    def losses(self, out: str) -> list[float]:
+        lines = (self.folder / out / "work" / "losses.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == list(range(1, STEPS + 1))
+        return [json.loads(line)["loss"] for line in lines]
+
+    def wait_for_checkpoint(self, out: str, process: subprocess.Popen[str]) -> None:
+        """Until a checkpoint is registered, which is when it can be resumed."""
+        deadline = time.monotonic() + 400
+        while time.monotonic() < deadline:
+            managers = (self.folder / out / "work" / "checkpoints").glob("*/checkpoint_manager_snapshot.json")
+            if any("checkpoint_" in path.read_text() for path in managers):
+                return
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.05)
+        raise AssertionError("no checkpoint came")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def whole(runs: Runs) -> str:
+    """What a run that nothing disturbs prints."""
+    code, text = runs.run("whole")
+    assert code == 0, text
+    return text
+
+
+def kill_tree(process: subprocess.Popen[str]) -> None:
+    """What a node's death leaves: nothing of the run, Ray's processes included."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for child in children:
+        child.kill()
+    psutil.wait_procs(children, timeout=30)
+    process.communicate()
+
+
+def test_a_run_leaves_everything_a_person_wants(runs: Runs, whole: str) -> None:
+    for phase in PHASES:
+        assert re.search(rf"^{phase} ", whole, re.MULTILINE), whole
+    out = runs.folder / "whole"
+    scores = json.loads((out / "model" / "scores.json").read_text())
+    assert set(scores) == {"before", "after"}
+    page = (out / "report.html").read_text()
+    assert "a sks dog" in page
+    assert page.count("data:image/png;base64,") > 20
+    assert not re.search(r"(src|href)=[\"']?http", page)
+    for name in ("README.md", "pictures.png", "my-dog.safetensors", "model_index.json", "job.yaml"):
+        assert (out / "model" / name).stat().st_size > 0
+    assert not (out / "work" / "checkpoints").exists()
+    assert len(runs.losses("whole")) == STEPS
+
+
+def test_diffusers_loads_what_was_published(runs: Runs, whole: str) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(runs.folder / "whole" / "model", use_safetensors=True)
+    base = StableDiffusionPipeline.from_pretrained(Path(__import__("dreambooth_trainer.sprites").sprites.WEIGHTS))
+    ours, theirs = pipeline.unet.state_dict(), base.unet.state_dict()
+    assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
+    assert pipeline("a sks dog", num_inference_steps=2, output_type="np").images.shape == (1, 32, 32, 3)
+
+
+def test_the_same_command_again_does_nothing_again(runs: Runs, whole: str) -> None:
+    before = (runs.folder / "whole" / "report.html").stat().st_mtime_ns
+    code, text = runs.run("whole")
+    assert code == 0
+    assert text.count("done before") == len(PHASES)
+    assert (runs.folder / "whole" / "report.html").stat().st_mtime_ns == before
+
+
+def test_a_killed_worker_is_replaced_and_no_loss_differs(runs: Runs, whole: str) -> None:
+    process = runs.start("worker-killed")
+    runs.wait_for_checkpoint("worker-killed", process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    (worker,) = [child for child in family if "RayTrainWorker" in " ".join(child.cmdline())]
+    worker.kill()
+    text = process.communicate(timeout=500)[0]
+    assert process.returncode == 0, text
+    assert runs.losses("worker-killed") == pytest.approx(runs.losses("whole"), rel=1e-4)
+    assert "reused 8" in text
+
+
+def test_a_killed_job_goes_on_with_two_workers_where_it_stopped(runs: Runs, whole: str) -> None:
+    process = runs.start("job-killed")
+    runs.wait_for_checkpoint("job-killed", process)
+    kill_tree(process)
+    assert not (runs.folder / "job-killed" / "model").exists()
+    code, text = runs.run("job-killed", "--set", "cluster.workers=2")
+    assert code == 0, text
+    assert text.count("done before") == 3
+    assert runs.losses("job-killed") == pytest.approx(runs.losses("whole"), rel=1e-3)
+
+
+def test_an_interrupted_run_says_how_to_go_on(runs: Runs) -> None:
+    process = runs.start("interrupted")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("prepare"):
+            break
+    os.kill(process.pid, signal.SIGINT)
+    text = process.communicate(timeout=120)[0]
+    assert process.returncode == 130
+    assert "the same command goes on from here" in text
+
+
+def test_scores_below_the_thresholds_publish_nothing(runs: Runs, whole: str) -> None:
+    code, text = runs.run("whole", "--set", "evaluation.thresholds.dino=0.99")
+    assert code == 3
+    assert "spec.evaluation.thresholds.dino: 0.99: the trained model scores" in text
+
+
+def test_a_wrong_job_is_told_before_anything_starts(runs: Runs) -> None:
+    start = time.monotonic()
+    code, text = runs.run("wrong", "--set", "training.stepz=3", "--set", "priors.weight=-1")
+    assert code == 2
+    assert "spec.training.stepz" in text
+    assert "did you mean steps" in text
+    assert "spec.priors.weight" in text
+    assert not (runs.folder / "wrong").exists()
+    assert time.monotonic() - start < 60
+
+
+def test_a_folder_in_use_is_told(runs: Runs, whole: str) -> None:
+    from dreambooth_trainer.store.folder import JobFolder
+
+    with JobFolder(runs.folder / "whole").locked():
+        code, text = runs.run("whole")
+    assert code == 2
+    assert f"is in use by process {os.getpid()}" in text
