@@ -136,16 +136,17 @@ def _distribute(
 ) -> Iterator[int]:
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    # The last rounds would leave artists idle with full batches, so small orders are cut finer.
+    # Every artist gets something to do, also of a small order.
     artists_count = max(1, min(gpus or min(cpus, max(workers, 2)), len(missing)))
-    batch_size = max(1, min(style.batch_size, -(-len(missing) // artists_count)))
+    batch_size = max(1, min(style.batch_size, len(missing) // artists_count))
     threads = max(1, cpus // artists_count)
     options = {"num_cpus": 0 if gpus else threads, "num_gpus": 1 if gpus else 0}
     actor = ray.remote(max_restarts=5, max_task_retries=5, **options)(Artist)
     artists = [actor.remote(model, style, store, threads) for _ in range(artists_count)]
     orders = (missing[i : i + batch_size] for i in range(0, len(missing), batch_size))
     try:
-        at_work = {artist.draw.remote(order): artist for artist, order in zip(artists, islice(orders, len(artists)))}
+        first = zip(artists, islice(orders, len(artists)), strict=True)
+        at_work = {artist.draw.remote(order): artist for artist, order in first}
         while at_work:
             (ready,), _ = ray.wait(list(at_work), num_returns=1)
             artist = at_work.pop(ready)

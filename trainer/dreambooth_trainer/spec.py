@@ -21,7 +21,7 @@ DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
 TEMPLATE = r"^[^\x00-\x1f{}]*\{\}[^\x00-\x1f{}]*$"
 PHRASE = r"^[^\x00-\x1f{}]*[^\x00-\x20{}][^\x00-\x1f{}]*$"
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
-TOKEN = r"^[^\s{}]{1,32}$"
+TOKEN = r"^[^\s{}]{1,32}$"  # noqa: S105 - a word, no secret
 RELATIVE_PATH = r"^([^/.][^/]*(/[^/.][^/]*)*)?$"
 # A colon that starts no scheme we read is a typo of one (s3:/bucket) more often than a part of a file name.
 _FOLDER = r"(s3|gs)://[^/\x00-\x20]+(/[^\x00-\x1f]*)?|file:///[^\x00-\x1f]+|[^:\x00-\x1f]+"

@@ -74,7 +74,7 @@ def weights_digest(folder: Path) -> str:
     parts = [p for p in folder.glob("*/*") if p.suffix in {".safetensors", ".json"} and p.parent.name != "evaluator"]
     for path in sorted(parts):
         digest.update(f"{path.relative_to(folder)}\0".encode())
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 

@@ -64,7 +64,8 @@ def encode(plan: Plan, folder: JobFolder, prompts: list[str], priors: PictureSto
         parts.vae.to("cuda")  # pyright: ignore[reportArgumentType] - torch's own signature takes a string
         parts.text_encoder.to("cuda")
     subject = [Image.open(path) for path in sorted(folder.prepared.glob("*.png"))]
-    instance = _latents(family, parts, subject, prompts, keep_text=not plan.train_text_encoder)
+    keep_text = not plan.train_text_encoder
+    instance = _latents(family, parts, subject, prompts, keep_text=keep_text)
     prior = None
     if names:
         pictures = [priors.get(name) for name in names]

@@ -81,7 +81,7 @@ class JobFolder:
             UserError: another run holds it. The lock goes with its process, however that ends.
         """
         self.work.mkdir(parents=True, exist_ok=True)
-        with open(self.work / "lock", "a+") as file:
+        with (self.work / "lock").open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -1,0 +1,114 @@
+"""What the report shows of a job, gathered from its folder."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from PIL import Image
+
+from dreambooth_trainer.defaults import PAPER
+from dreambooth_trainer.engine.entry import Record
+from dreambooth_trainer.metrics.scores import PAPER as PAPER_SCORES
+from dreambooth_trainer.metrics.scores import Scores
+from dreambooth_trainer.phases.base import Context
+from dreambooth_trainer.phases.evaluate import CLASS_PICTURES, SUBJECT_PICTURES, evaluation_prompts, pictures_of
+from dreambooth_trainer.phases.priors import prior_names, prior_store
+from dreambooth_trainer.report.contents import Comparison, PhaseTime, ReferenceRow, Report, ScoreRow, loading_code
+from dreambooth_trainer.report.curves import loss_curves
+from dreambooth_trainer.report.scores import score_rows
+
+PRIORS_SHOWN = 16
+PROMPTS_SHOWN = 12
+
+
+def tell_story(context: Context) -> Report:
+    """Everything that the report and the model card show."""
+    plan, folder = context.plan, context.folder
+    scores, judges = _scores(context)
+    store = prior_store(context)
+    return Report(
+        name=plan.job.metadata.name,
+        subject_prompt=plan.instance_prompt,
+        class_prompt=plan.class_prompt,
+        base_model=plan.model.id,
+        created=datetime.now(UTC),
+        subject_images=tuple(Image.open(path) for path in sorted(folder.prepared.glob("*.png"))),
+        subject=_compare(context, plan.instance_prompt, [f"subject-{i:02d}" for i in range(SUBJECT_PICTURES)]),
+        contexts=_contexts(context),
+        drift=_compare(context, plan.class_prompt, [f"class-{i:02d}" for i in range(CLASS_PICTURES // 2)]),
+        priors=tuple(store.get(name) for name in prior_names(context)[:PRIORS_SHOWN]),
+        prior_count=len(prior_names(context)),
+        scores=scores,
+        judges=judges,
+        references=_references(context),
+        curves_svg=loss_curves([Record(**json.loads(line)) for line in folder.losses.read_text().splitlines()]),
+        phases=_phases(context),
+        settings=_settings(context),
+        versions={name: version(name) for name in ("torch", "diffusers", "transformers", "deepspeed", "ray")},
+        loading_code=loading_code(str(folder.model), plan.instance_prompt),
+    )
+
+
+def _compare(context: Context, prompt: str, names: list[str]) -> Comparison:
+    before, after = (pictures_of(context, which) for which in ("before", "after"))
+    return Comparison(prompt, tuple(before.get(name) for name in names), tuple(after.get(name) for name in names))
+
+
+def _contexts(context: Context) -> tuple[Comparison, ...]:
+    before, after = (pictures_of(context, which) for which in ("before", "after"))
+    drawn = after.names()
+    templates = evaluation_prompts(context.plan)
+    # Evenly over the list: its neighbours are alike.
+    chosen = range(0, len(templates), max(1, len(templates) // PROMPTS_SHOWN))
+    return tuple(
+        Comparison(
+            templates[number].replace("{}", context.plan.subject_noun),
+            (before.get(f"p{number:02d}-00"),),
+            tuple(after.get(name) for name in sorted(drawn) if name.startswith(f"p{number:02d}-")),
+        )
+        for number in list(chosen)[:PROMPTS_SHOWN]
+    )
+
+
+def _scores(context: Context) -> tuple[tuple[ScoreRow, ...], str]:
+    if not context.folder.scores.exists():
+        return (), ""
+    both = {which: Scores.model_validate(s) for which, s in json.loads(context.folder.scores.read_text()).items()}
+    return score_rows(both["before"], both["after"]), f"{both['after'].dino_encoder}, {both['after'].clip_encoder}"
+
+
+def _references(context: Context) -> tuple[ReferenceRow, ...]:
+    # Other encoders have other scales.
+    if (context.plan.dino, context.plan.clip) != (PAPER.dino, PAPER.clip):
+        return ()
+    return tuple(ReferenceRow(row.name, row.dino, row.clip_i, row.clip_t) for row in PAPER_SCORES)
+
+
+def _phases(context: Context) -> tuple[PhaseTime, ...]:
+    times: list[PhaseTime] = []
+    for name in context.keys:
+        path = context.folder.marker(name)
+        if path.exists():
+            content = json.loads(path.read_text())
+            note = f"{content['reused']} of {content['wanted']} reused" if name == "priors" else ""
+            times.append(PhaseTime(name, content["seconds"], note))
+    return tuple(times)
+
+
+def _settings(context: Context) -> dict[str, str]:
+    plan, training = context.plan, context.plan.spec.training
+    return {
+        "method": training.method,
+        "steps": str(plan.steps),
+        "learning rate": f"{plan.learning_rate:g}",
+        "batch size": f"{plan.batch_size}",
+        "text encoder": f"learned at {plan.text_encoder_learning_rate:g}" if plan.train_text_encoder else "frozen",
+        "prior weight": f"{plan.spec.priors.weight:g}" if plan.spec.priors.enabled else "no prior preservation",
+        "resolution": f"{plan.resolution} px",
+        "precision": plan.precision,
+        "ZeRO stage": str(plan.zero_stage),
+        "workers": str(plan.spec.cluster.workers),
+        "seed": str(training.seed),
+    }
