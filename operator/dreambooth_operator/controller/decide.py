@@ -22,7 +22,7 @@ from dreambooth_operator.controller.names import attempt_name, erase_name
 from dreambooth_operator.controller.rayjob import Settings, attempt_children, erase_children
 from dreambooth_operator.controller.resolve import Problem, Resolved
 from dreambooth_operator.controller.states import OPEN
-from dreambooth_operator.controller.views import Job, Observed, RayJob
+from dreambooth_operator.controller.views import EraseJob, Job, Observed, RayJob
 from dreambooth_operator.machinery.resources import Key
 from dreambooth_trainer.spec import RunPolicy
 
@@ -302,19 +302,32 @@ def _erase(draft: Draft, resolution: Resolved | Problem, observed: Observed) -> 
         draft.condition(_C.ERASED, "True", "Erased")
         draft.do(SetFinalizer(present=False))
     elif erase and erase.failed:
-        message = (
-            f"{erase.message} Trying again. To give up, remove by hand what is at the job's output, then "
-            f"the finalizer {ERASE_FINALIZER}."
-        )
-        draft.condition(_C.ERASED, "False", "EraseFailed", message)
-        draft.do(Delete(BATCH_JOBS, Key(job.key.namespace, erase_name(job)), ""))
-        draft.look_again(_ERASE_RETRY_SECONDS)
+        _erase_failed(draft, erase)
     elif isinstance(resolution, Problem):
         draft.condition(_C.ERASED, "False", resolution.reason, f"Cannot erase: {resolution.message}")
         draft.look_again(_ERASE_RETRY_SECONDS)
     elif erase is None:
-        draft.condition(_C.ERASED, "False", "Erasing", "A pod removes what the job made.")
+        if not any(c.type is _C.ERASED for c in job.status.conditions):
+            draft.condition(_C.ERASED, "False", "Erasing", "A pod removes what the job made.")
         draft.do(*(Create(resource, obj) for resource, obj in erase_children(job, resolution)))
+
+
+def _erase_failed(draft: Draft, erase: EraseJob) -> None:
+    """Say why, and try again after a pause; the last word stays readable while the next try runs."""
+    job, due = draft.job, draft.job.status.next_attempt_time
+    message = (
+        f"{erase.message} Trying again. To give up, remove by hand what is at the job's output, then "
+        f"the finalizer {ERASE_FINALIZER}."
+    )
+    draft.condition(_C.ERASED, "False", "EraseFailed", message)
+    if due is None:
+        due = draft.now + timedelta(seconds=_ERASE_RETRY_SECONDS)
+        draft.set(next_attempt_time=due)
+    if draft.now < due:
+        draft.look_again((due - draft.now).total_seconds())
+    else:
+        draft.set(next_attempt_time=None)
+        draft.do(Delete(BATCH_JOBS, Key(job.key.namespace, erase_name(job)), ""))
 
 
 def _delete(draft: Draft, ray_jobs: Iterable[RayJob]) -> None:

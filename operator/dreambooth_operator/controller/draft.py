@@ -83,6 +83,7 @@ class Draft:
 
     @property
     def phase(self) -> Phase:
+        """Where the job will be."""
         return self._changes.get("phase", self._before.phase)
 
     def set(self, **fields: object) -> None:
@@ -109,11 +110,12 @@ class Draft:
             last_transition_time=since,
         )
 
-    def event(self, type: Literal["Normal", "Warning"], reason: str, message: str) -> None:
+    def event(self, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
         """Tell something once; it is sent only after the status is written."""
-        self._events.append(Event(type, reason, message))
+        self._events.append(Event(kind, reason, message))
 
     def do(self, *actions: Action) -> None:
+        """Do something, after what was asked for before."""
         self._actions += actions
 
     def look_again(self, seconds: float) -> None:
@@ -121,6 +123,7 @@ class Draft:
         self._again = max(0.0, seconds if self._again is None else min(self._again, seconds))
 
     def decision(self) -> Decision:
+        """What has been decided: the status first if it changes, then the actions."""
         order = list(ConditionType)
         conditions = sorted(self._conditions.values(), key=lambda c: order.index(c.type))
         self._changes |= {"conditions": conditions, "observed_generation": self.job.generation}

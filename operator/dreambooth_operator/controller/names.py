@@ -29,4 +29,5 @@ def attempt_name(job: Job, attempt: int) -> str:
 
 
 def erase_name(job: Job) -> str:
+    """The batch Job that erases, and its ConfigMap."""
     return f"{base_name(job)}-erase"

@@ -27,7 +27,7 @@ from dreambooth_trainer.spec import API_VERSION, KIND
 
 ENTRYPOINT = 'python -m dreambooth_trainer run /etc/dreambooth/job.yaml --out "$DREAMBOOTH_OUT"'
 AUDIENCE = "dreambooth-progress"
-TOKEN_FOLDER = "/var/run/secrets/dreambooth.dev"
+TOKEN_FOLDER = "/var/run/secrets/dreambooth.dev"  # noqa: S105 - a folder
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _TOKEN_SECONDS = 3600
 _USER = 1000  # "ray" in Ray's images
@@ -110,7 +110,7 @@ def _ray_job(job: Job, attempt: int, resolved: Resolved, settings: Settings) -> 
         "rayVersion": runtime.ray_version,
         "headGroupSpec": {
             # The head drives; Ray places no work on it.
-            "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0", "num-gpus": "0"},
+            "rayStartParams": {"num-cpus": "0", "num-gpus": "0"},
             # A head restarted in place would be given the job once more.
             "template": pod("ray-head", runtime.pods.head, automount=elastic is not None, restart="Never"),
         },
@@ -219,7 +219,7 @@ def _mounts(resolved: Resolved) -> list[Json]:
     mounts: list[Json] = [
         {"name": "job", "mountPath": "/etc/dreambooth", "readOnly": True},
         {"name": "progress-token", "mountPath": TOKEN_FOLDER, "readOnly": True},
-        {"name": "shm", "mountPath": "/dev/shm"},
+        {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - a volume
     ]
     if resolved.images:
         mounts.append({"name": "images", "mountPath": IMAGES_PATH, "readOnly": True})

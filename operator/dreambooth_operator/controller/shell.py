@@ -68,6 +68,7 @@ class Children:
         self._owner: dict[Key, Key] = {}
 
     def changed(self, child: Key, view: _Owned | None) -> None:
+        """A child came or changed (`view`), or went (None)."""
         owner = Key(child.namespace, view.owner) if view else self._owner.get(child)
         if owner is None:
             return
@@ -82,6 +83,7 @@ class Children:
         self._wake(owner)
 
     def of(self, owner: Key) -> list[Key]:
+        """The keys of the children of `owner`, in order."""
         return sorted(self._of.get(owner, ()))
 
 
@@ -121,10 +123,12 @@ class Controller:
 
     @property
     def is_synced(self) -> bool:
+        """Whether all mirrors have been filled once."""
         return all(reflector.synced.is_set() for reflector in self.reflectors)
 
     @property
     def job_count(self) -> int:
+        """How many jobs there are."""
         return len(self._jobs.cache)
 
     async def reconcile(self, key: Key) -> float | None:

@@ -108,6 +108,7 @@ class Runtime:
 
 
 def read_runtime(obj: Json) -> Runtime:
+    """Never raises: what does not hold together lands in `problems`."""
     name = obj["metadata"]["name"]
     try:
         return Runtime(name, RuntimeSpec.model_validate(obj.get("spec") or {}))
@@ -136,10 +137,12 @@ class RayJob:
 
     @property
     def ended(self) -> bool:
+        """Whether KubeRay will do no more about it."""
         return self.deployment in ("Complete", "Failed", "ValidationFailed")
 
 
 def read_ray_job(obj: Json) -> RayJob:
+    """Pick what counts from a RayJob."""
     metadata, status = obj["metadata"], obj.get("status") or {}
     owners = metadata.get("ownerReferences") or [{}]
     return RayJob(
@@ -178,6 +181,7 @@ class RayCluster:
 
 
 def read_ray_cluster(obj: Json) -> RayCluster:
+    """Pick what counts from a RayCluster."""
     metadata, status = obj["metadata"], obj.get("status") or {}
     conditions = {c.get("type"): c for c in status.get("conditions") or []}
 
@@ -211,6 +215,7 @@ class EraseJob:
 
 
 def read_erase_job(obj: Json) -> EraseJob:
+    """Pick what counts from a batch Job."""
     ended = {c["type"]: c for c in (obj.get("status") or {}).get("conditions") or [] if c["status"] == "True"}
     failed = ended.get("Failed", {})
     return EraseJob(_job_of(obj), "Complete" in ended, bool(failed), str(failed.get("message", "")))
@@ -225,9 +230,11 @@ class Observed:
     erase: EraseJob | None = None
 
     def ray_job(self, name: str | None) -> RayJob | None:
+        """The RayJob of this name, if it is there."""
         return next((r for r in self.ray_jobs if r.name == name), None)
 
     def cluster_of(self, ray_job: str) -> RayCluster | None:
+        """The RayCluster that a RayJob made, if it is there."""
         return next((c for c in self.clusters if c.ray_job == ray_job), None)
 
 

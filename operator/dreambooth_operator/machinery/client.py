@@ -47,10 +47,12 @@ class ApiError(Exception):
 
     @property
     def is_already_there(self) -> bool:
+        """Create only: the name is taken."""
         return self.reason == "AlreadyExists"
 
     @property
     def is_not_found(self) -> bool:
+        """There is no such object, or no such kind."""
         return self.status == 404
 
     @property
@@ -92,6 +94,7 @@ class Api:
         await self.close()
 
     async def close(self) -> None:
+        """Let go of all connections."""
         await self._client.close()
 
     async def request(
@@ -144,6 +147,7 @@ class Api:
                     yield line
 
     async def get(self, resource: Resource, key: Key) -> Json:
+        """One object; ApiError.is_not_found if it is not there."""
         return await self.request("GET", resource.path(*key))
 
     async def create(self, resource: Resource, obj: Json) -> Json:

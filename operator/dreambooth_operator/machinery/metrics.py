@@ -24,10 +24,12 @@ class Metrics:
         self.leader = Gauge(f"{prefix}_leader", "1 where this process leads.", registry=self.registry)
 
     def reconciled(self, result: str, seconds: float) -> None:
+        """Count one reconciliation."""
         self._reconciles.labels(result).inc()
         self._seconds.observe(seconds)
 
     def counter(self, name: str, help_text: str, *labels: str) -> Counter:
+        """A counter of this name behind the prefix."""
         return Counter(f"{self._prefix}_{name}", help_text, labels, registry=self.registry)
 
     def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> None:
@@ -35,4 +37,5 @@ class Metrics:
         Gauge(f"{self._prefix}_{name}", help_text, registry=self.registry).set_function(read)
 
     def render(self) -> bytes:
+        """All metrics, as Prometheus reads them."""
         return generate_latest(self.registry)

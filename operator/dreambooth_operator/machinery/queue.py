@@ -27,7 +27,7 @@ class WorkQueue(Generic[K]):
         *,
         first_retry_seconds: float = 0.2,
         most_retry_seconds: float = 120.0,
-        jitter: Callable[[], float] = lambda: random.uniform(1.0, 1.2),
+        jitter: Callable[[], float] = lambda: random.uniform(1.0, 1.2),  # noqa: S311 - spreads load
     ) -> None:
         self._first = first_retry_seconds
         self._most = most_retry_seconds
@@ -48,6 +48,7 @@ class WorkQueue(Generic[K]):
         return len(self._timers)
 
     def add(self, key: K) -> None:
+        """Hand the key out as soon as may be."""
         if timer := self._timers.pop(key, None):
             timer.cancel()
         if key in self._dirty:
@@ -58,6 +59,7 @@ class WorkQueue(Generic[K]):
             self._wake.set()
 
     def add_after(self, key: K, seconds: float) -> None:
+        """Hand the key out in so many seconds, unless it is added sooner."""
         if seconds <= 0:
             self.add(key)
             return
@@ -92,6 +94,7 @@ class WorkQueue(Generic[K]):
         return key
 
     def done(self, key: K) -> None:
+        """The work on a key that `get` answered is over."""
         self._working.discard(key)
         if key in self._dirty:
             self._ready.append(key)

@@ -59,6 +59,7 @@ class Reflector(Generic[T]):
         self.watches = 0
 
     async def run(self) -> NoReturn:
+        """Mirror for ever; errors are logged and tried again."""
         back_off = _FIRST_BACK_OFF_SECONDS
         while True:
             try:
@@ -68,12 +69,12 @@ class Reflector(Generic[T]):
                 await self._watch()
                 back_off = _FIRST_BACK_OFF_SECONDS
                 # An orderly end; a pause all the same, should the server end each watch at once.
-                await asyncio.sleep(back_off * random.random())
+                await asyncio.sleep(back_off * _jitter())
             except (ApiError, *CONNECTION_ERRORS, ValueError) as error:
                 if isinstance(error, ApiError) and not error.is_transient:
                     self._version = None  # 410, or the kind is not there (yet): list anew
                 log.info("%s: %s", self._path, str(error) or type(error).__name__)
-                await asyncio.sleep(back_off * random.uniform(0.5, 1.0))
+                await asyncio.sleep(back_off * _jitter())
                 back_off = min(_MOST_BACK_OFF_SECONDS, back_off * 2)
 
     async def _list(self) -> str:
@@ -103,7 +104,7 @@ class Reflector(Generic[T]):
             "watch": "true",
             "allowWatchBookmarks": "true",
             "resourceVersion": self._version or "",
-            "timeoutSeconds": str(random.randint(240, 480)),  # not all watches of a fleet at once
+            "timeoutSeconds": str(round(480 * _jitter())),  # not all watches of a fleet at once
         }
         async for line in self._api.lines(self._path, query):
             event = json.loads(line)
@@ -125,3 +126,8 @@ class Reflector(Generic[T]):
     def _forget(self, key: Key) -> None:
         self.cache.pop(key, None)
         self._on_change(key)
+
+
+def _jitter() -> float:
+    """A factor that keeps a fleet from doing the same at the same time."""
+    return random.uniform(0.5, 1.0)  # noqa: S311 - spreads load

@@ -21,6 +21,7 @@ class Key(NamedTuple):
 
 
 def key_of(obj: Mapping[str, Any]) -> Key:
+    """The key of an object as the API server sends it."""
     metadata = obj["metadata"]
     return Key(metadata.get("namespace", ""), metadata["name"])
 
@@ -36,6 +37,7 @@ class Resource:
 
     @property
     def api_version(self) -> str:
+        """As objects name it."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:

@@ -30,7 +30,10 @@ def health_app(metrics: Metrics, is_ready: Callable[[], bool]) -> web.Applicatio
 
 @asynccontextmanager
 async def serving(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
-    """Serve `app` inside the context, on all interfaces if `host` is empty; yields the port, which the system chooses when `port` is 0."""
+    """Serve `app` inside the context, on all interfaces if `host` is empty.
+
+    Yields the port, which the system chooses when `port` is 0.
+    """
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:

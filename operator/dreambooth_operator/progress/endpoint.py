@@ -43,6 +43,7 @@ class Endpoint:
         self._written: dict[tuple[Key, int], float] = {}
 
     def app(self) -> web.Application:
+        """The application that serves the endpoint."""
         app = web.Application(client_max_size=_MOST_BYTES)
         app.add_routes([web.post("/v1/jobs/{namespace}/{name}/attempts/{attempt:\\d{1,6}}", self._post)])
         return app

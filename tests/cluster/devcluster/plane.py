@@ -187,10 +187,11 @@ class ControlPlane:
     def _ready(self) -> bool:
         trust = ssl.create_default_context(cafile=str(self.authority.ca))
         trust.load_cert_chain(*self.authority.issue("admin", ""))
-        with contextlib.suppress(OSError):
+        try:
             with urllib.request.urlopen(f"{self.url}/readyz", context=trust, timeout=2) as answer:
                 return answer.status == 200
-        return False
+        except OSError:
+            return False
 
     def _etcd_command(self, port: int, peer_port: int) -> list[str]:
         client, peer = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{peer_port}"

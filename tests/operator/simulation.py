@@ -1,0 +1,255 @@
+"""A world in which decisions are carried out one action at a time, so that a test can stop anywhere.
+
+It keeps the rules of the API server that the controller relies on (a status write is a compare-and-swap,
+a name is taken once, a foreground deletion ends only after the pods) and the habits of KubeRay.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, datetime, timedelta
+
+from dreambooth_operator.api.resources import BATCH_JOBS, RAY_JOBS
+from dreambooth_operator.api.runtime import RuntimeSpec
+from dreambooth_operator.api.status import Failure, JobStatus, Report, TrainerPhase
+from dreambooth_operator.controller.decide import decide
+from dreambooth_operator.controller.draft import (
+    Action,
+    Create,
+    Decision,
+    Delete,
+    DeleteJob,
+    SetFinalizer,
+    WriteStatus,
+)
+from dreambooth_operator.controller.rayjob import Settings
+from dreambooth_operator.controller.resolve import Problem, Resolved, resolve
+from dreambooth_operator.controller.states import check_transition
+from dreambooth_operator.controller.views import (
+    EraseJob,
+    Job,
+    Observed,
+    RayCluster,
+    RayJob,
+    Runtime,
+    read_job,
+    read_ray_job,
+)
+
+SETTINGS = Settings(retry_seconds=10, head_grace_seconds=60)
+RUNTIME = Runtime("default", RuntimeSpec(image="trainer:1"))
+START = datetime(2026, 11, 24, 6, 0, tzinfo=UTC)
+
+
+class StaleError(Exception):
+    """The server has another version of the job than the one that was decided about."""
+
+
+def make_job(**run_policy: object) -> Job:
+    erase = bool(run_policy.pop("erase", False))
+    return read_job(
+        {
+            "apiVersion": "dreambooth.dev/v1alpha1",
+            "kind": "DreamBoothJob",
+            "metadata": {
+                "name": "dog",
+                "namespace": "team",
+                "uid": "u1",
+                "generation": 1,
+                "resourceVersion": "1",
+                "creationTimestamp": "2026-11-24T06:00:00Z",
+            },
+            "spec": {
+                "subject": {"images": {"uri": "s3://b/dog"}, "class": "dog"},
+                "output": {"uri": "s3://b/out", "eraseOnDelete": erase},
+                "runPolicy": run_policy,
+            },
+        }
+    )
+
+
+@dataclasses.dataclass
+class Look:
+    """What a controller saw: perhaps not the latest."""
+
+    job: Job
+    observed: Observed
+    resolution: Resolved | Problem
+    now: datetime
+
+    def decide(self) -> Decision:
+        return decide(self.job, self.resolution, self.observed, self.now, SETTINGS)
+
+
+class World:
+    """One job, its children and the time."""
+
+    def __init__(self, job: Job, runtime: Runtime | None = RUNTIME) -> None:
+        self.job: Job | None = job
+        self.runtime = runtime
+        self.now = START
+        self.ray_jobs: dict[str, RayJob] = {}
+        self.clusters: dict[str, RayCluster] = {}
+        self.erase: EraseJob | None = None
+        self.created: list[str] = []
+        self.writes = 0
+        self.events: list[str] = []
+        self._uids = 0
+
+    # --- what a controller sees and does
+
+    def look(self) -> Look:
+        assert self.job
+        return Look(
+            self.job,
+            Observed(tuple(self.ray_jobs.values()), tuple(self.clusters.values()), self.erase),
+            resolve(self.job, self.runtime, ["default"] if self.runtime else []),
+            self.now,
+        )
+
+    def reconcile(self, most_actions: int | None = None) -> int:
+        """Look, decide, act until nothing changes the status; interrupted after so many actions."""
+        done = 0
+        for _ in range(8):
+            if self.job is None:
+                return done
+            look = self.look()
+            decision = look.decide()
+            written = False
+            for action in decision.actions:
+                if most_actions is not None and done >= most_actions:
+                    return done
+                self.act(look, action, first=not written)
+                written |= isinstance(action, WriteStatus)
+                done += 1
+            if not written:
+                return done
+        raise AssertionError("the status never comes to rest")
+
+    def act(self, look: Look, action: Action, *, first: bool) -> None:
+        """Carry out one action, as the API server would let `shell` do it."""
+        if self.job is None:
+            return
+        match action:
+            case WriteStatus(status, events):
+                self._check(look)
+                check_transition(self.job.status.phase, status.phase)
+                self._replace(status=status)
+                self.writes += 1
+                self.events += [event.reason for event in events]
+            case Create(resource, obj):
+                if first:
+                    self._check(look)
+                if resource is RAY_JOBS:
+                    self._create_ray_job(obj)
+                elif resource is BATCH_JOBS and self.erase is None:
+                    self.erase = EraseJob("dog", succeeded=False, failed=False)
+            case Delete(resource, key, uid):
+                if resource is RAY_JOBS and (old := self.ray_jobs.get(key.name)) and old.uid == uid:
+                    self.ray_jobs[key.name] = dataclasses.replace(old, deleting=True)
+                elif resource is BATCH_JOBS:
+                    self.erase = None
+            case SetFinalizer(present):
+                if first:
+                    self._check(look)
+                finalizers = ("dreambooth.dev/erase",) if present else ()
+                self._replace(finalizers=finalizers)
+                if self.job.deleted and not finalizers:
+                    self.job = None
+            case DeleteJob():
+                self.delete()
+
+    def _create_ray_job(self, obj: dict[str, object]) -> None:
+        metadata = obj["metadata"]
+        assert isinstance(metadata, dict)
+        if metadata["name"] in self.ray_jobs:
+            return
+        self._uids += 1
+        made = read_ray_job({**obj, "metadata": {**metadata, "uid": f"r{self._uids}"}})
+        self.ray_jobs[made.name] = made
+        self.created.append(made.name)
+
+    def _check(self, look: Look) -> None:
+        assert self.job
+        if look.job.resource_version != self.job.resource_version:
+            raise StaleError
+
+    def _replace(self, **fields: object) -> None:
+        assert self.job
+        version = str(int(self.job.resource_version) + 1)
+        self.job = dataclasses.replace(self.job, resource_version=version, **fields)
+
+    # --- what others do
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    def set_policy(self, **fields: object) -> None:
+        assert self.job
+        assert self.job.spec
+        policy = self.job.spec.run_policy.model_copy(update=fields)
+        spec = self.job.spec.model_copy(update={"run_policy": policy})
+        self._replace(spec=spec, generation=self.job.generation + 1)
+
+    def delete(self) -> None:
+        """Somebody deletes the job; without a finalizer it is gone, and its children with it."""
+        if self.job and self.job.finalizers:
+            self._replace(deleted=self.now)
+        else:
+            self.job = None
+            self.ray_jobs.clear()
+
+    def report(self, phase: TrainerPhase | None = None, failure: Failure | None = None) -> None:
+        """The trainer reports."""
+        assert self.job
+        report = Report(attempt=self.job.status.attempts, phase=phase, time=self.now, failure=failure)
+        self._replace(status=self.job.status.model_copy(update={"report": report}))
+
+    def kuberay(self, name: str, **fields: object) -> None:
+        """KubeRay writes a RayJob's status; the cluster follows."""
+        made = dataclasses.replace(self.ray_jobs[name], **fields)
+        self.ray_jobs[name] = made
+        if made.deployment == "Running":
+            self.clusters[name] = RayCluster(
+                name=f"{name}-c",
+                owner="dog",
+                ray_job=name,
+                head=f"{name}-head",
+                head_ready=True,
+                head_gone=False,
+                provisioned=True,
+                workers_ready=1,
+                workers_wanted=1,
+                trouble="",
+            )
+        elif made.ended:
+            self.clusters.pop(name, None)
+
+    def collect(self) -> None:
+        """Pods of what is being deleted are gone now."""
+        for name in [name for name, ray_job in self.ray_jobs.items() if ray_job.deleting]:
+            del self.ray_jobs[name]
+            self.clusters.pop(name, None)
+
+    @property
+    def live(self) -> list[RayJob]:
+        """RayJobs whose pods may run: not ended, and not gone yet."""
+        return [ray_job for ray_job in self.ray_jobs.values() if not ray_job.ended]
+
+    @property
+    def status(self) -> JobStatus:
+        assert self.job
+        return self.job.status
+
+    @property
+    def ray_job(self) -> str:
+        """The name of the latest attempt's RayJob."""
+        assert self.status.ray_job_name
+        return self.status.ray_job_name
+
+    def succeed(self) -> None:
+        self.kuberay(self.ray_job, deployment="Complete", job="SUCCEEDED")
+
+    def fail(self, exit_code: int = 1) -> None:
+        message = f"Job entrypoint command failed with exit code {exit_code}, last available logs: ..."
+        self.kuberay(self.ray_job, deployment="Failed", job="FAILED", reason="AppFailed", message=message)
