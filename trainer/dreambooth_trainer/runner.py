@@ -18,6 +18,7 @@ from dreambooth_trainer.jobfile.load import dump_job
 from dreambooth_trainer.memory import choose_stage
 from dreambooth_trainer.phases import PHASES
 from dreambooth_trainer.phases.base import Context, Phase
+from dreambooth_trainer.phases.evaluate import check_encoders
 from dreambooth_trainer.plan import Plan, fingerprint, model_ref, resolve
 from dreambooth_trainer.progress import Reporter
 from dreambooth_trainer.spec import DreamBoothJob
@@ -43,9 +44,9 @@ def open_job(job: DreamBoothJob) -> Opened:
     found = read_images(job.spec.subject.images)
     base = local_folder(model_ref(job))
     open_family(base)
-    subject = job.spec.subject
-    identifier = rare_identifier(base, f"{job.metadata.namespace}/{job.metadata.name}")
-    identifier = identifier if subject.identifier == "auto" else subject.identifier
+    identifier = job.spec.subject.identifier
+    if identifier == "auto":
+        identifier = rare_identifier(base, f"{job.metadata.namespace}/{job.metadata.name}")
     precision = "bf16" if has_gpu() else "fp32"
     draft = resolve(job, image_count=len(found.images), identifier=identifier, zero_stage=1, precision=precision)
     stage, why = plan_stage(draft, base)
@@ -94,7 +95,8 @@ def run_job(opened: Opened, folder: JobFolder, store: str, reporter: Reporter) -
             if done is not None:
                 reporter.skipped(phase.name)
             elif not started:
-                # A run with nothing left to do ends before Ray would have started.
+                # A run with nothing left to do ends before encoders are loaded and Ray is started.
+                check_encoders(opened.plan)
                 stack.enter_context(ray_cluster())
                 started = True
             results[phase.name] = done or _do(phase, context, reporter)

@@ -129,6 +129,16 @@ def score(plan: Plan, folder: JobFolder, stores: dict[str, PictureStore]) -> dic
     return scores
 
 
+def check_encoders(plan: Plan) -> None:
+    """Load the encoders once before anything else: that they are missing should not come out after the training.
+
+    Raises:
+        UserError: they cannot be had.
+    """
+    if plan.spec.evaluation.enabled and {plan.dino, plan.clip} != {BUILTIN_SPRITES}:
+        load_encoders(plan.dino, plan.clip)
+
+
 def check_thresholds(context: Context) -> None:
     """Stop a job whose model scores too low.
 

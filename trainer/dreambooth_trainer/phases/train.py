@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -52,22 +54,39 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     plan, folder = context.plan, context.folder
     progress.total(plan.steps)
     bulletin = ray.remote(num_cpus=0)(Bulletin).remote()
-    stop = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(bulletin, progress, stop), daemon=True)
-    watcher.start()
     try:
-        # A partial of a method handle travels to the workers; a lambda over it would as well but says less.
-        result = build_trainer(plan, folder, context.keys["train"], partial(_post, bulletin)).fit()
+        # A method handle travels to the workers; a lambda over it would as well but says less.
+        trainer = build_trainer(plan, folder, context.keys["train"], partial(_post, bulletin))
+        checkpoint = _fit(trainer, bulletin, progress)
     finally:
-        stop.set()
-        watcher.join()
         ray.kill(bulletin)
-    checkpoint = Path(result.checkpoint.path)
     records = read_records(checkpoint)
     progress.done(len(records), loss=records[-1].loss)
     ray.get(ray.remote(assemble).remote(plan, checkpoint, folder))
     write_whole(folder.losses, "".join(json.dumps(asdict(record)) + "\n" for record in records))
     return {"steps": len(records), "loss": records[-1].loss}
+
+
+def _fit(trainer: TorchTrainer, bulletin: Any, progress: PhaseProgress) -> Path:
+    """Train to the end, telling progress meanwhile; returns the last checkpoint.
+
+    Ray Train, on the main thread, would take Ctrl-C for itself and exit with 0. On another it leaves it to us.
+    """
+    future: Future[Path] = Future()
+
+    def fit() -> None:
+        try:
+            future.set_result(Path(trainer.fit().checkpoint.path))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=fit, daemon=True).start()
+    while True:
+        with contextlib.suppress(TimeoutError):
+            return future.result(timeout=WATCH_SECONDS)
+        record = ray.get(bulletin.read.remote())
+        if record is not None:
+            progress.done(record.step, loss=record.loss)
 
 
 def build_trainer(plan: Plan, folder: JobFolder, key: str, tell: Callable[[Record], None]) -> TorchTrainer:
@@ -113,13 +132,6 @@ def _under(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _post(bulletin: Any, record: Record) -> None:
     bulletin.post.remote(record)
-
-
-def _watch(bulletin: Any, progress: PhaseProgress, stop: threading.Event) -> None:
-    while not stop.wait(WATCH_SECONDS):
-        record = ray.get(bulletin.read.remote())
-        if record is not None:
-            progress.done(record.step, loss=record.loss)
 
 
 TRAIN = Phase("train", _inputs, _outputs, _run)
