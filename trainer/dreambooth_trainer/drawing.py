@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -87,7 +87,7 @@ def load_pipeline(folder: Path, precision: str, device: str) -> DiffusionPipelin
     return pipeline
 
 
-def draw_batch(pipeline: DiffusionPipeline, style: Style, drawings: Sequence[Drawing]) -> list[Image.Image]:
+def draw_batch(pipeline: Any, style: Style, drawings: Sequence[Drawing]) -> list[Image.Image]:
     """Draw a batch, each picture from its own noise."""
     import torch
 
@@ -140,8 +140,8 @@ def _distribute(
     artists_count = max(1, min(gpus or min(cpus, max(workers, 2)), len(missing)))
     batch_size = max(1, min(style.batch_size, len(missing) // artists_count))
     threads = max(1, cpus // artists_count)
-    options = {"num_cpus": 0 if gpus else threads, "num_gpus": 1 if gpus else 0}
-    actor = ray.remote(max_restarts=5, max_task_retries=5, **options)(Artist)
+    options: dict[str, Any] = {"num_cpus": 0 if gpus else threads, "num_gpus": 1 if gpus else 0}
+    actor: Any = ray.remote(max_restarts=5, max_task_retries=5, **options)(Artist)
     artists = [actor.remote(model, style, store, threads) for _ in range(artists_count)]
     orders = (missing[i : i + batch_size] for i in range(0, len(missing), batch_size))
     try:

@@ -67,4 +67,4 @@ def trained_weights(folder: Path) -> dict[str, Tensor]:
 
     with contextlib.redirect_stdout(io.StringIO()):
         weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=True)
-    return {name: tensor.clone() for name, tensor in weights.items()}
+    return {name: tensor.clone() for name, tensor in (weights or {}).items()}

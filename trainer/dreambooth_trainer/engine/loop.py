@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import ray.train
 import torch
@@ -90,7 +90,7 @@ def build_engine(plan: Plan, world_size: int, saved: Path | None) -> DeepSpeedEn
     if module.text_encoder is not None:
         groups.append({"params": list(module.text_encoder.parameters()), "lr": plan.text_encoder_learning_rate})
     optimizer = torch.optim.AdamW(groups, weight_decay=plan.spec.training.weight_decay)
-    schedule = get_scheduler(
+    schedule: Any = get_scheduler(
         _schedule_name(plan),
         optimizer,
         num_warmup_steps=plan.spec.training.warmup_steps,
@@ -115,15 +115,16 @@ def run_step(engine: DeepSpeedEngine, plan: Plan, data: TrainingData, step: int,
     accumulation = plan.spec.training.gradient_accumulation_steps
     parts = world_size * accumulation
     seed = plan.spec.training.seed
-    timesteps = int(engine.module.scheduler.config.num_train_timesteps)
+    timesteps = int(cast("DreamBoothModule", engine.module).scheduler.config["num_train_timesteps"])
     orders = (
         BatchOrder(len(data.instance), plan.batch_size, timesteps, 4 * seed),
         None if data.prior is None else BatchOrder(len(data.prior), plan.batch_size, timesteps, 4 * seed + 2),
     )
-    sums = torch.zeros(3, device=engine.device)
-    rate = float(engine.optimizer.param_groups[0]["lr"])
+    device = cast("torch.device", engine.device)
+    sums = torch.zeros(3, device=device)
+    rate = float(cast("Any", engine.optimizer).param_groups[0]["lr"])
     for micro in range(accumulation):
-        batch = to_device(make_batch(data, orders, step, micro * world_size + rank, parts), engine.device)
+        batch = to_device(make_batch(data, orders, step, micro * world_size + rank, parts), device)
         losses = engine(batch)
         engine.backward(losses[0])
         engine.step()

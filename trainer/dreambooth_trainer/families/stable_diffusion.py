@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -25,12 +25,12 @@ class StableDiffusion:
     name = "stable-diffusion"
 
     def load(self, folder: Path, *, with_vae: bool) -> Components:
-        fp32 = {"torch_dtype": torch.float32, "use_safetensors": True}
+        fp32: dict[str, Any] = {"torch_dtype": torch.float32, "use_safetensors": True}
         return Components(
             denoiser=UNet2DConditionModel.from_pretrained(folder / "unet", **fp32),
             text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", **fp32),
             tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-            noise_scheduler=DDPMScheduler.from_pretrained(folder / "scheduler"),
+            noise_scheduler=cast("DDPMScheduler", DDPMScheduler.from_pretrained(folder / "scheduler")),
             vae=AutoencoderKL.from_pretrained(folder / "vae", **fp32) if with_vae else None,
         )
 
@@ -40,7 +40,7 @@ class StableDiffusion:
         )
 
     def encode_images(self, parts: Components, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
-        vae = parts.vae
+        vae: Any = parts.vae
         if vae is None:
             raise ValueError("these components were loaded without the autoencoder")
         pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
@@ -67,11 +67,11 @@ class StableDiffusion:
         return denoiser(noisy, timesteps, encoder_hidden_states=conditioning).sample
 
     def loss_target(self, scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        kind = scheduler.config.prediction_type
+        kind = cast("Any", scheduler.config).prediction_type
         if kind == "epsilon":
             return noise
         if kind == "v_prediction":
-            return scheduler.get_velocity(latents, noise, timesteps)
+            return scheduler.get_velocity(latents, noise, cast("torch.IntTensor", timesteps))
         raise ValueError(
             f"scheduler/scheduler_config.json: prediction_type {kind!r} is neither epsilon nor v_prediction"
         )

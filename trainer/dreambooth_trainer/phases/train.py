@@ -53,7 +53,7 @@ def _outputs(context: Context) -> list[Path]:
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     plan, folder = context.plan, context.folder
     progress.total(plan.steps)
-    bulletin = ray.remote(num_cpus=0)(Bulletin).remote()
+    bulletin: Any = ray.remote(num_cpus=0)(Bulletin).remote()
     try:
         # A method handle travels to the workers; a lambda over it would as well but says less.
         trainer = build_trainer(plan, folder, context.keys["train"], partial(_post, bulletin))
@@ -76,7 +76,9 @@ def _fit(trainer: TorchTrainer, bulletin: Any, progress: PhaseProgress) -> Path:
 
     def fit() -> None:
         try:
-            future.set_result(Path(trainer.fit().checkpoint.path))
+            checkpoint = trainer.fit().checkpoint
+            assert checkpoint is not None, "training ended without a checkpoint"
+            future.set_result(Path(checkpoint.path))
         except BaseException as error:
             future.set_exception(error)
 
@@ -84,7 +86,7 @@ def _fit(trainer: TorchTrainer, bulletin: Any, progress: PhaseProgress) -> Path:
     while True:
         with contextlib.suppress(TimeoutError):
             return future.result(timeout=WATCH_SECONDS)
-        record = ray.get(bulletin.read.remote())
+        record: Any = ray.get(bulletin.read.remote())
         if record is not None:
             progress.done(record.step, loss=record.loss)
 

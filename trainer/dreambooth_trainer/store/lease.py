@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import fsspec
 
@@ -56,7 +57,7 @@ def _take(
         except FileExistsError:
             pass
         try:
-            content = fs.cat_file(path)
+            content: Any = fs.cat_file(path)
         except FileNotFoundError:
             continue
         if content != seen:

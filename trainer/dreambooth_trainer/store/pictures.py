@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import fsspec
 from PIL import Image
@@ -38,4 +39,5 @@ class PictureStore:
     def get(self, name: str) -> Image.Image:
         """A picture, RGB."""
         fs, path = self._open()
-        return Image.open(io.BytesIO(fs.cat_file(f"{path}/{name}.png"))).convert("RGB")
+        content: Any = fs.cat_file(f"{path}/{name}.png")
+        return Image.open(io.BytesIO(content)).convert("RGB")
