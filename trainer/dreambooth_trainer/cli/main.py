@@ -21,6 +21,7 @@ COMMANDS = {
     "plan": "dreambooth_trainer.cli.plan:plan",
     "validate": "dreambooth_trainer.cli.plan:validate",
     "generate": "dreambooth_trainer.cli.generate:generate",
+    "erase": "dreambooth_trainer.cli.erase:erase",
     "sprites": "dreambooth_trainer.cli.sprites:sprites",
 }
 

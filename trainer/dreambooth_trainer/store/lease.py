@@ -52,7 +52,8 @@ def _take(
     seen, since = b"", time.monotonic()
     while True:
         try:
-            fs.pipe_file(path, json.dumps(owner).encode(), mode="create")
+            with fs.open(path, "xb") as file:  # pipe_file(mode="create") looks first and writes then: two may win.
+                file.write(json.dumps(owner).encode())
             return
         except FileExistsError:
             pass
