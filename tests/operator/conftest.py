@@ -1,14 +1,23 @@
 """One control plane for the session; a namespace of its own for each test."""
 
 import itertools
-import os
-from collections.abc import Iterator
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from devcluster import ControlPlane, kuberay_crds
+from devcluster.process import Process
+from fakeray import FakeRay, fake_ray
+
+from dreambooth_operator.machinery.client import Api
 
 ROOT = Path(__file__).resolve().parents[2]
+SYSTEM = "dreambooth-system"
 _numbers = itertools.count(1)
 
 
@@ -18,7 +27,7 @@ def plane() -> Iterator[ControlPlane]:
     with ControlPlane() as plane:
         plane.install_crds(kuberay_crds(), ROOT / "manifests" / "crd")
         plane.start_controllers()
-        os.environ["KUBECONFIG"] = str(plane.kubeconfig)
+        plane.kubectl("create", "namespace", SYSTEM)
         yield plane
 
 
@@ -28,3 +37,81 @@ def namespace(plane: ControlPlane) -> str:
     name = f"test-{next(_numbers)}"
     plane.kubectl("create", "namespace", name)
     return name
+
+
+@pytest.fixture
+async def api(plane: ControlPlane):
+    """A connection as administrator."""
+    async with await Api.connect(str(plane.kubeconfig)) as api:
+        yield api
+
+
+@pytest.fixture(scope="session")
+def ray(plane: ControlPlane) -> Iterator[FakeRay]:
+    """KubeRay for real, and what stands in for kubelet and Ray."""
+    with fake_ray(plane) as ray:
+        plane.start_kuberay()
+        yield ray
+
+
+class Operator:
+    """One process of the operator, with its ports."""
+
+    def __init__(self, plane: ControlPlane, name: str, *flags: str) -> None:
+        self.health, self.progress = _free_port(), _free_port()
+        command = [
+            sys.executable, "-m", "dreambooth_operator", f"--kubeconfig={plane.kubeconfig}", f"--namespace={SYSTEM}",
+            "--host=127.0.0.1", f"--health-port={self.health}", f"--progress-port={self.progress}",
+            f"--progress-url=http://127.0.0.1:{self.progress}", "--lease-seconds=4", "--retry-seconds=1", *flags,
+        ]  # fmt: skip
+        self.process = Process(plane.folder, name, command)
+
+    def start(self) -> "Operator":
+        """Start it, or start it again after `process.kill()`; returns when its caches are filled."""
+        self.process.start()
+        until("the operator is ready", lambda: self.get(self.health, "/readyz") == "ok", 60)
+        return self
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels."""
+        lines = self.get(self.health, "/metrics").splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
+
+    @staticmethod
+    def get(port: int, path: str) -> str:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+                return answer.read().decode()
+        except OSError as error:
+            return str(error)
+
+
+@pytest.fixture(scope="session")
+def operator(plane: ControlPlane, ray: FakeRay) -> Iterator[Operator]:
+    """An operator that runs, for tests that do not kill it."""
+    plane.apply(RUNTIME)
+    operator = Operator(plane, "operator").start()
+    yield operator
+    operator.process.kill()
+
+
+RUNTIME = {
+    "apiVersion": "dreambooth.dev/v1alpha1",
+    "kind": "DreamBoothRuntime",
+    "metadata": {"name": "default"},
+    "spec": {"image": "localhost/trainer:1", "pods": {"worker": {"cpu": "1", "memory": "1Gi"}}},
+}
+
+
+def until(what: str, holds: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until `holds`; fail with `what` after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+        time.sleep(0.2)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

@@ -89,7 +89,7 @@ class ControlPlane:
         """
         # One identity for all controllers: the built-in roles expect one each.
         user = self.kubeconfig_for("kcm", "/O=system:masters/CN=kcm")
-        return self._run(
+        process = self._run(
             "kube-controller-manager",
             f"--kubeconfig={user}",
             f"--service-account-private-key-file={self.folder}/pki/sa.key",
@@ -99,6 +99,9 @@ class ControlPlane:
             "--leader-elect=false",
             "--secure-port=0",
         )
+        # The first thing that one of them does, so that one that ends at once is told here.
+        wait_until("controllers", self._root_ca_published, process=process)
+        return process
 
     def install_crds(self, *folders: Path) -> None:
         """Apply CRDs from folders and wait until the server knows the kinds."""
@@ -158,6 +161,9 @@ class ControlPlane:
         """A kubeconfig with an hour's token of a service account."""
         token = self.kubectl("create", "token", account, "-n", namespace, "--duration=1h").strip()
         return self._write_kubeconfig(f"{namespace}-{account}", {"token": token})
+
+    def _root_ca_published(self) -> bool:
+        return bool(self.get("configmaps", "-n", "default", "--field-selector=metadata.name=kube-root-ca.crt")["items"])
 
     def _crds_established(self) -> bool:
         states = [crd.get("status", {}).get("conditions") or [] for crd in self.get("crd")["items"]]

@@ -1,0 +1,199 @@
+"""What is missing where no kubelet runs: pods that become ready, and Ray's dashboard inside them.
+
+The API server, its controllers and KubeRay are the real ones. `FakeRay` writes the status that a kubelet
+would write, and answers the four requests that KubeRay sends to a dashboard, which reach it through the
+API server's service proxy. It notes who ran when, so that a test can say that nothing ran twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from aiohttp import web
+from devcluster import ControlPlane
+
+from dreambooth_operator.api.resources import JOB_LABEL
+from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiError
+from dreambooth_operator.machinery.resources import Json, Key, Resource, key_of
+
+PODS = Resource("", "v1", "pods", "Pod")
+SERVICES = Resource("", "v1", "services", "Service")
+ENDPOINTS = Resource("", "v1", "endpoints", "Endpoints")
+PORT = 8265
+
+
+@dataclass
+class Run:
+    """One submission: the RayJob's name, and what became of it."""
+
+    ray_job: str
+    namespace: str
+    entrypoint: str
+    started: float
+    status: str = "RUNNING"
+    message: str = ""
+    ended: float | None = None
+
+
+@dataclass
+class FakeRay:
+    """See the module. Runs go on until `finish`, or until `autopilot` ends them."""
+
+    address: str
+    runs: dict[str, Run] = field(default_factory=dict)
+    endpoints: dict[Key, str] = field(default_factory=dict)
+    autopilot: random.Random | None = None  # ends runs by itself, at random
+
+    def of(self, job: str) -> list[Run]:
+        """The runs of a DreamBoothJob, in order: its RayJobs are called dbj-<job>-..."""
+        return [run for run in self.runs.values() if run.ray_job.startswith(f"dbj-{job}-")]
+
+    def latest(self, job: str) -> Run | None:
+        return next(iter(reversed(self.of(job))), None)
+
+    def finish(self, run: Run, status: str = "SUCCEEDED", *, exit_code: int = 1) -> None:
+        run.status, run.ended = status, time.time()
+        if status == "FAILED":
+            run.message = f"Job entrypoint command failed with exit code {exit_code}, last available logs: boom"
+
+    # --- the dashboard
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/api/jobs/{id}", self._get),
+                web.post("/api/jobs/", self._submit),
+                web.post("/api/jobs/{id}/stop", self._stop),
+            ]
+        )
+        return app
+
+    async def _get(self, request: web.Request) -> web.Response:
+        run = self.runs.get(request.match_info["id"])
+        if run is None:
+            return web.json_response({}, status=404)
+        if self.autopilot and run.status == "RUNNING" and time.time() - run.started > 2:
+            dice = self.autopilot.random()
+            if dice < 0.4:
+                self.finish(run)
+            elif dice < 0.6:
+                self.finish(run, "FAILED")
+        return web.json_response({"status": run.status, "message": run.message, "submission_id": run.ray_job})
+
+    async def _submit(self, request: web.Request) -> web.Response:
+        body = json.loads(await request.text())
+        identity = body["submission_id"]
+        assert identity not in self.runs, "KubeRay submitted twice"
+        name = identity.rpartition("-")[0]
+        self.runs[identity] = Run(name, "", body["entrypoint"], time.time())
+        return web.json_response({"job_id": identity, "submission_id": identity})
+
+    async def _stop(self, request: web.Request) -> web.Response:
+        run = self.runs.get(request.match_info["id"])
+        if run and run.status == "RUNNING":
+            self.finish(run, "STOPPED")
+        return web.json_response({"stopped": True})
+
+
+async def _play_kubelet(api: Api, ray: FakeRay, stop: threading.Event) -> None:
+    """Make every pod of a job run and be ready; end the runs whose head pod is gone."""
+    while not stop.is_set():
+        with contextlib.suppress(ApiError, *CONNECTION_ERRORS):
+            pods = await api.request("GET", PODS.path(), query={"labelSelector": JOB_LABEL})
+            heads: dict[str, Json] = {}
+            for pod in pods["items"]:
+                if pod["metadata"]["labels"].get("ray.io/node-type") == "head":
+                    heads[pod["metadata"]["labels"]["ray.io/cluster"]] = pod
+                if not pod.get("status", {}).get("podIP"):
+                    await api.merge(PODS, key_of(pod), {"status": _ready(pod, ray.address)}, subresource="status")
+            await _play_endpoints(api, ray, heads)
+            for run in ray.runs.values():
+                if run.ended is None and not any(cluster.startswith(run.ray_job) for cluster in heads):
+                    run.ended = time.time()
+        await asyncio.sleep(0.3)
+
+
+async def _play_endpoints(api: Api, ray: FakeRay, heads: dict[str, Json]) -> None:
+    """Put the dashboard behind the head services of clusters that have a head pod."""
+    services = await api.request("GET", SERVICES.path(), query={"labelSelector": "ray.io/node-type=head"})
+    for service in services["items"]:
+        key = key_of(service)
+        head = heads.get(service["metadata"]["labels"].get("ray.io/cluster", ""))
+        if head is None:
+            if ray.endpoints.pop(key, None):
+                await api.delete(ENDPOINTS, key)
+        elif ray.endpoints.get(key) != head["metadata"]["name"]:
+            # The server proxies to pods only: an address must name the pod that has it.
+            target = {"kind": "Pod", "name": head["metadata"]["name"], "namespace": key.namespace}
+            ports = [{"name": port["name"], "port": port["port"]} for port in service["spec"]["ports"]]
+            subset = {"addresses": [{"ip": ray.address, "targetRef": target}], "ports": ports}
+            metadata = {"name": key.name, "namespace": key.namespace}
+            obj = {"apiVersion": "v1", "kind": "Endpoints", "metadata": metadata, "subsets": [subset]}
+            await api.apply(ENDPOINTS, obj, manager="fake-kubelet")
+            ray.endpoints[key] = head["metadata"]["name"]
+
+
+def _ready(pod: Json, address: str) -> Json:
+    containers = [
+        {
+            "name": container["name"],
+            "ready": True,
+            "restartCount": 0,
+            "image": container["image"],
+            "imageID": "x",
+            "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}},
+        }
+        for container in pod["spec"]["containers"]
+    ]
+    conditions = [
+        {"type": kind, "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+        for kind in ("PodScheduled", "Initialized", "ContainersReady", "Ready")
+    ]
+    return {
+        "phase": "Running",
+        "podIP": address,
+        "podIPs": [{"ip": address}],
+        "hostIP": address,
+        "conditions": conditions,
+        "containerStatuses": containers,
+    }
+
+
+@contextlib.contextmanager
+def fake_ray(plane: ControlPlane) -> Iterator[FakeRay]:
+    """Serve on an address of its own (198.18.0.0/15 is for benchmarks), which needs the right to add one."""
+    ray = FakeRay(f"198.18.{random.randrange(1, 250)}.{random.randrange(1, 250)}")
+    add = ["ip", "addr", "add", f"{ray.address}/32", "dev", "lo"]
+    if subprocess.run(add, capture_output=True, check=False).returncode:
+        pytest.skip("adding an address to lo needs root: the API server proxies to no loopback address")
+    stop = threading.Event()
+    ready = threading.Event()
+    thread = threading.Thread(target=lambda: asyncio.run(_serve(plane, ray, ready, stop)), daemon=True)
+    thread.start()
+    try:
+        assert ready.wait(20), "the dashboard does not come up"
+        yield ray
+    finally:
+        stop.set()
+        thread.join(10)
+        subprocess.run(["ip", "addr", "del", f"{ray.address}/32", "dev", "lo"], capture_output=True, check=False)
+
+
+async def _serve(plane: ControlPlane, ray: FakeRay, ready: threading.Event, stop: threading.Event) -> None:
+    runner = web.AppRunner(ray.app())
+    await runner.setup()
+    await web.TCPSite(runner, ray.address, PORT).start()
+    ready.set()
+    async with await Api.connect(str(plane.kubeconfig)) as api:
+        await _play_kubelet(api, ray, stop)
+    await runner.cleanup()

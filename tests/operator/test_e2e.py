@@ -1,0 +1,221 @@
+"""Jobs of all kinds through all ends: the real API server, the real KubeRay, the operator as a process."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+
+from conftest import Operator, until
+from devcluster import ControlPlane
+from fakeray import FakeRay, Run
+
+
+class Job:
+    """A DreamBoothJob under test."""
+
+    def __init__(self, plane: ControlPlane, ray: FakeRay, namespace: str, name: str, **run_policy: object) -> None:
+        self.plane, self.ray, self.namespace, self.name = plane, ray, namespace, name
+        plane.apply(
+            {
+                "apiVersion": "dreambooth.dev/v1alpha1",
+                "kind": "DreamBoothJob",
+                "metadata": {"name": name, "namespace": namespace},
+                "spec": {
+                    "subject": {"images": {"uri": "s3://photos/dog"}, "class": "dog"},
+                    "output": {"uri": "s3://models/dog"},
+                    "runPolicy": run_policy,
+                },
+            }
+        )
+
+    @property
+    def status(self) -> dict[str, Any]:
+        return self.plane.get("dbj", self.name, "-n", self.namespace).get("status", {})
+
+    def condition(self, kind: str) -> dict[str, Any]:
+        return next((c for c in self.status.get("conditions", []) if c["type"] == kind), {})
+
+    def reaches(self, *phases: str, seconds: float = 90) -> None:
+        until(f"{self.name} is {phases}", lambda: self.status.get("phase") in phases, seconds)
+
+    def runs(self, count: int = 1) -> Run:
+        """Wait for the run of so many attempts, and return the latest."""
+        until(f"{self.name} runs {count} times", lambda: len(self.ray.of(self.name)) >= count, 90)
+        self.reaches("Running")
+        run = self.ray.latest(self.name)
+        assert run
+        return run
+
+    def patch(self, policy: dict[str, object]) -> None:
+        patch = json.dumps({"spec": {"runPolicy": policy}})
+        self.plane.kubectl("patch", "dbj", self.name, "-n", self.namespace, "--type=merge", "-p", patch)
+
+    def events(self) -> list[str]:
+        chosen = f"involvedObject.name={self.name}"
+        return [
+            e["reason"] for e in self.plane.get("events", "-n", self.namespace, f"--field-selector={chosen}")["items"]
+        ]
+
+    def children(self, kind: str) -> list[dict[str, Any]]:
+        return self.plane.get(kind, "-n", self.namespace, "-l", f"dreambooth.dev/job={self.name}")["items"]
+
+
+def test_a_job_runs_reports_and_succeeds(plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str) -> None:
+    job = Job(plane, ray, namespace, "good")
+    run = job.runs()
+    assert run.entrypoint == 'python -m dreambooth_trainer run /etc/dreambooth/job.yaml --out "$DREAMBOOTH_OUT"'
+    answer = report(
+        plane, operator, job, {"phase": "Train", "step": 120, "steps": 1000, "loss": 0.04231, "etaSeconds": 300}
+    )
+    assert answer == (202, "written")
+    row = plane.kubectl("get", "dbj", "-n", namespace).splitlines()[1].split()
+    assert row[:5] == ["good", "Running", "120/1000", "0.04231", "5m"]
+    until("priors are told", lambda: job.condition("PriorsReady").get("status") == "True")
+    report(
+        plane,
+        operator,
+        job,
+        {
+            "phase": "publish",
+            "step": 1000,
+            "scores": {"dino": 0.7124, "clip_i": 0.8, "clipT": 0.3},
+            "priors": {"wanted": 200, "reused": 50, "generated": 150},
+            "output": {"uri": "s3://models/dog/model", "digest": "sha256:abc"},
+        },
+    )
+    ray.finish(run)
+    job.reaches("Succeeded")
+    status = job.status
+    assert status["scores"] == {"dino": "0.712", "clipI": "0.800", "clipT": "0.300"}
+    assert status["priors"] == {"wanted": 200, "reused": 50, "generated": 150}
+    assert status["output"]["digest"] == "sha256:abc"
+    assert {c["type"]: c["status"] for c in status["conditions"]} == dict.fromkeys(
+        ("Accepted", "ClusterReady", "PriorsReady", "Trained", "Evaluated", "Published", "Succeeded"), "True"
+    )
+    assert sorted(job.events()) == ["AttemptStarted", "Running", "Succeeded"], "each told once"
+    assert report(plane, operator, job, {"step": 1})[0] in (401, 409), "a zombie is told to stop"
+
+
+def test_a_report_needs_the_token_of_the_job_that_it_is_about(
+    plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str
+) -> None:
+    job, other = Job(plane, ray, namespace, "mine"), Job(plane, ray, namespace, "theirs")
+    job.runs()
+    other.runs()
+    assert report(plane, operator, job, {"step": 1}, token="made-up")[0] == 401
+    assert report(plane, operator, job, {"step": 1}, token=token_of(plane, job, audience="api"))[0] == 401
+    assert report(plane, operator, job, {"step": 1}, token=token_of(plane, other))[0] == 403
+    assert report(plane, operator, job, {"step": 1}, attempt=2)[0] == 403
+    assert report(plane, operator, job, {"step": "many"})[0] == 400
+    assert report(plane, operator, job, {"step": 1, "loss": float("nan")})[0] == 202
+    assert "training" in job.status
+    assert "loss" not in job.status["training"]
+
+
+def test_a_user_error_is_not_tried_again(plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str) -> None:
+    job = Job(plane, ray, namespace, "wrong")
+    run = job.runs()
+    refused = {"reason": "BadImages", "message": "images/1.png: no image; write a PNG or JPEG", "retryable": False}
+    report(plane, operator, job, {"phase": "prepare", "failure": refused})
+    ray.finish(run, "FAILED", exit_code=2)
+    job.reaches("Failed")
+    assert job.condition("Failed")["message"] == refused["message"]
+    assert len(ray.of("wrong")) == 1
+    assert "no image; write a PNG or JPEG" in plane.kubectl("describe", "dbj", "wrong", "-n", namespace)
+
+
+def test_a_job_is_tried_again_up_to_its_limit(
+    plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str
+) -> None:
+    job = Job(plane, ray, namespace, "unlucky", backoffLimit=1)
+    ray.finish(job.runs(1), "FAILED")
+    ray.finish(job.runs(2), "FAILED")
+    job.reaches("Failed")
+    assert job.condition("Failed")["reason"] == "BackoffLimitExceeded"
+    assert job.status["attempts"] == 2
+    assert "exit code 1" in job.condition("Failed")["message"]
+
+
+def test_a_deadline_ends_a_job(plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str) -> None:
+    job = Job(plane, ray, namespace, "slow", activeDeadlineSeconds=8)
+    job.reaches("Failed")
+    assert job.condition("Failed")["reason"] == "DeadlineExceeded"
+    until("its pods are gone", lambda: not job.children("pods"))
+
+
+def test_a_job_is_suspended_and_resumed(plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str) -> None:
+    job = Job(plane, ray, namespace, "patient")
+    job.runs(1)
+    job.patch({"suspend": True})
+    job.reaches("Suspended")
+    assert not job.children("pods"), "Suspended means that nothing is held any more"
+    job.patch({"suspend": False})
+    ray.finish(job.runs(2))
+    job.reaches("Succeeded")
+    assert job.status["failures"] == 0
+
+
+def test_a_job_that_is_deleted_leaves_nothing(
+    plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str
+) -> None:
+    job = Job(plane, ray, namespace, "unwanted")
+    job.runs()
+    plane.kubectl("delete", "dbj", "unwanted", "-n", namespace)
+    for kind in ("rayjobs", "rayclusters", "pods", "configmaps", "serviceaccounts", "networkpolicies"):
+        until(f"no {kind}", lambda kind=kind: not job.children(kind))
+
+
+def test_a_lost_ray_job_or_head_is_a_failed_attempt(
+    plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str
+) -> None:
+    job = Job(plane, ray, namespace, "unguarded")
+    job.runs(1)
+    plane.kubectl("delete", "rayjob", job.status["rayJobName"], "-n", namespace)
+    job.runs(2)
+    assert job.status["lastFailure"]["reason"] == "RayJobDeleted"
+    until("its head is known", lambda: job.status.get("headPod"))
+    plane.kubectl("delete", "pod", job.status["headPod"], "-n", namespace)
+    run = job.runs(3)
+    assert job.status["lastFailure"]["reason"] == "HeadLost"
+    ray.finish(run)
+    job.reaches("Succeeded")
+    assert job.status["attempts"] == 3
+
+
+def report(
+    plane: ControlPlane,
+    operator: Operator,
+    job: Job,
+    body: dict[str, object],
+    *,
+    token: str | None = None,
+    attempt: int | None = None,
+) -> tuple[int, str]:
+    """POST a report as the trainer in the head pod would; the answer's status and sentence."""
+    token = token or token_of(plane, job)
+    path = f"/v1/jobs/{job.namespace}/{job.name}/attempts/{attempt or job.status['attempts']}"
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{operator.progress}{path}",
+        data=json.dumps(body).encode(),
+        headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, json.load(answer)["message"]
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)["message"]
+
+
+def token_of(plane: ControlPlane, job: Job, audience: str = "dreambooth-progress") -> str:
+    """The token that the head pod's projected volume would hold."""
+    pods = [p for p in job.children("pods") if p["metadata"]["labels"]["ray.io/node-type"] == "head"]
+    if not pods:
+        return "none"
+    pod = pods[0]
+    bound = [
+        f"--audience={audience}", "--bound-object-kind=Pod", f"--bound-object-name={pod['metadata']['name']}",
+        f"--bound-object-uid={pod['metadata']['uid']}",
+    ]  # fmt: skip
+    return plane.kubectl("create", "token", pod["spec"]["serviceAccountName"], "-n", job.namespace, *bound).strip()
