@@ -21,6 +21,9 @@ _STAMP = " ".join(
     for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
 )
 
+# What `helm template` takes for the cluster's version when it asks none.
+_HELM_STAMP = " ".join(f"-X helm.sh/helm/v3/pkg/chartutil.k8sVersion{part}" for part in ("Major=1", "Minor=36"))
+
 
 class BuildError(RuntimeError):
     """A program could not be built; the message ends with the compiler's own words."""
@@ -48,7 +51,7 @@ PROGRAMS = {
         "kubernetes", "k8s.io/kubernetes/cmd/kube-controller-manager", _STAMP, assets=True
     ),
     "kuberay": Program("kuberay", "github.com/ray-project/kuberay/ray-operator"),
-    "helm": Program("helm", "helm.sh/helm/v3/cmd/helm", assets=True),
+    "helm": Program("helm", "helm.sh/helm/v3/cmd/helm", _HELM_STAMP, assets=True),
 }
 
 

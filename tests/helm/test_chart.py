@@ -1,0 +1,121 @@
+"""The chart: installed by the real Helm on the real API server, equal to kustomize, and no more rights than needed."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from devcluster import ControlPlane, ProcessError, binary
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "charts" / "dreambooth-operator"
+SYSTEM = "dreambooth-system"
+ACCOUNT = f"system:serviceaccount:{SYSTEM}:dreambooth-operator"
+FORBIDDEN = (
+    "get secrets", "list pods", "create pods", "get pods/log", "create pods/exec", "update rayjobs.ray.io",
+    "patch rayjobs.ray.io", "create dreamboothjobs.dreambooth.dev", "update dreamboothruntimes.dreambooth.dev",
+    "delete configmaps", "get configmaps", "create clusterroles", "impersonate users", "delete namespaces",
+    "update leases.coordination.k8s.io", "create serviceaccounts/token",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plane() -> Iterator[ControlPlane]:
+    """A bare control plane of its own: what Helm installs must be all that is there."""
+    with ControlPlane() as plane:
+        plane.start_controllers()
+        yield plane
+
+
+def helm(plane: ControlPlane | None, *arguments: str) -> str:
+    """Run Helm; raises ProcessError with its own words if it fails."""
+    where = [f"--kubeconfig={plane.kubeconfig}"] if plane else []
+    done = subprocess.run([str(binary("helm")), *where, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ProcessError(done.stderr)
+    return done.stdout
+
+
+def comparable(documents: str) -> dict[str, Any]:
+    """Objects by kind and name, less the one label that says who installed them."""
+    found = {}
+    for obj in filter(None, yaml.safe_load_all(documents)):
+        for metadata in (obj["metadata"], obj.get("spec", {}).get("template", {}).get("metadata", {})):
+            (metadata.get("labels") or {}).pop("app.kubernetes.io/managed-by", None)
+        found[f"{obj['kind']}/{obj['metadata']['name']}"] = obj
+    return found
+
+
+def test_helm_and_kustomize_agree() -> None:
+    chart = comparable(helm(None, "template", "dreambooth-operator", str(CHART), "-n", SYSTEM, "--include-crds"))
+    command = ["kubectl", "kustomize", str(ROOT / "manifests")]
+    built = comparable(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert built.pop(f"Namespace/{SYSTEM}"), "kustomize brings the namespace, Helm is told to create it"
+    assert chart == built
+
+
+def test_helm_installs_and_uninstalls_leaving_the_crds(plane: ControlPlane) -> None:
+    helm(plane, "install", "dreambooth-operator", str(CHART), "-n", SYSTEM, "--create-namespace")
+    deployment = plane.get("deployment", "dreambooth-operator", "-n", SYSTEM)
+    assert deployment["spec"]["replicas"] == 2
+    assert {crd["metadata"]["name"] for crd in plane.get("crd")["items"]} == {
+        "dreamboothjobs.dreambooth.dev",
+        "dreamboothruntimes.dreambooth.dev",
+    }
+    helm(plane, "uninstall", "dreambooth-operator", "-n", SYSTEM, "--wait")
+    kinds = "deployment,service,pdb,networkpolicy,role,rolebinding,clusterrole,clusterrolebinding,secret"
+    left = [
+        item["metadata"]["name"]
+        for item in plane.get(kinds, "-A", "-l", "app.kubernetes.io/name=dreambooth-operator")["items"]
+    ]
+    assert left == []
+    assert len(plane.get("crd")["items"]) == 2, "jobs are not lost with the operator"
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [("replicas=0", "replicas"), ("replcias=2", "replcias"), ("logLevel=LOUD", "logLevel")],
+)
+def test_a_wrong_value_is_refused(setting: str, sentence: str) -> None:
+    with pytest.raises(ProcessError, match=sentence):
+        helm(None, "template", str(CHART), "--set", setting)
+
+
+def test_the_operators_pod_fits_the_restricted_profile(plane: ControlPlane) -> None:
+    plane.kubectl("create", "namespace", "strict")
+    plane.kubectl("label", "namespace", "strict", "pod-security.kubernetes.io/enforce=restricted")
+    plane.kubectl("create", "serviceaccount", "dreambooth-operator", "-n", "strict")
+    rendered = comparable(helm(None, "template", str(CHART), "-n", "strict"))
+    template = rendered["Deployment/dreambooth-operator"]["spec"]["template"]
+    plane.apply({"apiVersion": "v1", "kind": "Pod", **template, "metadata": {"name": "it", "namespace": "strict"}})
+
+
+@pytest.mark.parametrize("deed", FORBIDDEN)
+def test_the_operators_account_may_not(plane: ControlPlane, deed: str) -> None:
+    rbac = ROOT / "manifests" / "rbac" / "rbac.yaml"
+    plane.kubectl("apply", "--server-side", "-f", str(ROOT / "manifests" / "operator" / "namespace.yaml"))
+    plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(rbac))
+    with pytest.raises(ProcessError, match="can-i"):
+        plane.kubectl("auth", "can-i", *deed.split(), f"--as={ACCOUNT}", "-n", "default", "--quiet")
+
+
+def test_every_sample_is_taken_by_the_server_and_by_its_runtime(plane: ControlPlane) -> None:
+    from dreambooth_operator.controller.resolve import Resolved, choose_runtime, resolve
+    from dreambooth_operator.controller.views import read_job, read_runtime
+
+    plane.install_crds(ROOT / "manifests" / "crd" / "dreamboothjobs.dreambooth.dev.yaml")
+    plane.install_crds(ROOT / "manifests" / "crd" / "dreamboothruntimes.dreambooth.dev.yaml")
+    samples = sorted((ROOT / "manifests" / "samples").glob("*.yaml"))
+    assert len(samples) >= 6
+    for path in samples:
+        plane.kubectl("create", "-f", str(path))
+    runtimes = {item["metadata"]["name"]: read_runtime(item) for item in plane.get("dbr")["items"]}
+    for item in plane.get("dbj")["items"]:
+        job = read_job(item)
+        assert job.spec
+        found = resolve(job, runtimes.get(choose_runtime(job.spec)), list(runtimes))
+        assert isinstance(found, Resolved), f"{job.key.name}: {found}"
