@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +56,7 @@ def make_model(tmp_path_factory: pytest.TempPathFactory):
                 attention_head_dim=8,
                 norm_num_groups=8,
             ),
-            scheduler=DDIMScheduler(prediction_type=prediction_type, clip_sample=False),
+            scheduler=DDIMScheduler(prediction_type=prediction_type, clip_sample=False, steps_offset=1),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

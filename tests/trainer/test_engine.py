@@ -6,6 +6,7 @@ Every case of one world size runs in one pair of processes: starting them is wha
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def _rank(rank: int, world_size: int, port: int, cases: list[dict[str, Any]], da
     from dreambooth_trainer.engine.loop import build_engine, run_step
 
     torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = str(rank)  # DeepSpeed insists on a launcher's variable
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     cached = load_data(data)
     losses: dict[str, list[float]] = {}
