@@ -31,6 +31,10 @@ quickstart: setup ## Teach the built-in model a subject: priors, training, score
 test: setup ## Run all tests that this machine can run
 	$(BIN)/python -m pytest
 
+.PHONY: dev-cluster
+dev-cluster: setup ## A real control plane with KubeRay and our CRDs, until Ctrl-C (first time: 10 minutes to build)
+	PYTHONPATH=tests/cluster $(BIN)/python -m devcluster up --kuberay --apply charts/dreambooth-operator/crds
+
 .PHONY: lint
 lint: setup ## Check style, types, layers and sizes; changes nothing
 	$(BIN)/ruff check .

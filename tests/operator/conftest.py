@@ -25,9 +25,10 @@ _numbers = itertools.count(1)
 def plane() -> Iterator[ControlPlane]:
     """etcd, API server, garbage collection; our CRDs and KubeRay's, but no KubeRay."""
     with ControlPlane() as plane:
-        plane.install_crds(kuberay_crds(), ROOT / "manifests" / "crd")
+        plane.install_crds(kuberay_crds(), ROOT / "charts" / "dreambooth-operator" / "crds")
         plane.start_controllers()
         plane.kubectl("create", "namespace", SYSTEM)
+        plane.kubectl("apply", "-k", str(ROOT / "manifests" / "rbac"))
         yield plane
 
 
@@ -55,12 +56,13 @@ def ray(plane: ControlPlane) -> Iterator[FakeRay]:
 
 
 class Operator:
-    """One process of the operator, with its ports."""
+    """One process of the operator, with its ports, and with the rights that the chart gives it."""
 
     def __init__(self, plane: ControlPlane, name: str, *flags: str) -> None:
         self.health, self.progress = _free_port(), _free_port()
+        kubeconfig = plane.kubeconfig_for_account(SYSTEM, "dreambooth-operator")
         command = [
-            sys.executable, "-m", "dreambooth_operator", f"--kubeconfig={plane.kubeconfig}", f"--namespace={SYSTEM}",
+            sys.executable, "-m", "dreambooth_operator", f"--kubeconfig={kubeconfig}", f"--namespace={SYSTEM}",
             "--host=127.0.0.1", f"--health-port={self.health}", f"--progress-port={self.progress}",
             f"--progress-url=http://127.0.0.1:{self.progress}", "--lease-seconds=4", "--retry-seconds=1", *flags,
         ]  # fmt: skip

@@ -106,7 +106,7 @@ class ControlPlane:
     def install_crds(self, *folders: Path) -> None:
         """Apply CRDs from folders and wait until the server knows the kinds."""
         for folder in folders:
-            self.kubectl("apply", "--server-side", "-f", str(folder))
+            self.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(folder))
         wait_until("CRDs established", self._crds_established, process=self.apiserver)
         shutil.rmtree(self.folder / "kubectl", ignore_errors=True)  # it remembers what kinds there were
 
