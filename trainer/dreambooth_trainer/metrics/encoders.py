@@ -14,7 +14,8 @@ from typing import Protocol
 from PIL import Image
 from torch import Tensor
 
-from ..faults import Fault, UserError
+from dreambooth_trainer.faults import Fault, UserError
+
 from .batches import unit_rows
 
 SPRITES = "builtin:sprites"
@@ -144,6 +145,6 @@ def _load_clip(name: str, device: str) -> TextImageEncoder:
 
 
 def _sprite_evaluator() -> SpriteEvaluator:
-    from ..sprites.evaluator import load_evaluator
+    from dreambooth_trainer.sprites.evaluator import load_evaluator
 
     return load_evaluator()

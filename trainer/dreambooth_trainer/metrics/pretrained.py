@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, PreTrainedModel, ViTModel
 
-from ..faults import Fault, UserError
+from dreambooth_trainer.faults import Fault, UserError
+
 from .batches import unit_rows
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]

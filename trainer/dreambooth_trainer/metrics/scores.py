@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 
-from ..faults import Fault
-from ..spec import Thresholds
+from dreambooth_trainer.faults import Fault
+from dreambooth_trainer.spec import Thresholds
+
 from . import fidelity
 from .encoders import Encoders
 

@@ -1,0 +1,65 @@
+"""The model card: a README.md that the Hugging Face hub and people read."""
+
+from __future__ import annotations
+
+import re
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from .contents import Report, ScoreRow
+from .page import template_environment
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def model_card(
+    report: Report, grid: str | None = None, *, lora: bool = False, license_id: str | None = None
+) -> ModelCard:
+    """Build the card; `card.save(folder / "README.md")` writes it.
+
+    Args:
+        grid: file name, beside the card, of the picture to show.
+        lora: the model is an adapter, not a whole pipeline.
+        license_id: the base model's license, for example "creativeml-openrail-m"; it binds the trained model too.
+    """
+    data = ModelCardData(
+        # The hub refuses a card whose base_model is a folder or builtin:sprites.
+        base_model=report.base_model if _HUB_ID.fullmatch(report.base_model) else None,
+        instance_prompt=report.subject_prompt,
+        library_name="diffusers",
+        license=license_id,
+        pipeline_tag="text-to-image",
+        tags=["text-to-image", "diffusers", "dreambooth", *(["lora"] if lora else [])],
+    )
+    # Not ModelCard.from_template: its environment keeps the lines of {% %} tags, and a blank line ends a table.
+    body = (
+        template_environment(autoescape=False)
+        .get_template("card.md.j2")
+        .render(
+            report=report,
+            grid=grid,
+            code=code_span,
+            fence=code_fence(report.loading_code),
+            score=_score_line,
+            cell=lambda text: code_span(text).replace("|", "\\|"),
+        )
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
+
+
+def code_span(text: str) -> str:
+    """Markdown that shows `text` as it is: HTML, links and backticks of a user's prompt stay text."""
+    line = " ".join(text.split())
+    ticks = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 1)
+    padding = " " if "`" in line else ""
+    return f"{ticks}{padding}{line}{padding}{ticks}"
+
+
+def code_fence(text: str) -> str:
+    """A fence longer than any run of backticks in `text`."""
+    return "`" * max(3, max((len(run) for run in re.findall("`+", text)), default=0) + 1)
+
+
+def _score_line(row: ScoreRow) -> str:
+    before, after = ("-" if value is None else f"{value:.3f}" for value in (row.before, row.after))
+    return f"| {row.name} | {before} | {after} | {row.meaning} |"
