@@ -25,7 +25,7 @@ setup: $(VENV)/.installed ## Install everything into .venv (6 GB the first time,
 
 .PHONY: quickstart
 quickstart: setup ## Teach the built-in model a subject: priors, training, scores, a report
-	$(BIN)/dreambooth run manifests/samples/sprites.yaml --out out/quickstart
+	$(BIN)/dreambooth run manifests/samples/job-sprites.yaml --out out/quickstart
 
 .PHONY: test
 test: setup ## Run all tests that this machine can run

@@ -52,6 +52,9 @@ def open_published(folder: Path) -> Published:
     """
     for candidate in (folder / "model", folder):
         if (candidate / NOTE).exists():
+            if not (candidate / "model_index.json").exists():
+                rule = "holds a single file only"
+                raise UserError(Fault("--model", str(candidate), rule, "publish it with formats: [diffusers] as well"))
             note = Note.model_validate_json((candidate / NOTE).read_text())
             batch = model_defaults(note.base_model).draw_batch_size
             return Published(folder=candidate, resolution=note.resolution, sampler=note.sampler, draw_batch_size=batch)
