@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -149,21 +149,23 @@ def _limit(root: Schema, limits: dict[str, dict[str, Any]]) -> None:
             _at(root, path).setdefault(key, value)
 
 
-def _bound_names(node: object) -> None:
+def _bound_names(node: Any) -> None:
     """Give every object name the length that Kubernetes allows: a pattern alone leaves CEL's cost unbounded."""
+    children: list[Any] = []
     if isinstance(node, dict):
-        if node.get("pattern") == DNS_SUBDOMAIN:
-            node.setdefault("maxLength", NAME_LIMIT)
-        for child in node.values():
-            _bound_names(child)
+        schema = cast("Schema", node)
+        if schema.get("pattern") == DNS_SUBDOMAIN:
+            schema.setdefault("maxLength", NAME_LIMIT)
+        children = list(schema.values())
     elif isinstance(node, list):
-        for child in node:
-            _bound_names(child)
+        children = cast("list[Any]", node)
+    for child in children:
+        _bound_names(child)
 
 
 def render() -> dict[str, str]:
     """File name to content."""
-    files = {}
+    files: dict[str, str] = {}
     for crd in (job_crd(), runtime_crd()):
         name = f"{crd['metadata']['name']}.yaml"
         files[name] = _HEADER + yaml.safe_dump(crd, sort_keys=False, width=120, allow_unicode=True)

@@ -37,7 +37,9 @@ class Pods(Strict):
         default_factory=dict, max_length=32, description="Labels that nodes must have, besides the job's."
     )
     tolerations: list[dict[str, JsonValue]] = Field(
-        default_factory=list, max_length=32, description="Taints that the pods tolerate, besides the job's."
+        default_factory=list[dict[str, JsonValue]],
+        max_length=32,
+        description="Taints that the pods tolerate, besides the job's.",
     )
     shared_memory: Quantity = Field(default="2Gi", description="Size of /dev/shm, which Ray and PyTorch share.")
 

@@ -144,7 +144,7 @@ class ControlStatus(Lenient):
 
     phase: Phase = Field(default=Phase.PENDING, description="Where the job is.")
     observed_generation: int = Field(default=0, description="The generation of the spec that this is about.")
-    conditions: list[Condition] = Field(default_factory=list, description="What the job went through.")
+    conditions: list[Condition] = Field(default_factory=list[Condition], description="What the job went through.")
     attempts: int = Field(default=0, ge=0, description="RayJobs begun.")
     failures: int = Field(default=0, ge=0, description="Attempts that failed and count towards backoffLimit.")
     ray_job_name: str | None = Field(default=None, max_length=63, description="RayJob of the latest attempt.")

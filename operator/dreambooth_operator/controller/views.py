@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from dreambooth_operator.api.resources import JOB_LABEL, JOBS
 from dreambooth_operator.api.runtime import RuntimeSpec
 from dreambooth_operator.api.status import JobStatus
-from dreambooth_operator.machinery.resources import Json, Key
+from dreambooth_operator.machinery.resources import Json, Key, part, parts
 from dreambooth_trainer.spec import DreamBoothJob, JobSpec
 
 
@@ -67,7 +68,7 @@ def read_job(obj: Json) -> Job:
         finalizers=tuple(metadata.get("finalizers") or ()),
         spec=spec,
         problems=problems,
-        status=_read_status(obj.get("status") or {}),
+        status=_read_status(part(obj, "status")),
     )
 
 
@@ -80,11 +81,10 @@ def _read_spec(obj: Json) -> tuple[JobSpec | None, tuple[str, ...]]:
         return None, tuple(_sentence(fault) for fault in error.errors(include_url=False))
 
 
-def _sentence(fault: object) -> str:
+def _sentence(fault: ErrorDetails) -> str:
     """One pydantic error as "spec.training.steps: 0: Input should be greater than or equal to 1"."""
-    assert isinstance(fault, dict)
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
-    if at := (fault.get("ctx") or {}).get("at"):
+    if at := fault.get("ctx", {}).get("at"):
         path = f"{path}.{at}"
     value = "" if isinstance(fault["input"], dict | list) else f" {str(fault['input'])[:80]!r}:"
     return f"{path}:{value} {fault['msg']}"
@@ -143,15 +143,15 @@ class RayJob:
 
 def read_ray_job(obj: Json) -> RayJob:
     """Pick what counts from a RayJob."""
-    metadata, status = obj["metadata"], obj.get("status") or {}
-    owners = metadata.get("ownerReferences") or [{}]
+    metadata, status = obj["metadata"], part(obj, "status")
+    owners = parts(metadata, "ownerReferences")
     return RayJob(
         name=metadata["name"],
         owner=_job_of(obj),
         uid=metadata["uid"],
-        owner_uid=owners[0].get("uid", ""),
+        owner_uid=owners[0]["uid"] if owners else "",
         deleting="deletionTimestamp" in metadata,
-        suspended=bool((obj.get("spec") or {}).get("suspend")),
+        suspended=bool(part(obj, "spec").get("suspend")),
         deployment=status.get("jobDeploymentStatus") or "",
         job=status.get("jobStatus") or "",
         reason=status.get("reason") or "",
@@ -182,21 +182,21 @@ class RayCluster:
 
 def read_ray_cluster(obj: Json) -> RayCluster:
     """Pick what counts from a RayCluster."""
-    metadata, status = obj["metadata"], obj.get("status") or {}
-    conditions = {c.get("type"): c for c in status.get("conditions") or []}
+    metadata, status = obj["metadata"], part(obj, "status")
+    conditions = {condition["type"]: condition for condition in parts(status, "conditions")}
 
     def holds(kind: str) -> bool:
-        return conditions.get(kind, {}).get("status") == "True"
+        return part(conditions, kind).get("status") == "True"
 
-    failing = conditions.get("ReplicaFailure", {}) if holds("ReplicaFailure") else conditions.get("HeadPodReady", {})
+    failing = part(conditions, "ReplicaFailure") if holds("ReplicaFailure") else part(conditions, "HeadPodReady")
     trouble = f"{failing.get('reason', '')}: {failing.get('message', '')}" if failing.get("message") else ""
     return RayCluster(
         name=metadata["name"],
         owner=_job_of(obj),
-        ray_job=(metadata.get("labels") or {}).get("ray.io/originated-from-cr-name", ""),
-        head=(status.get("head") or {}).get("podName") or "",
+        ray_job=part(metadata, "labels").get("ray.io/originated-from-cr-name", ""),
+        head=part(status, "head").get("podName") or "",
         head_ready=holds("HeadPodReady"),
-        head_gone=conditions.get("HeadPodReady", {}).get("reason") == "HeadPodNotFound",
+        head_gone=part(conditions, "HeadPodReady").get("reason") == "HeadPodNotFound",
         provisioned=holds("RayClusterProvisioned"),
         workers_ready=status.get("readyWorkerReplicas") or 0,
         workers_wanted=status.get("desiredWorkerReplicas") or 0,
@@ -216,8 +216,8 @@ class EraseJob:
 
 def read_erase_job(obj: Json) -> EraseJob:
     """Pick what counts from a batch Job."""
-    ended = {c["type"]: c for c in (obj.get("status") or {}).get("conditions") or [] if c["status"] == "True"}
-    failed = ended.get("Failed", {})
+    ended = {c["type"]: c for c in parts(part(obj, "status"), "conditions") if c["status"] == "True"}
+    failed = part(ended, "Failed")
     return EraseJob(_job_of(obj), "Complete" in ended, bool(failed), str(failed.get("message", "")))
 
 
@@ -240,7 +240,7 @@ class Observed:
 
 def _job_of(obj: Json) -> str:
     """The name of the job that a child belongs to; empty if it is nobody's."""
-    return (obj["metadata"].get("labels") or {}).get(JOB_LABEL, "")
+    return part(obj, "metadata", "labels").get(JOB_LABEL, "")
 
 
 def _time(text: str) -> datetime:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, Self
+from typing import Any, Self, cast
 from urllib.parse import urlencode
 
 import aiohttp
@@ -69,22 +69,20 @@ class Api:
     """A connection to one API server. Close it, or use it as an async context manager."""
 
     def __init__(self, configuration: kube.Configuration) -> None:
-        self._client = kube.ApiClient(configuration)
+        self._client: Any = kube.ApiClient(configuration)  # its annotations are partial
         self._host: str = configuration.host
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None, context: str | None = None) -> Self:
         """Connect as `kubeconfig` says, else as $KUBECONFIG does, else as the pod's service account."""
-        configuration = kube.Configuration()
+        configuration, load = kube.Configuration(), cast("Any", kube_config)
         configuration.connection_pool_maxsize = 100  # watches hold connections for good
         try:
-            await kube_config.load_kube_config(
-                config_file=kubeconfig, context=context, client_configuration=configuration
-            )
+            await load.load_kube_config(config_file=kubeconfig, context=context, client_configuration=configuration)
         except kube_config.ConfigException:
             if kubeconfig or context:
                 raise
-            kube_config.load_incluster_config(client_configuration=configuration)
+            load.load_incluster_config(client_configuration=configuration)
         return cls(configuration)
 
     async def __aenter__(self) -> Self:
@@ -200,7 +198,7 @@ class Api:
         sent: dict[str, str] = {"User-Agent": "dreambooth-operator", "Accept": "application/json", **headers}
         # Fills in the bearer token, and refreshes it when it is about to expire.
         await self._client.update_params_for_auth(sent, [], ["BearerToken"], path, method, None)
-        answer: Any = await self._client.rest_client.request(
+        answer = await self._client.rest_client.request(
             method, self._url(path, query), headers=sent, body=body, _request_timeout=timeout
         )
         return answer.response

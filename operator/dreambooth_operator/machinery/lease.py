@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
 from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiError
-from dreambooth_operator.machinery.resources import LEASES, Json, Key
+from dreambooth_operator.machinery.resources import LEASES, Json, Key, part
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class Lease:
             if not error.is_not_found:
                 raise
             return await self._write("POST", LEASES.path(self._key.namespace), self._body({}))
-        spec = lease.get("spec") or {}
+        spec = part(lease, "spec")
         holder = spec.get("holderIdentity") or ""
         if holder and holder != self.identity and not self._expired(lease):
             return False
@@ -128,7 +128,7 @@ class Lease:
     def _body(self, lease: Json) -> Json:
         """The lease as we want it; a resource version from `lease` makes the write a compare-and-swap."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        old = lease.get("spec") or {}
+        old = part(lease, "spec")
         ours = old.get("holderIdentity") == self.identity
         spec: Json = {
             "holderIdentity": self.identity,

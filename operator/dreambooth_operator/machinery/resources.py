@@ -26,6 +26,19 @@ def key_of(obj: Mapping[str, Any]) -> Key:
     return Key(metadata.get("namespace", ""), metadata["name"])
 
 
+def part(obj: Mapping[str, Any], *path: str) -> Json:
+    """The object at `path` in `obj`; an empty one where something on the way is missing or null."""
+    node: Any = obj
+    for name in path:
+        node = node.get(name) or {}
+    return node
+
+
+def parts(obj: Mapping[str, Any], name: str) -> list[Json]:
+    """The list of objects called `name`; empty where it is missing or null."""
+    return obj.get(name) or []
+
+
 @dataclass(frozen=True, slots=True)
 class Resource:
     """One resource of the API, such as `Resource("batch", "v1", "jobs", "Job")`; core's group is empty."""
@@ -55,3 +68,4 @@ LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 EVENTS = Resource("", "v1", "events", "Event")
 TOKEN_REVIEWS = Resource("authentication.k8s.io", "v1", "tokenreviews", "TokenReview")
 NETWORK_POLICIES = Resource("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
+PODS = Resource("", "v1", "pods", "Pod")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -29,7 +29,7 @@ def health_app(metrics: Metrics, is_ready: Callable[[], bool]) -> web.Applicatio
 
 
 @asynccontextmanager
-async def serving(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
+async def serving(app: web.Application, host: str, port: int) -> AsyncGenerator[int]:
     """Serve `app` inside the context, on all interfaces if `host` is empty.
 
     Yields the port, which the system chooses when `port` is 0.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dreambooth_operator.machinery.client import Api
-from dreambooth_operator.machinery.resources import TOKEN_REVIEWS, Json
+from dreambooth_operator.machinery.resources import TOKEN_REVIEWS, Json, part
 
 _KEPT_SECONDS = 60
 _MOST_KEPT = 5000
@@ -54,14 +54,14 @@ class TokenChecker:
             "kind": TOKEN_REVIEWS.kind,
             "spec": {"token": token, "audiences": [self._audience]},
         }
-        status = (await self._api.request("POST", TOKEN_REVIEWS.path(), body=body)).get("status") or {}
-        user = status.get("user") or {}
-        name = user.get("username", "")
+        status = part(await self._api.request("POST", TOKEN_REVIEWS.path(), body=body), "status")
+        user = part(status, "user")
+        name: str = user.get("username", "")
         # A server that knows no audiences answers without any: then the token proves too little.
         if not status.get("authenticated") or self._audience not in (status.get("audiences") or ()):
             return None
         if not name.startswith(_ACCOUNT):
             return None
         namespace, _, account = name.removeprefix(_ACCOUNT).partition(":")
-        pod = ((user.get("extra") or {}).get(_POD_NAME) or [""])[0]
-        return Caller(namespace, account, pod)
+        pods: list[str] = part(user, "extra").get(_POD_NAME) or [""]
+        return Caller(namespace, account, pods[0])

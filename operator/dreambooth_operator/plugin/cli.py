@@ -1,0 +1,131 @@
+"""The command line of the plugin. Installed as `kubectl-dreambooth`, kubectl finds it as `kubectl dreambooth`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.live import Live
+
+from dreambooth_operator.api.resources import JOB_LABEL, JOBS
+from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiError
+from dreambooth_operator.machinery.resources import EVENTS, PODS, Json, Key
+from dreambooth_operator.plugin.view import event_rows, is_over, render
+
+T = TypeVar("T")
+Command = Callable[..., Any]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Look after DreamBoothJobs."""
+
+
+def _about_a_job(command: Command) -> Command:
+    """The arguments that all verbs share."""
+    for decorate in (
+        click.argument("name"),
+        click.option("--namespace", "-n", default="default", show_default=True, help="Namespace of the job."),
+        click.option("--kubeconfig", type=click.Path(exists=True), help="File. Default: as kubectl."),
+        click.option("--context", help="Context in that file."),
+    ):
+        command = decorate(command)
+    return command
+
+
+@cli.command()
+@_about_a_job
+@click.option("--watch", "-w", is_flag=True, help="Stay until the job is over.")
+def status(name: str, namespace: str, kubeconfig: str | None, context: str | None, watch: bool) -> None:
+    """Show where a job is, what it waits for, and how it ended."""
+
+    async def show(api: Api) -> None:
+        job = await api.get(JOBS, Key(namespace, name))
+        if not watch:
+            Console().print(render(job, _now()))
+            return
+        with Live(render(job, _now()), console=Console()) as live:
+            while not is_over(job):
+                await asyncio.sleep(1)
+                job = await api.get(JOBS, Key(namespace, name))
+                live.update(render(job, _now()))
+
+    _run(kubeconfig, context, show)
+
+
+@cli.command()
+@_about_a_job
+@click.option("--tail", default=200, show_default=True, help="Lines from the end.")
+def logs(name: str, namespace: str, kubeconfig: str | None, context: str | None, tail: int) -> None:
+    """Print the log of a job's head pod."""
+
+    async def show(api: Api) -> None:
+        selector = f"{JOB_LABEL}={name},ray.io/node-type=head"
+        pods = (await api.request("GET", PODS.path(namespace), query={"labelSelector": selector}))["items"]
+        if not pods:
+            raise click.ClickException(
+                f"job {name} has no pods now: kubectl dreambooth status {name} -n {namespace} tells why"
+            )
+        pod = pods[-1]["metadata"]["name"]
+        query = {"tailLines": str(tail), "container": "ray-head"}
+        click.echo(await api.text(PODS.path(namespace, pod, "log"), query=query))
+
+    _run(kubeconfig, context, show)
+
+
+@cli.command()
+@_about_a_job
+def events(name: str, namespace: str, kubeconfig: str | None, context: str | None) -> None:
+    """List what was told about a job."""
+
+    async def show(api: Api) -> None:
+        chosen = f"involvedObject.name={name},involvedObject.kind={JOBS.kind}"
+        found = await api.request("GET", EVENTS.path(namespace), query={"fieldSelector": chosen})
+        Console().print(event_rows(found["items"], _now()))
+
+    _run(kubeconfig, context, show)
+
+
+@cli.command()
+@_about_a_job
+def suspend(name: str, namespace: str, kubeconfig: str | None, context: str | None) -> None:
+    """Stop a job at its last checkpoint and free what it holds."""
+    _run(kubeconfig, context, lambda api: _set_suspend(api, Key(namespace, name), to=True))
+    click.echo(f"{name} stops; go on with: kubectl dreambooth resume {name} -n {namespace}")
+
+
+@cli.command()
+@_about_a_job
+def resume(name: str, namespace: str, kubeconfig: str | None, context: str | None) -> None:
+    """Let a suspended job go on where it was."""
+    _run(kubeconfig, context, lambda api: _set_suspend(api, Key(namespace, name), to=False))
+    click.echo(f"{name} goes on; see: kubectl dreambooth status {name} -n {namespace} --watch")
+
+
+async def _set_suspend(api: Api, key: Key, *, to: bool) -> Json:
+    return await api.merge(JOBS, key, {"spec": {"runPolicy": {"suspend": to}}})
+
+
+def _run(kubeconfig: str | None, context: str | None, body: Callable[[Api], Coroutine[Any, Any, T]]) -> T:
+    """Run `body` with a connection; errors become one sentence."""
+
+    async def connected() -> T:
+        async with await Api.connect(kubeconfig, context) as api:
+            return await body(api)
+
+    try:
+        return asyncio.run(connected())
+    except ApiError as error:
+        raise click.ClickException(error.message) from error
+    except CONNECTION_ERRORS as error:
+        where = kubeconfig or Path("~/.kube/config")
+        raise click.ClickException(f"no answer from the API server that {where} names: {error}") from error
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

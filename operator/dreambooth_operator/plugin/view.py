@@ -1,0 +1,81 @@
+"""A job as a person reads it. Pure: from the object that the API server sends to text."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from dreambooth_operator.machinery.resources import Json, part, parts
+
+_MARKS = {"True": ("✓", "green"), "False": ("·", "dim"), "Unknown": ("?", "yellow")}
+_STYLES = {"Succeeded": "bold green", "Failed": "bold red", "Rejected": "bold red", "Running": "bold cyan"}
+
+
+def render(job: Json, now: datetime) -> RenderableType:
+    """Phase, progress, conditions with their reasons, scores and output."""
+    status, metadata = part(job, "status"), part(job, "metadata")
+    phase = status.get("phase", "Pending")
+    head = Text.assemble(
+        (f"{metadata.get('namespace')}/{metadata.get('name')}  ", "bold"),
+        (phase, _STYLES.get(phase, "bold")),
+        f"  {_age(metadata.get('creationTimestamp'), now)}  attempt {status.get('attempts', 0)}",
+    )
+    rows: list[RenderableType] = [head]
+    training = part(status, "training")
+    if training.get("steps"):
+        bar = Table.grid(padding=(0, 2))
+        told = [f"loss {training['loss']}"] if "loss" in training else []
+        told += [f"{training['stepsPerSecond']} steps/s"] if "stepsPerSecond" in training else []
+        told += [f"{training['eta']} left"] if "eta" in training else []
+        progress = ProgressBar(total=training["steps"], completed=training.get("step", 0), width=30)
+        bar.add_row("training", progress, training.get("progress", ""), " ".join(told))
+        rows.append(bar)
+    rows.append(_conditions(parts(status, "conditions")))
+    if priors := part(status, "priors"):
+        rows.append(Text("priors   " + ", ".join(f"{count} {name}" for name, count in priors.items())))
+    if scores := part(status, "scores"):
+        rows.append(Text("scores   " + "  ".join(f"{name} {score}" for name, score in scores.items())))
+    if output := part(status, "output"):
+        rows.append(Text(f"output   {output.get('uri', '')} {output.get('digest', '')}".rstrip()))
+    return Group(*rows)
+
+
+def is_over(job: Json) -> bool:
+    """Whether the job has ended, well or not."""
+    return part(job, "status").get("phase") in ("Succeeded", "Failed")
+
+
+def event_rows(events: list[Json], now: datetime) -> Table:
+    """Events as a table, the oldest first."""
+    table = Table.grid(padding=(0, 2))
+    for event in sorted(events, key=lambda e: e.get("lastTimestamp") or ""):
+        style = "yellow" if event.get("type") == "Warning" else ""
+        times = f"x{event['count']}" if event.get("count", 1) > 1 else ""
+        age = _age(event.get("lastTimestamp"), now)
+        table.add_row(age, Text(event.get("reason", ""), style=style), times, event.get("message", ""))
+    return table
+
+
+def _conditions(conditions: list[Json]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for condition in conditions:
+        mark, style = _MARKS[condition["status"]]
+        if condition["type"] == "Failed":
+            mark, style = "✗", "red"
+        reason = "" if condition["reason"] in ("Done", condition["type"]) else condition["reason"]
+        table.add_row(Text(mark, style=style), condition["type"], reason, condition.get("message", ""))
+    return table
+
+
+def _age(since: str | None, now: datetime) -> str:
+    if not since:
+        return ""
+    seconds = int((now - datetime.fromisoformat(since)).total_seconds())
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size}{unit}"
+    return f"{max(0, seconds)}s"

@@ -1,0 +1,39 @@
+"""kubectl dreambooth against the real API server."""
+
+from __future__ import annotations
+
+import yaml
+from click.testing import CliRunner, Result
+from devcluster import ControlPlane
+from test_crd import LEAST
+
+from dreambooth_operator.plugin.cli import cli
+
+
+def run(plane: ControlPlane, namespace: str, *arguments: str) -> Result:
+    return CliRunner().invoke(cli, [*arguments, "-n", namespace, "--kubeconfig", str(plane.kubeconfig)])
+
+
+def test_status_suspend_resume_and_events(plane: ControlPlane, namespace: str) -> None:
+    plane.kubectl("create", "-n", namespace, "-f", "-", stdin=yaml.safe_dump(LEAST))
+    plane.kubectl(
+        *("patch", "dbj", "my-dog", "-n", namespace, "--subresource=status", "--type=merge", "-p"),
+        '{"status": {"phase": "Failed", "attempts": 2, "training": {"step": 5, "steps": 10, "progress": "5/10",'
+        ' "loss": 0.5}, "conditions": [{"type": "Failed", "status": "True", "reason": "BadImages",'
+        ' "message": "1.png is no image", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}',
+    )
+    shown = run(plane, namespace, "status", "my-dog").output
+    for part in ("Failed", "attempt 2", "5/10", "loss 0.5", "BadImages", "1.png is no image"):
+        assert part in shown
+    assert run(plane, namespace, "status", "my-dog", "--watch").exit_code == 0, "a job that is over is not waited for"
+    for verb, suspended in (("suspend", True), ("resume", False)):
+        assert run(plane, namespace, verb, "my-dog").exit_code == 0
+        assert plane.get("dbj", "my-dog", "-n", namespace)["spec"]["runPolicy"]["suspend"] is suspended
+    assert run(plane, namespace, "events", "my-dog").exit_code == 0
+
+
+def test_errors_are_one_sentence(plane: ControlPlane, namespace: str) -> None:
+    missing = run(plane, namespace, "status", "nobody")
+    assert missing.exit_code == 1
+    assert missing.output.strip() == 'Error: dreamboothjobs.dreambooth.dev "nobody" not found'
+    assert "has no pods now" in run(plane, namespace, "logs", "nobody").output
