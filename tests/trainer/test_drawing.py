@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 
 import psutil
@@ -108,20 +107,6 @@ def test_two_jobs_at_the_same_time_pay_once(tiny_model: Path, tmp_path: Path) ->
     assert sum(result["generated"] for result in results) == 20
     assert {result["wanted"] for result in results} == {12, 20}
     assert len(prior_store(contexts[0]).names()) == 20
-
-
-def test_a_killed_holder_of_the_lease_is_noticed(tiny_model: Path, tmp_path: Path) -> None:
-    import json
-    import socket
-
-    context = make_context(tiny_model, tmp_path / "a", tmp_path / "store", 3)
-    folder = Path(prior_store(context).url)
-    folder.mkdir(parents=True)
-    (folder / "lease.json").write_text(json.dumps({"host": socket.gethostname(), "pid": 2**22 - 1, "id": "x"}))
-    start = time.monotonic()
-    assert PRIORS.run(context, Silent())["generated"] == 3
-    assert time.monotonic() - start < 60
-    assert not (folder / "lease.json").exists()
 
 
 def test_sharing_ends_where_the_job_says(tiny_model: Path, tmp_path: Path) -> None:

@@ -168,14 +168,12 @@ def test_scores_below_the_thresholds_publish_nothing(runs: Runs, whole: str) -> 
 
 
 def test_a_wrong_job_is_told_before_anything_starts(runs: Runs) -> None:
-    start = time.monotonic()
     code, text = runs.run("wrong", "--set", "training.stepz=3", "--set", "priors.weight=-1")
     assert code == 2
     assert "spec.training.stepz" in text
     assert "did you mean steps" in text
     assert "spec.priors.weight" in text
     assert not (runs.folder / "wrong").exists()
-    assert time.monotonic() - start < 60
 
 
 def test_a_folder_in_use_is_told(runs: Runs, whole: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -105,6 +108,17 @@ def test_a_lease_of_another_machine_is_taken_over_when_it_goes_stale(tmp_path: P
     waited: list[int] = []
     with lease(fs, path, lambda: waited.append(1), stale_seconds=1.2):
         assert waited
+
+
+def test_a_lease_of_a_dead_process_of_this_machine_is_taken_at_once(tmp_path: Path) -> None:
+    fs, path = fsspec.url_to_fs(str(tmp_path / "lease.json"))
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    holder = {"host": socket.gethostname(), "pid": dead.pid, "id": "x", "beat": 3}
+    (tmp_path / "lease.json").write_text(json.dumps(holder))
+    with lease(fs, path, lambda: pytest.fail("it waited for a dead process")):
+        pass
+    assert not (tmp_path / "lease.json").exists()
 
 
 def test_erasing_removes_the_folder_and_the_published_copy(tmp_path: Path) -> None:
