@@ -290,6 +290,18 @@ class Elastic(Strict):
         return self
 
 
+class Toleration(Strict):
+    """A taint that the pods tolerate, as in a pod."""
+
+    key: str | None = Field(default=None, max_length=317, description="Key of the taint; none for all.")
+    operator: Literal["Exists", "Equal"] | None = Field(default=None, description="Default: Equal.")
+    value: str | None = Field(default=None, max_length=63, description="Value of the taint, for Equal.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        default=None, description="Effect of the taint; none for all."
+    )
+    toleration_seconds: int | None = Field(default=None, ge=0, description="For NoExecute: how long, seconds.")
+
+
 class Cluster(Strict):
     """The Ray cluster that does the work."""
 
@@ -298,8 +310,8 @@ class Cluster(Strict):
     resources: Resources = Field(default_factory=Resources, description="What one worker gets.")
     image: str | None = Field(default=None, min_length=1, description="Container image of the trainer.")
     node_selector: dict[str, str] = Field(default_factory=dict, description="Labels that nodes must have.")
-    tolerations: list[dict[str, JsonValue]] = Field(
-        default_factory=list, description="Taints that the pods tolerate, as in a pod."
+    tolerations: list[Toleration] = Field(
+        default_factory=list[Toleration], description="Taints that the pods tolerate, as in a pod."
     )
 
 

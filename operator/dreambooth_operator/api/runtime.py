@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field
 
-from dreambooth_trainer.spec import DNS_LABEL, BaseModelRef, ObjectName, Quantity, Strict
+from dreambooth_trainer.spec import DNS_LABEL, BaseModelRef, ObjectName, Quantity, Strict, Toleration
 
 # The runtime of a job that names none.
 DEFAULT_RUNTIME = "default"
@@ -36,8 +36,8 @@ class Pods(Strict):
     node_selector: dict[str, str] = Field(
         default_factory=dict, max_length=32, description="Labels that nodes must have, besides the job's."
     )
-    tolerations: list[dict[str, JsonValue]] = Field(
-        default_factory=list[dict[str, JsonValue]],
+    tolerations: list[Toleration] = Field(
+        default_factory=list[Toleration],
         max_length=32,
         description="Taints that the pods tolerate, besides the job's.",
     )

@@ -124,6 +124,9 @@ def _follow(draft: Draft, resolution: Resolved | Problem, observed: Observed, se
     ray_job = observed.ray_job(status.ray_job_name)
     _delete(draft, [r for r in observed.ray_jobs if r is not ray_job])
     if ray_job is None:
+        if observed.refusal:
+            _close(draft, observed.refusal, policy, settings)
+            return
         if status.ray_job_uid is None and not policy.suspend:
             _create(draft, resolution, settings)
             return

@@ -193,7 +193,9 @@ def _pod_template(
     if spec.cluster.node_selector:
         pod["nodeSelector"] = dict(spec.cluster.node_selector)
     if spec.cluster.tolerations:
-        pod["tolerations"] = [dict(toleration) for toleration in spec.cluster.tolerations]
+        pod["tolerations"] = [
+            toleration.model_dump(by_alias=True, exclude_none=True) for toleration in spec.cluster.tolerations
+        ]
     if spec.run_policy.priority_class_name:
         pod["priorityClassName"] = spec.run_policy.priority_class_name
     if restart:

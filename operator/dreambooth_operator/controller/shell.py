@@ -10,6 +10,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from typing import Protocol
 
@@ -22,7 +23,7 @@ from dreambooth_operator.api.resources import (
     RAY_JOBS,
     RUNTIMES,
 )
-from dreambooth_operator.api.status import CONTROL_FIELDS, TERMINAL, JobStatus
+from dreambooth_operator.api.status import CONTROL_FIELDS, TERMINAL, Failure, JobStatus
 from dreambooth_operator.controller.decide import decide
 from dreambooth_operator.controller.draft import Create, Decision, Delete, DeleteJob, SetFinalizer, WriteStatus
 from dreambooth_operator.controller.names import erase_name
@@ -46,12 +47,20 @@ from dreambooth_operator.machinery.client import Api, ApiError
 from dreambooth_operator.machinery.events import Event, Recorder
 from dreambooth_operator.machinery.queue import WorkQueue
 from dreambooth_operator.machinery.reflector import Reflector
-from dreambooth_operator.machinery.resources import Json, Key
+from dreambooth_operator.machinery.resources import Json, Key, Resource
 
 log = logging.getLogger(__name__)
 FIELD_MANAGER = "dreambooth-controller"
 # A status write is followed by another look at once; more in a row than this would be a loop.
 _MOST_PASSES = 8
+
+
+class _RefusedError(Exception):
+    """The API server will not take a child, and says why."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
 
 
 class _Owned(Protocol):
@@ -137,25 +146,30 @@ class Controller:
         if raw is None:
             return None
         job = read_job(json.loads(raw))
+        refusal: Failure | None = None
         for _ in range(_MOST_PASSES):
-            decision = await self._decide(job)
+            decision = await self._decide(job, refusal)
             try:
                 written = await self._carry_out(job, decision)
+            except _RefusedError as refused:
+                refusal = refused.failure
+                continue
             except ApiError as error:
                 if error.is_not_found:  # deleted meanwhile; the watch will say so
                     return None
                 raise
             if written is None:
                 return decision.again_seconds
-            job = written
+            job, refusal = written, None
         log.warning("%s: %d status writes in a row", key, _MOST_PASSES)
         return 1.0
 
-    async def _decide(self, job: Job) -> Decision:
+    async def _decide(self, job: Job, refusal: Failure | None) -> Decision:
         name = choose_runtime(job.spec) if job.spec else ""
         runtimes = {key.name for key in self._runtimes.cache}
         resolution = resolve(job, self._runtimes.cache.get(Key("", name)), sorted(runtimes))
-        return decide(job, resolution, await self._observe(job), self._now(), self._settings)
+        observed = replace(await self._observe(job), refusal=refusal)
+        return decide(job, resolution, observed, self._now(), self._settings)
 
     async def _observe(self, job: Job) -> Observed:
         ray_jobs = [self._ray_jobs.cache[key] for key in self._ray_jobs_of.of(job.key)]
@@ -190,6 +204,8 @@ class Controller:
                     try:
                         await self._api.create(resource, obj)
                     except ApiError as error:
+                        if error.status in (400, 403, 422):
+                            raise _RefusedError(_refusal(resource, error)) from error
                         if not error.is_already_there:
                             raise
                 case Delete(resource, key, uid):
@@ -231,6 +247,12 @@ class Controller:
     def _erase_changed(self, key: Key) -> None:
         if erase := self._erase_jobs.cache.get(key):
             self.queue.add(Key(key.namespace, erase.owner))
+
+
+def _refusal(resource: Resource, error: ApiError) -> Failure:
+    """Invalid stays invalid; forbidden may pass, as a quota does."""
+    message = f"The API server does not take the {resource.kind}: {error.message}"
+    return Failure(reason=f"{resource.kind}Refused", message=message[:4000], retryable=error.status == 403)
 
 
 def _name(job: Job) -> Json:

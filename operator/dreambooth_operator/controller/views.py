@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from dreambooth_operator.api.resources import JOB_LABEL, JOBS
 from dreambooth_operator.api.runtime import RuntimeSpec
-from dreambooth_operator.api.status import JobStatus
+from dreambooth_operator.api.status import Failure, JobStatus
 from dreambooth_operator.machinery.resources import Json, Key, part, parts
 from dreambooth_trainer.spec import DreamBoothJob, JobSpec
 
@@ -223,11 +223,15 @@ def read_erase_job(obj: Json) -> EraseJob:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """The children of one job, by name, as the caches have them."""
+    """The children of one job, by name, as the caches have them.
+
+    `refusal` is what the API server said when it would not take a child of the open attempt.
+    """
 
     ray_jobs: tuple[RayJob, ...] = ()
     clusters: tuple[RayCluster, ...] = ()
     erase: EraseJob | None = None
+    refusal: Failure | None = None
 
     def ray_job(self, name: str | None) -> RayJob | None:
         """The RayJob of this name, if it is there."""
