@@ -16,8 +16,6 @@ def ray_cluster() -> Iterator[None]:
     # Ray Train asks its workers every two seconds by default, and a checkpoint waits for the next question.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Image processors that need torchvision are not used here; transformers would say so in every process.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import ray
 
     if ray.is_initialized():

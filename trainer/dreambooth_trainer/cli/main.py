@@ -48,6 +48,8 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with a documented code."""
     signal.signal(signal.SIGTERM, _interrupt)
+    # Image processors that need torchvision are not used here; transformers would say so in every process.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     sys.exit(run_cli(arguments))
 
 
