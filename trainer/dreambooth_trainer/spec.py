@@ -22,7 +22,7 @@ TEMPLATE = r"^[^\x00-\x1f{}]*\{\}[^\x00-\x1f{}]*$"
 PHRASE = r"^[^\x00-\x1f{}]*[^\x00-\x20{}][^\x00-\x1f{}]*$"
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
 TOKEN = r"^[^\s{}]{1,32}$"  # noqa: S105 - a word, no secret
-RELATIVE_PATH = r"^([^/.][^/]*(/[^/.][^/]*)*)?$"
+RELATIVE_PATH = r"^([^/.:\x00-\x1f][^/:\x00-\x1f]*(/[^/.:\x00-\x1f][^/:\x00-\x1f]*)*)?$"
 # A colon that starts no scheme we read is a typo of one (s3:/bucket) more often than a part of a file name.
 _FOLDER = r"(s3|gs)://[^/\x00-\x20]+(/[^\x00-\x1f]*)?|file:///[^\x00-\x1f]+|[^:\x00-\x1f]+"
 SOURCE_URI = rf"^({_FOLDER}|builtin:sprites/[-_a-z0-9]+)$"
