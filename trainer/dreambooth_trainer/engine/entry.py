@@ -1,4 +1,4 @@
-"""What travels between driver, Ray Train's controller and the workers.
+"""What driver, Ray Train's controller and the workers tell each other.
 
 Light on purpose: the controller and the bulletin unpickle it, and must not wait for torch and diffusers to be imported.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dreambooth_trainer.plan import Plan
 
@@ -53,10 +52,3 @@ class Bulletin:
     def read(self) -> Record | None:
         """The latest record."""
         return self.latest
-
-
-def run_worker(config: dict[str, Any]) -> None:
-    """What Ray Train calls on each worker."""
-    from dreambooth_trainer.engine.loop import train_loop
-
-    train_loop(config["loop"])

@@ -19,8 +19,9 @@ from ray.train.torch import TorchTrainer
 from torch import Tensor
 
 from dreambooth_trainer.engine.checkpoint import trained_weights
-from dreambooth_trainer.engine.entry import Bulletin, LoopConfig, Record, run_worker
+from dreambooth_trainer.engine.entry import Bulletin, LoopConfig, Record
 from dreambooth_trainer.engine.loop import read_records
+from dreambooth_trainer.engine.worker import run_worker
 from dreambooth_trainer.families.registry import local_folder, open_family
 from dreambooth_trainer.methods.registry import open_method
 from dreambooth_trainer.phases.base import Context, Phase
