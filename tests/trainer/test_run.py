@@ -149,6 +149,17 @@ def test_a_killed_job_goes_on_with_two_workers_where_it_stopped(runs: Runs, whol
     assert runs.losses("job-killed") == pytest.approx(runs.losses("whole"), rel=1e-3)
 
 
+PHOTOS = Path(__file__).parents[2].parent / "shared" / "dreambooth-dataset" / "dog"
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"needs real photographs in {PHOTOS}")
+def test_real_photographs_go_all_the_way(runs: Runs, whole: str) -> None:
+    code, text = runs.run("real", "--set", f"subject.images.uri={PHOTOS}", "--set", "training.steps=2")
+    assert code == 0, text
+    assert "reused 8" in text
+    assert (runs.folder / "real" / "report.html").exists()
+
+
 def test_an_interrupted_run_says_how_to_go_on(runs: Runs) -> None:
     process = runs.start("interrupted")
     assert process.stdout is not None

@@ -1,0 +1,100 @@
+"""What an operator hears of a run, through a real socket."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from dreambooth_trainer.progress import LineReporter
+from dreambooth_trainer.remote import Operator, OperatorReporter, operator_from_environment
+
+
+class Listener:
+    """An HTTP server that keeps what it is told."""
+
+    def __init__(self) -> None:
+        heard = self.heard = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                heard.append((self.headers["Authorization"], json.loads(body)))
+                self.send_response(204)
+                self.end_headers()
+
+            def log_message(self, *args: object) -> None: ...
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    listener = Listener()
+    yield listener
+    listener.server.shutdown()
+
+
+@pytest.fixture
+def token(tmp_path: Path) -> Path:
+    path = tmp_path / "token"
+    path.write_text("first\n")
+    return path
+
+
+def silent() -> LineReporter:
+    return LineReporter(Console(quiet=True))
+
+
+def test_the_last_message_says_everything(listener: Listener, token: Path) -> None:
+    with OperatorReporter(silent(), Operator(listener.url, token)) as reporter:
+        reporter.finished("priors", {"key": "k", "seconds": 1.0, "wanted": 8, "reused": 3, "generated": 5})
+        with reporter.phase("train") as progress:
+            progress.total(100)
+            progress.done(10, loss=0.5)
+            progress.done(30, loss=0.25)
+        reporter.finished("evaluate", {"key": "k", "seconds": 1.0, "dino": 0.7, "clipI": 0.8, "clipT": 0.3})
+        reporter.finished("publish", {"key": "k", "seconds": 1.0, "uri": "/out", "digest": "sha256:0"})
+    authorization, last = listener.heard[-1]
+    assert authorization == "Bearer first"
+    assert last["phase"] == "Train"
+    assert (last["step"], last["steps"], last["loss"]) == (30, 100, 0.25)
+    assert last["etaSeconds"] >= 0
+    assert last["priors"] == {"wanted": 8, "reused": 3, "generated": 5}
+    assert last["scores"] == {"dino": 0.7, "clipI": 0.8, "clipT": 0.3}
+    assert last["output"] == {"uri": "/out", "digest": "sha256:0"}
+
+
+def test_the_token_is_read_anew_for_every_message(listener: Listener, token: Path) -> None:
+    operator = Operator(listener.url, token)
+    assert operator.tell({"step": 1})
+    token.write_text("second\n")
+    assert operator.tell({"step": 2})
+    assert [authorization for authorization, _ in listener.heard] == ["Bearer first", "Bearer second"]
+
+
+def test_an_operator_that_is_away_stops_nobody(token: Path) -> None:
+    with OperatorReporter(silent(), Operator("http://127.0.0.1:9/v1", token)) as reporter:
+        reporter.failed("InvalidInput", "spec.subject.class: ...", retryable=False)
+        with reporter.phase("prepare") as progress:
+            progress.done(1)
+
+
+def test_a_message_that_was_lost_is_made_up_for(listener: Listener, tmp_path: Path) -> None:
+    late = tmp_path / "late-token"
+    with OperatorReporter(silent(), Operator(listener.url, late)) as reporter:
+        reporter.failed("OutOfMemory", "no memory", retryable=True)
+        late.write_text("here")
+    assert listener.heard[-1][1]["failure"] == {"reason": "OutOfMemory", "message": "no memory", "retryable": True}
+
+
+def test_without_an_operator_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DREAMBOOTH_PROGRESS_URL", raising=False)
+    assert operator_from_environment() is None
