@@ -24,8 +24,8 @@ def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
 
 
 @kopf.on.login()
-def login(**_: Any) -> kopf.ConnectionInfo | None:
-    return kopf.login_with_kubeconfig()
+def login(**given: Any) -> kopf.ConnectionInfo | None:
+    return kopf.login_with_kubeconfig(**given)
 
 
 @kopf.index("ray.io", "v1", "rayjobs")

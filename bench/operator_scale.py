@@ -34,7 +34,7 @@ RUNTIME: Json = {
     "apiVersion": "dreambooth.dev/v1alpha1",
     "kind": "DreamBoothRuntime",
     "metadata": {"name": "default"},
-    "spec": {"image": "trainer:1"},
+    "spec": {"image": "trainer:1", "storage": {"claimName": "work"}},
 }
 
 

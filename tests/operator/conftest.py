@@ -101,7 +101,11 @@ RUNTIME = {
     "apiVersion": "dreambooth.dev/v1alpha1",
     "kind": "DreamBoothRuntime",
     "metadata": {"name": "default"},
-    "spec": {"image": "localhost/trainer:1", "pods": {"worker": {"cpu": "1", "memory": "1Gi"}}},
+    "spec": {
+        "image": "localhost/trainer:1",
+        "storage": {"claimName": "work"},
+        "pods": {"worker": {"cpu": "1", "memory": "1Gi"}},
+    },
 }
 
 

@@ -10,7 +10,7 @@ import dataclasses
 from datetime import UTC, datetime, timedelta
 
 from dreambooth_operator.api.resources import BATCH_JOBS, RAY_JOBS
-from dreambooth_operator.api.runtime import RuntimeSpec
+from dreambooth_operator.api.runtime import RuntimeSpec, Storage
 from dreambooth_operator.api.status import Failure, JobStatus, Report, TrainerPhase
 from dreambooth_operator.controller.decide import decide
 from dreambooth_operator.controller.draft import (
@@ -37,7 +37,7 @@ from dreambooth_operator.controller.views import (
 )
 
 SETTINGS = Settings(retry_seconds=10, head_grace_seconds=60)
-RUNTIME = Runtime("default", RuntimeSpec(image="trainer:1"))
+RUNTIME = Runtime("default", RuntimeSpec(image="trainer:1", storage=Storage(claim_name="work")))
 START = datetime(2026, 11, 24, 6, 0, tzinfo=UTC)
 
 

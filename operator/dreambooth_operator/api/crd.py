@@ -14,7 +14,7 @@ from typing import Any, cast
 import yaml
 
 from dreambooth_operator.api.resources import GROUP, JOBS, RUNTIMES
-from dreambooth_operator.api.rules import JOB_RULES, LIMITS, NAME_LIMIT, RUNTIME_RULES, Rule
+from dreambooth_operator.api.rules import JOB_RULES, LIMITS, NAME_LIMIT, Rule
 from dreambooth_operator.api.runtime import RuntimeSpec
 from dreambooth_operator.api.schema import Schema, structural
 from dreambooth_operator.api.status import JobStatus
@@ -67,7 +67,7 @@ def runtime_crd() -> dict[str, Any]:
         "defaults and bounds. A job that names none uses the one called default."
     )
     root = _root(description, structural(RuntimeSpec), None)
-    return _crd(RUNTIMES, "dbr", "Cluster", root, RUNTIME_RULES, columns)
+    return _crd(RUNTIMES, "dbr", "Cluster", root, {}, columns)
 
 
 def _root(description: str, spec: Schema, status: Schema | None) -> Schema:

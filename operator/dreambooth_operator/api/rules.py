@@ -85,10 +85,6 @@ JOB_RULES: dict[str, list[Rule]] = {
     ],
 }
 
-RUNTIME_RULES: dict[str, list[Rule]] = {
-    "spec.storage": [{"rule": "!(has(self.uri) && has(self.claimName))", "message": "give uri or claimName, not both"}],
-}
-
 # Bounds that the trainer does not need, and that keep rules cheap: schema keys by path.
 LIMITS: dict[str, dict[str, Any]] = {
     "spec.subject.images.uri": {"maxLength": 1000},

@@ -45,17 +45,19 @@ class Pods(Strict):
 
 
 class Storage(Strict):
-    """Where models go when a job does not say, and what opens it. At most one of uri and claimName."""
+    """Where jobs work, and where models go when a job does not say."""
 
+    claim_name: ObjectName | None = Field(
+        default=None,
+        description="A PersistentVolumeClaim in the job's namespace, shared by all pods of a job (ReadWriteMany for "
+        "more than one node). A job works in its folder <job>. Without one, jobs must name a volume themselves.",
+    )
     uri: str | None = Field(
         default=None,
         min_length=1,
         max_length=1000,
         pattern=r"^(s3|gs)://[^/\x00-\x20]+(/[^\x00-\x1f]*)?$",
-        description="An s3:// or gs:// folder. A job writes below it, in a folder <namespace>/<job>.",
-    )
-    claim_name: ObjectName | None = Field(
-        default=None, description="A PersistentVolumeClaim in the job's namespace. A job writes to its folder <job>."
+        description="An s3:// or gs:// folder that models are uploaded to, into <namespace>/<job> below it.",
     )
     credentials_secret: ObjectName | None = Field(
         default=None,

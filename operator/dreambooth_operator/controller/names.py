@@ -12,13 +12,14 @@ import re
 from dreambooth_operator.controller.views import Job
 
 MOST = 47
-_ATTEMPT_DIGITS = 4  # backoffLimit is 100 at most, but suspending and resuming counts attempts as well
+# "erase", or an attempt's number: backoffLimit is 100 at most, but resuming counts as an attempt as well.
+_SUFFIX = 5
 
 
 def base_name(job: Job) -> str:
-    """At most 42 characters, a DNS-1035 label."""
+    """At most 41 characters, a DNS-1035 label."""
     digest = hashlib.sha256(job.uid.encode()).hexdigest()[:8]
-    room = MOST - _ATTEMPT_DIGITS - 1 - len(f"dbj--{digest}")
+    room = MOST - _SUFFIX - 1 - len(f"dbj--{digest}")
     readable = re.sub(r"[^a-z0-9]+", "-", job.key.name)[:room].strip("-")
     return f"dbj-{readable}-{digest}" if readable else f"dbj-{digest}"
 

@@ -207,26 +207,24 @@ def _volumes(resolved: Resolved, config_map: str) -> list[Json]:
     token = {"audience": AUDIENCE, "expirationSeconds": _TOKEN_SECONDS, "path": "token"}
     volumes: list[Json] = [
         {"name": "job", "configMap": {"name": config_map}},
+        {"name": "output", "persistentVolumeClaim": {"claimName": resolved.claim}},
         {"name": "progress-token", "projected": {"sources": [{"serviceAccountToken": token}]}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": resolved.runtime.pods.shared_memory}},
     ]
     if resolved.images:
         volumes.append({"name": "images", **resolved.images})
-    if resolved.claim:
-        volumes.append({"name": "output", "persistentVolumeClaim": {"claimName": resolved.claim}})
     return volumes
 
 
 def _mounts(resolved: Resolved) -> list[Json]:
     mounts: list[Json] = [
         {"name": "job", "mountPath": "/etc/dreambooth", "readOnly": True},
+        {"name": "output", "mountPath": OUTPUT_PATH},
         {"name": "progress-token", "mountPath": TOKEN_FOLDER, "readOnly": True},
         {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - a volume
     ]
     if resolved.images:
         mounts.append({"name": "images", "mountPath": IMAGES_PATH, "readOnly": True})
-    if resolved.claim:
-        mounts.append({"name": "output", "mountPath": OUTPUT_PATH})
     return mounts
 
 

@@ -35,9 +35,9 @@ class Resolved:
         spec: the job's, with the runtime's defaults filled in and volumes turned into mounted paths.
         runtime: the runtime's.
         images: what is mounted at IMAGES_PATH, as a pod's volume source; None where images come by URI.
-        claim: the PersistentVolumeClaim mounted at OUTPUT_PATH, if the output is on one.
-        out: where the job's folder is, as the trainer sees it: a URI or a path below OUTPUT_PATH.
-        out_shown: the same for a person: a URI, or pvc://<claim>/<folder>.
+        claim: the PersistentVolumeClaim mounted at OUTPUT_PATH, which all pods of the job share.
+        out: the job's folder on it, as the trainer sees it.
+        out_shown: where the model ends, for a person: a URI, or pvc://<claim>/<folder>.
         store: where class images are shared, as the trainer sees it.
         worker: resources of one worker.
     """
@@ -45,7 +45,7 @@ class Resolved:
     spec: JobSpec
     runtime: RuntimeSpec
     images: dict[str, object] | None
-    claim: str | None
+    claim: str
     out: str
     out_shown: str
     store: str
@@ -122,13 +122,14 @@ def _fill(model: S, **values: object) -> S:
 
 def _locate(job: Job, spec: JobSpec, runtime: RuntimeSpec) -> Resolved | Problem:
     """Find where images come from and the model goes to."""
-    claim, folder, out = _output(job, spec, runtime)
-    if out is None:
+    pvc, uri = _output(job, spec, runtime)
+    if pvc is None:
         return Problem(
-            "NoOutput",
-            "spec.output: neither the job nor its runtime says where the model goes; "
-            "write uri: s3://bucket/folder or pvc: {claimName: ...}",
+            "NoStorage",
+            "spec.output: the job's pods need a folder that they share, and neither the job nor its runtime names a "
+            "volume; write pvc: {claimName: ...}, or ask the platform team for spec.storage.claimName in the runtime",
         )
+    out = f"{OUTPUT_PATH}/{pvc.path}"
     images = spec.subject.images
     volume: dict[str, object] | None = None
     below = ""
@@ -144,43 +145,37 @@ def _locate(job: Job, spec: JobSpec, runtime: RuntimeSpec) -> Resolved | Problem
         spec = spec.model_copy(update={"subject": spec.subject.model_copy(update={"images": source})})
     worker = _worker(spec.cluster.resources, runtime.pods.worker)
     resources = Resources(cpu=worker.cpu, memory=worker.memory, gpu=worker.gpu)
-    output = spec.output.model_copy(update={"uri": out, "pvc": None})
+    output = spec.output.model_copy(update={"uri": uri, "pvc": None})
     cluster = spec.cluster.model_copy(update={"resources": resources})
     return Resolved(
         spec=spec.model_copy(update={"output": output, "cluster": cluster}),
         runtime=runtime,
         images=volume,
-        claim=claim,
+        claim=pvc.claim_name,
         out=out,
-        out_shown=f"pvc://{claim}/{folder}" if claim else out,
-        store=_store(job, spec, runtime, claim, out),
+        out_shown=uri or f"pvc://{pvc.claim_name}/{pvc.path}",
+        store=_store(spec, runtime, out),
         worker=worker,
     )
 
 
-def _output(job: Job, spec: JobSpec, runtime: RuntimeSpec) -> tuple[str | None, str, str | None]:
-    """Claim, folder on it, and path or URI for the trainer."""
-    storage, output = runtime.storage, spec.output
-    if output.uri:
-        return None, "", output.uri
-    pvc = output.pvc
-    if pvc is None and storage.claim_name:
-        pvc = VolumeClaim(claim_name=storage.claim_name, path=job.key.name)
-    if pvc is not None:
-        return pvc.claim_name, pvc.path, "/".join(filter(None, (OUTPUT_PATH, pvc.path)))
-    if storage.uri:
-        return None, "", f"{storage.uri.rstrip('/')}/{job.key.namespace}/{job.key.name}"
-    return None, "", None
+def _output(job: Job, spec: JobSpec, runtime: RuntimeSpec) -> tuple[VolumeClaim | None, str | None]:
+    """The folder that the job works in, and where the model is uploaded to, if anywhere."""
+    storage, output, name = runtime.storage, spec.output, job.key.name
+    if output.pvc:
+        return VolumeClaim(claim_name=output.pvc.claim_name, path=output.pvc.path or name), None
+    work = VolumeClaim(claim_name=storage.claim_name, path=name) if storage.claim_name else None
+    below = f"{storage.uri.rstrip('/')}/{job.key.namespace}/{name}" if storage.uri else None
+    return work, output.uri or below
 
 
-def _store(job: Job, spec: JobSpec, runtime: RuntimeSpec, claim: str | None, out: str) -> str:
-    """Class images shared beyond a namespace need storage that all share; else the nearest that there is."""
-    sharing, root = spec.priors.sharing, (runtime.storage.uri or "").rstrip("/")
-    if sharing == "Job":
-        return f"{out.rstrip('/')}/priors"
-    if root:
-        return f"{root}/.priors/{'cluster' if sharing == 'Cluster' else f'namespaces/{job.key.namespace}'}"
-    return f"{OUTPUT_PATH}/.priors" if claim else f"{out.rstrip('/')}/priors"
+def _store(spec: JobSpec, runtime: RuntimeSpec, out: str) -> str:
+    """Where class images are shared. Beyond a namespace only a URI reaches; else the volume is as far as it goes."""
+    if spec.priors.sharing == "Job":
+        return f"{out}/priors"
+    if spec.priors.sharing == "Cluster" and runtime.storage.uri:
+        return f"{runtime.storage.uri.rstrip('/')}/.priors"
+    return f"{OUTPUT_PATH}/.priors"
 
 
 def _worker(asked: Resources, usual: PodResources) -> PodResources:
