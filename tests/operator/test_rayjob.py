@@ -117,8 +117,8 @@ BOUNDED = {
 }
 BROKEN = {
     "too many steps": (
-        {"training": {"steps": 5000}}, "spec.training.steps: 5000 is above 1000, the most that DreamBoothRuntime 'default' "
-        "allows; write 1000 or less",
+        {"training": {"steps": 5000}},
+        "spec.training.steps: 5000 is above 1000, the most that DreamBoothRuntime 'default' allows; write 1000 or less",
     ),
     "too many workers": ({"cluster": {"workers": 9}}, "spec.cluster.workers: 9 is above 4"),
     "too many GPUs": ({"cluster": {"workers": 3}}, "3 x 2 GPUs are 6, above 4"),

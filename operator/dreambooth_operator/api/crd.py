@@ -1,7 +1,7 @@
 """The CRDs, generated: `python -m dreambooth_operator.api.crd [--check]`.
 
-Written to `manifests/crd/` and to the chart. `--check` writes nothing and fails if a file is missing,
-differs, or lies there without being one of ours.
+Written to `manifests/crd/`, to the chart and, for people, to `docs/api.md`. `--check` writes nothing and
+fails if a file is missing, differs, or lies there without being one of ours.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import yaml
 
+from dreambooth_operator.api.reference import render_reference
 from dreambooth_operator.api.resources import GROUP, JOBS, RUNTIMES
 from dreambooth_operator.api.rules import JOB_RULES, LIMITS, NAME_LIMIT, Rule
 from dreambooth_operator.api.runtime import RuntimeSpec
@@ -163,13 +164,18 @@ def _bound_names(node: Any) -> None:
         _bound_names(child)
 
 
-def render() -> dict[str, str]:
-    """File name to content."""
-    files: dict[str, str] = {}
-    for crd in (job_crd(), runtime_crd()):
-        name = f"{crd['metadata']['name']}.yaml"
-        files[name] = _HEADER + yaml.safe_dump(crd, sort_keys=False, width=120, allow_unicode=True)
-    return files
+def targets() -> dict[str, str]:
+    """Path from the root of the repository to content, of every generated file."""
+    crds = [job_crd(), runtime_crd()]
+    files = {f"{crd['metadata']['name']}.yaml": _yaml(crd) for crd in crds}
+    return {
+        **{f"{folder}/{name}": content for folder in FOLDERS for name, content in files.items()},
+        "docs/api.md": render_reference(crds),
+    }
+
+
+def _yaml(crd: dict[str, Any]) -> str:
+    return _HEADER + yaml.safe_dump(crd, sort_keys=False, width=120, allow_unicode=True)
 
 
 def main() -> int:
@@ -178,25 +184,20 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file is not as generated")
     parser.add_argument("--root", type=Path, default=Path(), help="the repository")
     arguments = parser.parse_args()
-    stale: list[Path] = []
-    for folder in (arguments.root / name for name in FOLDERS):
-        files = render()
-        if not arguments.check:
-            folder.mkdir(parents=True, exist_ok=True)
-        ours = {*files, "kustomization.yaml"}
-        stale += [path for path in folder.glob("*.yaml") if path.name not in ours]
-        for name, content in files.items():
-            path = folder / name
-            if path.exists() and path.read_text() == content:
-                continue
-            if arguments.check:
-                stale.append(path)
-            else:
-                path.write_text(content)
-                print("wrote", path)
-    for path in stale:
+    wanted = {arguments.root / path: content for path, content in targets().items()}
+    there = {path for folder in FOLDERS for path in (arguments.root / folder).glob("*.yaml")}
+    strays = [path for path in there - wanted.keys() if path.name != "kustomization.yaml"]
+    stale = [path for path, content in wanted.items() if not path.exists() or path.read_text() != content]
+    if arguments.check:
+        strays += stale
+    else:
+        for path in stale:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(wanted[path])
+            print("wrote", path)
+    for path in strays:
         print(f"{path} is not as generated: run python -m dreambooth_operator.api.crd", file=sys.stderr)
-    return 1 if stale else 0
+    return 1 if strays else 0
 
 
 if __name__ == "__main__":
