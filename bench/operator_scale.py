@@ -141,7 +141,7 @@ def measure(
 ) -> tuple[float, float, float]:
     """Seconds to look at every job, resident memory in MiB then, and writes from start to the end of the quiet time."""
     before, started = writes(plane), time.monotonic()
-    with subprocess.Popen(command) as process:
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
             while count() < jobs:
                 assert process.poll() is None, f"{name} ended"

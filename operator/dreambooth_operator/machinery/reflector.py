@@ -31,7 +31,7 @@ class Reflector(Generic[T]):
         project: what to keep of an object; it may change its argument.
         on_change: called with the key of each object that came, changed or went.
         selector: a label selector, empty for all.
-        page: how many objects one answer of a list holds.
+        page: how many objects one answer of a list holds; parsed, they are ten times what is kept of them.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Reflector(Generic[T]):
         on_change: Callable[[Key], None],
         namespace: str = "",
         selector: str = "",
-        page: int = 500,
+        page: int = 100,
     ) -> None:
         self._api = api
         self._path = resource.path(namespace)
