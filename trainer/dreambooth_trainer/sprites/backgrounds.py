@@ -25,7 +25,8 @@ BACKGROUNDS: dict[str, str] = {
 }
 """Place -> how a caption says it."""
 
-VARIANTS = 12
+VARIANTS = 4
+"""Layouts of a place: emblem left or right, horizon high or low."""
 CANVAS = 128
 """Canvas units a side, four to a pixel; edges are drawn on multiples of four so that they stay sharp."""
 
@@ -38,7 +39,7 @@ def paint_background(name: str, variant: int) -> NDArray[np.uint8]:
     """The place without a subject, uint8 [128, 128, 3]; shared between callers, so copy before drawing."""
     rng = seeded(f"{name}/{variant}")
     image = Image.new("RGB", (CANVAS, CANVAS))
-    _PAINTERS[name](ImageDraw.Draw(image), rng, 4 * rng.randint(17, 20), rng.random() < 0.5)
+    _PAINTERS[name](ImageDraw.Draw(image), rng, (64, 72)[variant // 2], variant % 2 == 0)
     canvas = np.array(image)
     canvas.flags.writeable = False
     return canvas

@@ -1,6 +1,6 @@
 """`dreambooth sprites train`: from nothing to a published base model and its evaluator.
 
-Six stages, each a function of the stages before it. A stage whose output exists is skipped; the training
+Five stages, each a function of the stages before it. A stage whose output exists is skipped; the training
 stages also resume inside. Interrupt it anywhere and run the same command again.
 """
 
@@ -14,7 +14,6 @@ from rich.console import Console
 from .data import SpriteSet, load_sprites, make_sprites, save_sprites
 from .publish import publish_pipeline
 from .tokenizer import build_tokenizer, encode
-from .train_decoder import DecoderConfig, refine_decoder
 from .train_evaluator import EvaluatorTraining, train_evaluator
 from .train_unet import Examples, UnetConfig, train_unet
 from .train_vae import VaeConfig, encode_all, load_latents, reconstruction_psnr, train_vae
@@ -27,10 +26,9 @@ HELD_OUT = 500
 class Recipe:
     """Everything that decides the weights, but the seed."""
 
-    images: int = 40_000
+    images: int = 30_000
     captions_per_image: int = 5
     vae: VaeConfig = field(default_factory=VaeConfig)
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
     evaluator: EvaluatorTraining = field(default_factory=EvaluatorTraining)
     unet: UnetConfig = field(default_factory=UnetConfig)
 
@@ -39,10 +37,9 @@ FULL = Recipe()
 TOY = Recipe(
     images=600,
     captions_per_image=2,
-    vae=replace(FULL.vae, channels=(8, 8, 16), steps=4, batch=8),
-    decoder=replace(FULL.decoder, steps=4, batch=8),
+    vae=replace(FULL.vae, channels=(8, 16), steps=4, batch=8),
     evaluator=replace(FULL.evaluator, subjects=16, steps=4, batch=8),
-    unet=replace(FULL.unet, channels=(16, 16), text_width=16, steps=6, batch=8, snapshot_every=2),
+    unet=replace(FULL.unet, channels=(16, 16, 16), text_width=16, steps=6, batch=8, snapshot_every=2),
 )
 """Seconds long and useless, but the same code: for tests."""
 
@@ -62,11 +59,6 @@ class Workspace:
     def vae(self) -> Path:
         """The finished autoencoder."""
         return self.root / "vae"
-
-    @property
-    def refined(self) -> Path:
-        """The autoencoder with its decoder trained further."""
-        return self.root / "vae-refined"
 
     @property
     def latents(self) -> Path:
@@ -91,8 +83,7 @@ def train_sprites(
     space.root.mkdir(parents=True, exist_ok=True)
     sprites = sprites_stage(space, recipe, seed, console)
     vae_stage(space, recipe, sprites, seed, console)
-    vae = decoder_stage(space, recipe, sprites, seed, console)
-    pipeline = unet_stage(space, recipe, sprites, vae, seed, console)
+    pipeline = unet_stage(space, recipe, sprites, seed, console)
     evaluator_stage(space, recipe, seed, console)
     publish_pipeline(pipeline, out, space.evaluator)
     console.print(f"published {out}")
@@ -111,34 +102,21 @@ def vae_stage(space: Workspace, recipe: Recipe, sprites: SpriteSet, seed: int, c
     """Train the autoencoder, then encode the whole set once."""
     if not space.vae.exists():
         vae = train_vae(sprites.images[:-HELD_OUT], space.root, recipe.vae, seed, console)
-        _keep_vae(vae, space.vae, sprites, console)
+        psnr = reconstruction_psnr(vae, sprites.images[-HELD_OUT:])
+        console.print(f"autoencoder: {psnr:.2f} dB on {HELD_OUT} held-out sprites")
+        partial = space.root / "vae.partial"
+        vae.save_pretrained(partial)
+        partial.rename(space.vae)
     if not space.latents.exists():
         console.print("encoding all sprites")
         encode_all(AutoencoderKL.from_pretrained(space.vae), sprites.images, space.latents)
 
 
-def decoder_stage(space: Workspace, recipe: Recipe, sprites: SpriteSet, seed: int, console: Console) -> AutoencoderKL:
-    """Train the decoder further on the cached latents, which stay as they are."""
-    if not space.refined.exists():
-        vae, latents = AutoencoderKL.from_pretrained(space.vae), load_latents(space.latents)
-        refine_decoder(vae, sprites.images[:-HELD_OUT], latents, space.root, recipe.decoder, seed + 500, console)
-        _keep_vae(vae, space.refined, sprites, console)
-    return AutoencoderKL.from_pretrained(space.refined)
-
-
-def _keep_vae(vae: AutoencoderKL, folder: Path, sprites: SpriteSet, console: Console) -> None:
-    psnr = reconstruction_psnr(vae, sprites.images[-HELD_OUT:])
-    console.print(f"{folder.name}: {psnr:.2f} dB on {HELD_OUT} held-out sprites")
-    partial = folder.with_suffix(".partial")
-    vae.save_pretrained(partial)
-    partial.rename(folder)
-
-
 def unet_stage(
-    space: Workspace, recipe: Recipe, sprites: SpriteSet, vae: AutoencoderKL, seed: int, console: Console
+    space: Workspace, recipe: Recipe, sprites: SpriteSet, seed: int, console: Console
 ) -> StableDiffusionPipeline:
     """Train text encoder and UNet on the cached latents."""
-    tokenizer = build_tokenizer()
+    tokenizer, vae = build_tokenizer(), AutoencoderKL.from_pretrained(space.vae)
     mean, std = load_latents(space.latents)
     flat = encode(tokenizer, [text for texts in sprites.captions for text in texts])
     tokens = flat.view(len(sprites.captions), recipe.captions_per_image, -1)

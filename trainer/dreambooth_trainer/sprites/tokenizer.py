@@ -1,15 +1,11 @@
 """A `CLIPTokenizer` in which every word of the sprite world is one token; other words are spelled out."""
 
-import json
 import string
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTokenizer
 
 from .captions import WORDS
@@ -39,15 +35,28 @@ def encode(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> torch.Tensor:
 
 
 def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
-    learner = Tokenizer(BPE(end_of_word_suffix=END_OF_WORD))
-    learner.pre_tokenizer = Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
-    trainer = BpeTrainer(
-        vocab_size=20_000,
-        min_frequency=1,
-        end_of_word_suffix=END_OF_WORD,
-        initial_alphabet=list(CHARACTERS),
-        show_progress=False,
-    )
-    learner.train_from_iterator(words, trainer)
-    learned = json.loads(learner.to_str())["model"]["merges"]
-    return [(pair[0], pair[1]) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in learned]
+    """Merges that make every word whole, most urgent first.
+
+    A merge added later never comes before an earlier one, so a word that is whole stays whole. (`BpeTrainer` breaks
+    ties by hash order: each process would get other ids, and a resumed run would read other words.)
+    """
+    ranks: dict[tuple[str, str], int] = {}
+    for word in words:
+        while len(pieces := _split(word, ranks)) > 1:
+            ranks[pieces[0], pieces[1]] = len(ranks)
+    return list(ranks)
+
+
+def _split(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
+    """Byte-pair encoding of one word: join the best-ranked neighbours until none is known."""
+    pieces = [*word[:-1], word[-1] + END_OF_WORD]
+    while known := [pair for pair in pairwise(pieces) if pair in ranks]:
+        best = min(known, key=ranks.__getitem__)
+        joined: list[str] = []
+        for piece in pieces:
+            if joined and (joined[-1], piece) == best:
+                joined[-1] += piece
+            else:
+                joined.append(piece)
+        pieces = joined
+    return pieces

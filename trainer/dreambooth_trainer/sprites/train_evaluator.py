@@ -1,4 +1,4 @@
-"""Stage 3: the evaluator, on images and seeds of its own."""
+"""Stage 4: the evaluator, on images and seeds of its own."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, normalize, pad
 
 from .captions import caption
 from .evaluator import EvaluatorConfig, EvaluatorNet, SpritesEvaluator, bag_of_words
 from .randomness import seeded
 from .train_vae import to_tensor
 from .training import Checkpoint, make_optimizer, progress, step_generator
-from .world import Scene, Subject, random_scene, random_subject, render
+from .world import SIZE, Scene, Subject, random_scene, random_subject, render
 
 TEMPERATURE = 0.1
 """Of the subject loss."""
@@ -93,9 +93,7 @@ def evaluator_losses(
         for p, v in zip(people, views, strict=True)
     ]
     pixels = to_tensor(images)
-    pixels = pixels + 0.06 * torch.rand(len(pixels), 1, 1, 1, generator=generator) * torch.randn(
-        pixels.shape, generator=generator
-    )
+    pixels = torch.cat([disturb(half, generator) for half in pixels.chunk(2)])
     hidden = net.trunk(pixels)
     subject_loss = same_subject_loss(normalize(net.subject(hidden), dim=1), torch.tensor(people * 2))
     counts = bag_of_words(texts, net.config.words)
@@ -103,6 +101,14 @@ def evaluator_losses(
         normalize(net.joint(hidden), dim=1), normalize(net.text(counts), dim=1), net.log_scale.exp(), counts
     )
     return subject_loss, joint_loss
+
+
+def disturb(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Shift [N, 3, 32, 32] by up to two pixels and add noise: drawn sprites stand less exactly than true ones."""
+    down, right = torch.randint(0, 5, (2,), generator=generator).tolist()
+    shifted = pad(pixels, (2, 2, 2, 2), mode="replicate")[:, :, down : down + SIZE, right : right + SIZE]
+    strength = 0.08 * torch.rand(len(pixels), 1, 1, 1, generator=generator)
+    return shifted + strength * torch.randn(pixels.shape, generator=generator)
 
 
 def same_subject_loss(features: torch.Tensor, people: torch.Tensor) -> torch.Tensor:

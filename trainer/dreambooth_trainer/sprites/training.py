@@ -45,8 +45,8 @@ def make_optimizer(
 class Stateful(Protocol):
     """A module, an optimizer, a schedule, an average of weights."""
 
-    def state_dict(self) -> Any: ...  # noqa: D102
-    def load_state_dict(self, state_dict: Any) -> Any: ...  # noqa: D102
+    def state_dict(self) -> Any: ...
+    def load_state_dict(self, state_dict: Any) -> Any: ...
 
 
 class Checkpoint:

@@ -6,7 +6,7 @@ Geometry lives on a canvas four times finer than the sprite (`CANVAS` = 128 unit
 
 import colorsys
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from .backgrounds import BACKGROUNDS, VARIANTS, paint_background
-from .shapes import PARTS, Part
+from .shapes import PARTS
 
 SIZE = 32
 """Side of a sprite, pixels."""
@@ -53,8 +53,16 @@ Rgb = tuple[int, int, int]
 Size = Literal["small", "medium", "big"]
 Pixels = NDArray[np.uint8]
 
-SCALES: dict[Size, float] = {"small": 36.0, "medium": 47.0, "big": 57.0}
+SCALES: dict[Size, float] = {"small": 35.0, "medium": 46.0, "big": 57.0}
 """Half the height of a subject, in canvas units (four to a pixel)."""
+
+STANDS: dict[Size, tuple[tuple[int, ...], int]] = {
+    "small": ((48, 64, 80), 82),
+    "medium": ((48, 64, 80), 72),
+    "big": ((64,), 66),
+}
+"""Where a subject's centre may be, canvas units: x, y. Steps of 16 are steps of one latent position: a subject moved
+by one looks the same to a convolution, so the base need not learn every silhouette at every offset."""
 
 INK: Rgb = (28, 24, 30)
 PAPER: Rgb = (250, 250, 250)
@@ -78,18 +86,16 @@ class Subject:
 
 @dataclass(frozen=True)
 class Scene:
-    """Where, how large and how posed a subject is shown."""
+    """Where, how large and which way round a subject is shown."""
 
     background: str
     variant: int
     """Which of the `VARIANTS` layouts of that background."""
     size: Size
-    scale: float
-    centre: tuple[float, float]
+    centre: tuple[int, int]
     """Canvas units."""
     flip: bool
-    lean: float
-    """Radians."""
+    """Facing left."""
 
 
 def shade(rng: random.Random, name: str) -> Rgb:
@@ -121,22 +127,14 @@ def random_subject(rng: random.Random, cls: str | None = None) -> Subject:
 def random_scene(rng: random.Random, background: str | None = None, size: Size | None = None) -> Scene:
     """Draw a place and a pose; the subject always fits in the frame and stands near the ground."""
     size = size or rng.choices(("small", "medium", "big"), weights=(1, 2, 1))[0]
-    scale = SCALES[size] * rng.uniform(0.97, 1.03)
-    room = 63 - scale  # canvas units between the subject and the frame
+    columns, row = STANDS[size]
     return Scene(
         background=background or rng.choice(tuple(BACKGROUNDS)),
         variant=rng.randrange(VARIANTS),
         size=size,
-        scale=scale,
-        centre=(64 + rng.uniform(-0.8, 0.8) * room, 64 + rng.uniform(0.0, 0.8) * room),
+        centre=(rng.choice(columns), row),
         flip=rng.random() < 0.5,
-        lean=rng.uniform(-0.06, 0.06),
     )
-
-
-def restyle(scene: Scene, background: str) -> Scene:
-    """The same pose in another place."""
-    return replace(scene, background=background)
 
 
 def render(subject: Subject, scene: Scene) -> Pixels:
@@ -169,40 +167,24 @@ def _grid() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     return x, y
 
 
-def _place(subject: Subject, scene: Scene) -> tuple[Pixels, NDArray[np.float32], NDArray[np.float32]]:
+def _place(subject: Subject, scene: Scene) -> tuple[Pixels, NDArray[np.floating], NDArray[np.floating]]:
     """Role of every canvas unit [128, 128], and its coordinates in the subject's own frame."""
-    (cx, cy), scale = scene.centre, scene.scale
-    cos, sin = float(np.cos(scene.lean)), float(np.sin(scene.lean))
+    (cx, cy), scale = scene.centre, SCALES[scene.size]
     mirror = -1.0 if scene.flip else 1.0
     image = Image.new("L", (CANVAS, CANVAS), 0)
     draw = ImageDraw.Draw(image)
     for part in PARTS[subject.cls](*subject.shape):
-        _draw_part(draw, part, (cx, cy), scale, (cos, sin), mirror)
+        points = part.outline * (mirror * scale, scale) + (cx, cy)
+        path = [(float(x), float(y)) for x, y in points]
+        if part.stroke:
+            draw.line(path, fill=ROLE[part.role], width=max(4, round(scale * part.stroke)), joint="curve")
+        else:
+            draw.polygon(path, fill=ROLE[part.role])
     x, y = _grid()
-    local_x = ((x - cx) * cos + (y - cy) * sin) / scale * mirror
-    local_y = (-(x - cx) * sin + (y - cy) * cos) / scale
-    return np.asarray(image), local_x, local_y
+    return np.asarray(image), (x - cx) / (mirror * scale), (y - cy) / scale
 
 
-def _draw_part(
-    draw: ImageDraw.ImageDraw,
-    part: Part,
-    centre: tuple[float, float],
-    scale: float,
-    turn: tuple[float, float],
-    mirror: float,
-) -> None:
-    x, y = part.outline[:, 0] * mirror, part.outline[:, 1]
-    cos, sin = turn
-    points = np.stack([centre[0] + scale * (x * cos - y * sin), centre[1] + scale * (x * sin + y * cos)], axis=1)
-    path = [(float(px), float(py)) for px, py in points]
-    if part.stroke:
-        draw.line(path, fill=ROLE[part.role], width=max(4, round(scale * part.stroke)), joint="curve")
-    else:
-        draw.polygon(path, fill=ROLE[part.role])
-
-
-def _pattern(pattern: str, x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _pattern(pattern: str, x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Where the body shows the accent colour; periods are in the subject's own units."""
     if pattern == "striped":
         return np.mod(x + 0.25 * y + 0.12, 0.5) < 0.25
