@@ -15,7 +15,9 @@ from fakeray import FakeRay, Run
 class Job:
     """A DreamBoothJob under test."""
 
-    def __init__(self, plane: ControlPlane, ray: FakeRay, namespace: str, name: str, **run_policy: object) -> None:
+    def __init__(
+        self, plane: ControlPlane, ray: FakeRay, namespace: str, name: str, *, erase: bool = False, **run_policy: object
+    ) -> None:
         self.plane, self.ray, self.namespace, self.name = plane, ray, namespace, name
         plane.apply(
             {
@@ -24,7 +26,7 @@ class Job:
                 "metadata": {"name": name, "namespace": namespace},
                 "spec": {
                     "subject": {"images": {"uri": "s3://photos/dog"}, "class": "dog"},
-                    "output": {"uri": "s3://models/dog"},
+                    "output": {"uri": "s3://models/dog", "eraseOnDelete": erase},
                     "runPolicy": run_policy,
                 },
             }
@@ -165,6 +167,32 @@ def test_a_job_that_is_deleted_leaves_nothing(
     plane.kubectl("delete", "dbj", "unwanted", "-n", namespace)
     for kind in ("rayjobs", "rayclusters", "pods", "configmaps", "serviceaccounts", "networkpolicies"):
         until(f"no {kind}", lambda kind=kind: not job.children(kind))
+
+
+def test_erasure_comes_between_a_deletion_and_the_end(
+    plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str
+) -> None:
+    job = Job(plane, ray, namespace, "secret", erase=True)
+    job.runs()
+    plane.kubectl("delete", "dbj", "secret", "-n", namespace, "--wait=false")
+    until("a pod erases", lambda: job.children("jobs"))
+    assert job.status["phase"] == "Erasing"
+    assert not job.children("pods"), "the trainer is gone first"
+    erase = job.children("jobs")[0]
+    command = erase["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert command[:4] == ["python", "-m", "dreambooth_trainer", "erase"]
+    time = "2026-01-01T00:00:00Z"
+    conditions = [
+        {"type": kind, "status": "True", "lastTransitionTime": time, "lastProbeTime": time}
+        for kind in ("SuccessCriteriaMet", "Complete")
+    ]
+    done = {"status": {"startTime": time, "completionTime": time, "succeeded": 1, "conditions": conditions}}
+    plane.kubectl(
+        *("patch", "job", erase["metadata"]["name"], "-n", namespace, "--subresource=status", "--type=merge"),
+        *("-p", json.dumps(done)),
+    )
+    until("the job is gone", lambda: not plane.get("dbj", "-n", namespace)["items"])
+    assert "Erased" in job.events()
 
 
 def test_a_lost_ray_job_or_head_is_a_failed_attempt(

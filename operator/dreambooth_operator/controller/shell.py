@@ -106,7 +106,7 @@ class Controller:
         self._recorder = Recorder(api, "dreambooth-operator")
         self.queue: WorkQueue[Key] = WorkQueue()
         self.on_event: Callable[[Event], None] = lambda _: None
-        self._ray_jobs_of, self._clusters_of = Children(self.queue.add), Children(self.queue.add)
+        self._ray_jobs_of, self._clusters_of, self._erase_of = (Children(self.queue.add) for _ in range(3))
         self._jobs: Reflector[bytes] = Reflector(api, JOBS, project=trim_job, on_change=self.queue.add)
         self._runtimes: Reflector[Runtime] = Reflector(
             api, RUNTIMES, project=read_runtime, on_change=self._runtime_changed
@@ -126,7 +126,11 @@ class Controller:
             selector=JOB_LABEL,
         )
         self._erase_jobs: Reflector[EraseJob] = Reflector(
-            api, BATCH_JOBS, project=read_erase_job, on_change=self._erase_changed, selector=JOB_LABEL
+            api,
+            BATCH_JOBS,
+            project=read_erase_job,
+            on_change=lambda key: self._erase_of.changed(key, self._erase_jobs.cache.get(key)),
+            selector=JOB_LABEL,
         )
         self.reflectors = (self._jobs, self._runtimes, self._ray_jobs, self._clusters, self._erase_jobs)
 
@@ -243,10 +247,6 @@ class Controller:
         for key, raw in self._jobs.cache.items():
             if b'"phase":"Succeeded"' not in raw and b'"phase":"Failed"' not in raw:
                 self.queue.add(key)
-
-    def _erase_changed(self, key: Key) -> None:
-        if erase := self._erase_jobs.cache.get(key):
-            self.queue.add(Key(key.namespace, erase.owner))
 
 
 def _refusal(resource: Resource, error: ApiError) -> Failure:

@@ -65,17 +65,10 @@ def merge(status: JobStatus, report: TrainerReport, attempt: int, now: datetime)
     )
 
 
-def is_news(status: JobStatus, report: TrainerReport, attempt: int) -> bool:
-    """Whether a report says more than how far the phase is, and so should not wait."""
-    old = status.report
-    if old is None or old.attempt != attempt:
-        return True
-    return (
-        (report.phase is not None and report.phase is not old.phase)
-        or (report.failure is not None and report.failure != old.failure)
-        or (report.output is not None and report.output != status.output)
-        or (report.scores is not None and _scores(report.scores) != status.scores)
-    )
+def news_of(report: TrainerReport) -> object:
+    """The part of a report that should be told at once, to compare with that of another."""
+    scores = tuple(sorted(report.scores.items())) if report.scores else None
+    return (report.phase, report.failure, report.output, scores)
 
 
 def _training(old: TrainingStatus, report: TrainerReport, phase: TrainerPhase | None) -> TrainingStatus | None:
