@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 from collections.abc import Callable
@@ -257,6 +258,18 @@ def test_progress_becomes_conditions() -> None:
     world.reconcile()
     assert world.writes == writes, "steps alone change nothing"
     assert [c.last_transition_time for c in world.status.conditions] == times
+
+
+def test_what_was_left_out_is_not_called_done() -> None:
+    job = make_job()
+    assert job.spec
+    spec = job.spec.model_copy(update={"evaluation": job.spec.evaluation.model_copy(update={"enabled": False})})
+    world = World(dataclasses.replace(job, spec=spec))
+    world.reconcile()
+    succeed(world)
+    world.reconcile()
+    reasons = {c.type.value: c.reason for c in world.status.conditions}
+    assert (reasons["PriorsReady"], reasons["Evaluated"]) == ("Done", "Skipped")
 
 
 def test_a_report_of_an_earlier_attempt_does_not_fail_a_later_one() -> None:

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from dreambooth_operator.api.resources import BATCH_JOBS, ERASE_FINALIZER, RAY_JOBS
 from dreambooth_operator.api.status import TERMINAL, ConditionType, Failure, Phase
 from dreambooth_operator.controller.draft import Create, Decision, Delete, DeleteJob, Draft, SetFinalizer
-from dreambooth_operator.controller.judge import CLOSED_BY_SUCCESS, judge_ray_job, tell_progress
+from dreambooth_operator.controller.judge import CLOSED_BY_SUCCESS, done_reason, judge_ray_job, tell_progress
 from dreambooth_operator.controller.names import attempt_name, erase_name
 from dreambooth_operator.controller.rayjob import Settings, attempt_children, erase_children
 from dreambooth_operator.controller.resolve import Problem, Resolved
@@ -206,9 +206,11 @@ def _end_attempt(draft: Draft, ray_job: RayJob, resolution: Resolved | Problem, 
     _pause_clock(draft)
     draft.move(Phase.SUCCEEDED)
     draft.set(completion_time=draft.now)
+    reported = draft.job.status.output
     where = resolution.out_shown if isinstance(resolution, Resolved) else "its output"
+    where = (reported and reported.uri) or where
     for kind, reason, message in CLOSED_BY_SUCCESS:
-        draft.condition(kind, "True", reason, message.format(where=where))
+        draft.condition(kind, "True", done_reason(draft, kind, reason), message.replace("{where}", where))
     draft.event("Normal", "Succeeded", f"The model is published to {where}.")
     draft.look_again(0)
 

@@ -90,6 +90,15 @@ def tell_progress(draft: Draft, cluster: RayCluster | None, *, running: bool, gr
     return None
 
 
+def done_reason(draft: Draft, kind: ConditionType, usual: str) -> str:
+    """Why a condition holds at the end: what the job asked to leave out was not done, but skipped."""
+    spec = draft.job.spec
+    left_out = spec is not None and (
+        (kind is _C.PRIORS_READY and not spec.priors.enabled) or (kind is _C.EVALUATED and not spec.evaluation.enabled)
+    )
+    return "Skipped" if left_out else usual
+
+
 def _tell_phases(draft: Draft, status: JobStatus) -> None:
     order, report = list(TrainerPhase), status.report
     if report is None or report.phase is None or report.attempt != status.attempts:
@@ -97,6 +106,6 @@ def _tell_phases(draft: Draft, status: JobStatus) -> None:
     now_at = order.index(report.phase)
     for kind, phase in _PASSED:
         if now_at > order.index(phase):
-            draft.condition(kind, "True", "Done")
+            draft.condition(kind, "True", done_reason(draft, kind, "Done"))
         else:
             draft.condition(kind, "False", "UnderWay" if report.phase is phase else "Waiting")
