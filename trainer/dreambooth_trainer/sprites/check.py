@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ def draw(
     drawn: list[Pixels] = []
     for first in range(0, len(prompts), CHUNK):
         generator = torch.Generator().manual_seed(seed * 1_000 + first)
-        arrays = pipeline(
+        result: Any = pipeline(
             list(prompts[first : first + CHUNK]),
             num_inference_steps=steps,
             guidance_scale=guidance,
@@ -53,8 +54,8 @@ def draw(
             width=SIZE,
             generator=generator,
             output_type="np",
-        ).images  # pyright: ignore[reportAttributeAccessIssue]
-        drawn += [(array * 255).round().astype(np.uint8) for array in arrays]
+        )
+        drawn += [(array * 255).round().astype(np.uint8) for array in result.images]
     return drawn
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,10 @@ class EvaluatorConfig:
 
 class EvaluatorNet(nn.Module):
     """Images [N, 3, 32, 32] in -1..1 and word counts [N, words] -> raw (not yet centred) features."""
+
+    subject_centre: torch.Tensor
+    joint_centre: torch.Tensor
+    text_centre: torch.Tensor
 
     def __init__(self, config: EvaluatorConfig) -> None:
         super().__init__()
@@ -112,10 +117,8 @@ class SpritesEvaluator:
 def load_evaluator(path: Path | None = None) -> SpritesEvaluator:
     """The evaluator in `path`; without one, that shipped with the package."""
     folder = path or EVALUATOR_WEIGHTS
-    stored = json.loads((folder / "config.json").read_text())
-    config = EvaluatorConfig(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
-    )
+    stored: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    config = EvaluatorConfig(**{**stored, "channels": tuple(stored["channels"]), "words": tuple(stored["words"])})
     net = EvaluatorNet(config)
     net.load_state_dict(
         {

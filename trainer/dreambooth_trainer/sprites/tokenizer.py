@@ -3,7 +3,7 @@
 import string
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import CLIPTokenizer
@@ -23,7 +23,8 @@ def build_tokenizer() -> CLIPTokenizer:
     tokens += [first + second for first, second in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT)
+    # annotated for merges as lines of text; the tokenizer behind it takes pairs
+    return CLIPTokenizer(vocab=vocabulary, merges=cast("Any", merges), model_max_length=CONTEXT)
 
 
 def encode(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> torch.Tensor:

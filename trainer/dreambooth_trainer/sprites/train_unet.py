@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -67,9 +67,9 @@ def build_text_encoder(config: UnetConfig, tokenizer: CLIPTokenizer) -> CLIPText
             num_attention_heads=4,
             max_position_embeddings=CONTEXT,
             projection_dim=config.text_width,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=cast("int", tokenizer.bos_token_id),
+            eos_token_id=cast("int", tokenizer.eos_token_id),
+            pad_token_id=cast("int", tokenizer.pad_token_id),
         )
     )
     nn.init.normal_(encoder.get_input_embeddings().weight)  # pyright: ignore[reportArgumentType]
@@ -183,12 +183,13 @@ def train_unet(
 
 def make_pipeline(model: Denoiser, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
     """The trained parts as a plain Stable Diffusion pipeline that samples with DDIM."""
+    scheduler = DDIMScheduler(**noise_settings(), clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=model.text_encoder,
         tokenizer=tokenizer,
         unet=model.unet,
-        scheduler=DDIMScheduler(**noise_settings(), clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+        scheduler=cast("Any", scheduler),
         safety_checker=None,  # pyright: ignore[reportArgumentType]
         feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,

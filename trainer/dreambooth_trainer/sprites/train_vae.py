@@ -39,9 +39,10 @@ def build_vae(config: VaeConfig) -> AutoencoderKL:
     """A plain `AutoencoderKL`; no attention, because zones and outlines are local."""
     levels = len(config.channels)
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=config.channels,
+        # diffusers annotates these as tuples of one
+        down_block_types=cast("Any", ("DownEncoderBlock2D",) * levels),
+        up_block_types=cast("Any", ("UpDecoderBlock2D",) * levels),
+        block_out_channels=cast("Any", config.channels),
         layers_per_block=1,
         latent_channels=config.latent_channels,
         norm_num_groups=8,
