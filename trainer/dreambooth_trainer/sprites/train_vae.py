@@ -111,21 +111,21 @@ def _vae_step(
 
 @torch.no_grad()
 def standardise_latents(vae: AutoencoderKL, pixels: torch.Tensor) -> None:
-    """Give every latent channel mean 0 and deviation 1, as the noise schedule expects.
+    """Give every latent channel mean 0, and all of them together deviation 1, as the noise schedule expects.
 
     The map is affine, so it folds into the two 1x1 convolutions and decode(encode(x)) stays the same. A pipeline's
-    one `scaling_factor` could not do it: it neither centres nor tells channels apart.
+    `scaling_factor` could not do it: it does not centre.
     """
     posterior = posterior_of(vae, pixels)
     channels = posterior.mean.shape[1]
-    mean, deviation = posterior.mean.mean(dim=(0, 2, 3)), posterior.mean.std(dim=(0, 2, 3))
+    mean, deviation = posterior.mean.mean(dim=(0, 2, 3)), posterior.mean.std()
     into, out = cast("nn.Conv2d", vae.quant_conv), cast("nn.Conv2d", vae.post_quant_conv)
     into_bias, out_bias = cast("nn.Parameter", into.bias), cast("nn.Parameter", out.bias)
-    into.weight[:channels] /= deviation.view(-1, 1, 1, 1)
+    into.weight[:channels] /= deviation
     into_bias[:channels] = (into_bias[:channels] - mean) / deviation
     into_bias[channels:] -= 2 * deviation.log()
     out_bias += out.weight[:, :, 0, 0] @ mean
-    out.weight *= deviation.view(1, -1, 1, 1)
+    out.weight *= deviation
 
 
 @torch.no_grad()
