@@ -26,7 +26,7 @@ class UnetConfig:
     channels: tuple[int, ...] = (48, 64, 96)
     text_width: int = 128
     text_layers: int = 2
-    steps: int = 5_500
+    steps: int = 4_000
     batch: int = 32
     rate: float = 1e-3
     ema_decay: float = 0.999
