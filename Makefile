@@ -27,8 +27,12 @@ setup: $(VENV)/.installed ## Install everything into .venv (6 GB the first time,
 quickstart: setup ## Teach the built-in model a subject: priors, training, scores, a report
 	$(BIN)/dreambooth run manifests/samples/job-sprites.yaml --out out/quickstart
 
+.PHONY: cluster
+cluster: setup ## Build the control plane that tests need (15 minutes the first time, nothing afterwards)
+	PYTHONPATH=tests/cluster $(BIN)/python -m devcluster build
+
 .PHONY: test
-test: setup ## Run all tests that this machine can run
+test: setup cluster ## Run all tests that this machine can run
 	$(BIN)/python -m pytest
 
 .PHONY: dev-cluster

@@ -208,7 +208,8 @@ def _end_attempt(draft: Draft, ray_job: RayJob, resolution: Resolved | Problem, 
     draft.set(completion_time=draft.now)
     reported = draft.job.status.output
     where = resolution.out_shown if isinstance(resolution, Resolved) else "its output"
-    where = (reported and reported.uri) or where
+    if reported and reported.uri:
+        where = reported.uri
     for kind, reason, message in CLOSED_BY_SUCCESS:
         draft.condition(kind, "True", done_reason(draft, kind, reason), message.replace("{where}", where))
     draft.event("Normal", "Succeeded", f"The model is published to {where}.")
