@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 
@@ -52,8 +52,9 @@ def _take(
     seen, since = b"", time.monotonic()
     while True:
         try:
-            with fs.open(path, "xb") as file:  # pipe_file(mode="create") looks first and writes then: two may win.
-                file.write(json.dumps(owner).encode())
+            # Not pipe_file(mode="create"): on a disk it looks first and writes then, so that two may win.
+            with fs.open(path, "xb") as file:
+                cast("Any", file).write(json.dumps(owner).encode())
             return
         except FileExistsError:
             pass
