@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -85,6 +86,10 @@ class StableDiffusion:
         pipeline.unet.load_state_dict(denoiser.state_dict())
         pipeline.text_encoder.load_state_dict(text_encoder.state_dict())
         pipeline.save_pretrained(target, safe_serialization=True)
+        # transformers loads in the number format that its configuration names, diffusers in fp32: a plain
+        # from_pretrained would meet both.
+        config = target / "text_encoder" / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
 
     def save_single_file(self, folder: Path, target: Path) -> None:
         to_original_layout(folder, target)
