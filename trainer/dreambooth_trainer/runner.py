@@ -16,13 +16,19 @@ from dreambooth_trainer.images.sources import RawImage, read_images
 from dreambooth_trainer.inspection import has_gpu, model_size, worker_memory
 from dreambooth_trainer.jobfile.load import dump_job
 from dreambooth_trainer.memory import choose_stage
-from dreambooth_trainer.phases import PHASES
 from dreambooth_trainer.phases.base import Context, Phase
-from dreambooth_trainer.phases.evaluate import check_encoders
+from dreambooth_trainer.phases.encode import ENCODE
+from dreambooth_trainer.phases.evaluate import EVALUATE, check_encoders
+from dreambooth_trainer.phases.prepare import PREPARE
+from dreambooth_trainer.phases.priors import PRIORS
+from dreambooth_trainer.phases.publish import PUBLISH
+from dreambooth_trainer.phases.train import TRAIN
 from dreambooth_trainer.plan import Plan, fingerprint, model_ref, resolve
 from dreambooth_trainer.progress import Reporter
 from dreambooth_trainer.spec import DreamBoothJob
 from dreambooth_trainer.store.folder import JobFolder, write_whole
+
+PHASES = (PREPARE, PRIORS, ENCODE, TRAIN, EVALUATE, PUBLISH)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,15 @@ Light on purpose: the controller and the bulletin unpickle it, and must not wait
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dreambooth_trainer.plan import Plan
+
+RECORDS_FILE = "losses.jsonl"
 
 
 @dataclass(frozen=True)
@@ -52,3 +56,13 @@ class Bulletin:
     def read(self) -> Record | None:
         """The latest record."""
         return self.latest
+
+
+def post(bulletin: Any, record: Record) -> None:
+    """Put a record on a bulletin, waiting for nothing."""
+    bulletin.post.remote(record)
+
+
+def read_records(checkpoint: Path) -> list[Record]:
+    """The record of every step up to a checkpoint."""
+    return [Record(**json.loads(line)) for line in (checkpoint / RECORDS_FILE).read_text().splitlines()]

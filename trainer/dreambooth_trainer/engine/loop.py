@@ -18,7 +18,7 @@ from dreambooth_trainer.engine.batches import BatchOrder
 from dreambooth_trainer.engine.cache import TrainingData, load_data
 from dreambooth_trainer.engine.checkpoint import TAG, SavedBy, as_universal, read_saved_by, write_saved_by
 from dreambooth_trainer.engine.config import deepspeed_config
-from dreambooth_trainer.engine.entry import LoopConfig, Record
+from dreambooth_trainer.engine.entry import RECORDS_FILE, LoopConfig, Record, read_records
 from dreambooth_trainer.engine.module import DreamBoothModule, make_batch, to_device
 from dreambooth_trainer.families.base import Family
 from dreambooth_trainer.families.registry import local_folder, open_family
@@ -27,8 +27,6 @@ from dreambooth_trainer.plan import Plan
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
-
-RECORDS_FILE = "losses.jsonl"
 
 
 def train_loop(loop: LoopConfig) -> None:
@@ -133,11 +131,6 @@ def run_step(engine: DeepSpeedEngine, plan: Plan, data: TrainingData, step: int,
         torch.distributed.all_reduce(sums)
     total, instance, prior = (sums / parts).tolist()
     return Record(step + 1, total, instance, None if data.prior is None else prior, rate)
-
-
-def read_records(checkpoint: Path) -> list[Record]:
-    """The record of every step up to a checkpoint."""
-    return [Record(**json.loads(line)) for line in (checkpoint / RECORDS_FILE).read_text().splitlines()]
 
 
 def report_checkpoint(engine: DeepSpeedEngine, saved_by: SavedBy, records: list[Record]) -> None:

@@ -6,11 +6,12 @@ Methods know no family: they get modules and the names of layers that may be ada
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Protocol
 
 from dreambooth_trainer.spec import Training
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class Method(Protocol):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
-import torch
 from PIL import Image
 from pydantic import JsonValue
 
-from dreambooth_trainer.engine.cache import Latents, TrainingData, save_data
-from dreambooth_trainer.families.base import Components, Family
 from dreambooth_trainer.families.registry import local_folder, open_family
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.phases.priors import prior_names, prior_store
@@ -19,6 +17,11 @@ from dreambooth_trainer.plan import Plan
 from dreambooth_trainer.progress import PhaseProgress
 from dreambooth_trainer.store.folder import JobFolder
 from dreambooth_trainer.store.pictures import PictureStore
+
+# Heavy imports stand in the functions that need them: only the task's worker waits for them.
+if TYPE_CHECKING:
+    from dreambooth_trainer.engine.cache import Latents
+    from dreambooth_trainer.families.base import Components, Family
 
 IMAGES_AT_A_TIME = 8
 
@@ -57,6 +60,10 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
 
 def encode(plan: Plan, folder: JobFolder, prompts: list[str], priors: PictureStore, names: list[str]) -> None:
     """Encode all images with the base model and write the cache; runs on a worker, on its GPU if it has one."""
+    import torch
+
+    from dreambooth_trainer.engine.cache import TrainingData, save_data
+
     base = local_folder(plan.model)
     family = open_family(base)
     parts = family.load(base, with_vae=True)
@@ -80,6 +87,10 @@ def encode(plan: Plan, folder: JobFolder, prompts: list[str], priors: PictureSto
 def _latents(
     family: Family, parts: Components, images: Sequence[Image.Image], prompts: list[str], *, keep_text: bool
 ) -> Latents:
+    import torch
+
+    from dreambooth_trainer.engine.cache import Latents
+
     means, stds = [], []
     for first in range(0, len(images), IMAGES_AT_A_TIME):
         mean, std = family.encode_images(parts, images[first : first + IMAGES_AT_A_TIME])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
 from PIL import Image
@@ -13,15 +14,17 @@ from pydantic import JsonValue
 from dreambooth_trainer.defaults import BUILTIN_SPRITES
 from dreambooth_trainer.drawing import Drawing, draw_all, noise_seed
 from dreambooth_trainer.faults import ThresholdError
-from dreambooth_trainer.metrics.encoders import load_encoders
 from dreambooth_trainer.metrics.prompts import paper_prompts
-from dreambooth_trainer.metrics.scores import PromptImages, Scores, failed_thresholds, measure
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.plan import Plan
 from dreambooth_trainer.progress import PhaseProgress
 from dreambooth_trainer.spec import BaseModelRef
 from dreambooth_trainer.store.folder import JobFolder, write_whole
 from dreambooth_trainer.store.pictures import PictureStore
+
+# Heavy imports stand in the functions that need them: only the scoring worker waits for them.
+if TYPE_CHECKING:
+    from dreambooth_trainer.metrics.scores import Scores
 
 # Pictures of the class prompt and of the subject alone that each model draws, for PRES, DIV and the report.
 CLASS_PICTURES = 32
@@ -115,6 +118,9 @@ def score(plan: Plan, folder: JobFolder, stores: dict[str, PictureStore]) -> dic
     """Score what both models drew; runs on a worker, on its GPU if it has one."""
     import torch
 
+    from dreambooth_trainer.metrics.encoders import load_encoders
+    from dreambooth_trainer.metrics.scores import PromptImages, measure
+
     encoders = load_encoders(plan.dino, plan.clip, "cuda" if torch.cuda.is_available() else "cpu")
     real = [Image.open(path) for path in sorted(folder.prepared.glob("*.png"))]
     scores = {}
@@ -136,6 +142,8 @@ def check_encoders(plan: Plan) -> None:
         UserError: they cannot be had.
     """
     if plan.spec.evaluation.enabled and {plan.dino, plan.clip} != {BUILTIN_SPRITES}:
+        from dreambooth_trainer.metrics.encoders import load_encoders
+
         load_encoders(plan.dino, plan.clip)
 
 
@@ -146,6 +154,8 @@ def check_thresholds(context: Context) -> None:
         ThresholdError: with one fault for every score below its threshold.
     """
     if context.folder.scores.exists():
+        from dreambooth_trainer.metrics.scores import Scores, failed_thresholds
+
         after = Scores.model_validate(json.loads(context.folder.scores.read_text())["after"])
         faults = failed_thresholds(after, context.plan.spec.evaluation.thresholds)
         if faults:

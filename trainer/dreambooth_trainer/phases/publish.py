@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import fsspec
 from pydantic import JsonValue
@@ -11,14 +12,13 @@ from pydantic import JsonValue
 from dreambooth_trainer.families.registry import weights_digest
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.phases.evaluate import check_thresholds
-from dreambooth_trainer.phases.story import tell_story
 from dreambooth_trainer.progress import PhaseProgress
 from dreambooth_trainer.published import NOTE, note_of
-from dreambooth_trainer.report.card import model_card
-from dreambooth_trainer.report.contents import Report
-from dreambooth_trainer.report.grids import comparison_grid
-from dreambooth_trainer.report.page import write_report
 from dreambooth_trainer.store.folder import whole_folder
+
+# The report's libraries are imported when there is something to report: a run that is done already ends at once.
+if TYPE_CHECKING:
+    from dreambooth_trainer.report.contents import Report
 
 # A loader opens this first: in a store without renames it is put last, and a model without it is none yet.
 INDEX = "model_index.json"
@@ -38,6 +38,9 @@ def _outputs(context: Context) -> list[Path]:
 
 
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
+    from dreambooth_trainer.phases.story import tell_story
+    from dreambooth_trainer.report.page import write_report
+
     check_thresholds(context)
     folder, plan = context.folder, context.plan
     report = tell_story(context)
@@ -55,6 +58,10 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
 
 
 def _fill(draft: Path, context: Context, report: Report) -> None:
+    from dreambooth_trainer.report.card import model_card
+    from dreambooth_trainer.report.grids import comparison_grid
+    from dreambooth_trainer.report.page import write_report
+
     folder, plan = context.folder, context.plan
     formats = plan.spec.output.formats
     if "diffusers" in formats:

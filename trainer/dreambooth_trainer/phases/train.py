@@ -10,17 +10,12 @@ from concurrent.futures import Future
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from pydantic import JsonValue
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
-from torch import Tensor
 
-from dreambooth_trainer.engine.checkpoint import trained_weights
-from dreambooth_trainer.engine.entry import Bulletin, LoopConfig, Record
-from dreambooth_trainer.engine.loop import read_records
+from dreambooth_trainer.engine.entry import Bulletin, LoopConfig, Record, post, read_records
 from dreambooth_trainer.engine.worker import run_worker
 from dreambooth_trainer.families.registry import local_folder, open_family
 from dreambooth_trainer.methods.registry import open_method
@@ -28,6 +23,11 @@ from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.plan import Plan
 from dreambooth_trainer.progress import PhaseProgress
 from dreambooth_trainer.store.folder import JobFolder, whole_folder, write_whole
+
+# Heavy imports stand in the functions that need them: a task's worker imports this module to find its function.
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+    from torch import Tensor
 
 WATCH_SECONDS = 0.5
 
@@ -57,7 +57,7 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     bulletin: Any = ray.remote(num_cpus=0)(Bulletin).remote()
     try:
         # A method handle travels to the workers; a lambda over it would as well but says less.
-        trainer = build_trainer(plan, folder, context.keys["train"], partial(_post, bulletin))
+        trainer = build_trainer(plan, folder, context.keys["train"], partial(post, bulletin))
         checkpoint = _fit(trainer, bulletin, progress)
     finally:
         ray.kill(bulletin)
@@ -94,6 +94,9 @@ def _fit(trainer: TorchTrainer, bulletin: Any, progress: PhaseProgress) -> Path:
 
 def build_trainer(plan: Plan, folder: JobFolder, key: str, tell: Callable[[Record], None]) -> TorchTrainer:
     """Ray Train's trainer for a plan; the same key finds the checkpoints of an earlier run."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
     cluster, resources = plan.spec.cluster, ray.cluster_resources()
     gpu = bool(resources.get("GPU"))
     threads = max(1, int(resources.get("CPU", 1)) // cluster.workers)
@@ -117,6 +120,8 @@ def build_trainer(plan: Plan, folder: JobFolder, key: str, tell: Callable[[Recor
 
 def assemble(plan: Plan, checkpoint: Path, folder: JobFolder) -> None:
     """Put the trained weights into the base model and write it as a diffusers folder."""
+    from dreambooth_trainer.engine.checkpoint import trained_weights
+
     base = local_folder(plan.model)
     family, method = open_family(base), open_method(plan.spec.training.method)
     parts = family.load(base, with_vae=False)
@@ -131,10 +136,6 @@ def assemble(plan: Plan, checkpoint: Path, folder: JobFolder) -> None:
 
 def _under(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-
-
-def _post(bulletin: Any, record: Record) -> None:
-    bulletin.post.remote(record)
 
 
 TRAIN = Phase("train", _inputs, _outputs, _run)
