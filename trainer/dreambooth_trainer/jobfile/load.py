@@ -35,7 +35,7 @@ def load_job(path: Path, sets: Sequence[str] = ()) -> DreamBoothJob:
     """
     document = pick_job(read_documents(_text(path), path.name), path.name)
     value = _without_nulls(document.value, DreamBoothJob)
-    value, origins = apply_sets(value, sets)
+    value, origins, faults = apply_sets(value, sets)
 
     def source(at: KeyPath) -> str:
         for length in range(len(at), -1, -1):
@@ -45,7 +45,13 @@ def load_job(path: Path, sets: Sequence[str] = ()) -> DreamBoothJob:
                 return f"line {document.lines[at[:length]]}"
         return ""
 
-    return with_absolute_folders(validate(DreamBoothJob, value, source, path.name), path.absolute().parent)
+    try:
+        job = validate(DreamBoothJob, value, source, path.name)
+    except UserError as error:
+        raise UserError([*faults, *error.faults]) from error
+    if faults:
+        raise UserError(faults)
+    return with_absolute_folders(job, path.absolute().parent)
 
 
 def dump_job(job: DreamBoothJob) -> str:

@@ -14,14 +14,14 @@ from .schema import is_mapping, item_of, keys_of, model_in
 from .yamltext import Path, read_value
 
 
-def apply_sets(value: JsonValue, sets: Sequence[str]) -> tuple[JsonValue, dict[Path, str]]:
+def apply_sets(value: JsonValue, sets: Sequence[str]) -> tuple[JsonValue, dict[Path, str], list[Fault]]:
     """A copy of the document with the overrides in it, and which override set which path; later ones win.
 
-    Raises:
-        UserError: every override that has no `=`, no such path, or no YAML value.
+    Third comes a fault for every override that has no `=`, no such path, or no YAML value: it is left out, so that
+    the rest of the job can be checked and all faults told at once.
     """
     if not sets or not isinstance(value, dict):
-        return value, {}
+        return value, {}, []
     changed: dict[str, JsonValue] = deepcopy(value)
     origins: dict[Path, str] = {}
     faults: list[Fault] = []
@@ -32,9 +32,7 @@ def apply_sets(value: JsonValue, sets: Sequence[str]) -> tuple[JsonValue, dict[P
             origins[path] = text
         except UserError as error:
             faults += error.faults
-    if faults:
-        raise UserError(faults)
-    return changed, origins
+    return changed, origins, faults
 
 
 def _parse(text: str) -> tuple[Path, JsonValue]:
