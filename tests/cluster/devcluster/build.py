@@ -50,6 +50,12 @@ PROGRAMS = {
     "kube-controller-manager": Program(
         "kubernetes", "k8s.io/kubernetes/cmd/kube-controller-manager", _STAMP, assets=True
     ),
+    "kube-scheduler": Program("kubernetes", "k8s.io/kubernetes/cmd/kube-scheduler", _STAMP),
+    "kube-proxy": Program("kubernetes", "k8s.io/kubernetes/cmd/kube-proxy", _STAMP),
+    "kubelet": Program("kubernetes", "k8s.io/kubernetes/cmd/kubelet", _STAMP),
+    "coredns": Program("coredns", "github.com/coredns/coredns"),
+    "kueue": Program("kueue", "sigs.k8s.io/kueue/cmd/kueue"),
+    "versitygw": Program("versitygw", "github.com/versity/versitygw/cmd/versitygw"),
     "kuberay": Program("kuberay", "github.com/ray-project/kuberay/ray-operator"),
     "helm": Program("helm", "helm.sh/helm/v3/cmd/helm", _HELM_STAMP, assets=True),
 }

@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +25,8 @@ CONTROLLERS = (
     "serviceaccount-controller",
     "root-ca-certificate-publisher-controller",
 )
+# Not one of the private ranges: those may be in use around this machine.
+SERVICE_NETWORK = "198.19"
 KUBERAY = "github.com/ray-project/kuberay/ray-operator"
 
 
@@ -36,15 +39,18 @@ class ControlPlane:
     """A control plane in a folder of its own, on free ports of 127.0.0.1.
 
     Use it as a context manager: leaving it ends every process and removes the folder.
-    Nothing schedules or runs pods: a test that needs a pod's status writes it.
+    Nothing schedules or runs pods: a test that needs a pod's status writes it. `Node` does.
     """
+
+    host = "127.0.0.1"
+    """Where the API server listens."""
 
     def __init__(self) -> None:
         reap()
         self.folder = new_folder()
         self.authority = Authority(self.folder / "pki")
         etcd_port, peer_port, self.port = _free_ports(3)
-        self.url = f"https://127.0.0.1:{self.port}"
+        self.url = f"https://{self.host}:{self.port}"
         self.etcd = Process(self.folder, "etcd", self._etcd_command(etcd_port, peer_port))
         self.apiserver = Process(
             self.folder, "kube-apiserver", self._apiserver_command(f"http://127.0.0.1:{etcd_port}")
@@ -82,8 +88,8 @@ class ControlPlane:
         self.etcd.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def start_controllers(self) -> Process:
-        """Garbage collection, namespaces, service accounts, root CA.
+    def start_controllers(self, names: Sequence[str] = CONTROLLERS) -> Process:
+        """Garbage collection, namespaces, service accounts, root CA, or other controllers by name.
 
         Call it after the CRDs are there: the collector looks for new kinds every 30 s only.
         """
@@ -94,7 +100,7 @@ class ControlPlane:
             f"--kubeconfig={user}",
             f"--service-account-private-key-file={self.folder}/pki/sa.key",
             f"--root-ca-file={self.authority.ca}",
-            f"--controllers={','.join(CONTROLLERS)}",
+            f"--controllers={','.join(names)}",
             "--use-service-account-credentials=false",
             "--leader-elect=false",
             "--secure-port=0",
@@ -216,15 +222,14 @@ class ControlPlane:
         certificate, key = self.authority.issue(
             "apiserver",
             "/CN=kube-apiserver",
-            hosts="IP:127.0.0.1,DNS:localhost,DNS:kubernetes.default.svc",
+            hosts=f"IP:{self.host},IP:{SERVICE_NETWORK}.0.1,DNS:localhost,DNS:kubernetes.default.svc",
         )
         public, private = self.authority.key_pair("sa")
         return [
             str(binary("kube-apiserver")),
             f"--etcd-servers={etcd}",
-            "--bind-address=127.0.0.1",
-            "--advertise-address=127.0.0.1",
-            "--endpoint-reconciler-type=none",
+            f"--bind-address={self.host}",
+            f"--advertise-address={self.host}",
             f"--secure-port={self.port}",
             f"--tls-cert-file={certificate}",
             f"--tls-private-key-file={key}",
@@ -232,9 +237,13 @@ class ControlPlane:
             f"--service-account-key-file={public}",
             f"--service-account-signing-key-file={private}",
             "--service-account-issuer=https://kubernetes.default.svc",
-            "--service-cluster-ip-range=198.19.0.0/16",
-            "--authorization-mode=RBAC",
+            f"--service-cluster-ip-range={SERVICE_NETWORK}.0.0/16",
+            *self._apiserver_flags(),
         ]
+
+    def _apiserver_flags(self) -> list[str]:
+        """What depends on whether there are nodes."""
+        return ["--endpoint-reconciler-type=none", "--authorization-mode=RBAC"]
 
 
 def _free_ports(count: int) -> list[int]:
