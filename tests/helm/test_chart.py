@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from devcluster import ControlPlane, ProcessError, binary
+from devcluster import ControlPlane, ProcessError, helm
 
 from dreambooth_operator.controller.resolve import Resolved, choose_runtime, resolve
 from dreambooth_operator.controller.views import read_job, read_runtime
@@ -40,15 +40,6 @@ def rights(plane: ControlPlane) -> ControlPlane:
     for part in ("operator/namespace.yaml", "rbac/rbac.yaml"):
         plane.kubectl("apply", "--server-side", "-f", str(ROOT / "manifests" / part))
     return plane
-
-
-def helm(plane: ControlPlane | None, *arguments: str) -> str:
-    """Run Helm; raises ProcessError with its own words if it fails."""
-    where = [f"--kubeconfig={plane.kubeconfig}"] if plane else []
-    done = subprocess.run([str(binary("helm")), *where, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ProcessError(done.stderr)
-    return done.stdout
 
 
 def comparable(documents: str) -> dict[str, Any]:

@@ -23,6 +23,9 @@ from dreambooth_trainer.progress import PhaseProgress, Reporter
 URL_VARIABLE = "DREAMBOOTH_PROGRESS_URL"
 TOKEN_VARIABLE = "DREAMBOOTH_PROGRESS_TOKEN_FILE"  # noqa: S105 - the name of a variable
 AUTHORITY_VARIABLE = "DREAMBOOTH_PROGRESS_CA_FILE"
+# Where the job's folder is in this pod, and what people outside call that place.
+OUT_VARIABLE = "DREAMBOOTH_OUT"
+OUT_SHOWN_VARIABLE = "DREAMBOOTH_OUT_SHOWN"
 SECONDS_BETWEEN = 2.0
 TIMEOUT_SECONDS = 5.0
 
@@ -103,7 +106,10 @@ class OperatorReporter:
             case "evaluate":
                 self._update(scores={key: value for key, value in result.items() if key not in ("key", "seconds")})
             case "publish":
-                self._update(output={"uri": result["uri"], "digest": result["digest"]})
+                uri, mounted = str(result["uri"]), os.environ.get(OUT_VARIABLE)
+                if mounted:
+                    uri = uri.replace(mounted, os.environ.get(OUT_SHOWN_VARIABLE, mounted), 1)
+                self._update(output={"uri": uri, "digest": result["digest"]})
 
     def failed(self, reason: str, message: str, *, retryable: bool) -> None:
         """The run is about to end, and why."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from dreambooth_trainer.cluster import ray_cluster
-from dreambooth_trainer.families.registry import local_folder, open_family, rare_identifier
+from dreambooth_trainer.families.registry import family_name, local_folder, rare_identifier
 from dreambooth_trainer.images.sources import RawImage, read_images
 from dreambooth_trainer.inspection import has_gpu, model_size, worker_memory
 from dreambooth_trainer.jobfile.load import dump_job
@@ -49,7 +49,7 @@ def open_job(job: DreamBoothJob) -> Opened:
     """
     found = read_images(job.spec.subject.images)
     base = local_folder(model_ref(job))
-    open_family(base)
+    family_name(base)
     identifier = job.spec.subject.identifier
     if identifier == "auto":
         identifier = rare_identifier(base, f"{job.metadata.namespace}/{job.metadata.name}")

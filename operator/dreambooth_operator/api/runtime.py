@@ -13,7 +13,7 @@ DEFAULT_RUNTIME = "default"
 
 
 class PodResources(Strict):
-    """Resources of one pod, asked for and limited to."""
+    """Resources of one pod, asked for; of memory and GPUs it gets no more."""
 
     cpu: Quantity = Field(default="4", description="CPU cores.")
     memory: Quantity = Field(default="16Gi", description="Memory.")

@@ -95,6 +95,7 @@ def _ray_job(job: Job, attempt: int, resolved: Resolved, settings: Settings) -> 
     url = f"{settings.progress_url}/v1/jobs/{job.key.namespace}/{job.key.name}/attempts/{attempt}"
     environment = [
         {"name": "DREAMBOOTH_OUT", "value": resolved.out},
+        {"name": "DREAMBOOTH_OUT_SHOWN", "value": f"pvc://{resolved.claim}{resolved.out.removeprefix(OUTPUT_PATH)}"},
         {"name": "DREAMBOOTH_STORE", "value": resolved.store},
         {"name": "DREAMBOOTH_PROGRESS_URL", "value": url},
         {"name": "DREAMBOOTH_PROGRESS_TOKEN_FILE", "value": f"{TOKEN_FOLDER}/token"},
@@ -151,15 +152,17 @@ def _ray_job(job: Job, attempt: int, resolved: Resolved, settings: Settings) -> 
 
 def _container(name: str, resolved: Resolved, resources: PodResources, environment: list[Json]) -> Json:
     runtime = resolved.runtime
-    amounts: dict[str, str] = {"cpu": resources.cpu, "memory": resources.memory}
+    limits: dict[str, str] = {"memory": resources.memory}
     if resources.gpu:
-        amounts[runtime.pods.gpu_resource] = str(resources.gpu)
+        limits[runtime.pods.gpu_resource] = str(resources.gpu)
     container: Json = {
         "name": name,
         "image": resolved.spec.cluster.image,
         "imagePullPolicy": runtime.image_pull_policy,
-        "env": environment,
-        "resources": {"requests": amounts, "limits": dict(amounts)},
+        # The root file system is read-only; Ray, Triton and matplotlib keep their files below HOME and /tmp.
+        "env": [{"name": "HOME", "value": "/tmp"}, {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}, *environment],
+        # No limit on CPU: an idle core is better used, and KubeRay tells Ray what was asked for, rounded up.
+        "resources": {"requests": {"cpu": resources.cpu, **limits}, "limits": limits},
         "securityContext": _container_security(),
         "volumeMounts": _mounts(resolved),
     }
@@ -210,6 +213,7 @@ def _volumes(resolved: Resolved, config_map: str) -> list[Json]:
         {"name": "output", "persistentVolumeClaim": {"claimName": resolved.claim}},
         {"name": "progress-token", "projected": {"sources": [{"serviceAccountToken": token}]}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": resolved.runtime.pods.shared_memory}},
+        {"name": "tmp", "emptyDir": {}},
     ]
     if resolved.images:
         volumes.append({"name": "images", **resolved.images})
@@ -222,6 +226,7 @@ def _mounts(resolved: Resolved) -> list[Json]:
         {"name": "output", "mountPath": OUTPUT_PATH},
         {"name": "progress-token", "mountPath": TOKEN_FOLDER, "readOnly": True},
         {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - a volume
+        {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a volume
     ]
     if resolved.images:
         mounts.append({"name": "images", "mountPath": IMAGES_PATH, "readOnly": True})
@@ -283,4 +288,4 @@ def _labels(job: Job, attempt: int | None) -> dict[str, str]:
 
 
 def _container_security() -> dict[str, Any]:
-    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    return {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}

@@ -10,7 +10,7 @@ By hand: `python -m devcluster up`, with `tests/cluster` on `PYTHONPATH`.
 
 from devcluster.build import BuildError, binary, module_dir
 from devcluster.node import NodeCluster, missing
-from devcluster.plane import ControlPlane, kuberay_crds
+from devcluster.plane import ControlPlane, helm, kuberay_crds
 from devcluster.process import ProcessError, reap
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "NodeCluster",
     "ProcessError",
     "binary",
+    "helm",
     "kuberay_crds",
     "missing",
     "module_dir",

@@ -33,11 +33,22 @@ def mounts() -> list[dict[str, object]]:
     ]
 
 
-def python_image(name: str, target: Path) -> Path:
-    """An image with this Python environment on PATH, and nothing that it starts by itself."""
+def trainer_image(name: str, target: Path) -> Path:
+    """What images/trainer.Dockerfile makes."""
+    return _python_image(name, target, {"User": "1000:1000"})
+
+
+def operator_image(name: str, target: Path) -> Path:
+    """What images/operator.Dockerfile makes."""
+    return _python_image(
+        name, target, {"Entrypoint": ["python", "-m", "dreambooth_operator"], "User": "65532:65532"}
+    )
+
+
+def _python_image(name: str, target: Path, config: Mapping[str, object]) -> Path:
     files = {"etc/passwd": _USERS.encode(), "etc/ld.so.cache": Path("/etc/ld.so.cache").read_bytes()}
     path = f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin"
-    return write_image(name, target, files, {"Env": [f"PATH={path}", "PYTHONUNBUFFERED=1"]})
+    return write_image(name, target, files, {"Env": [f"PATH={path}", "PYTHONUNBUFFERED=1"], **config})
 
 
 def program_image(name: str, target: Path, program: Path) -> Path:

@@ -10,13 +10,14 @@ from typing import Any
 import yaml
 
 from devcluster.build import binary
-from devcluster.image import BUSYBOX, mounts, pause_image, python_image
+from devcluster.image import BUSYBOX, mounts, operator_image, pause_image, trainer_image
 from devcluster.plane import ControlPlane
 from devcluster.process import Process, ProcessError, wait_until
 from devcluster.sandbox import BRIDGE, INSIDE, OUTSIDE, PODS, Sandbox
 
 NODE = "node-1"
-PYTHON_IMAGE = "localhost/python:test"
+TRAINER_IMAGE = "localhost/dreambooth-trainer:test"
+OPERATOR_IMAGE = "localhost/dreambooth-operator:test"
 _PAUSE_IMAGE = "localhost/pause:test"
 _CNI = Path("/usr/lib/cni")
 _PACKAGES = {"containerd": "containerd", "runc": "runc", "iptables": "iptables", "ip": "iproute2", "ctr": "containerd"}
@@ -35,7 +36,7 @@ def missing() -> str:
 class NodeCluster(ControlPlane):
     """A control plane and a node that runs pods, ready when entered (about 10 s).
 
-    Pods may use PYTHON_IMAGE: this machine's Python environment with the packages under test.
+    It has TRAINER_IMAGE and OPERATOR_IMAGE: this machine's Python environment with the packages under test.
     Raises ProcessError if this machine lacks something.
     """
 
@@ -109,7 +110,8 @@ class NodeCluster(ControlPlane):
         containerd = self._inside("containerd", "containerd", "--config", str(self._containerd_config()))
         wait_until("containerd", self._containerd_answers, process=containerd)
         self.add_image(_PAUSE_IMAGE, pause_image)
-        self.add_image(PYTHON_IMAGE, python_image)
+        self.add_image(TRAINER_IMAGE, trainer_image)
+        self.add_image(OPERATOR_IMAGE, operator_image)
         user = self.kubeconfig_for("kubelet", f"/O=system:nodes/CN=system:node:{NODE}")
         kubelet = self._inside(
             "kubelet",

@@ -35,6 +35,15 @@ def kuberay_crds() -> Path:
     return module_dir("kuberay", KUBERAY) / "config" / "crd" / "bases"
 
 
+def helm(plane: "ControlPlane | None", *arguments: str) -> str:
+    """Run Helm and return its standard output. Raises ProcessError with its own words if it fails."""
+    where = [f"--kubeconfig={plane.kubeconfig}"] if plane else []
+    done = subprocess.run([str(binary("helm")), *where, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ProcessError(f"helm {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout
+
+
 class ControlPlane:
     """A control plane in a folder of its own, on free ports of 127.0.0.1.
 

@@ -47,7 +47,17 @@ def local_folder(model: BaseModelRef) -> Path:
 
 
 def open_family(folder: Path) -> Family:
-    """The family of a diffusers folder.
+    """The family of a diffusers folder; imports what that family needs, which takes seconds.
+
+    Raises:
+        UserError: as `family_name`.
+    """
+    module, _, attribute = FAMILIES[family_name(folder)].partition(":")
+    return getattr(__import__(module, fromlist=[attribute]), attribute)()
+
+
+def family_name(folder: Path) -> str:
+    """The key in FAMILIES of a diffusers folder.
 
     Raises:
         UserError: no diffusers folder, or of a family that is not known here.
@@ -63,8 +73,7 @@ def open_family(folder: Path) -> Family:
     if name not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise UserError(Fault("spec.model.id", str(folder), f"is a {name}", f"write a model of one of: {known}"))
-    module, _, attribute = FAMILIES[name].partition(":")
-    return getattr(__import__(module, fromlist=[attribute]), attribute)()
+    return name
 
 
 @functools.cache

@@ -9,8 +9,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from dreambooth_trainer.drawing import Style
-from dreambooth_trainer.families.base import Family
-from dreambooth_trainer.families.registry import local_folder, open_family, weights_digest
+from dreambooth_trainer.families.registry import local_folder, weights_digest
 from dreambooth_trainer.images.sources import RawImage
 from dreambooth_trainer.plan import Plan, SamplerPlan
 from dreambooth_trainer.progress import PhaseProgress
@@ -37,10 +36,6 @@ class Context:
     def base(self) -> Path:
         """The base model's folder on this machine."""
         return local_folder(self.plan.model)
-
-    @property
-    def family(self) -> Family:
-        return open_family(self.base)
 
     @property
     def base_digest(self) -> str:

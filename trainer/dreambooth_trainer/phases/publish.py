@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import fsspec
+import ray
 from pydantic import JsonValue
 
-from dreambooth_trainer.families.registry import weights_digest
+from dreambooth_trainer.families.registry import open_family, weights_digest
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.phases.evaluate import check_thresholds
 from dreambooth_trainer.progress import PhaseProgress
@@ -67,7 +68,9 @@ def _fill(draft: Path, context: Context, report: Report) -> None:
     if "diffusers" in formats:
         shutil.copytree(folder.trained, draft, dirs_exist_ok=True)
     if "safetensors" in formats:
-        context.family.save_single_file(folder.trained, draft / f"{plan.job.metadata.name}.safetensors")
+        target = draft / f"{plan.job.metadata.name}.safetensors"
+        # In a process that has the family's libraries already: importing them takes longer than writing the file.
+        ray.get(ray.remote(_save_single_file).remote(folder.trained, target))
     (draft / NOTE).write_text(note_of(plan, context.base_digest).model_dump_json(by_alias=True, indent=2))
     (draft / "job.yaml").write_bytes((folder.root / "job.yaml").read_bytes())
     if folder.scores.exists():
@@ -78,6 +81,10 @@ def _fill(draft: Path, context: Context, report: Report) -> None:
     comparison_grid([report.drift]).save(draft / "class.png")
     model_card(report, "pictures.png").save(draft / "README.md")
     write_report(report, draft / "report.html")
+
+
+def _save_single_file(model: Path, target: Path) -> None:
+    open_family(model).save_single_file(model, target)
 
 
 def _upload(model: Path, uri: str, progress: PhaseProgress) -> None:
