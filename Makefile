@@ -31,13 +31,18 @@ quickstart: setup ## Teach the built-in model a subject: priors, training, score
 cluster: setup ## Build the control plane that tests need (15 minutes the first time, nothing afterwards)
 	PYTHONPATH=tests/cluster $(BIN)/python -m devcluster build
 
+.PHONY: packages
+packages: setup ## Install the Debian packages that a test node needs; not root, it says which
+	PYTHONPATH=tests/cluster $(BIN)/python -m devcluster packages
+
 .PHONY: test
-test: setup cluster ## Run all tests that this machine can run
+test: setup cluster packages ## Run all tests that this machine can run
 	$(BIN)/python -m pytest
 
 .PHONY: dev-cluster
-dev-cluster: setup ## A real control plane with KubeRay and our CRDs, until Ctrl-C (first time: 10 minutes to build)
-	PYTHONPATH=tests/cluster $(BIN)/python -m devcluster up --kuberay --apply charts/dreambooth-operator/crds
+dev-cluster: setup ## A real control plane with KubeRay and our CRDs until Ctrl-C; NODE=1 also runs pods, and the operator
+	PYTHONPATH=tests/cluster $(BIN)/python -m devcluster up \
+		$(if $(NODE),--node,--apply charts/dreambooth-operator/crds)
 
 .PHONY: lint
 lint: setup ## Check style, types, layers and sizes; changes nothing

@@ -118,7 +118,10 @@ class RuntimeSpec(Strict):
         default="IfNotPresent", description="When nodes pull the image."
     )
     ray_version: str = Field(
-        default="2.60.0", pattern=r"^\d+\.\d+\.\d+$", max_length=20, description="Version of Ray in the image."
+        default="2.60.0",
+        pattern=r"^\d+\.\d+\.\d+$",
+        max_length=20,
+        description="Version of Ray in the image: 2.53 or newer.",
     )
     pods: Pods = Field(default_factory=Pods, description="Shape and place of the pods.")
     storage: Storage = Field(default_factory=Storage, description="Where models go when a job does not say.")

@@ -30,6 +30,14 @@ AUDIENCE = "dreambooth-progress"
 TOKEN_FOLDER = "/var/run/secrets/dreambooth.dev"  # noqa: S105 - a folder
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _TOKEN_SECONDS = 3600
+# KubeRay's own probe asks after ten seconds and then every five, and a job is submitted when all pods are ready.
+_READY = {
+    "httpGet": {"path": "/api/healthz", "port": 52365},
+    "periodSeconds": 2,
+    "timeoutSeconds": 5,
+    "failureThreshold": 10,
+}
+_SCRATCH = "/tmp"  # noqa: S108 - a volume
 _USER = 1000  # "ray" in Ray's images
 
 
@@ -103,6 +111,7 @@ def _ray_job(job: Job, attempt: int, resolved: Resolved, settings: Settings) -> 
 
     def pod(container_name: str, resources: PodResources, *, automount: bool = False, restart: str = "") -> Json:
         container = _container(container_name, resolved, resources, environment)
+        container["readinessProbe"] = _READY
         return _pod_template(job, resolved, container, attempt=attempt, automount=automount, restart=restart)
 
     elastic, workers = spec.cluster.elastic, spec.cluster.workers
@@ -160,7 +169,7 @@ def _container(name: str, resolved: Resolved, resources: PodResources, environme
         "image": resolved.spec.cluster.image,
         "imagePullPolicy": runtime.image_pull_policy,
         # The root file system is read-only; Ray, Triton and matplotlib keep their files below HOME and /tmp.
-        "env": [{"name": "HOME", "value": "/tmp"}, {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}, *environment],
+        "env": [{"name": "HOME", "value": _SCRATCH}, {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}, *environment],
         # No limit on CPU: an idle core is better used, and KubeRay tells Ray what was asked for, rounded up.
         "resources": {"requests": {"cpu": resources.cpu, **limits}, "limits": limits},
         "securityContext": _container_security(),
@@ -226,7 +235,7 @@ def _mounts(resolved: Resolved) -> list[Json]:
         {"name": "output", "mountPath": OUTPUT_PATH},
         {"name": "progress-token", "mountPath": TOKEN_FOLDER, "readOnly": True},
         {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - a volume
-        {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a volume
+        {"name": "tmp", "mountPath": _SCRATCH},
     ]
     if resolved.images:
         mounts.append({"name": "images", "mountPath": IMAGES_PATH, "readOnly": True})

@@ -15,6 +15,7 @@ from rich.live import Live
 from dreambooth_operator.api.resources import JOB_LABEL, JOBS
 from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiError
 from dreambooth_operator.machinery.resources import EVENTS, PODS, Json, Key
+from dreambooth_operator.plugin.fetch import fetch
 from dreambooth_operator.plugin.view import event_rows, is_over, render
 
 T = TypeVar("T")
@@ -89,6 +90,20 @@ def events(name: str, namespace: str, kubeconfig: str | None, context: str | Non
         Console().print(event_rows(found["items"], _now()))
 
     _run(kubeconfig, context, show)
+
+
+@cli.command()
+@_about_a_job
+@click.option("--out", type=click.Path(path_type=Path), help="Folder. Default: one named as the job.")
+def images(name: str, namespace: str, kubeconfig: str | None, context: str | None, out: Path | None) -> None:
+    """Fetch the pictures and the report of a published job."""
+    where = [f"--kubeconfig={kubeconfig}"] * bool(kubeconfig) + [f"--context={context}"] * bool(context)
+
+    async def copy(api: Api) -> list[Path]:
+        return await fetch(api, Key(namespace, name), out or Path(name), ["kubectl", *where])
+
+    for path in _run(kubeconfig, context, copy):
+        click.echo(path)
 
 
 @cli.command()

@@ -68,7 +68,7 @@ def merge(status: JobStatus, report: TrainerReport, attempt: int, now: datetime)
 def news_of(report: TrainerReport) -> object:
     """The part of a report that should be told at once, to compare with that of another."""
     scores = tuple(sorted(report.scores.items())) if report.scores else None
-    return (report.phase, report.failure, report.output, scores)
+    return (report.phase, bool(report.step), report.failure, report.output, scores)
 
 
 def _training(old: TrainingStatus, report: TrainerReport, phase: TrainerPhase | None) -> TrainingStatus | None:

@@ -1,43 +1,83 @@
-"""`python -m devcluster up | build | reap`: a control plane by hand."""
+"""`python -m devcluster up | build | packages | reap`: a cluster by hand."""
 
 import argparse
+import contextlib
+import os
+import shutil
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
 
-from devcluster import ControlPlane, binary, kuberay_crds, reap
-from devcluster.build import PROGRAMS
+from devcluster.build import PROGRAMS, binary
+from devcluster.node import NodeCluster, lacking_packages
+from devcluster.plane import ControlPlane, kuberay_crds
+from devcluster.process import reap
+from devcluster.system import install_dreambooth, sprites_runtime
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="devcluster", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    up = verbs.add_parser("up", help="run a control plane until Ctrl-C")
+    up = verbs.add_parser("up", help="run a control plane with KubeRay until Ctrl-C")
     up.add_argument("--apply", action="append", default=[], help="a file or folder to apply")
-    up.add_argument("--kuberay", action="store_true", help="with KubeRay's CRDs and operator")
+    up.add_argument("--node", action="store_true", help="with a node that runs pods, and the operator in them")
     build = verbs.add_parser("build", help="build programs into the cache")
     build.add_argument("programs", nargs="*", choices=[*PROGRAMS, []], help="all, if none named")
+    verbs.add_parser("packages", help="install the Debian packages that a node needs, or say which are missing")
     verbs.add_parser("reap", help="end and remove what crashed runs left behind")
     arguments = parser.parse_args()
     match arguments.verb:
         case "up":
-            _up(arguments.apply, with_kuberay=arguments.kuberay)
+            _up(arguments.apply, with_node=arguments.node)
         case "build":
             for name in arguments.programs or PROGRAMS:
                 print(name, binary(name), flush=True)
+        case "packages":
+            _install_packages()
         case _:
             for folder in reap():
                 print("removed", folder)
 
 
-def _up(files: list[str], *, with_kuberay: bool) -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _install_packages() -> None:
+    wanted = lacking_packages()
+    if not wanted:
+        return
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        print(f"Tests that need a node are skipped: as root, install {' '.join(wanted)}")
+        return
+    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *wanted]
+    if subprocess.run(install, env=quiet, check=False).returncode:
+        subprocess.run(["apt-get", "update", "-qq"], env=quiet, check=True)
+        subprocess.run(install, env=quiet, check=True)
+
+
+@contextlib.contextmanager
+def _plane() -> Iterator[ControlPlane]:
     with ControlPlane() as plane:
-        if with_kuberay:
-            plane.install_crds(kuberay_crds())
-            plane.start_kuberay()
+        plane.install_crds(kuberay_crds())
+        plane.start_kuberay()
+        plane.start_controllers()
+        yield plane
+
+
+@contextlib.contextmanager
+def _node() -> Iterator[ControlPlane]:
+    with NodeCluster() as cluster:
+        install_dreambooth(cluster)
+        cluster.apply(sprites_runtime())
+        folder = cluster.add_volume("default", "models")
+        print(f"# namespace default has a volume claim, models: {folder}")
+        yield cluster
+
+
+def _up(files: list[str], *, with_node: bool) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with _node() if with_node else _plane() as plane:
         for path in files:
             plane.kubectl("apply", "--server-side", "-f", path)
-        plane.start_controllers()
         print(f"export KUBECONFIG={plane.kubeconfig}", flush=True)
         print("# Ctrl-C ends it", flush=True)
         try:

@@ -40,9 +40,7 @@ def trainer_image(name: str, target: Path) -> Path:
 
 def operator_image(name: str, target: Path) -> Path:
     """What images/operator.Dockerfile makes."""
-    return _python_image(
-        name, target, {"Entrypoint": ["python", "-m", "dreambooth_operator"], "User": "65532:65532"}
-    )
+    return _python_image(name, target, {"Entrypoint": ["python", "-m", "dreambooth_operator"], "User": "65532:65532"})
 
 
 def _python_image(name: str, target: Path, config: Mapping[str, object]) -> Path:
@@ -52,14 +50,15 @@ def _python_image(name: str, target: Path, config: Mapping[str, object]) -> Path
 
 
 def program_image(name: str, target: Path, program: Path) -> Path:
-    """An image of one static program, run by nobody in particular."""
-    files = {program.name: program.read_bytes()}
-    return write_image(name, target, files, {"Entrypoint": [f"/{program.name}"], "User": "65532:65532"})
+    """An image of one static program, /manager, run by nobody in particular."""
+    return write_image(name, target, {"manager": program.read_bytes()}, {"User": "65532:65532"})
 
 
 def pause_image(name: str, target: Path) -> Path:
     """What holds a pod's namespaces: a static program, since the runtime binds nothing into these."""
-    return write_image(name, target, {"busybox": BUSYBOX.read_bytes()}, {"Entrypoint": ["/busybox", "sleep", "infinity"]})
+    return write_image(
+        name, target, {"busybox": BUSYBOX.read_bytes()}, {"Entrypoint": ["/busybox", "sleep", "infinity"]}
+    )
 
 
 def write_image(name: str, target: Path, files: Mapping[str, bytes], config: Mapping[str, object]) -> Path:
@@ -106,5 +105,3 @@ def _add(
         len(content), kind, mode, link, owner, owner,
     )  # fmt: skip
     archive.addfile(entry, io.BytesIO(content))
-
-

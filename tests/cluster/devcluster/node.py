@@ -19,18 +19,22 @@ NODE = "node-1"
 TRAINER_IMAGE = "localhost/dreambooth-trainer:test"
 OPERATOR_IMAGE = "localhost/dreambooth-operator:test"
 _PAUSE_IMAGE = "localhost/pause:test"
-_CNI = Path("/usr/lib/cni")
-_PACKAGES = {"containerd": "containerd", "runc": "runc", "iptables": "iptables", "ip": "iproute2", "ctr": "containerd"}
+_PROGRAMS = {"containerd": "containerd", "runc": "runc", "iptables": "iptables", "ip": "iproute2"}
+_FILES = {Path("/usr/lib/cni/bridge"): "containernetworking-plugins", BUSYBOX: "busybox-static"}
+
+
+def lacking_packages() -> list[str]:
+    """Debian packages that a node needs and this machine lacks."""
+    lacking = {package for program, package in _PROGRAMS.items() if not shutil.which(program)}
+    return sorted(lacking | {package for file, package in _FILES.items() if not file.exists()})
 
 
 def missing() -> str:
     """One sentence on what this machine lacks for a node; empty if nothing."""
     if os.geteuid() != 0:
         return "a node needs root, for containerd and kubelet"
-    packages = {package for program, package in _PACKAGES.items() if not shutil.which(program)}
-    files = {_CNI / "bridge": "containernetworking-plugins", BUSYBOX: "busybox-static"}
-    packages |= {package for file, package in files.items() if not file.exists()}
-    return f"a node needs {' '.join(sorted(packages))}; make node installs them" if packages else ""
+    packages = lacking_packages()
+    return f"a node needs {' '.join(packages)}; make packages installs them" if packages else ""
 
 
 class NodeCluster(ControlPlane):
@@ -54,7 +58,7 @@ class NodeCluster(ControlPlane):
             self.sandbox.start()
             super().__enter__()
             self.start_controllers(["*"])
-            self._run("kube-scheduler", f"--kubeconfig={self.kubeconfig}", "--leader-elect=false")
+            self.run("kube-scheduler", f"--kubeconfig={self.kubeconfig}", "--leader-elect=false")
             self._start_node()
         except BaseException:
             self.stop()
@@ -234,5 +238,5 @@ imageGCHighThresholdPercent: 100
 imageGCLowThresholdPercent: 99
 localStorageCapacityIsolation: false
 oomScoreAdj: 0
-registerNode: true
+syncFrequency: 5s
 """

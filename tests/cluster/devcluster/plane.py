@@ -58,7 +58,7 @@ class ControlPlane:
         reap()
         self.folder = new_folder()
         self.authority = Authority(self.folder / "pki")
-        etcd_port, peer_port, self.port = _free_ports(3)
+        etcd_port, peer_port, self.port = free_ports(3)
         self.url = f"https://{self.host}:{self.port}"
         self.etcd = Process(self.folder, "etcd", self._etcd_command(etcd_port, peer_port))
         self.apiserver = Process(
@@ -104,7 +104,7 @@ class ControlPlane:
         """
         # One identity for all controllers: the built-in roles expect one each.
         user = self.kubeconfig_for("kcm", "/O=system:masters/CN=kcm")
-        process = self._run(
+        process = self.run(
             "kube-controller-manager",
             f"--kubeconfig={user}",
             f"--service-account-private-key-file={self.folder}/pki/sa.key",
@@ -127,8 +127,8 @@ class ControlPlane:
 
     def start_kuberay(self) -> Process:
         """Run KubeRay's operator over all namespaces. Its CRDs (`kuberay_crds`) must be there."""
-        metrics, probe = _free_ports(2)
-        return self._run(
+        metrics, probe = free_ports(2)
+        return self.run(
             "kuberay",
             f"-kubeconfig={self.kubeconfig}",
             "-use-kubernetes-proxy",
@@ -137,6 +137,14 @@ class ControlPlane:
             f"-health-probe-bind-address=127.0.0.1:{probe}",
             "-enable-metrics=false",
         )
+
+    def run(self, name: str, *arguments: str) -> Process:
+        """Start an extra program of `build.PROGRAMS`, in place of the one of that name that may run already."""
+        if name in self._others:
+            self._others[name].kill()
+        command = [str(binary(name)), *arguments]
+        self._others[name] = Process(self.folder, name, command).start()
+        return self._others[name]
 
     def process(self, name: str) -> Process:
         """The extra process of this name, as `kuberay`; KeyError if it was never started."""
@@ -198,13 +206,6 @@ class ControlPlane:
         path.write_text(yaml.safe_dump(config))
         return path
 
-    def _run(self, name: str, *arguments: str) -> Process:
-        if name in self._others:
-            self._others[name].kill()
-        command = [str(binary(name)), *arguments]
-        self._others[name] = Process(self.folder, name, command).start()
-        return self._others[name]
-
     def _ready(self) -> bool:
         trust = ssl.create_default_context(cafile=str(self.authority.ca))
         trust.load_cert_chain(*self.authority.issue("admin", ""))
@@ -255,10 +256,17 @@ class ControlPlane:
         return ["--endpoint-reconciler-type=none", "--authorization-mode=RBAC"]
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that were free a moment ago, all different."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
+
+
+def answers(host: str, port: int) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((host, port)) == 0

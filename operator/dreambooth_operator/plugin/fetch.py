@@ -1,0 +1,113 @@
+"""Bring a job's pictures and report from its volume: a pod that mounts the volume, and `kubectl exec` into it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import subprocess
+import tarfile
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import click
+
+from dreambooth_operator.api.resources import JOB_LABEL, JOBS, RAY_JOBS
+from dreambooth_operator.machinery.client import Api
+from dreambooth_operator.machinery.resources import PODS, Json, Key, part, parts
+
+FILES = ("report.html", "pictures.png", "subject.png", "recontextualised.png", "class.png", "scores.json")
+_START_SECONDS = 120
+_LIFE_SECONDS = 300
+
+
+def fetch_pod(job: Json, ray_job: Json) -> Json:
+    """A pod that sleeps beside the job's volume, as restricted as the pods that filled it. Pure."""
+    template = ray_job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    head = template["containers"][0]
+    metadata = job["metadata"]
+    owner = {"apiVersion": JOBS.api_version, "kind": JOBS.kind, "name": metadata["name"], "uid": metadata["uid"]}
+    amounts = {"cpu": "50m", "memory": "64Mi"}
+    container = {
+        **{key: head[key] for key in ("image", "imagePullPolicy", "securityContext")},
+        "name": "fetch",
+        "command": ["sleep", str(_LIFE_SECONDS)],
+        "resources": {"requests": amounts, "limits": amounts},
+        "volumeMounts": [m | {"readOnly": True} for m in head["volumeMounts"] if m["name"] == "output"],
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "generateName": f"{metadata['name'][:50]}-fetch-",
+            "namespace": metadata["namespace"],
+            "labels": {JOB_LABEL: metadata["name"]},
+            "ownerReferences": [owner],
+        },
+        "spec": {
+            "restartPolicy": "Never",
+            "activeDeadlineSeconds": _LIFE_SECONDS,
+            "automountServiceAccountToken": False,
+            "terminationGracePeriodSeconds": 0,
+            "securityContext": template["securityContext"],
+            "containers": [container],
+            "volumes": [v for v in template["volumes"] if v["name"] == "output"],
+        },
+    }
+
+
+def folder_in_pod(ray_job: Json) -> str:
+    """Where the published model's folder is mounted. Pure."""
+    head = ray_job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    return next(e["value"] for e in head["env"] if e["name"] == "DREAMBOOTH_OUT") + "/model"
+
+
+async def fetch(api: Api, key: Key, out: Path, kubectl: list[str]) -> list[Path]:
+    """Copy the pictures and the report of a published job to `out`; the files written.
+
+    Args:
+        kubectl: the command, with the flags that lead to the same cluster.
+
+    Raises:
+        click.ClickException: the job has published nothing, or the pod did not start.
+        ApiError: the API server refuses.
+    """
+    job = await api.get(JOBS, key)
+    status = part(job, "status")
+    if not part(status, "output"):
+        phase = status.get("phase", "Pending")
+        raise click.ClickException(f"job {key.name} has published nothing yet; it is {phase}")
+    ray_job = await api.get(RAY_JOBS, Key(key.namespace, status["rayJobName"]))
+    async with _running(api, fetch_pod(job, ray_job)) as pod:
+        command = [*kubectl, "exec", "-n", key.namespace, pod, "--", "tar", "-C", folder_in_pod(ray_job), "-cf", "-"]
+        packed = await asyncio.to_thread(subprocess.run, [*command, *FILES], capture_output=True, check=False)
+    if packed.returncode:
+        raise click.ClickException(packed.stderr.decode(errors="replace").strip())
+    out.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
+        archive.extractall(out, filter="data")  # which lets nothing out of the folder
+    return [out / name for name in FILES]
+
+
+@asynccontextmanager
+async def _running(api: Api, pod: Json) -> AsyncGenerator[str]:
+    """Create a pod, wait until it runs, give its name, and delete it."""
+    namespace = pod["metadata"]["namespace"]
+    created = await api.create(PODS, pod)
+    name = created["metadata"]["name"]
+    try:
+        deadline = time.monotonic() + _START_SECONDS
+        while part(created, "status").get("phase") != "Running":
+            if time.monotonic() > deadline:
+                raise click.ClickException(f"pod {name} did not start in {_START_SECONDS} s: {_why(created)}")
+            await asyncio.sleep(0.3)
+            created = await api.get(PODS, Key(namespace, name))
+        yield name
+    finally:
+        await api.delete(PODS, Key(namespace, name))
+
+
+def _why(pod: Json) -> str:
+    told = [c.get("message", "") for c in parts(part(pod, "status"), "conditions") if c["status"] == "False"]
+    return "; ".join(filter(None, told)) or "kubectl describe pod tells why"

@@ -1,0 +1,46 @@
+"""DreamBooth on a `NodeCluster`, as a platform team would install it: KubeRay, the operator's chart, a runtime."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from devcluster.node import OPERATOR_IMAGE, TRAINER_IMAGE, NodeCluster
+from devcluster.plane import helm, kuberay_crds
+
+ROOT = Path(__file__).resolve().parents[3]
+SYSTEM = "dreambooth-system"
+_CHART = ROOT / "charts" / "dreambooth-operator"
+
+
+def install_dreambooth(cluster: NodeCluster) -> None:
+    """Returns when the operator's pods are ready. Retries come after a second, for tests have no patience."""
+    cluster.install_crds(kuberay_crds())
+    cluster.start_kuberay()
+    repository, _, tag = OPERATOR_IMAGE.partition(":")
+    values = [f"image.repository={repository}", f"image.tag={tag}", "image.pullPolicy=Never", "retrySeconds=1"]
+    add_namespace(cluster, SYSTEM)
+    settings = [part for value in values for part in ("--set", value)]
+    helm(cluster, "install", "dreambooth-operator", str(_CHART), "-n", SYSTEM, *settings, "--wait", "--timeout=3m")
+
+
+def add_namespace(cluster: NodeCluster, name: str) -> None:
+    """A namespace under the restricted profile."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+
+
+def sample(name: str, **metadata: str) -> dict[str, Any]:
+    """The only object of a file in manifests/samples."""
+    obj = yaml.safe_load((ROOT / "manifests" / "samples" / name).read_text())
+    obj["metadata"] |= metadata
+    return obj
+
+
+def sprites_runtime(name: str = "sprites", **storage: str) -> dict[str, Any]:
+    """The sample runtime, with the image that the node has, for all namespaces."""
+    runtime = sample("runtime-sprites.yaml", name=name)
+    spec = runtime["spec"]
+    spec |= {"image": TRAINER_IMAGE, "imagePullPolicy": "Never", "allowedNamespaces": []}
+    spec["storage"] |= storage
+    return runtime

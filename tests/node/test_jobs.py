@@ -1,0 +1,135 @@
+"""Jobs from `kubectl apply` to a published model, in real pods, and what may die on the way."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import until
+from devcluster import NodeCluster, ProcessError
+from devcluster.system import SYSTEM, add_namespace, sample, sprites_runtime
+
+PRIORS = 16
+STEPS = 24
+SMALL = {
+    "priors": {"count": PRIORS},
+    "training": {"steps": STEPS, "checkpointEverySteps": 4},
+    "evaluation": {"imagesPerPrompt": 1, "prompts": ["a {}", "a {} on the beach"]},
+    "cluster": {"workers": 2},
+}
+# Names that an adversary or a careless colleague might ask for: those of alice's job and volume.
+FOREIGN = ("secrets", "configmaps", "persistentvolumeclaims", "pods/exec", "pods/log", "dreamboothjobs")
+
+
+class Job:
+    """The sample, made small, in a tenant's namespace. `spec` replaces parts of it."""
+
+    def __init__(self, cluster: NodeCluster, tenant: str, **spec: Any) -> None:
+        self.cluster, self.tenant = cluster, tenant
+        add_namespace(cluster, tenant)
+        self.volume = cluster.add_volume(tenant, "models")
+        cluster.apply(sprites_runtime())
+        job = sample("job-sprites.yaml", namespace=tenant)
+        job["spec"] |= SMALL | spec
+        cluster.apply(job)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        return self.cluster.get("dbj", "pink-dog", "-n", self.tenant).get("status", {})
+
+    @property
+    def step(self) -> int:
+        return self.status.get("training", {}).get("step", 0)
+
+    @property
+    def priors(self) -> list[Path]:
+        return sorted(self.volume.glob(".priors/namespaces/*/priors/*/*.png"))
+
+    def pods(self, kind: str) -> list[str]:
+        """Names of running pods: head or worker."""
+        selector = f"dreambooth.dev/job=pink-dog,ray.io/node-type={kind}"
+        items = self.cluster.get("pods", "-n", self.tenant, "-l", selector)["items"]
+        return [p["metadata"]["name"] for p in items if p["status"]["phase"] == "Running"]
+
+    def kill(self, kind: str) -> None:
+        """Remove a running pod without a word."""
+        until(f"a {kind} runs", lambda: self.pods(kind), 120)
+        self.cluster.kubectl("delete", "pod", "-n", self.tenant, self.pods(kind)[0], "--force", "--grace-period=0")
+
+    def succeeds(self, seconds: float = 420) -> dict[str, Any]:
+        until("the job is over", lambda: self.status.get("phase") in ("Succeeded", "Failed"), seconds)
+        assert self.status["phase"] == "Succeeded", json.dumps(self.status, indent=1)
+        return self.status
+
+
+@pytest.fixture(scope="module")
+def alice(cluster: NodeCluster) -> Job:
+    """A job that nobody disturbed; the others are measured against it."""
+    job = Job(cluster, "alice")
+    job.succeeds()
+    return job
+
+
+def test_from_apply_to_a_published_model(cluster: NodeCluster, alice: Job, tmp_path: Path) -> None:
+    status = alice.status
+    assert status["attempts"] == 1
+    assert status["priors"] == {"wanted": PRIORS, "reused": 0, "generated": PRIORS}
+    assert len(alice.priors) == PRIORS
+    assert status["training"]["progress"] == f"{STEPS}/{STEPS}", "told from the pod, with its own token"
+    assert {c["type"]: c["status"] for c in status["conditions"]} == dict.fromkeys(
+        ("Accepted", "ClusterReady", "PriorsReady", "Trained", "Evaluated", "Published", "Succeeded"), "True"
+    )
+    assert 0 < float(status["scores"]["dino"]) < 1
+    assert status["output"]["uri"] == "pvc://models/pink-dog/model"
+    assert (alice.volume / "pink-dog" / "model" / "model_index.json").exists()
+    plugin = [str(Path(sys.executable).parent / "kubectl-dreambooth"), "images", "pink-dog", "-n", "alice"]
+    subprocess.run([*plugin, f"--kubeconfig={cluster.kubeconfig}", f"--out={tmp_path}"], check=True)
+    assert (tmp_path / "pictures.png").read_bytes() == (alice.volume / "pink-dog/model/pictures.png").read_bytes()
+    assert "data:image/" in (tmp_path / "report.html").read_text()
+
+
+def test_whatever_dies_the_model_is_the_same(cluster: NodeCluster, alice: Job) -> None:
+    bob = Job(cluster, "bob")
+    until("class images come", lambda: bob.priors, 180)
+    bob.kill("worker")
+    until("training goes on after a checkpoint", lambda: bob.step > 4, 300)
+    bob.kill("worker")
+    cluster.kubectl("delete", "pods", "-n", SYSTEM, "--all", "--force", "--grace-period=0")
+    seen = bob.step
+    until("training goes on", lambda: bob.step != seen, 300)
+    bob.kill("head")
+    status = bob.succeeds()
+    assert status["attempts"] == 2, "a worker is Ray's to replace, a head is ours"
+    assert status["lastFailure"]["reason"] == "HeadLost"
+    assert len(bob.priors) == PRIORS
+    assert [p.read_bytes() for p in bob.priors] == [p.read_bytes() for p in alice.priors]
+    assert status["output"]["digest"] == alice.status["output"]["digest"]
+
+
+def test_a_tenant_reaches_nothing_of_another(cluster: NodeCluster, alice: Job) -> None:
+    add_namespace(cluster, "mallory")
+    cluster.kubectl("create", "serviceaccount", "mallory", "-n", "mallory")
+    cluster.kubectl(
+        "create", "rolebinding", "edit", "--clusterrole=edit", "--serviceaccount=mallory:mallory", "-n", "mallory"
+    )
+    user = "--as=system:serviceaccount:mallory:mallory"
+    for what in FOREIGN:
+        with pytest.raises(ProcessError, match="can-i"):
+            cluster.kubectl("auth", "can-i", "get", what, "-n", "alice", user, "--quiet")
+    job = sample("job-sprites.yaml", namespace="mallory")
+    job["spec"]["output"] = {"pvc": {"claimName": "models", "path": "../alice/models"}}
+    with pytest.raises(ProcessError, match="path"):
+        cluster.apply(job)
+    # A claim is its namespace's: the same name in another leads to nothing, and the pods wait.
+    job["spec"]["output"] = {"pvc": {"claimName": "models", "path": "pink-dog"}}
+    cluster.apply(job)
+    selector = "dreambooth.dev/job=pink-dog"
+    until("its pods are made", lambda: cluster.get("pods", "-n", "mallory", "-l", selector)["items"])
+    events = "reason=FailedScheduling"
+    until("they wait", lambda: cluster.get("events", "-n", "mallory", f"--field-selector={events}")["items"])
+    assert 'persistentvolumeclaim "models" not found' in cluster.kubectl("get", "events", "-n", "mallory")
+    cluster.kubectl("delete", "dbj", "pink-dog", "-n", "mallory")

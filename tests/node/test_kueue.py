@@ -1,0 +1,66 @@
+"""Two users, a queue with room for one job, the real Kueue: one waits, one is put off, nothing is lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from conftest import until
+from devcluster import NodeCluster
+from devcluster.services import install_kueue
+from devcluster.system import add_namespace
+from test_jobs import SMALL, STEPS, Job
+
+KUEUE = "kueue.x-k8s.io/v1beta2"
+
+
+@pytest.fixture(scope="module")
+def queue(cluster: NodeCluster) -> None:
+    """A cluster queue with room for one job, and a way into it from the namespaces of two users."""
+    install_kueue(cluster)
+    quota = [{"name": "cpu", "nominalQuota": "1"}, {"name": "memory", "nominalQuota": "10Gi"}]
+    flavors = [{"name": "cpu", "resources": quota}]
+    spec: dict[str, Any] = {
+        "namespaceSelector": {},
+        "preemption": {"withinClusterQueue": "LowerPriority"},
+        "resourceGroups": [{"coveredResources": ["cpu", "memory"], "flavors": flavors}],
+    }
+    cluster.apply(
+        _object(KUEUE, "ResourceFlavor", "cpu"),
+        _object(KUEUE, "ClusterQueue", "gpus", spec=spec),
+        *(_object("scheduling.k8s.io/v1", "PriorityClass", name, value=value) for name, value in PRIORITIES.items()),
+    )
+    for tenant in ("dave", "erin"):
+        add_namespace(cluster, tenant)
+        cluster.apply(_object(KUEUE, "LocalQueue", "gpus", tenant, spec={"clusterQueue": "gpus"}))
+
+
+PRIORITIES = {"low": 1, "high": 1000}
+
+
+def test_a_higher_priority_goes_first_and_the_other_goes_on(cluster: NodeCluster, queue: None) -> None:
+    small = {"cluster": {"workers": 1}, "training": SMALL["training"] | {"steps": 2 * STEPS}}
+    dave = Job(cluster, "dave", **small, runPolicy={"queueName": "gpus", "priorityClassName": "low"})
+    until("dave's job has a checkpoint", lambda: dave.step > 8, 300)
+    until("it counts as admitted", lambda: _condition(dave, "Queued").get("status") == "False")
+    quick = {"priors": {"enabled": False}, "evaluation": {"enabled": False}}
+    erin = Job(cluster, "erin", **small | quick, runPolicy={"queueName": "gpus", "priorityClassName": "high"})
+    until("dave's job waits", lambda: dave.status["phase"] == "Queued", 120)
+    assert "Waits for queue gpus to admit it" in _condition(dave, "Queued")["message"]
+    put_off_at = dave.step
+    assert erin.succeeds()["attempts"] == 1
+    status = dave.succeeds()
+    assert (status["attempts"], status["failures"]) == (1, 0), "to be put off is no failure"
+    assert status["priors"]["generated"] + status["priors"]["reused"] == status["priors"]["wanted"]
+    losses = (dave.volume / "pink-dog" / "work" / "losses.jsonl").read_text().splitlines()
+    assert len(losses) == 2 * STEPS
+    assert put_off_at > 8
+
+
+def _condition(job: Job, kind: str) -> dict[str, Any]:
+    return next((c for c in job.status.get("conditions", []) if c["type"] == kind), {})
+
+
+def _object(api_version: str, kind: str, name: str, namespace: str = "", **more: Any) -> dict[str, Any]:
+    metadata = {"name": name} | ({"namespace": namespace} if namespace else {})
+    return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **more}
