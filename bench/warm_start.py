@@ -48,9 +48,7 @@ def look(cluster: NodeCluster, workers: int) -> Seen:
     """The job's status, and how many of its pods run and are ready."""
     job = cluster.get("dbj", "pink-dog", "-n", TENANT).get("status", {})
     pods = cluster.get("pods", "-n", TENANT)["items"]
-    ready = [
-        c for p in pods for c in p["status"].get("conditions", []) if c["type"] == "Ready" and c["status"] == "True"
-    ]
+    conditions = [c for pod in pods for c in pod["status"].get("conditions", [])]
     return {
         "job": job,
         "workers": workers,
