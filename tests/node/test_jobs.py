@@ -28,7 +28,7 @@ FOREIGN = ("secrets", "configmaps", "persistentvolumeclaims", "pods/exec", "pods
 class Job:
     """The sample, made small, in a tenant's namespace. `spec` replaces parts of it."""
 
-    def __init__(self, cluster: NodeCluster, tenant: str, **spec: Any) -> None:
+    def __init__(self, cluster: NodeCluster, tenant: str, /, **spec: Any) -> None:
         self.cluster, self.tenant = cluster, tenant
         add_namespace(cluster, tenant)
         self.volume = cluster.add_volume(tenant, "models")
@@ -101,6 +101,7 @@ def test_whatever_dies_the_model_is_the_same(cluster: NodeCluster, alice: Job) -
     cluster.kubectl("delete", "pods", "-n", SYSTEM, "--all", "--force", "--grace-period=0")
     seen = bob.step
     until("training goes on", lambda: bob.step != seen, 300)
+    assert bob.step > 4, "at its checkpoint, not from the start"
     bob.kill("head")
     status = bob.succeeds()
     assert status["attempts"] == 2, "a worker is Ray's to replace, a head is ours"

@@ -74,7 +74,9 @@ def test_the_trainer_reads_the_job_that_the_pods_mount() -> None:
     head = made["RayJob"]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     env = {e["name"]: e["value"] for e in head["containers"][0]["env"]}
     assert env["DREAMBOOTH_OUT"] == "/dreambooth/output/dog"
+    assert env["DREAMBOOTH_OUT_SHOWN"] == "pvc://work/dog", "what the status tells"
     assert env["DREAMBOOTH_STORE"] == "/dreambooth/output/.priors"
+    assert head["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
     assert env["DREAMBOOTH_PROGRESS_URL"].endswith(":8082/v1/jobs/team/dog/attempts/1")
     claims = {
         v["name"]: v["persistentVolumeClaim"]["claimName"] for v in head["volumes"] if "persistentVolumeClaim" in v

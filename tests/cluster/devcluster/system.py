@@ -30,9 +30,9 @@ def add_namespace(cluster: NodeCluster, name: str) -> None:
     cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
 
 
-def sample(name: str, **metadata: str) -> dict[str, Any]:
+def sample(file: str, **metadata: str) -> dict[str, Any]:
     """The only object of a file in manifests/samples."""
-    obj = yaml.safe_load((ROOT / "manifests" / "samples" / name).read_text())
+    obj = yaml.safe_load((ROOT / "manifests" / "samples" / file).read_text())
     obj["metadata"] |= metadata
     return obj
 
