@@ -93,7 +93,7 @@ def test_from_apply_to_a_published_model(cluster: NodeCluster, alice: Job, tmp_p
 
 
 def test_whatever_dies_the_model_is_the_same(cluster: NodeCluster, alice: Job) -> None:
-    bob = Job(cluster, "bob")
+    bob = Job(cluster, "bob", evaluation={"enabled": False})
     until("class images come", lambda: bob.priors, 180)
     bob.kill("worker")
     until("training goes on after a checkpoint", lambda: bob.step > 4, 300)

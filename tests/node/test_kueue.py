@@ -40,12 +40,12 @@ PRIORITIES = {"low": 1, "high": 1000}
 
 
 def test_a_higher_priority_goes_first_and_the_other_goes_on(cluster: NodeCluster, queue: None) -> None:
-    one = {"cluster": {"workers": 1}}
+    one = {"cluster": {"workers": 1}, "evaluation": {"enabled": False}}
     long = {"training": {"steps": STEPS, "checkpointEverySteps": SAVED_EVERY}}
     dave = Job(cluster, "dave", **one | long, runPolicy={"queueName": "gpus", "priorityClassName": "low"})
     until("dave's job has a checkpoint", lambda: dave.step > SAVED_EVERY, 300)
     until("it counts as admitted", lambda: _condition(dave, "Queued").get("status") == "False")
-    quick = {"priors": {"enabled": False}, "evaluation": {"enabled": False}}
+    quick = {"priors": {"enabled": False}}
     erin = Job(cluster, "erin", **one | quick, runPolicy={"queueName": "gpus", "priorityClassName": "high"})
     until("dave's job waits", lambda: dave.status["phase"] == "Queued", 120)
     assert "Waits for queue gpus to admit it" in _condition(dave, "Queued")["message"]
