@@ -60,6 +60,12 @@ class Job:
         until(f"a {kind} runs", lambda: self.pods(kind), 120)
         self.cluster.kubectl("delete", "pod", "-n", self.tenant, self.pods(kind)[0], "--force", "--grace-period=0")
 
+    def plugin(self, verb: str, *arguments: str) -> str:
+        """What `kubectl dreambooth` says of the job."""
+        command = [str(Path(sys.executable).parent / "kubectl-dreambooth"), verb, "pink-dog", "-n", self.tenant]
+        flags = [f"--kubeconfig={self.cluster.kubeconfig}", *arguments]
+        return subprocess.run([*command, *flags], check=True, capture_output=True, text=True).stdout
+
     def succeeds(self, seconds: float = 420) -> dict[str, Any]:
         until("the job is over", lambda: self.status.get("phase") in ("Succeeded", "Failed"), seconds)
         assert self.status["phase"] == "Succeeded", json.dumps(self.status, indent=1)
@@ -74,7 +80,7 @@ def alice(cluster: NodeCluster) -> Job:
     return job
 
 
-def test_from_apply_to_a_published_model(cluster: NodeCluster, alice: Job, tmp_path: Path) -> None:
+def test_from_apply_to_a_published_model(alice: Job, tmp_path: Path) -> None:
     status = alice.status
     assert status["attempts"] == 1
     assert status["priors"] == {"wanted": PRIORS, "reused": 0, "generated": PRIORS}
@@ -86,8 +92,7 @@ def test_from_apply_to_a_published_model(cluster: NodeCluster, alice: Job, tmp_p
     assert 0 < float(status["scores"]["dino"]) < 1
     assert status["output"]["uri"] == "pvc://models/pink-dog/model"
     assert (alice.volume / "pink-dog" / "model" / "model_index.json").exists()
-    plugin = [str(Path(sys.executable).parent / "kubectl-dreambooth"), "images", "pink-dog", "-n", "alice"]
-    subprocess.run([*plugin, f"--kubeconfig={cluster.kubeconfig}", f"--out={tmp_path}"], check=True)
+    assert str(tmp_path / "report.html") in alice.plugin("images", f"--out={tmp_path}")
     assert (tmp_path / "pictures.png").read_bytes() == (alice.volume / "pink-dog/model/pictures.png").read_bytes()
     assert "data:image/" in (tmp_path / "report.html").read_text()
 
@@ -96,6 +101,7 @@ def test_whatever_dies_the_model_is_the_same(cluster: NodeCluster, alice: Job) -
     bob = Job(cluster, "bob", evaluation={"enabled": False})
     until("class images come", lambda: bob.priors, 180)
     bob.kill("worker")
+    assert "prepare" in bob.plugin("logs", "--tail=20"), "what the trainer prints"
     until("training goes on after a checkpoint", lambda: bob.step > 4, 300)
     bob.kill("worker")
     cluster.kubectl("delete", "pods", "-n", SYSTEM, "--all", "--force", "--grace-period=0")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,9 +14,9 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from dreambooth_operator.api.resources import JOB_LABEL, JOBS
+from dreambooth_operator.api.resources import JOB_LABEL, JOBS, RAY_JOBS
 from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiError
-from dreambooth_operator.machinery.resources import EVENTS, PODS, Json, Key
+from dreambooth_operator.machinery.resources import EVENTS, PODS, Json, Key, part
 from dreambooth_operator.plugin.fetch import fetch
 from dreambooth_operator.plugin.view import event_rows, is_over, render
 
@@ -62,21 +64,25 @@ def status(name: str, namespace: str, kubeconfig: str | None, context: str | Non
 @cli.command()
 @_about_a_job
 @click.option("--tail", default=200, show_default=True, help="Lines from the end.")
-def logs(name: str, namespace: str, kubeconfig: str | None, context: str | None, tail: int) -> None:
-    """Print the log of a job's head pod."""
+@click.option("--follow", "-f", is_flag=True, help="Stay and print what comes.")
+def logs(name: str, namespace: str, kubeconfig: str | None, context: str | None, tail: int, follow: bool) -> None:
+    """Print what a job's trainer prints, which Ray keeps in a file of the head pod."""
 
-    async def show(api: Api) -> None:
+    async def find(api: Api) -> tuple[str, str]:
         selector = f"{JOB_LABEL}={name},ray.io/node-type=head"
         pods = (await api.request("GET", PODS.path(namespace), query={"labelSelector": selector}))["items"]
         if not pods:
             raise click.ClickException(
                 f"job {name} has no pods now: kubectl dreambooth status {name} -n {namespace} tells why"
             )
-        pod = pods[-1]["metadata"]["name"]
-        query = {"tailLines": str(tail), "container": "ray-head"}
-        click.echo(await api.text(PODS.path(namespace, pod, "log"), query=query))
+        job = await api.get(JOBS, Key(namespace, name))
+        ray_job = await api.get(RAY_JOBS, Key(namespace, part(job, "status").get("rayJobName", "")))
+        return pods[-1]["metadata"]["name"], part(ray_job, "status").get("jobId", "")
 
-    _run(kubeconfig, context, show)
+    pod, submission = _run(kubeconfig, context, find)
+    file = f"/tmp/ray/session_latest/logs/job-driver-{submission}.log"  # noqa: S108 - where Ray writes it
+    command = ["exec", "-n", namespace, pod, "-c", "ray-head", "--", "tail", "-n", str(tail), *["-f"] * follow, file]
+    sys.exit(subprocess.run([*_kubectl(kubeconfig, context), *command], check=False).returncode)  # noqa: S603 - no shell
 
 
 @cli.command()
@@ -97,10 +103,9 @@ def events(name: str, namespace: str, kubeconfig: str | None, context: str | Non
 @click.option("--out", type=click.Path(path_type=Path), help="Folder. Default: one named as the job.")
 def images(name: str, namespace: str, kubeconfig: str | None, context: str | None, out: Path | None) -> None:
     """Fetch the pictures and the report of a published job."""
-    where = [f"--kubeconfig={kubeconfig}"] * bool(kubeconfig) + [f"--context={context}"] * bool(context)
 
     async def copy(api: Api) -> list[Path]:
-        return await fetch(api, Key(namespace, name), out or Path(name), ["kubectl", *where])
+        return await fetch(api, Key(namespace, name), out or Path(name), _kubectl(kubeconfig, context))
 
     for path in _run(kubeconfig, context, copy):
         click.echo(path)
@@ -124,6 +129,15 @@ def resume(name: str, namespace: str, kubeconfig: str | None, context: str | Non
 
 async def _set_suspend(api: Api, key: Key, *, to: bool) -> Json:
     return await api.merge(JOBS, key, {"spec": {"runPolicy": {"suspend": to}}})
+
+
+def _kubectl(kubeconfig: str | None, context: str | None) -> list[str]:
+    """kubectl, on the same cluster."""
+    return [
+        "kubectl",
+        *([f"--kubeconfig={kubeconfig}"] * bool(kubeconfig)),
+        *([f"--context={context}"] * bool(context)),
+    ]
 
 
 def _run(kubeconfig: str | None, context: str | None, body: Callable[[Api], Coroutine[Any, Any, T]]) -> T:

@@ -20,16 +20,18 @@ _FOLDERS = {"etc": 0o755, "home/ray": 0o755, "proc": 0o755, "sys": 0o755, "dev":
 _USERS = "root:x:0:0::/:/bin/sh\nray:x:1000:1000::/home/ray:/bin/sh\noperator:x:65532:65532::/:/bin/sh\n"
 
 
-def mounts() -> list[dict[str, object]]:
-    """This machine's programs, Python, environment and the packages under test, as mounts of the OCI runtime."""
-    folders = [Path("/usr"), Path("/etc/ssl"), Path(sys.base_prefix), Path(sys.prefix)]
+def mounted() -> list[Path]:
+    """This machine's programs, Python, environment and the packages under test: what containers find at its place."""
+    folders = [Path("/etc/ssl"), Path(sys.base_prefix), Path(sys.prefix)]
     folders += [ROOT / "operator", ROOT / "trainer", ROOT / "pyproject.toml"]
-    inside_usr = [folder for folder in folders[1:] if folder.is_relative_to("/usr")]
+    return [Path("/usr"), *(folder for folder in folders if not folder.is_relative_to("/usr"))]
+
+
+def mounts() -> list[dict[str, object]]:
+    """The same as mounts of the OCI runtime."""
     options = ["rbind", "ro", "nosuid", "nodev"]
     return [
-        {"destination": str(folder), "source": str(folder), "type": "bind", "options": options}
-        for folder in folders
-        if folder not in inside_usr
+        {"destination": str(folder), "source": str(folder), "type": "bind", "options": options} for folder in mounted()
     ]
 
 

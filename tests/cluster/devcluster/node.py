@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from devcluster.build import binary
-from devcluster.image import BUSYBOX, mounts, operator_image, pause_image, trainer_image
+from devcluster.image import BUSYBOX, mounted, mounts, operator_image, pause_image, trainer_image
 from devcluster.plane import ControlPlane
 from devcluster.process import Process, ProcessError, wait_until
 from devcluster.sandbox import BRIDGE, INSIDE, OUTSIDE, PODS, Sandbox
@@ -33,6 +33,9 @@ def missing() -> str:
     """One sentence on what this machine lacks for a node; empty if nothing."""
     if os.geteuid() != 0:
         return "a node needs root, for containerd and kubelet"
+    hidden = [path for path in mounted() if path.is_relative_to("/tmp")]
+    if hidden:
+        return f"a node needs {hidden[0]} elsewhere: in its pods, /tmp is a volume of their own"
     packages = lacking_packages()
     return f"a node needs {' '.join(packages)}; make packages installs them" if packages else ""
 
