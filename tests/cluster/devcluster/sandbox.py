@@ -4,7 +4,9 @@ Everything a node starts, mounts and routes is inside. When the process that hol
 ends it with us, the kernel ends all of it: containers, mounts, bridge, iptables rules. Nothing needs to be undone.
 """
 
+import fcntl
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,10 +22,11 @@ _HIDDEN = ("/run", "/var/lib/kubelet", "/var/lib/cni", "/var/log")
 
 
 class Sandbox:
-    """See the module. One at a time on a machine: the addresses are fixed."""
+    """See the module. One at a time on a machine, for the addresses are fixed: a second waits for the first to end."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._turn = (Path(tempfile.gettempdir()) / "dreambooth-node.lock").open("w")
         # bash waits for orphans, as the first process of a namespace should.
         hold = ["bash", "-c", "sleep infinity & wait"]
         flags = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -31,20 +34,22 @@ class Sandbox:
         self._pid = 0
 
     def start(self) -> None:
-        """Make the namespaces and lay the cable. Raises ProcessError if this machine has one already."""
+        """Make the namespaces and lay the cable."""
+        fcntl.flock(self._turn, fcntl.LOCK_EX)
         self._holder.start()
         wait_until("sandbox", self._has_child, process=self._holder)
         for path in _HIDDEN:
             self.run("bash", "-c", f"mkdir -p {path} && mount -t tmpfs tmpfs {path}")
-        self._link("add", _CABLE, "type", "veth", "peer", "name", "eth0", "netns", str(self._pid))
+        _ip("link", "add", _CABLE, "type", "veth", "peer", "name", "eth0", "netns", str(self._pid))
         _ip("addr", "add", f"{OUTSIDE}/30", "dev", _CABLE)
-        self._link("set", _CABLE, "up")
+        _ip("link", "set", _CABLE, "up")
         self.run("bash", "-ec", _INSIDE)
         _ip("route", "replace", PODS, "via", INSIDE)
 
     def stop(self) -> None:
         """End everything in it."""
         self._holder.kill()
+        self._turn.close()
 
     def process(self, name: str, command: Sequence[str]) -> Process:
         """A process inside, not started yet."""
@@ -62,10 +67,6 @@ class Sandbox:
         children = Path(f"/proc/{holder}/task/{holder}/children").read_text().split()
         self._pid = int(children[0]) if children else 0
         return bool(children)
-
-    @staticmethod
-    def _link(*arguments: str) -> None:
-        _ip("link", *arguments)
 
 
 _INSIDE = f"""
