@@ -40,6 +40,8 @@ class Sandbox:
         wait_until("sandbox", self._has_child, process=self._holder)
         for path in _HIDDEN:
             self.run("bash", "-c", f"mkdir -p {path} && mount -t tmpfs tmpfs {path}")
+        # The kernel takes its time with the one before.
+        subprocess.run(["ip", "link", "del", _CABLE], capture_output=True, check=False)
         _ip("link", "add", _CABLE, "type", "veth", "peer", "name", "eth0", "netns", str(self._pid))
         _ip("addr", "add", f"{OUTSIDE}/30", "dev", _CABLE)
         _ip("link", "set", _CABLE, "up")
