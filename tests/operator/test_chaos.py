@@ -39,7 +39,7 @@ def test_nothing_is_lost_and_nothing_runs_twice_while_everything_dies(
         for job in jobs:
             job.patch({"suspend": False})
         for job in jobs:
-            job.reaches(*ENDS, seconds=240)
+            until(f"{job.name} ends", lambda job=job: revive(operators) or job.status.get("phase") in ENDS, 240)
     finally:
         ray.autopilot = None
         operators[1].process.kill()
@@ -49,6 +49,13 @@ def test_nothing_is_lost_and_nothing_runs_twice_while_everything_dies(
     quiet = [operator.metric("dreambooth_events_total"), versions(plane, namespace)]
     time.sleep(5)
     assert [operator.metric("dreambooth_events_total"), versions(plane, namespace)] == quiet, "it writes for nothing"
+
+
+def revive(operators: list[Operator]) -> None:
+    """Start what ended by itself, as a kubelet would: on a starved machine a leader loses its lease, and leaves."""
+    for operator in operators:
+        if operator.process.has_ended:
+            operator.process.start()
 
 
 def disturb(plane: ControlPlane, dice: random.Random, operators: list[Operator], jobs: list[Job]) -> str:

@@ -40,7 +40,11 @@ class Job:
         return next((c for c in self.status.get("conditions", []) if c["type"] == kind), {})
 
     def reaches(self, *phases: str, seconds: float = 90) -> None:
-        until(f"{self.name} is {phases}", lambda: self.status.get("phase") in phases, seconds)
+        try:
+            until(f"{self.name} is {phases}", lambda: self.status.get("phase") in phases, seconds)
+        except AssertionError:
+            print(json.dumps([self.status, *self.children("rayjobs"), *self.children("rayclusters")], indent=1))
+            raise
 
     def runs(self, count: int = 1) -> Run:
         """Wait for the run of so many attempts, and return the latest."""

@@ -76,9 +76,14 @@ class Process:
         self._note.write_text(str(self._child.pid))
         return self
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it does not run: ended by itself, killed, or never started."""
+        return self._child is None or self._child.poll() is not None
+
     def check(self) -> None:
         """Raise ProcessError if the program has ended."""
-        if self._child is None or self._child.poll() is not None:
+        if self.has_ended:
             code = self._child.returncode if self._child else "not started"
             raise ProcessError(f"{self.name} ended ({code}):\n{self.tail()}")
 
