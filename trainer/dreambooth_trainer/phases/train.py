@@ -54,7 +54,9 @@ def _outputs(context: Context) -> list[Path]:
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     plan, folder = context.plan, context.folder
     progress.total(plan.steps)
-    bulletin: Any = ray.remote(num_cpus=0)(Bulletin).remote()
+    # Beside the driver: on a worker's node it would die with that, and the run with it.
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    bulletin: Any = ray.remote(num_cpus=0, label_selector=here)(Bulletin).remote()
     try:
         # A method handle travels to the workers; a lambda over it would as well but says less.
         trainer = build_trainer(plan, folder, context.keys["train"], partial(post, bulletin))
