@@ -36,8 +36,12 @@ packages: setup ## Install the Debian packages that a test node needs; not root,
 	PYTHONPATH=tests/cluster $(BIN)/python -m devcluster packages
 
 .PHONY: test
-test: setup cluster packages ## Run all tests that this machine can run
+test: setup cluster packages ## Run the tests, half an hour on two cores
 	$(BIN)/python -m pytest
+
+.PHONY: test-long
+test-long: setup cluster packages ## Run what takes many minutes more: S3 and Kueue on a node
+	$(BIN)/python -m pytest -m long
 
 .PHONY: dev-cluster
 dev-cluster: setup ## A real control plane with KubeRay and our CRDs until Ctrl-C; NODE=1 also runs pods, and the operator

@@ -11,6 +11,7 @@ from devcluster.services import install_kueue
 from devcluster.system import add_namespace
 from test_jobs import Job
 
+pytestmark = pytest.mark.long
 KUEUE = "kueue.x-k8s.io/v1beta2"
 STEPS, SAVED_EVERY = 240, 10
 

@@ -14,6 +14,7 @@ from test_jobs import PRIORS, Job
 
 from dreambooth_trainer.sprites.examples import write_examples
 
+pytestmark = pytest.mark.long
 ACCESS, SECRET = "test", "not-a-secret"
 
 
