@@ -28,7 +28,7 @@ quickstart: setup ## Teach the built-in model a subject: priors, training, score
 	$(BIN)/dreambooth run manifests/samples/job-sprites.yaml --out out/quickstart
 
 .PHONY: cluster
-cluster: setup ## Build the control plane that tests need (15 minutes the first time, nothing afterwards)
+cluster: setup ## Build the control plane that tests need (12 minutes the first time, nothing afterwards)
 	PYTHONPATH=tests/cluster $(BIN)/python -m devcluster build
 
 .PHONY: packages

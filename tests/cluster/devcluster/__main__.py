@@ -23,7 +23,7 @@ def main() -> None:
     up.add_argument("--apply", action="append", default=[], help="a file or folder to apply")
     up.add_argument("--node", action="store_true", help="with a node that runs pods, and the operator in them")
     build = verbs.add_parser("build", help="build programs into the cache")
-    build.add_argument("programs", nargs="*", choices=[*PROGRAMS, []], help="all, if none named")
+    build.add_argument("programs", nargs="*", choices=[*PROGRAMS, []], help="all but seldom used ones, if none named")
     verbs.add_parser("packages", help="install the Debian packages that a node needs, or say which are missing")
     verbs.add_parser("reap", help="end and remove what crashed runs left behind")
     arguments = parser.parse_args()
@@ -31,7 +31,7 @@ def main() -> None:
         case "up":
             _up(arguments.apply, with_node=arguments.node)
         case "build":
-            for name in arguments.programs or PROGRAMS:
+            for name in arguments.programs or [name for name, program in PROGRAMS.items() if not program.seldom]:
                 print(name, binary(name), flush=True)
         case "packages":
             _install_packages()

@@ -35,13 +35,14 @@ class Program:
 
     `module` is the folder under `go/` that pins versions; `package` is what is compiled.
     `stamp` is handed to the linker. `assets` says whether a program of this name found on
-    PATH or in KUBEBUILDER_ASSETS is as good as ours.
+    PATH or in KUBEBUILDER_ASSETS is as good as ours; `seldom`, that few tests need it.
     """
 
     module: str
     package: str
     stamp: str = ""
     assets: bool = False
+    seldom: bool = False
 
 
 PROGRAMS = {
@@ -54,8 +55,8 @@ PROGRAMS = {
     "kube-proxy": Program("kubernetes", "k8s.io/kubernetes/cmd/kube-proxy", _STAMP),
     "kubelet": Program("kubernetes", "k8s.io/kubernetes/cmd/kubelet", _STAMP),
     "coredns": Program("coredns", "github.com/coredns/coredns"),
-    "kueue": Program("kueue", "sigs.k8s.io/kueue/cmd/kueue"),
-    "versitygw": Program("versitygw", "github.com/versity/versitygw/cmd/versitygw"),
+    "kueue": Program("kueue", "sigs.k8s.io/kueue/cmd/kueue", seldom=True),
+    "versitygw": Program("versitygw", "github.com/versity/versitygw/cmd/versitygw", seldom=True),
     "kuberay": Program("kuberay", "github.com/ray-project/kuberay/ray-operator"),
     "helm": Program("helm", "helm.sh/helm/v3/cmd/helm", _HELM_STAMP, assets=True),
 }
