@@ -44,7 +44,7 @@ test-long: setup cluster packages ## Run what takes many minutes more: S3 and Ku
 	$(BIN)/python -m pytest -m long
 
 .PHONY: dev-cluster
-dev-cluster: setup ## A real control plane with KubeRay and our CRDs until Ctrl-C; NODE=1 also runs pods, and the operator
+dev-cluster: setup $(if $(NODE),packages) ## A real control plane with KubeRay and our CRDs until Ctrl-C; NODE=1 also runs pods, and the operator
 	PYTHONPATH=tests/cluster $(BIN)/python -m devcluster up \
 		$(if $(NODE),--node,--apply charts/dreambooth-operator/crds)
 

@@ -125,6 +125,7 @@ def test_a_tenant_reaches_nothing_of_another(cluster: NodeCluster, alice: Job) -
     )
     user = "--as=system:serviceaccount:mallory:mallory"
     for what in FOREIGN:
+        cluster.kubectl("auth", "can-i", "get", what, "-n", "mallory", user, "--quiet")
         with pytest.raises(ProcessError, match="can-i"):
             cluster.kubectl("auth", "can-i", "get", what, "-n", "alice", user, "--quiet")
     job = sample("job-sprites.yaml", namespace="mallory")

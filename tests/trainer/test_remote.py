@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from dreambooth_trainer.progress import LineReporter
-from dreambooth_trainer.remote import Operator, OperatorReporter, operator_from_environment
+from dreambooth_trainer.remote import Operator, OperatorReporter, as_shown, operator_from_environment
 
 
 class Listener:
@@ -98,3 +98,16 @@ def test_a_message_that_was_lost_is_made_up_for(listener: Listener, tmp_path: Pa
 def test_without_an_operator_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DREAMBOOTH_PROGRESS_URL", raising=False)
     assert operator_from_environment() is None
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("/dreambooth/output/dog/model", "pvc://models/dog/model"),
+        ("s3://bucket/dreambooth/output/dog", "s3://bucket/dreambooth/output/dog"),
+    ],
+)
+def test_only_a_mounted_folder_gets_another_name(monkeypatch: pytest.MonkeyPatch, uri: str, shown: str) -> None:
+    monkeypatch.setenv("DREAMBOOTH_OUT", "/dreambooth/output/dog")
+    monkeypatch.setenv("DREAMBOOTH_OUT_SHOWN", "pvc://models/dog")
+    assert as_shown(uri) == shown

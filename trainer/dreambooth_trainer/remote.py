@@ -60,6 +60,12 @@ class Operator:
             return False
 
 
+def as_shown(uri: str) -> str:
+    """A place below this pod's job folder as people outside call it; any other as it is."""
+    mounted, shown = os.environ.get(OUT_VARIABLE), os.environ.get(OUT_SHOWN_VARIABLE)
+    return shown + uri.removeprefix(mounted) if mounted and shown and uri.startswith(mounted) else uri
+
+
 def operator_from_environment() -> Operator | None:
     """The operator that started this pod, if one did."""
     url, token = os.environ.get(URL_VARIABLE), os.environ.get(TOKEN_VARIABLE)
@@ -106,10 +112,7 @@ class OperatorReporter:
             case "evaluate":
                 self._update(scores={key: value for key, value in result.items() if key not in ("key", "seconds")})
             case "publish":
-                uri, mounted = str(result["uri"]), os.environ.get(OUT_VARIABLE)
-                if mounted:
-                    uri = uri.replace(mounted, os.environ.get(OUT_SHOWN_VARIABLE, mounted), 1)
-                self._update(output={"uri": uri, "digest": result["digest"]})
+                self._update(output={"uri": as_shown(str(result["uri"])), "digest": result["digest"]})
 
     def failed(self, reason: str, message: str, *, retryable: bool) -> None:
         """The run is about to end, and why."""

@@ -17,7 +17,8 @@ from dreambooth_operator.api.resources import JOB_LABEL, JOBS, RAY_JOBS
 from dreambooth_operator.machinery.client import Api
 from dreambooth_operator.machinery.resources import PODS, Json, Key, part, parts
 
-FILES = ("report.html", "pictures.png", "subject.png", "recontextualised.png", "class.png", "scores.json")
+# What every published job has, judged or not.
+FILES = ("report.html", "pictures.png", "subject.png", "recontextualised.png", "class.png")
 _START_SECONDS = 120
 _LIFE_SECONDS = 300
 

@@ -59,7 +59,6 @@ def _plane() -> Iterator[ControlPlane]:
     with ControlPlane() as plane:
         plane.install_crds(kuberay_crds())
         plane.start_kuberay()
-        plane.start_controllers()
         yield plane
 
 
@@ -78,6 +77,8 @@ def _up(files: list[str], *, with_node: bool) -> None:
     with _node() if with_node else _plane() as plane:
         for path in files:
             plane.kubectl("apply", "--server-side", "-f", path)
+        if not with_node:
+            plane.start_controllers()
         print(f"export KUBECONFIG={plane.kubeconfig}", flush=True)
         print("# Ctrl-C ends it", flush=True)
         try:
