@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from PIL import Image
 
-from dreambooth_trainer.drawing import Artist, Drawing, Drawn, Style, draw_all, draw_batch, load_pipeline, noise_seed
+from dreambooth_trainer.drawing import Drawing, Drawn, Style, draw, draw_all, draw_batch, load_pipeline, noise_seed
 from dreambooth_trainer.phases.base import Context
 from dreambooth_trainer.phases.priors import PRIORS, prior_key, prior_store
 from dreambooth_trainer.plan import SamplerPlan, resolve
+from dreambooth_trainer.pool import WorkerPool
 from dreambooth_trainer.spec import BaseModelRef, DreamBoothJob
 from dreambooth_trainer.store.folder import JobFolder
 from dreambooth_trainer.store.pictures import PictureStore
@@ -21,36 +23,43 @@ pytestmark = pytest.mark.usefixtures("ray_here")
 STYLE = Style(SamplerPlan(steps=2, guidance_scale=2.0), resolution=32, precision="fp32", batch_size=4)
 
 
+@pytest.fixture(scope="module")
+def pool(ray_here: None) -> Iterator[WorkerPool]:
+    made = WorkerPool(workers=2)
+    yield made
+    made.stop()
+
+
 def wanted(count: int) -> list[Drawing]:
     return [Drawing(f"{i:06d}", "a dog", noise_seed("test", i)) for i in range(count)]
 
 
-def test_what_is_there_is_not_drawn_again(tiny_model: Path, tmp_path: Path) -> None:
+def test_what_is_there_is_not_drawn_again(pool: WorkerPool, tiny_model: Path, tmp_path: Path) -> None:
     model, store = BaseModelRef(id=str(tiny_model)), PictureStore(str(tmp_path / "priors"))
     seen: list[int] = []
-    assert draw_all(model, STYLE, store, wanted(6), workers=1, done=seen.append) == Drawn(reused=0, generated=6)
+    assert draw_all(pool, model, STYLE, store, wanted(6), done=seen.append) == Drawn(reused=0, generated=6)
     assert seen[0] == 0
     assert seen[-1] == 6
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "priors").glob("*.png")}
-    assert draw_all(model, STYLE, store, wanted(9), workers=2) == Drawn(reused=6, generated=3)
+    assert draw_all(pool, model, STYLE, store, wanted(9)) == Drawn(reused=6, generated=3)
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in times.items())
     assert len(store.names()) == 9
-    assert draw_all(model, STYLE, store, wanted(4), workers=1) == Drawn(reused=4, generated=0)
+    assert draw_all(pool, model, STYLE, store, wanted(4)) == Drawn(reused=4, generated=0)
 
 
-def test_an_artist_that_is_killed_loses_nothing(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_loses_nothing(pool: WorkerPool, tiny_model: Path, tmp_path: Path) -> None:
     slow = Style(SamplerPlan(steps=60, guidance_scale=2.0), resolution=32, precision="fp32", batch_size=4)
     store, killed = PictureStore(str(tmp_path / "priors")), []
 
     def kill_one(count: int) -> None:
         if count and not killed:
-            artist = next(
-                p for p in psutil.process_iter(["cmdline"]) if "ray::Artist" in " ".join(p.info["cmdline"] or [])
+            worker = next(
+                p for p in psutil.process_iter(["cmdline"]) if "ray::PoolWorker" in " ".join(p.info["cmdline"] or [])
             )
-            artist.kill()
-            killed.append(artist.pid)
+            worker.kill()
+            killed.append(worker.pid)
 
-    drawn = draw_all(BaseModelRef(id=str(tiny_model)), slow, store, wanted(40), workers=2, done=kill_one)
+    drawn = draw_all(pool, BaseModelRef(id=str(tiny_model)), slow, store, wanted(40), kill_one)
     assert killed
     assert drawn == Drawn(reused=0, generated=40)
     assert store.names() == {d.name for d in wanted(40)}
@@ -70,7 +79,9 @@ def test_a_picture_depends_on_its_seed_and_not_on_its_neighbours(tiny_model: Pat
     assert np.abs(np.asarray(together[0], int) - np.asarray(alone, int)).mean() > 2
 
 
-def make_context(model: Path, folder: Path, store: Path, count: int, **priors: object) -> Context:
+def make_context(
+    model: Path, folder: Path, store: Path, count: int, pool: WorkerPool | None = None, **priors: object
+) -> Context:
     job = DreamBoothJob.model_validate(
         {
             "apiVersion": "dreambooth.dev/v1alpha1",
@@ -85,7 +96,7 @@ def make_context(model: Path, folder: Path, store: Path, count: int, **priors: o
         }
     )
     plan = resolve(job, image_count=4, identifier="sks", zero_stage=1, precision="fp32")
-    return Context(plan, JobFolder(folder), (), str(store), {})
+    return Context(plan, JobFolder(folder), (), str(store), {}, pool or WorkerPool(workers=1))
 
 
 class Silent:
@@ -94,9 +105,10 @@ class Silent:
     def done(self, count: int, **facts: object) -> None: ...
 
 
-def test_two_jobs_at_the_same_time_pay_once(tiny_model: Path, tmp_path: Path) -> None:
+def test_two_jobs_at_the_same_time_pay_once(pool: WorkerPool, tiny_model: Path, tmp_path: Path) -> None:
     contexts = [
-        make_context(tiny_model, tmp_path / name, tmp_path / "store", count) for name, count in (("a", 12), ("b", 20))
+        make_context(tiny_model, tmp_path / name, tmp_path / "store", count, pool)
+        for name, count in (("a", 12), ("b", 20))
     ]
     results: list[dict] = []
     threads = [threading.Thread(target=lambda c=c: results.append(PRIORS.run(c, Silent()))) for c in contexts]
@@ -110,12 +122,12 @@ def test_two_jobs_at_the_same_time_pay_once(tiny_model: Path, tmp_path: Path) ->
 
 
 def test_sharing_ends_where_the_job_says(tiny_model: Path, tmp_path: Path) -> None:
-    def url(**priors: object) -> str:
-        return prior_store(make_context(tiny_model, tmp_path / "a", Path("/store"), 3, **priors)).url
+    def url(sharing: str) -> str:
+        return prior_store(make_context(tiny_model, tmp_path / "a", Path("/store"), 3, sharing=sharing)).url
 
-    assert url(sharing="Cluster").startswith("/store/cluster/priors/")
-    assert url(sharing="Namespace").startswith("/store/namespaces/team-a/priors/")
-    assert url(sharing="Job").startswith(str(tmp_path / "a"))
+    assert url("Cluster").startswith("/store/cluster/priors/")
+    assert url("Namespace").startswith("/store/namespaces/team-a/priors/")
+    assert url("Job").startswith(str(tmp_path / "a"))
 
 
 @pytest.mark.parametrize("change", [{"prompt": "a photo of a dog"}, {"sampler": {"steps": 3}}])
@@ -125,7 +137,7 @@ def test_another_way_to_draw_is_another_key(tiny_model: Path, tmp_path: Path, ch
     assert prior_key(contexts[0]) == prior_key(make_context(tiny_model, tmp_path / "b", tmp_path, 9))
 
 
-def test_artists_draw_into_the_store(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_batch_is_drawn_into_the_store(tiny_model: Path, tmp_path: Path) -> None:
     store = PictureStore(str(tmp_path))
-    assert Artist(BaseModelRef(id=str(tiny_model)), STYLE, store, threads=1).draw(wanted(2)) == 2
+    assert draw(BaseModelRef(id=str(tiny_model)), STYLE, store, wanted(2)) == 2
     assert isinstance(store.get("000001"), Image.Image)

@@ -1,23 +1,21 @@
 """Drawing pictures with a model on all workers of a Ray cluster.
 
-The driver hands out small batches to whichever actor is free. A picture is its name, prompt and seed: its noise does
-not depend on who draws it or with which others. Ray restarts a dead actor and repeats its batch; a picture that was
-stored by then is not drawn twice.
+Small batches go to whichever worker is free. A picture is its name, prompt and seed: its noise does not depend on who
+draws it or with which others, so a batch that a dead worker left is drawn again, the same.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ray
-
 from dreambooth_trainer.families.registry import local_folder, open_family
 from dreambooth_trainer.plan import SamplerPlan
+from dreambooth_trainer.pool import WorkerPool
 from dreambooth_trainer.spec import BaseModelRef
 from dreambooth_trainer.store.pictures import PictureStore
 
@@ -59,24 +57,6 @@ def noise_seed(*parts: str | int) -> int:
     return int.from_bytes(digest[:8]) >> 1
 
 
-class Artist:
-    """A model on one worker, drawing what it is given."""
-
-    def __init__(self, model: BaseModelRef, style: Style, store: PictureStore, threads: int) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.style, self.store = style, store
-        self.pipeline = load_pipeline(local_folder(model), style.precision, self.device)
-
-    def draw(self, drawings: Sequence[Drawing]) -> int:
-        """Draw and store a batch; returns how many there were."""
-        for drawing, image in zip(drawings, draw_batch(self.pipeline, self.style, drawings), strict=True):
-            self.store.put(drawing.name, image)
-        return len(drawings)
-
-
 def load_pipeline(folder: Path, precision: str, device: str) -> DiffusionPipeline:
     """A model ready to draw, silent."""
     import torch
@@ -101,18 +81,31 @@ def draw_batch(pipeline: Any, style: Style, drawings: Sequence[Drawing]) -> list
     ).images
 
 
+def draw(model: BaseModelRef, style: Style, store: PictureStore, drawings: Sequence[Drawing]) -> int:
+    """Draw and store a batch, here; returns how many there were. The model stays loaded for the next batch."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipeline = _kept_pipeline(local_folder(model), style.precision, device)
+    for drawing, image in zip(drawings, draw_batch(pipeline, style, drawings), strict=True):
+        store.put(drawing.name, image)
+    return len(drawings)
+
+
+_kept_pipeline = functools.lru_cache(maxsize=1)(load_pipeline)
+
+
 def draw_all(
+    pool: WorkerPool,
     model: BaseModelRef,
     style: Style,
     store: PictureStore,
     wanted: Sequence[Drawing],
-    workers: int,
     done: Callable[[int], None] = lambda count: None,
 ) -> Drawn:
     """Have every wanted picture in the store, drawing those that are missing.
 
     Args:
-        workers: of the job; on a cluster without GPUs at least two artists share the cores.
         done: called with the number of pictures that are there by now.
     """
     there = store.names()
@@ -121,38 +114,14 @@ def draw_all(
     done(reused)
     if not missing:
         return Drawn(reused, 0)
+    # Every worker gets something to do, also of a small order.
+    size = max(1, min(style.batch_size, len(missing) // len(pool)))
+    batches = ((model, style, store, missing[i : i + size]) for i in range(0, len(missing), size))
     count = reused
-    for finished in _distribute(model, style, store, missing, workers):
-        count += finished
+    for drawn in pool.map(draw, batches):
+        count += drawn
         done(count)
     lost = {d.name for d in wanted} - store.names()
     if lost:
         raise RuntimeError(f"{store.url} lacks {len(lost)} pictures that were drawn, for example {min(lost)}")
     return Drawn(reused, len(missing))
-
-
-def _distribute(
-    model: BaseModelRef, style: Style, store: PictureStore, missing: Sequence[Drawing], workers: int
-) -> Iterator[int]:
-    resources = ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    # Every artist gets something to do, also of a small order.
-    artists_count = max(1, min(gpus or min(cpus, max(workers, 2)), len(missing)))
-    batch_size = max(1, min(style.batch_size, len(missing) // artists_count))
-    threads = max(1, cpus // artists_count)
-    options: dict[str, Any] = {"num_cpus": 0 if gpus else threads, "num_gpus": 1 if gpus else 0}
-    actor: Any = ray.remote(max_restarts=5, max_task_retries=5, **options)(Artist)
-    artists = [actor.remote(model, style, store, threads) for _ in range(artists_count)]
-    orders = (missing[i : i + batch_size] for i in range(0, len(missing), batch_size))
-    try:
-        first = zip(artists, islice(orders, len(artists)), strict=True)
-        at_work = {artist.draw.remote(order): artist for artist, order in first}
-        while at_work:
-            (ready,), _ = ray.wait(list(at_work), num_returns=1)
-            artist = at_work.pop(ready)
-            yield ray.get(ready)
-            for order in islice(orders, 1):
-                at_work[artist.draw.remote(order)] = artist
-    finally:
-        for artist in artists:
-            ray.kill(artist)

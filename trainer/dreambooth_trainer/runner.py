@@ -24,6 +24,7 @@ from dreambooth_trainer.phases.priors import PRIORS
 from dreambooth_trainer.phases.publish import PUBLISH
 from dreambooth_trainer.phases.train import TRAIN
 from dreambooth_trainer.plan import Plan, fingerprint, model_ref, resolve
+from dreambooth_trainer.pool import WorkerPool
 from dreambooth_trainer.progress import Reporter
 from dreambooth_trainer.spec import DreamBoothJob
 from dreambooth_trainer.store.folder import JobFolder, write_whole
@@ -89,7 +90,8 @@ def run_job(opened: Opened, folder: JobFolder, store: str, reporter: Reporter) -
         UserError: the job cannot be done as it is written.
     """
     keys: dict[str, str] = {}
-    context = Context(opened.plan, folder, opened.images, store, keys)
+    pool = WorkerPool(opened.plan.spec.cluster.workers)
+    context = Context(opened.plan, folder, opened.images, store, keys, pool)
     results: dict[str, dict[str, JsonValue]] = {}
     with folder.locked(), contextlib.ExitStack() as stack:
         write_whole(folder.root / "job.yaml", dump_job(opened.plan.job))
@@ -105,6 +107,8 @@ def run_job(opened: Opened, folder: JobFolder, store: str, reporter: Reporter) -
                 check_encoders(opened.plan)
                 stack.enter_context(ray_cluster())
                 started = True
+                if phase is PREPARE:
+                    pool.start()
             results[phase.name] = done or _do(phase, context, reporter)
             reporter.finished(phase.name, results[phase.name])
     return results

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from dreambooth_trainer.faults import ThresholdError, UserError
+from dreambooth_trainer.faults import ThresholdError, TransientError, UserError
 
 EXIT_CODES = """
 Exit codes: 0 done; 1 failed, running again may help and goes on where it stopped; 2 the input is wrong, running again
@@ -78,6 +78,10 @@ def run_cli(arguments: list[str] | None = None) -> int:
 
 
 def _sentence(error: BaseException) -> str:
+    # What a Ray worker raised comes wrapped, without its errno.
+    error = getattr(error, "cause", error)
+    if isinstance(error, TransientError):
+        return str(error)
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename or ''}: {os.strerror(error.errno)}".lstrip(": ")
     lines = [line for line in str(error).strip().splitlines() if line.strip()]

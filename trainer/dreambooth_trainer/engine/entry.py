@@ -28,39 +28,51 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Stopped:
+    """Why a worker cannot go on and another could not either: no use in starting the workers anew.
+
+    Attributes:
+        message: one sentence for the user.
+    """
+
+    message: str
+
+
+@dataclass(frozen=True)
 class LoopConfig:
     """What a worker needs to know.
 
     Attributes:
         data: the cache that the encode phase wrote.
         threads: CPU threads a worker may use.
-        tell: called on the first worker with each step's record.
+        tell: called on the first worker with each step's record, and on any with why it stopped.
     """
 
     plan: Plan
     data: Path
     threads: int
-    tell: Callable[[Record], None]
+    tell: Callable[[Record | Stopped], object]
 
 
 class Bulletin:
-    """A Ray actor: the latest record of a running training, for whoever asks."""
+    """A Ray actor: the latest of a running training, for whoever asks."""
 
     def __init__(self) -> None:
-        self.latest: Record | None = None
+        self.latest: Record | Stopped | None = None
 
-    def post(self, record: Record) -> None:
-        """Replace the latest record."""
-        self.latest = record
+    def post(self, news: Record | Stopped) -> None:
+        """Replace the latest; that a worker stopped is the last."""
+        if not isinstance(self.latest, Stopped):
+            self.latest = news
 
-    def read(self) -> Record | None:
-        """The latest record."""
+    def read(self) -> Record | Stopped | None:
+        """The latest."""
         return self.latest
 
 
-def post(bulletin: Any, record: Record) -> None:
-    """Put a record on a bulletin, waiting for nothing."""
-    bulletin.post.remote(record)
+def post(bulletin: Any, news: Record | Stopped) -> object:
+    """Put something on a bulletin, waiting for nothing; `ray.get` of what is returned waits until it is there."""
+    return bulletin.post.remote(news)
 
 
 def read_records(checkpoint: Path) -> list[Record]:

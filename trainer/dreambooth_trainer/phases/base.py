@@ -12,6 +12,7 @@ from dreambooth_trainer.drawing import Style
 from dreambooth_trainer.families.registry import local_folder, weights_digest
 from dreambooth_trainer.images.sources import RawImage
 from dreambooth_trainer.plan import Plan, SamplerPlan
+from dreambooth_trainer.pool import WorkerPool
 from dreambooth_trainer.progress import PhaseProgress
 from dreambooth_trainer.store.folder import JobFolder
 
@@ -24,6 +25,7 @@ class Context:
         images: the subject's images as they were given.
         store: URL of the folder that jobs share class images in.
         keys: by phase, this one's included, what its output depends on.
+        pool: the processes that draw, encode and score.
     """
 
     plan: Plan
@@ -31,6 +33,7 @@ class Context:
     images: tuple[RawImage, ...]
     store: str
     keys: Mapping[str, str]
+    pool: WorkerPool
 
     @property
     def base(self) -> Path:

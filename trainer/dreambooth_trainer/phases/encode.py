@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import ray
 from PIL import Image
 from pydantic import JsonValue
 
@@ -18,7 +17,7 @@ from dreambooth_trainer.progress import PhaseProgress
 from dreambooth_trainer.store.folder import JobFolder
 from dreambooth_trainer.store.pictures import PictureStore
 
-# Heavy imports stand in the functions that need them: only the task's worker waits for them.
+# Heavy imports stand in the functions that need them: the driver has no use for them.
 if TYPE_CHECKING:
     from dreambooth_trainer.engine.cache import Latents
     from dreambooth_trainer.families.base import Components, Family
@@ -51,9 +50,7 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     names = prior_names(context)
     count = len(context.images) + len(names)
     progress.total(count)
-    gpus = 1 if ray.cluster_resources().get("GPU") else 0
-    work = ray.remote(num_gpus=gpus)(encode)
-    ray.get(work.remote(context.plan, context.folder, instance_prompts(context), prior_store(context), names))
+    context.pool.call(encode, context.plan, context.folder, instance_prompts(context), prior_store(context), names)
     progress.done(count)
     return {"images": count}
 

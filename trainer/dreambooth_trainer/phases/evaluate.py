@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import ray
 from PIL import Image
 from pydantic import JsonValue
 
@@ -22,7 +21,7 @@ from dreambooth_trainer.spec import BaseModelRef
 from dreambooth_trainer.store.folder import JobFolder, write_whole
 from dreambooth_trainer.store.pictures import PictureStore
 
-# Heavy imports stand in the functions that need them: only the scoring worker waits for them.
+# Heavy imports stand in the functions that need them: the driver has no use for them.
 if TYPE_CHECKING:
     from dreambooth_trainer.metrics.scores import Scores
 
@@ -89,19 +88,18 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     for which in WHICH:
         offset = done
         draw_all(
+            context.pool,
             models[which],
             style,
             pictures_of(context, which),
             wanted_pictures(plan, which),
-            plan.spec.cluster.workers,
             lambda count, offset=offset: progress.done(offset + count),
         )
         done += counts[which]
     if not plan.spec.evaluation.enabled:
         return {}
-    gpus = 1 if ray.cluster_resources().get("GPU") else 0
     stores = {which: pictures_of(context, which) for which in WHICH}
-    scores = ray.get(ray.remote(num_gpus=gpus)(score).remote(plan, context.folder, stores))
+    scores = context.pool.call(score, plan, context.folder, stores)
     write_whole(context.folder.scores, json.dumps({which: s.model_dump(mode="json") for which, s in scores.items()}))
     after = scores["after"]
     progress.done(done, DINO=after.dino, CLIP_I=after.clip_i, CLIP_T=after.clip_t)

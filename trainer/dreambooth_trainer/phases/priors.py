@@ -73,9 +73,7 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     fs.makedirs(path, exist_ok=True)
     if not set(names) <= store.names():
         with lease(fs, f"{path}/lease.json", watch):
-            drawn = draw_all(
-                plan.model, context.style(plan.prior_sampler), store, wanted, plan.spec.cluster.workers, progress.done
-            )
+            drawn = draw_all(context.pool, plan.model, context.style(plan.prior_sampler), store, wanted, progress.done)
         return {"wanted": len(names), "reused": drawn.reused, "generated": drawn.generated}
     progress.done(len(names), reused=len(names))
     return {"wanted": len(names), "reused": len(names), "generated": 0}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import fsspec
-import ray
 from pydantic import JsonValue
 
 from dreambooth_trainer.families.registry import open_family, weights_digest
@@ -69,8 +68,7 @@ def _fill(draft: Path, context: Context, report: Report) -> None:
         shutil.copytree(folder.trained, draft, dirs_exist_ok=True)
     if "safetensors" in formats:
         target = draft / f"{plan.job.metadata.name}.safetensors"
-        # In a process that has the family's libraries already: importing them takes longer than writing the file.
-        ray.get(ray.remote(_save_single_file).remote(folder.trained, target))
+        context.pool.call(_save_single_file, folder.trained, target)
     (draft / NOTE).write_text(note_of(plan, context.base_digest).model_dump_json(by_alias=True, indent=2))
     (draft / "job.yaml").write_bytes((folder.root / "job.yaml").read_bytes())
     if folder.scores.exists():

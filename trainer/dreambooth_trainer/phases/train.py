@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 import ray
 from pydantic import JsonValue
 
-from dreambooth_trainer.engine.entry import Bulletin, LoopConfig, Record, post, read_records
+from dreambooth_trainer.engine.entry import Bulletin, LoopConfig, Record, Stopped, post, read_records
 from dreambooth_trainer.engine.worker import run_worker
 from dreambooth_trainer.families.registry import local_folder, open_family
+from dreambooth_trainer.faults import TransientError
 from dreambooth_trainer.methods.registry import open_method
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.plan import Plan
 from dreambooth_trainer.progress import PhaseProgress
 from dreambooth_trainer.store.folder import JobFolder, whole_folder, write_whole
 
-# Heavy imports stand in the functions that need them: a task's worker imports this module to find its function.
+# Heavy imports stand in the functions that need them: the driver has no use for them.
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
     from torch import Tensor
@@ -54,6 +55,7 @@ def _outputs(context: Context) -> list[Path]:
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     plan, folder = context.plan, context.folder
     progress.total(plan.steps)
+    context.pool.free_gpus()
     # Beside the driver: on a worker's node it would die with that, and the run with it.
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     bulletin: Any = ray.remote(num_cpus=0, label_selector=here)(Bulletin).remote()
@@ -65,13 +67,15 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
         ray.kill(bulletin)
     records = read_records(checkpoint)
     progress.done(len(records), loss=records[-1].loss)
-    ray.get(ray.remote(assemble).remote(plan, checkpoint, folder))
+    context.pool.call(assemble, plan, checkpoint, folder)
     write_whole(folder.losses, "".join(json.dumps(asdict(record)) + "\n" for record in records))
     return {"steps": len(records), "loss": records[-1].loss}
 
 
 def _fit(trainer: TorchTrainer, bulletin: Any, progress: PhaseProgress) -> Path:
     """Train to the end, telling progress meanwhile; returns the last checkpoint.
+
+    Ray Train starts the workers anew whatever ended them. Where that cannot help they say so, and nobody waits for it.
 
     Ray Train, on the main thread, would take Ctrl-C for itself and exit with 0. On another it leaves it to us.
     """
@@ -89,12 +93,14 @@ def _fit(trainer: TorchTrainer, bulletin: Any, progress: PhaseProgress) -> Path:
     while True:
         with contextlib.suppress(TimeoutError):
             return future.result(timeout=WATCH_SECONDS)
-        record: Any = ray.get(bulletin.read.remote())
-        if record is not None:
-            progress.done(record.step, loss=record.loss)
+        news: Any = ray.get(bulletin.read.remote())
+        if isinstance(news, Stopped):
+            raise TransientError(news.message)
+        if news is not None:
+            progress.done(news.step, loss=news.loss)
 
 
-def build_trainer(plan: Plan, folder: JobFolder, key: str, tell: Callable[[Record], None]) -> TorchTrainer:
+def build_trainer(plan: Plan, folder: JobFolder, key: str, tell: Callable[[Record | Stopped], object]) -> TorchTrainer:
     """Ray Train's trainer for a plan; the same key finds the checkpoints of an earlier run."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer

@@ -97,13 +97,25 @@ class JobFolder:
             yield
 
 
+@contextlib.contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Put a path into an OSError that names none: of a full disk, the system says only that some disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise type(error)(error.errno, os.strerror(error.errno), str(path)) from error
+
+
 def write_whole(path: Path, content: bytes | str) -> None:
     """Write a file that readers see complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
-        draft.write_bytes(content.encode() if isinstance(content, str) else content)
-        draft.replace(path)
+        with naming(path):
+            draft.write_bytes(content.encode() if isinstance(content, str) else content)
+            draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
 

@@ -9,6 +9,8 @@ from typing import Any
 import fsspec
 from PIL import Image
 
+from dreambooth_trainer.store.folder import naming
+
 
 @dataclass(frozen=True)
 class PictureStore:
@@ -32,8 +34,8 @@ class PictureStore:
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         fs, path = self._open()
-        fs.makedirs(path, exist_ok=True)
-        with fs.transaction:
+        with naming(f"{path}/{name}.png"), fs.transaction:
+            fs.makedirs(path, exist_ok=True)
             fs.pipe_file(f"{path}/{name}.png", buffer.getvalue())
 
     def get(self, name: str) -> Image.Image:
