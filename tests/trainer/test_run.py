@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -158,6 +159,24 @@ def test_real_photographs_go_all_the_way(runs: Runs, whole: str) -> None:
     assert code == 0, text
     assert "reused 8" in text
     assert (runs.folder / "real" / "report.html").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 300 KiB: room for images and latents, none for a checkpoint."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or subprocess.call(["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(disk)]):
+        pytest.skip("needs root, to mount a disk that is small")
+    yield disk
+    subprocess.check_call(["umount", "--lazy", str(disk)])
+
+
+def test_a_full_disk_ends_the_run_with_one_try_and_one_sentence(runs: Runs, whole: str, small_disk: Path) -> None:
+    code, text = runs.run(str(small_disk / "job"))
+    assert code == 1
+    assert "training cannot write its checkpoint: No space left on device" in text
+    assert len(list((small_disk / "job" / "work" / "checkpoints").glob("*/checkpoint_*"))) <= 1
 
 
 def test_an_interrupted_run_says_how_to_go_on(runs: Runs) -> None:
