@@ -1,8 +1,7 @@
 """One cluster with a real node for the session: KubeRay, and the operator in pods, from its chart."""
 
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from devcluster import NodeCluster, missing
@@ -18,11 +17,3 @@ def cluster() -> Iterator[NodeCluster]:
     with NodeCluster() as cluster:
         install_dreambooth(cluster)
         yield cluster
-
-
-def until(what: str, holds: Callable[[], object], seconds: float = 60) -> None:
-    """Wait until `holds`; fail with `what` after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(0.5)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import until
 from devcluster import NodeCluster
 from devcluster.services import install_kueue
 from devcluster.system import add_namespace
-from test_jobs import Job
+from jobs import Job, until
 
 pytestmark = pytest.mark.long
 KUEUE = "kueue.x-k8s.io/v1beta2"

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import s3fs
-from conftest import until
 from devcluster import NodeCluster
 from devcluster.services import start_s3
 from devcluster.system import add_namespace, sprites_runtime
-from test_jobs import PRIORS, Job
+from jobs import PRIORS, Job, until
 
 from dreambooth_trainer.sprites.examples import write_examples
 

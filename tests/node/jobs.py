@@ -1,0 +1,78 @@
+"""The sample job, made small, as a tenant applies it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from devcluster import NodeCluster
+from devcluster.system import add_namespace, sample, sprites_runtime
+
+PRIORS = 16
+STEPS = 24
+SMALL = {
+    "priors": {"count": PRIORS},
+    "training": {"steps": STEPS, "checkpointEverySteps": 4},
+    "evaluation": {"imagesPerPrompt": 1, "prompts": ["a {}", "a {} on the beach"]},
+    "cluster": {"workers": 2},
+}
+
+
+def until(what: str, holds: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until `holds`; fail with `what` after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+        time.sleep(0.5)
+
+
+class Job:
+    """The sample, made small, in a tenant's namespace. `spec` replaces parts of it."""
+
+    def __init__(self, cluster: NodeCluster, tenant: str, /, **spec: Any) -> None:
+        self.cluster, self.tenant = cluster, tenant
+        add_namespace(cluster, tenant)
+        self.volume = cluster.add_volume(tenant, "models")
+        cluster.apply(sprites_runtime())
+        job = sample("job-sprites.yaml", namespace=tenant)
+        job["spec"] |= SMALL | spec
+        cluster.apply(job)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        return self.cluster.get("dbj", "pink-dog", "-n", self.tenant).get("status", {})
+
+    @property
+    def step(self) -> int:
+        return self.status.get("training", {}).get("step", 0)
+
+    @property
+    def priors(self) -> list[Path]:
+        return sorted(self.volume.glob(".priors/namespaces/*/priors/*/*.png"))
+
+    def pods(self, kind: str) -> list[str]:
+        """Names of running pods: head or worker."""
+        selector = f"dreambooth.dev/job=pink-dog,ray.io/node-type={kind}"
+        items = self.cluster.get("pods", "-n", self.tenant, "-l", selector)["items"]
+        return [p["metadata"]["name"] for p in items if p["status"]["phase"] == "Running"]
+
+    def kill(self, kind: str) -> None:
+        """Remove a running pod without a word."""
+        until(f"a {kind} runs", lambda: self.pods(kind), 120)
+        self.cluster.kubectl("delete", "pod", "-n", self.tenant, self.pods(kind)[0], "--force", "--grace-period=0")
+
+    def plugin(self, verb: str, *arguments: str) -> str:
+        """What `kubectl dreambooth` says of the job."""
+        command = [str(Path(sys.executable).parent / "kubectl-dreambooth"), verb, "pink-dog", "-n", self.tenant]
+        flags = [f"--kubeconfig={self.cluster.kubeconfig}", *arguments]
+        return subprocess.run([*command, *flags], check=True, capture_output=True, text=True).stdout
+
+    def succeeds(self, seconds: float = 420) -> dict[str, Any]:
+        until("the job is over", lambda: self.status.get("phase") in ("Succeeded", "Failed"), seconds)
+        assert self.status["phase"] == "Succeeded", json.dumps(self.status, indent=1)
+        return self.status
