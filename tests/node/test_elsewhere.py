@@ -10,8 +10,8 @@ pytestmark = pytest.mark.long
 
 
 def test_a_job_survives_the_draining_of_its_node(cluster: NodeCluster) -> None:
-    carol = Job(cluster, "carol", evaluation={"enabled": False})
-    until("training goes on after a checkpoint", lambda: carol.step > 4, 300)
+    grace = Job(cluster, "grace", evaluation={"enabled": False})
+    until("training goes on after a checkpoint", lambda: grace.step > 4, 300)
     (node,) = (item["metadata"]["name"] for item in cluster.get("nodes")["items"])
     cluster.kubectl("cordon", node)
     try:
@@ -20,24 +20,24 @@ def test_a_job_survives_the_draining_of_its_node(cluster: NodeCluster) -> None:
             "drain", node, "--pod-selector=dreambooth.dev/job=pink-dog", "--delete-emptydir-data",
             "--ignore-daemonsets", "--force", "--grace-period=5", "--timeout=120s",
         )  # fmt: skip
-        until("a second attempt waits for a node", lambda: carol.status.get("attempts") == 2, 120)
-        assert carol.status["phase"] not in ("Succeeded", "Failed")
-        assert not carol.pods("head")
+        until("a second attempt waits for a node", lambda: grace.status.get("attempts") == 2, 120)
+        assert grace.status["phase"] not in ("Succeeded", "Failed")
+        assert not grace.pods("head")
     finally:
         cluster.kubectl("uncordon", node)
-    status = carol.succeeds()
+    status = grace.succeeds()
     assert status["attempts"] == 2
     assert status["lastFailure"]["reason"] == "HeadLost"
-    assert status["priors"]["generated"] + status["priors"]["reused"] == len(carol.priors)
+    assert status["priors"]["generated"] + status["priors"]["reused"] == len(grace.priors)
 
 
 def test_an_elastic_job_trains_with_the_workers_it_gets(cluster: NodeCluster) -> None:
-    dave = Job(
+    frank = Job(
         cluster,
-        "dave",
+        "frank",
         evaluation={"enabled": False},
         cluster={"workers": 1, "elastic": {"minWorkers": 1, "maxWorkers": 2}},
     )
-    status = dave.succeeds()
+    status = frank.succeeds()
     assert status["attempts"] == 1
     assert status["training"]["progress"] == f"{STEPS}/{STEPS}"

@@ -41,8 +41,8 @@ def test_from_apply_to_a_published_model(alice: Job, tmp_path: Path) -> None:
 def test_whatever_dies_the_model_is_the_same(cluster: NodeCluster, alice: Job) -> None:
     bob = Job(cluster, "bob", evaluation={"enabled": False})
     until("class images come", lambda: bob.priors, 180)
-    bob.kill("worker")
     assert "prepare" in bob.plugin("logs", "--tail=20"), "what the trainer prints"
+    bob.kill("worker")
     until("training goes on after a checkpoint", lambda: bob.step > 4, 300)
     bob.kill("worker")
     cluster.kubectl("delete", "pods", "-n", SYSTEM, "--all", "--force", "--grace-period=0")
