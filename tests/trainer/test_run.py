@@ -150,6 +150,22 @@ def test_a_killed_job_goes_on_with_two_workers_where_it_stopped(runs: Runs, whol
     assert runs.losses("job-killed") == pytest.approx(runs.losses("whole"), rel=1e-3)
 
 
+def test_a_job_killed_as_each_phase_begins_ends_as_if_nothing_had_been(runs: Runs, whole: str) -> None:
+    phases = runs.folder / "killed-often" / "work" / "phases"
+    for before in PHASES[:-1]:
+        process = runs.start("killed-often")
+        while not (phases / f"{before}.json").exists():
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.02)
+        kill_tree(process)
+    assert not (runs.folder / "killed-often" / "model").exists()
+    code, text = runs.run("killed-often")
+    assert code == 0, text
+    digests = {json.loads((runs.folder / out / "work" / "phases" / "publish.json").read_text())["digest"]
+               for out in ("whole", "killed-often")}  # fmt: skip
+    assert len(digests) == 1
+
+
 PHOTOS = Path(__file__).parents[2].parent / "shared" / "dreambooth-dataset" / "dog"
 
 
