@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,3 +82,14 @@ def ray_here() -> Iterator[None]:
 
     with ray_cluster():
         yield
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 300 KiB: room for images and latents, none for a checkpoint."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or subprocess.call(["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(disk)]):
+        pytest.skip("needs root, to mount a disk that is small")
+    yield disk
+    subprocess.check_call(["umount", "--lazy", str(disk)])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+import ray
 from PIL import Image
 
 from dreambooth_trainer.drawing import Drawing, Drawn, Style, draw, draw_all, draw_batch, load_pipeline, noise_seed
@@ -16,7 +19,7 @@ from dreambooth_trainer.phases.priors import PRIORS, prior_key, prior_store
 from dreambooth_trainer.plan import SamplerPlan, resolve
 from dreambooth_trainer.pool import WorkerPool
 from dreambooth_trainer.spec import BaseModelRef, DreamBoothJob
-from dreambooth_trainer.store.folder import JobFolder
+from dreambooth_trainer.store.folder import JobFolder, write_whole
 from dreambooth_trainer.store.pictures import PictureStore
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -65,6 +68,27 @@ def test_a_worker_that_is_killed_loses_nothing(pool: WorkerPool, tiny_model: Pat
     assert store.names() == {d.name for d in wanted(40)}
     for name in store.names():
         assert store.get(name).size == (32, 32)
+
+
+def test_a_pool_keeps_its_processes_and_holds_no_core(pool: WorkerPool) -> None:
+    first = pool.call(os.getpid)
+    pids = {actor: ray.get(actor.run.remote(os.getpid)) for actor in pool.start()}
+    assert first in pids.values()
+    assert {ray.get(actor.run.remote(os.getpid)) for actor in pool.start()} == set(pids.values())
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, "training would wait for the cores"
+        time.sleep(0.2)
+
+
+def test_a_full_disk_is_named_and_holds_no_half_a_picture(small_disk: Path) -> None:
+    store = PictureStore(str(small_disk))
+    noise = Image.frombytes("RGB", (400, 400), os.urandom(480_000))
+    with pytest.raises(OSError, match=rf"No space left on device: '{small_disk}/big.png'"):
+        store.put("big", noise)
+    assert not store.names()
+    with pytest.raises(OSError, match=rf"No space left on device: '{small_disk}/note'"):
+        write_whole(small_disk / "note", os.urandom(480_000))
 
 
 def test_a_picture_depends_on_its_seed_and_not_on_its_neighbours(tiny_model: Path) -> None:

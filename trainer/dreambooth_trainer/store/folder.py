@@ -97,25 +97,19 @@ class JobFolder:
             yield
 
 
-@contextlib.contextmanager
-def naming(path: Path | str) -> Iterator[None]:
-    """Put a path into an OSError that names none: of a full disk, the system says only that some disk is full."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
-            raise
-        raise type(error)(error.errno, os.strerror(error.errno), str(path)) from error
-
-
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file that readers see complete or not at all."""
+    """Write a file that readers see complete or not at all.
+
+    Raises:
+        OSError: with the path, also of a full disk, which the system tells without.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
-        with naming(path):
-            draft.write_bytes(content.encode() if isinstance(content, str) else content)
-            draft.replace(path)
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+        draft.replace(path)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from error
     finally:
         draft.unlink(missing_ok=True)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
-from dreambooth_trainer.store.folder import naming
+from dreambooth_trainer.store.folder import write_whole
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,10 @@ class PictureStore:
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         fs, path = self._open()
-        with naming(f"{path}/{name}.png"), fs.transaction:
-            fs.makedirs(path, exist_ok=True)
+        if isinstance(fs, LocalFileSystem):
+            # Its transactions write below /tmp and move: onto another disk that is a copy, which may break off halfway.
+            write_whole(Path(path) / f"{name}.png", buffer.getvalue())
+        else:
             fs.pipe_file(f"{path}/{name}.png", buffer.getvalue())
 
     def get(self, name: str) -> Image.Image:
