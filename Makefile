@@ -40,7 +40,7 @@ test: setup cluster packages ## Run the tests, half an hour on two cores
 	$(BIN)/python -m pytest
 
 .PHONY: test-long
-test-long: setup cluster packages ## Run what takes many minutes more: S3 and Kueue on a node
+test-long: setup cluster packages ## Run what takes many minutes more: S3, Kueue, a drained node, an elastic job
 	$(BIN)/python -m pytest -m long
 
 .PHONY: dev-cluster

@@ -5,6 +5,7 @@ Every case of one world size runs in one pair of processes: starting them is wha
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -17,6 +18,7 @@ import torch.multiprocessing as mp
 
 from dreambooth_trainer.engine.cache import Latents, TrainingData, load_data, save_data
 from dreambooth_trainer.engine.checkpoint import TAG, SavedBy, read_saved_by, trained_weights, write_saved_by
+from dreambooth_trainer.engine.worker import why_no_retry
 from dreambooth_trainer.plan import Plan, resolve
 from dreambooth_trainer.spec import DreamBoothJob
 
@@ -189,3 +191,20 @@ def test_weights_come_together_from_all_shards(runs: dict, tiny_model: Path) -> 
     adapters = trained_weights(folder / "lora")
     assert adapters
     assert all(".lora_" in name for name in adapters)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError(errno.ENOSPC, "x"), "No space left on device"),
+        (PermissionError(errno.EACCES, "x"), "Permission denied"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "gradientCheckpointing: true"),
+    ],
+)
+def test_what_another_start_cannot_mend_is_told(error: Exception, sentence: str) -> None:
+    assert sentence in str(why_no_retry(error))
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(errno.ECONNRESET, "x"), OSError("x"), RuntimeError("NCCL")])
+def test_what_another_start_may_mend_is_left_to_it(error: Exception) -> None:
+    assert why_no_retry(error) is None

@@ -115,7 +115,7 @@ def draw_all(
     if not missing:
         return Drawn(reused, 0)
     # Every worker gets something to do, also of a small order.
-    size = max(1, min(style.batch_size, len(missing) // len(pool)))
+    size = max(1, min(style.batch_size, len(missing) // len(pool.start())))
     batches = ((model, style, store, missing[i : i + size]) for i in range(0, len(missing), size))
     count = reused
     for drawn in pool.map(draw, batches):

@@ -39,24 +39,16 @@ class WorkerPool:
         self._workers = workers
         self._actors: list[Any] = []
 
-    def __len__(self) -> int:
-        return self._placement()[0]
-
-    def _placement(self) -> tuple[int, int]:
-        resources = ray.cluster_resources()
-        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-        count = max(1, gpus or min(cpus, max(self._workers, 2)))
-        return count, max(1, cpus // count)
-
     def start(self) -> list[Any]:
         """The actors, started if they are not; returns at once, while they import."""
         if not self._actors:
-            count, threads = self._placement()
-            gpu = bool(ray.cluster_resources().get("GPU"))
+            resources = ray.cluster_resources()
+            gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+            count = gpus or max(1, min(cpus, max(self._workers, 2)))
             # Without num_cpus an actor is placed where a core is free and then holds none: training needs them all.
-            options: dict[str, Any] = {"num_gpus": 1} if gpu else {"scheduling_strategy": "SPREAD"}
+            options: dict[str, Any] = {"num_gpus": 1} if gpus else {"scheduling_strategy": "SPREAD"}
             actor: Any = ray.remote(max_restarts=5, max_task_retries=5, **options)(PoolWorker)
-            self._actors = [actor.remote(threads) for _ in range(count)]
+            self._actors = [actor.remote(max(1, cpus // count)) for _ in range(count)]
         return self._actors
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -79,7 +79,7 @@ def run_cli(arguments: list[str] | None = None) -> int:
 
 def _sentence(error: BaseException) -> str:
     # What a Ray worker raised comes wrapped, without its errno.
-    error = getattr(error, "cause", error)
+    error = getattr(error, "cause", None) or error
     if isinstance(error, TransientError):
         return str(error)
     if isinstance(error, OSError) and error.errno is not None:

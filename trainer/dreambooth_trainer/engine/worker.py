@@ -39,7 +39,7 @@ def why_no_retry(error: Exception) -> str | None:
             f"training.batchSize, a higher training.deepspeed.stage or more cluster.workers ({_first_line(error)})"
         )
     if isinstance(error, OSError) and error.errno in NO_USE_TO_RETRY:
-        return f"training cannot write its checkpoint: {os.strerror(error.errno)} ({_first_line(error)})"
+        return f"training cannot go on: {os.strerror(error.errno)} ({_first_line(error)})"
     return None
 
 

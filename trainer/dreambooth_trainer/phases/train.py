@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -91,11 +90,12 @@ def _fit(trainer: TorchTrainer, bulletin: Any, progress: PhaseProgress) -> Path:
 
     threading.Thread(target=fit, daemon=True).start()
     while True:
-        with contextlib.suppress(TimeoutError):
-            return future.result(timeout=WATCH_SECONDS)
+        over = wait([future], timeout=WATCH_SECONDS).done
         news: Any = ray.get(bulletin.read.remote())
         if isinstance(news, Stopped):
             raise TransientError(news.message)
+        if over:
+            return future.result()
         if news is not None:
             progress.done(news.step, loss=news.loss)
 
