@@ -186,6 +186,8 @@ def test_a_full_disk_ends_the_run_with_one_try_and_one_sentence(runs: Runs, whol
 
 
 def test_an_interrupted_run_says_how_to_go_on(runs: Runs) -> None:
+    # A suite that a shell started in the background ignores Ctrl-C, and so would what it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = runs.start("interrupted")
     assert process.stdout is not None
     for line in process.stdout:
