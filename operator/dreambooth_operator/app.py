@@ -120,6 +120,7 @@ def _options(arguments: list[str] | None) -> Options:
     parser.add_argument("--workers", type=int, default=usual.workers, help="jobs looked at at a time")
     parser.add_argument("--lease-seconds", type=float, default=usual.lease_seconds, help="patience with a dead leader")
     parser.add_argument("--head-grace-seconds", type=float, default=usual.settings.head_grace_seconds)
+    parser.add_argument("--pods-ready-seconds", type=float, default=usual.settings.pods_ready_seconds)
     parser.add_argument("--retry-seconds", type=float, default=usual.settings.retry_seconds)
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING"])
     given = parser.parse_args(arguments)
@@ -137,6 +138,7 @@ def _options(arguments: list[str] | None) -> Options:
         settings=Settings(
             progress_url=given.progress_url.rstrip("/"),
             head_grace_seconds=given.head_grace_seconds,
+            pods_ready_seconds=given.pods_ready_seconds,
             retry_seconds=given.retry_seconds,
         ),
     )

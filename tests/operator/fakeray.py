@@ -51,6 +51,7 @@ class FakeRay:
     address: str
     runs: dict[str, Run] = field(default_factory=dict)
     endpoints: dict[Key, str] = field(default_factory=dict)
+    without_workers: set[str] = field(default_factory=set)  # namespaces in which no node is left for a worker
     autopilot: random.Random | None = None  # ends runs by itself, at random
 
     def of(self, job: str) -> list[Run]:
@@ -114,6 +115,9 @@ async def _play_kubelet(api: Api, ray: FakeRay, stop: threading.Event) -> None:
             for pod in pods["items"]:
                 if pod["metadata"]["labels"].get("ray.io/node-type") == "head":
                     heads[pod["metadata"]["labels"]["ray.io/cluster"]] = pod
+                worker = pod["metadata"]["labels"].get("ray.io/node-type") == "worker"
+                if worker and pod["metadata"]["namespace"] in ray.without_workers:
+                    continue
                 if not pod.get("status", {}).get("podIP"):
                     await api.merge(PODS, key_of(pod), {"status": _ready(pod, ray.address)}, subresource="status")
             await _play_endpoints(api, ray, heads)

@@ -36,7 +36,7 @@ from dreambooth_operator.controller.views import (
     read_ray_job,
 )
 
-SETTINGS = Settings(retry_seconds=10, head_grace_seconds=60)
+SETTINGS = Settings(retry_seconds=10, head_grace_seconds=60, pods_ready_seconds=200)
 RUNTIME = Runtime("default", RuntimeSpec(image="trainer:1", storage=Storage(claim_name="work")))
 START = datetime(2026, 11, 24, 6, 0, tzinfo=UTC)
 

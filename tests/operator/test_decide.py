@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 
 import pytest
-from simulation import RUNTIME, StaleError, World, make_job
+from simulation import RUNTIME, SETTINGS, StaleError, World, make_job
 
 from dreambooth_operator.api.status import TERMINAL, ConditionType, Failure, Phase, TrainerPhase
 from dreambooth_operator.controller.draft import WriteStatus
@@ -106,6 +106,11 @@ LIVES: dict[str, tuple[dict[str, object], list[Step], Phase, str, int]] = {
         {}, [running, delete_by_hand, wait(11), running, succeed], Phase.SUCCEEDED, "Succeeded", 2,
     ),
     "its head dies": ({}, [running, head_dies, wait(11), collect, running, succeed], Phase.SUCCEEDED, "Succeeded", 2),
+    "its pods do not all come, and a retry is not used up": (
+        {"backoffLimit": 0},
+        [wait(400), collect, wait(11), running, wait(1000), succeed],
+        Phase.SUCCEEDED, "Succeeded", 2,
+    ),
     "a queue admits, preempts and admits it": (
         {"queueName": "gpus"},
         [wait(1000), queue_admits, running, queue_preempts, wait(1000), queue_admits, running, succeed],
@@ -195,6 +200,23 @@ def test_a_runtime_that_vanishes_does_not_touch_a_running_attempt() -> None:
     succeed(world)
     world.reconcile()
     assert world.status.phase is Phase.SUCCEEDED
+
+
+def test_jobs_that_wait_for_each_others_pods_do_not_all_give_up_together() -> None:
+    patience_seconds = set()
+    for uid in ("a", "b", "c"):
+        world = World(dataclasses.replace(make_job(), uid=uid))
+        world.reconcile()
+        left = world.look().decide().again_seconds
+        assert left
+        assert SETTINGS.pods_ready_seconds <= left < 2 * SETTINGS.pods_ready_seconds
+        world.pass_time(left)
+        world.reconcile()
+        assert world.status.phase is Phase.RETRYING
+        assert world.status.last_failure
+        assert world.status.last_failure.reason == "PodsNotReady"
+        patience_seconds.add(left)
+    assert len(patience_seconds) == 3
 
 
 def test_a_finished_job_is_deleted_after_its_time_to_live() -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import ray
+from diffusers import DiffusionPipeline
 from PIL import Image
 
+from dreambooth_trainer import drawing
 from dreambooth_trainer.drawing import Drawing, Drawn, Style, draw, draw_all, draw_batch, load_pipeline, noise_seed
 from dreambooth_trainer.phases.base import Context
 from dreambooth_trainer.phases.priors import PRIORS, prior_key, prior_store
@@ -79,6 +84,23 @@ def test_a_pool_keeps_its_processes_and_holds_no_core(pool: WorkerPool) -> None:
     while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
         assert time.monotonic() < deadline, "training would wait for the cores"
         time.sleep(0.2)
+
+
+def test_one_model_at_a_time_is_kept(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[weakref.ref[DiffusionPipeline]] = []
+
+    def load(folder: Path, precision: str, device: str) -> DiffusionPipeline:
+        gc.collect()
+        assert not [earlier for earlier in kept if earlier()], "a GPU may not have room for two"
+        pipeline = load_pipeline(folder, precision, device)
+        kept.append(weakref.ref(pipeline))
+        return pipeline
+
+    monkeypatch.setattr(drawing, "load_pipeline", load)
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    for number, folder in enumerate((tiny_model, tiny_model, other, other, tiny_model)):
+        draw(BaseModelRef(id=str(folder)), STYLE, PictureStore(str(tmp_path / str(number))), wanted(1))
+    assert len(kept) == 3
 
 
 def test_a_full_disk_is_named_and_holds_no_half_a_picture(small_disk: Path) -> None:

@@ -92,7 +92,11 @@ def draw(model: BaseModelRef, style: Style, store: PictureStore, drawings: Seque
     return len(drawings)
 
 
-_kept_pipeline = functools.lru_cache(maxsize=1)(load_pipeline)
+@functools.lru_cache(maxsize=1)
+def _kept_pipeline(folder: Path, precision: str, device: str) -> DiffusionPipeline:
+    # The one kept so far goes first: a GPU may not have room for both.
+    _kept_pipeline.cache_clear()
+    return load_pipeline(folder, precision, device)
 
 
 def draw_all(

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from dreambooth_operator.api.resources import BATCH_JOBS, ERASE_FINALIZER, RAY_JOBS
 from dreambooth_operator.api.status import TERMINAL, ConditionType, Failure, Phase
 from dreambooth_operator.controller.draft import Create, Decision, Delete, DeleteJob, Draft, SetFinalizer
-from dreambooth_operator.controller.judge import CLOSED_BY_SUCCESS, done_reason, judge_ray_job, tell_progress
+from dreambooth_operator.controller.judge import CLOSED_BY_SUCCESS, done_reason, judge_ray_job, pods_late, tell_progress
 from dreambooth_operator.controller.names import attempt_name, erase_name
 from dreambooth_operator.controller.rayjob import Settings, attempt_children, erase_children
 from dreambooth_operator.controller.resolve import Problem, Resolved
@@ -191,6 +191,10 @@ def _watch_over(draft: Draft, ray_job: RayJob, policy: RunPolicy, observed: Obse
     running = ray_job.deployment == "Running"
     if lost := tell_progress(draft, cluster, running=running, grace_seconds=settings.head_grace_seconds):
         _close(draft, lost, policy, settings)
+        _delete(draft, observed.ray_jobs)
+        return
+    if not running and (late := pods_late(draft, cluster, patience_seconds=settings.pods_ready_seconds)):
+        _close(draft, late, policy, settings, counts=False)
         _delete(draft, observed.ray_jobs)
         return
     if running and draft.job.status.phase is not Phase.RUNNING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 from dreambooth_operator.api.status import ConditionType, Failure, JobStatus, TrainerPhase
@@ -63,7 +64,6 @@ def tell_progress(draft: Draft, cluster: RayCluster | None, *, running: bool, gr
     if cluster is None:
         draft.condition(_C.CLUSTER_READY, "False", "Starting", "The Ray cluster is being created.")
         return None
-    workers = f"{cluster.workers_ready} of {cluster.workers_wanted} workers ready"
     if status.head_pod is None:
         if cluster.head and cluster.head_ready and running:
             draft.set(head_pod=cluster.head)
@@ -81,13 +81,31 @@ def tell_progress(draft: Draft, cluster: RayCluster | None, *, running: bool, gr
     elif status.head_lost_since:
         draft.set(head_lost_since=None)
     if cluster.head_ready and (cluster.provisioned or running):
-        draft.condition(_C.CLUSTER_READY, "True", "Ready", f"Head ready, {workers}.")
+        draft.condition(_C.CLUSTER_READY, "True", "Ready", _pods(cluster))
     else:
-        head = "Head ready" if cluster.head_ready else "Head not ready"
-        draft.condition(_C.CLUSTER_READY, "False", "WaitingForPods", f"{head}, {workers}. {cluster.trouble}".strip())
+        draft.condition(_C.CLUSTER_READY, "False", "WaitingForPods", _pods(cluster))
     if running:
         _tell_phases(draft, status)
     return None
+
+
+def pods_late(draft: Draft, cluster: RayCluster | None, *, patience_seconds: float) -> Failure | None:
+    """A failure if the pods of an attempt did not all come in time; call it before the trainer runs.
+
+    Jobs that each hold some of the last free nodes would wait for each other for ever, so one must give its own back.
+    Patience is up to doubled, by an amount that is the attempt's own, so that not all give up together.
+    """
+    status = draft.job.status
+    digest = hashlib.sha256(f"{draft.job.uid}/{status.attempts}".encode()).digest()
+    share = int.from_bytes(digest[:4]) / 2**32
+    patience = round(patience_seconds * (1 + share))  # times are kept in whole seconds
+    waited = (draft.now - (status.active_since or draft.now)).total_seconds()
+    if waited < patience:
+        draft.look_again(patience - waited)
+        return None
+    here = _pods(cluster) if cluster else "No Ray cluster was made."
+    why = "They are given back, so that another job may go first; this costs no retry."
+    return Failure(reason="PodsNotReady", message=f"Not all pods were ready within {waited:.0f} s. {here} {why}")
 
 
 def done_reason(draft: Draft, kind: ConditionType, usual: str) -> str:
@@ -97,6 +115,13 @@ def done_reason(draft: Draft, kind: ConditionType, usual: str) -> str:
         (kind is _C.PRIORS_READY and not spec.priors.enabled) or (kind is _C.EVALUATED and not spec.evaluation.enabled)
     )
     return "Skipped" if left_out else usual
+
+
+def _pods(cluster: RayCluster) -> str:
+    """Which pods of a cluster are ready, and what keeps the others."""
+    head = "Head ready" if cluster.head_ready else "Head not ready"
+    told = f"{head}, {cluster.workers_ready} of {cluster.workers_wanted} workers ready."
+    return told if cluster.head_ready and cluster.provisioned else f"{told} {cluster.trouble}".strip()
 
 
 def _tell_phases(draft: Draft, status: JobStatus) -> None:

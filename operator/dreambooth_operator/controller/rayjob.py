@@ -48,11 +48,13 @@ class Settings:
     Attributes:
         progress_url: where trainers report, without a slash at the end.
         head_grace_seconds: how long a head pod may be not ready before its attempt counts as lost.
+        pods_ready_seconds: how long the pods of an attempt may take to come, at least, before it gives them back.
         retry_seconds: the pause before the first retry; it doubles up to retry_most_seconds.
     """
 
     progress_url: str = "http://dreambooth-operator.dreambooth-system.svc:8082"
     head_grace_seconds: float = 120
+    pods_ready_seconds: float = 1800
     retry_seconds: float = 10
     retry_most_seconds: float = 360
 

@@ -26,7 +26,7 @@ class StableDiffusion:
     name = "stable-diffusion"
 
     def load(self, folder: Path, *, with_vae: bool) -> Components:
-        fp32: dict[str, Any] = {"torch_dtype": torch.float32, "use_safetensors": True}
+        fp32: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
         return Components(
             denoiser=UNet2DConditionModel.from_pretrained(folder / "unet", **fp32),
             text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", **fp32),
@@ -37,7 +37,7 @@ class StableDiffusion:
 
     def pipeline(self, folder: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
         return StableDiffusionPipeline.from_pretrained(
-            folder, torch_dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False
+            folder, dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False
         )
 
     def encode_images(self, parts: Components, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
