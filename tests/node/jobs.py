@@ -57,9 +57,22 @@ class Job:
 
     def pods(self, kind: str) -> list[str]:
         """Names of running pods: head or worker."""
+        return [pod["metadata"]["name"] for pod in self._running(kind)]
+
+    def address(self, kind: str) -> str:
+        """The address of a running pod."""
+        return self._running(kind)[0]["status"]["podIP"]
+
+    def exec(self, kind: str, *command: str) -> str:
+        """What a command says in a running pod."""
+        return self.cluster.kubectl(
+            "exec", "-n", self.tenant, self.pods(kind)[0], f"--container=ray-{kind}", "--", *command
+        )
+
+    def _running(self, kind: str) -> list[dict[str, Any]]:
         selector = f"dreambooth.dev/job=pink-dog,ray.io/node-type={kind}"
         items = self.cluster.get("pods", "-n", self.tenant, "-l", selector)["items"]
-        return [p["metadata"]["name"] for p in items if p["status"]["phase"] == "Running"]
+        return [pod for pod in items if pod["status"]["phase"] == "Running"]
 
     def kill(self, kind: str) -> None:
         """Remove a running pod without a word."""

@@ -1,4 +1,4 @@
-"""Jobs from `kubectl apply` to a published model, in real pods, and what may die on the way."""
+"""Two tenants' jobs at once, from `kubectl apply` to published models, in real pods, and what may die on the way."""
 
 from __future__ import annotations
 
@@ -12,17 +12,50 @@ from jobs import PRIORS, STEPS, Job, until
 # Names that an adversary or a careless colleague might ask for: those of alice's job and volume.
 FOREIGN = ("secrets", "configmaps", "persistentvolumeclaims", "pods/exec", "pods/log", "dreamboothjobs")
 
+# What a pod's token opens: Ray's list of jobs, of whichever cluster.
+ASK_RAY = """
+import os, sys, urllib.error, urllib.request
+headers = {"Authorization": "Bearer " + os.environ["RAY_AUTH_TOKEN"]}
+try:
+    request = urllib.request.Request(f"http://{sys.argv[1]}:8265/api/jobs/", headers=headers)
+    print(urllib.request.urlopen(request, timeout=60).status)
+except urllib.error.HTTPError as error:
+    print(error.code)
+"""
+
 
 @pytest.fixture(scope="module")
 def alice(cluster: NodeCluster) -> Job:
-    """A job that nobody disturbed; the others are measured against it."""
-    job = Job(cluster, "alice")
-    job.succeeds()
-    return job
+    """A job whose pods nobody disturbs; bob's, beside it, is measured against it."""
+    return Job(cluster, "alice")
+
+
+def test_whatever_dies_the_model_is_the_same(cluster: NodeCluster, alice: Job) -> None:
+    bob = Job(cluster, "bob", evaluation={"enabled": False})
+    until("both have their pods", lambda: all(len(job.pods("worker")) == 2 for job in (alice, bob)), 180)
+    for whose, answer in ((bob, "200"), (alice, "403")):
+        command = ["python", "-c", ASK_RAY, whose.address("head")]
+        assert bob.exec("worker", *command).strip() == answer, f"bob's pod asks the Ray of {whose.tenant}"
+    until("class images come", lambda: bob.priors, 300)
+    assert "prepare" in bob.plugin("logs", "--tail=20"), "what the trainer prints"
+    bob.kill("worker")
+    until("training goes on after a checkpoint", lambda: bob.step > 4, 300)
+    bob.kill("worker")
+    cluster.kubectl("delete", "pods", "-n", SYSTEM, "--all", "--force", "--grace-period=0")
+    seen = bob.step
+    until("training goes on", lambda: bob.step != seen, 300)
+    assert bob.step > 4, "at its checkpoint, not from the start"
+    bob.kill("head")
+    undisturbed, status = alice.succeeds(), bob.succeeds()
+    assert status["attempts"] == 2, "a worker is Ray's to replace, a head is ours"
+    assert status["lastFailure"]["reason"] == "HeadLost"
+    assert len(bob.priors) == PRIORS
+    assert [p.read_bytes() for p in bob.priors] == [p.read_bytes() for p in alice.priors]
+    assert status["output"]["digest"] == undisturbed["output"]["digest"]
 
 
 def test_from_apply_to_a_published_model(alice: Job, tmp_path: Path) -> None:
-    status = alice.status
+    status = alice.succeeds()
     assert status["attempts"] == 1
     assert status["priors"] == {"wanted": PRIORS, "reused": 0, "generated": PRIORS}
     assert len(alice.priors) == PRIORS
@@ -36,26 +69,6 @@ def test_from_apply_to_a_published_model(alice: Job, tmp_path: Path) -> None:
     assert str(tmp_path / "report.html") in alice.plugin("images", f"--out={tmp_path}")
     assert (tmp_path / "pictures.png").read_bytes() == (alice.volume / "pink-dog/model/pictures.png").read_bytes()
     assert "data:image/" in (tmp_path / "report.html").read_text()
-
-
-def test_whatever_dies_the_model_is_the_same(cluster: NodeCluster, alice: Job) -> None:
-    bob = Job(cluster, "bob", evaluation={"enabled": False})
-    until("class images come", lambda: bob.priors, 180)
-    assert "prepare" in bob.plugin("logs", "--tail=20"), "what the trainer prints"
-    bob.kill("worker")
-    until("training goes on after a checkpoint", lambda: bob.step > 4, 300)
-    bob.kill("worker")
-    cluster.kubectl("delete", "pods", "-n", SYSTEM, "--all", "--force", "--grace-period=0")
-    seen = bob.step
-    until("training goes on", lambda: bob.step != seen, 300)
-    assert bob.step > 4, "at its checkpoint, not from the start"
-    bob.kill("head")
-    status = bob.succeeds()
-    assert status["attempts"] == 2, "a worker is Ray's to replace, a head is ours"
-    assert status["lastFailure"]["reason"] == "HeadLost"
-    assert len(bob.priors) == PRIORS
-    assert [p.read_bytes() for p in bob.priors] == [p.read_bytes() for p in alice.priors]
-    assert status["output"]["digest"] == alice.status["output"]["digest"]
 
 
 def test_a_tenant_reaches_nothing_of_another(cluster: NodeCluster, alice: Job) -> None:

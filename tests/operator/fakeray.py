@@ -92,6 +92,7 @@ class FakeRay:
         return web.json_response({"status": run.status, "message": run.message, "submission_id": run.ray_job})
 
     async def _submit(self, request: web.Request) -> web.Response:
+        assert request.headers.get("x-ray-authorization", "").startswith("Bearer "), "Ray would refuse this"
         body = json.loads(await request.text())
         identity = body["submission_id"]
         assert identity not in self.runs, "KubeRay submitted twice"

@@ -120,6 +120,8 @@ def _ray_job(job: Job, attempt: int, resolved: Resolved, settings: Settings) -> 
     least, most = (elastic.min_workers, elastic.max_workers) if elastic else (workers, workers)
     cluster: Json = {
         "rayVersion": runtime.ray_version,
+        # KubeRay makes a Secret for each cluster: without its token Ray runs nothing, for whoever can reach it.
+        "authOptions": {"mode": "token"},
         "headGroupSpec": {
             # The head drives; Ray places no work on it.
             "rayStartParams": {"num-cpus": "0", "num-gpus": "0"},
