@@ -16,17 +16,21 @@ def publish_pipeline(pipeline: StableDiffusionPipeline, out: Path, evaluator: Pa
     pipeline.save_pretrained(partial)
     if evaluator.exists():
         shutil.copytree(evaluator, partial / "evaluator")
-    _load_as_float32(partial / "text_encoder" / "config.json")
+    for part in ("text_encoder", "unet", "vae"):
+        _settle(partial / part / "config.json")
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
 
 
-def _load_as_float32(config: Path) -> None:
-    """Half precision is how weights are stored, not how they run by default.
+def _settle(config: Path) -> None:
+    """Leave in a part's config only what the recipe decides.
 
-    diffusers loads to float32 unless told otherwise; transformers goes by `dtype` in the config, and a text encoder
-    in float16 beside a UNet in float32 cannot run.
+    Half precision is how weights are stored, not how they run by default. diffusers loads to float32 unless told
+    otherwise; transformers goes by `dtype` in the config, and a text encoder in float16 beside a UNet in float32
+    cannot run. Where the part lay while it was trained is nobody's business.
     """
     settings = json.loads(config.read_text())
-    settings["dtype"] = "float32"
+    settings.pop("_name_or_path", None)
+    if "dtype" in settings:
+        settings["dtype"] = "float32"
     config.write_text(json.dumps(settings, indent=2) + "\n")
