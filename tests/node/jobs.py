@@ -14,7 +14,7 @@ from devcluster import NodeCluster
 from devcluster.system import add_namespace, sample, sprites_runtime
 
 PRIORS = 16
-STEPS = 24
+STEPS = 60
 SMALL = {
     "priors": {"count": PRIORS},
     "training": {"steps": STEPS, "checkpointEverySteps": 4},
@@ -85,7 +85,15 @@ class Job:
         flags = [f"--kubeconfig={self.cluster.kubeconfig}", *arguments]
         return subprocess.run([*command, *flags], check=True, capture_output=True, text=True).stdout
 
+    def until(self, what: str, holds: Callable[[], object], seconds: float) -> None:
+        """Wait until `holds`; if it does not, say where the job stands."""
+        try:
+            until(what, holds, seconds)
+        except AssertionError:
+            print(json.dumps(self.status, indent=1), self.cluster.kubectl("get", "pods", "-n", self.tenant))
+            raise
+
     def succeeds(self, seconds: float = 420) -> dict[str, Any]:
-        until("the job is over", lambda: self.status.get("phase") in ("Succeeded", "Failed"), seconds)
+        self.until("the job is over", lambda: self.status.get("phase") in ("Succeeded", "Failed"), seconds)
         assert self.status["phase"] == "Succeeded", json.dumps(self.status, indent=1)
         return self.status

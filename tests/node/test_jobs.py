@@ -33,18 +33,18 @@ def alice(cluster: NodeCluster) -> Job:
 def test_whatever_dies_the_model_is_the_same(cluster: NodeCluster, alice: Job) -> None:
     bob = Job(cluster, "bob", evaluation={"enabled": False})
     until("both have their pods", lambda: all(len(job.pods("worker")) == 2 for job in (alice, bob)), 180)
-    until("class images come", lambda: bob.priors, 300)
+    bob.until("class images come", lambda: bob.priors, 300)
     assert "prepare" in bob.plugin("logs", "--tail=20"), "what the trainer prints"
     bob.kill("worker")
-    until("alice's class images come", lambda: alice.priors, 300)
+    alice.until("class images come", lambda: alice.priors, 300)
     for whose, answer in ((bob, "200"), (alice, "403")):
         command = ["python", "-c", ASK_RAY, whose.address("head")]
         assert bob.exec("head", *command).strip() == answer, f"bob's pod asks the Ray of {whose.tenant}"
-    until("training goes on after a checkpoint", lambda: bob.step > 4, 300)
+    bob.until("training goes on after a checkpoint", lambda: bob.step > 4, 300)
     bob.kill("worker")
     cluster.kubectl("delete", "pods", "-n", SYSTEM, "--all", "--force", "--grace-period=0")
     seen = bob.step
-    until("training goes on", lambda: bob.step != seen, 300)
+    bob.until("training goes on", lambda: bob.step != seen, 300)
     assert bob.step > 4, "at its checkpoint, not from the start"
     bob.kill("head")
     undisturbed, status = alice.succeeds(), bob.succeeds()
