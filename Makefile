@@ -14,9 +14,10 @@ help: ## List the targets
 	python3 -m venv .cache/uv
 	.cache/uv/bin/pip install --quiet uv
 
+# Compiled here, once: who may not write to the environment, as pods may not, would compile it in each process anew.
 $(VENV)/.installed: requirements.lock pyproject.toml | $(UV)
 	$(UV) venv --quiet --allow-existing --python '>=3.11,<3.13' $(VENV)
-	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
@@ -25,7 +26,7 @@ setup: $(VENV)/.installed ## Install everything into .venv (6 GB the first time,
 
 .PHONY: quickstart
 quickstart: setup ## Teach the built-in model a subject: priors, training, scores, a report
-	$(BIN)/dreambooth run manifests/samples/job-sprites.yaml --out out/quickstart
+	$(BIN)/dreambooth run manifests/samples/sprites.yaml --out out/quickstart
 
 .PHONY: cluster
 cluster: setup ## Build the control plane that tests need (12 minutes the first time, nothing afterwards)

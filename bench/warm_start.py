@@ -79,7 +79,7 @@ def measure(cluster: NodeCluster, workers: int) -> dict[str, float]:
 @click.option("--steps", type=int, help="Training steps. Default: the sample's.")
 @click.option("--priors", type=int, help="Class images. Default: the sample's.")
 def main(workers: int, steps: int | None, priors: int | None) -> None:
-    job = sample("job-sprites.yaml", namespace=TENANT)
+    job = sample("sprites.yaml", namespace=TENANT)
     job["spec"] |= {"cluster": {"workers": workers}}
     if steps:
         job["spec"]["training"] = {"steps": steps}

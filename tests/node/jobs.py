@@ -39,7 +39,7 @@ class Job:
         add_namespace(cluster, tenant)
         self.volume = cluster.add_volume(tenant, "models")
         cluster.apply(sprites_runtime())
-        job = sample("job-sprites.yaml", namespace=tenant)
+        job = sample("sprites.yaml", namespace=tenant)
         job["spec"] |= SMALL | spec
         cluster.apply(job)
 

@@ -83,7 +83,7 @@ def test_a_tenant_reaches_nothing_of_another(cluster: NodeCluster, alice: Job) -
         cluster.kubectl("auth", "can-i", "get", what, "-n", "mallory", user, "--quiet")
         with pytest.raises(ProcessError, match="can-i"):
             cluster.kubectl("auth", "can-i", "get", what, "-n", "alice", user, "--quiet")
-    job = sample("job-sprites.yaml", namespace="mallory")
+    job = sample("sprites.yaml", namespace="mallory")
     job["spec"]["output"] = {"pvc": {"claimName": "models", "path": "../alice/models"}}
     with pytest.raises(ProcessError, match="path"):
         cluster.apply(job)

@@ -45,7 +45,7 @@ def test_a_higher_priority_goes_first_and_the_other_goes_on(cluster: NodeCluster
     dave = Job(cluster, "dave", **one | long, runPolicy={"queueName": "gpus", "priorityClassName": "low"})
     until("dave's job has a checkpoint", lambda: dave.step > SAVED_EVERY, 300)
     until("it counts as admitted", lambda: _condition(dave, "Queued").get("status") == "False")
-    quick = {"priors": {"enabled": False}}
+    quick = {"priors": {"enabled": False}, "training": {"steps": 24}}
     erin = Job(cluster, "erin", **one | quick, runPolicy={"queueName": "gpus", "priorityClassName": "high"})
     until("dave's job waits", lambda: dave.status["phase"] == "Queued", 120)
     assert "Waits for queue gpus to admit it" in _condition(dave, "Queued")["message"]
