@@ -18,6 +18,8 @@ from devcluster.system import add_namespace, install_dreambooth, sample, sprites
 from rich.console import Console
 from rich.table import Table
 
+from dreambooth_trainer.spec import API_VERSION
+
 Seen = dict[str, Any]
 TENANT = "bench"
 
@@ -46,8 +48,8 @@ FIRST_STEP = "train: the group starts, first step"
 
 def look(cluster: NodeCluster, workers: int) -> Seen:
     """The job's status, and how many of its pods run and are ready."""
-    job = cluster.get("dbj", "pink-dog", "-n", TENANT).get("status", {})
-    pods = cluster.get("pods", "-n", TENANT)["items"]
+    job = cluster.read(f"/apis/{API_VERSION}/namespaces/{TENANT}/dreamboothjobs/pink-dog").get("status", {})
+    pods = cluster.read(f"/api/v1/namespaces/{TENANT}/pods")["items"]
     conditions = [c for pod in pods for c in pod["status"].get("conditions", [])]
     return {
         "job": job,

@@ -9,9 +9,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from devcluster import NodeCluster
 from devcluster.system import add_namespace, sample, sprites_runtime
+
+from dreambooth_trainer.spec import API_VERSION
 
 PRIORS = 16
 STEPS = 60
@@ -45,7 +48,8 @@ class Job:
 
     @property
     def status(self) -> dict[str, Any]:
-        return self.cluster.get("dbj", "pink-dog", "-n", self.tenant).get("status", {})
+        jobs = f"/apis/{API_VERSION}/namespaces/{self.tenant}/dreamboothjobs"
+        return self.cluster.read(f"{jobs}/pink-dog").get("status", {})
 
     @property
     def step(self) -> int:
@@ -71,7 +75,8 @@ class Job:
 
     def _running(self, kind: str) -> list[dict[str, Any]]:
         selector = f"dreambooth.dev/job=pink-dog,ray.io/node-type={kind}"
-        items = self.cluster.get("pods", "-n", self.tenant, "-l", selector)["items"]
+        pods = f"/api/v1/namespaces/{self.tenant}/pods?labelSelector={quote(selector)}"
+        items = self.cluster.read(pods)["items"]
         return [pod for pod in items if pod["status"]["phase"] == "Running"]
 
     def kill(self, kind: str) -> None:
