@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -139,6 +141,31 @@ def test_erasing_removes_the_folder_and_the_published_copy(tmp_path: Path) -> No
     assert not folder.root.exists()
     assert not fs.exists("/bucket/model")
     assert list(erase_job(published, str(folder.root))) == []
+
+
+def test_an_erasure_that_is_cut_short_is_finished_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlink = os.unlink
+    # Of so many, in whatever order a folder is listed, some come after what tells a job.
+    files = ("job.yaml", "work/latents", *(f"picture-{n}.png" for n in range(12)))
+    for allowed in range(len(files)):
+        folder = JobFolder(tmp_path / "out")
+        for name in files:
+            write_whole(folder.root / name, "x")
+        left = allowed
+
+        def until_it_dies(*arguments: Any, **named: Any) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise OSError("the pod is gone")
+            unlink(*arguments, **named)
+
+        with monkeypatch.context() as dying, pytest.raises(OSError, match="the pod is gone"):
+            dying.setattr(os, "unlink", until_it_dies)
+            dying.setattr(os, "remove", until_it_dies)
+            list(erase_job(job(), str(folder.root)))
+        assert list(erase_job(job(), str(folder.root))) == [str(folder.root)]
+        assert not folder.root.exists()
 
 
 def test_erasing_touches_nothing_but_a_jobs_folder(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from dreambooth_trainer.store.folder import whole_folder
 if TYPE_CHECKING:
     from dreambooth_trainer.report.contents import Report
 
-# A loader opens this first: in a store without renames it is put last, and a model without it is none yet.
+# A loader opens this first: in a store without renames it is put last, and a model without it is none yet. The note is
+# put first: by it an erasure knows a model that was not put up whole.
 INDEX = "model_index.json"
 
 
@@ -87,7 +88,7 @@ def _save_single_file(model: Path, target: Path) -> None:
 
 def _upload(model: Path, uri: str, progress: PhaseProgress) -> None:
     fs, root = fsspec.url_to_fs(uri)
-    files = sorted((p for p in model.rglob("*") if p.is_file()), key=lambda p: (p.name == INDEX, p))
+    files = sorted((p for p in model.rglob("*") if p.is_file()), key=lambda p: (p.name != NOTE, p.name == INDEX, p))
     progress.total(len(files))
     for number, path in enumerate(files):
         target = f"{root}/{path.relative_to(model).as_posix()}"

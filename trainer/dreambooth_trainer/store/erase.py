@@ -10,8 +10,9 @@ import fsspec
 from dreambooth_trainer.faults import Fault, UserError
 from dreambooth_trainer.spec import DreamBoothJob
 
-# What only a job's folder or a published model has at its top: a folder of anything else is not touched.
-SIGNS = ("job.yaml", "work", "dreambooth.json")
+# What has one of these at its top is a job's folder, or a published model; nothing else is touched.
+FOLDER_SIGNS = ("job.yaml", "work")
+MODEL_SIGNS = ("dreambooth.json", "job.yaml")
 
 
 def erase_job(job: DreamBoothJob, folder: str) -> Iterator[str]:
@@ -22,17 +23,19 @@ def erase_job(job: DreamBoothJob, folder: str) -> Iterator[str]:
     Raises:
         UserError: a folder holds something, but nothing of a job; nothing of it is removed.
     """
-    urls = [folder]
+    places: dict[str, tuple[str, ...]] = {folder: FOLDER_SIGNS}
     published = job.spec.output.uri
     if published is not None and "://" in published and published != folder:
-        urls.append(published)
-    for url in urls:
+        places[published] = MODEL_SIGNS
+    for url, signs in places.items():
         fs, path = fsspec.url_to_fs(url)
         if not fs.exists(path):
             continue
-        inside = {entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False)}
-        if inside and not inside.intersection(SIGNS):
+        entries = {entry: entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False)}
+        if entries and not set(signs).intersection(entries.values()):
             raise UserError(Fault("--out", url, "is no folder of a job", "write the folder that the job ran in"))
-        with contextlib.suppress(FileNotFoundError):
-            fs.rm(path, recursive=True)
+        # Signs go last: an erasure that was cut short must know the rest for its own.
+        for entry in [*sorted(entries, key=lambda entry: entries[entry] in signs), path]:
+            with contextlib.suppress(FileNotFoundError):
+                fs.rm(entry, recursive=True)
         yield url
