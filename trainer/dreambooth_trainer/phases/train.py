@@ -105,10 +105,13 @@ def build_trainer(plan: Plan, folder: JobFolder, key: str, tell: Callable[[Recor
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from dreambooth_trainer.engine.group import OneGroup
+
     cluster, resources = plan.spec.cluster, ray.cluster_resources()
     gpu = bool(resources.get("GPU"))
     threads = max(1, int(resources.get("CPU", 1)) // cluster.workers)
     elastic = cluster.elastic
+    callbacks: list[Any] = [OneGroup()]
     return TorchTrainer(
         run_worker,
         train_loop_config={"loop": LoopConfig(plan, folder.latents.resolve(), threads, tell)},
@@ -122,6 +125,7 @@ def build_trainer(plan: Plan, folder: JobFolder, key: str, tell: Callable[[Recor
             storage_path=str(folder.checkpoints.resolve()),
             failure_config=FailureConfig(max_failures=plan.spec.run_policy.backoff_limit),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
+            callbacks=callbacks,
         ),
     )
 

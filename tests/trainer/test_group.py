@@ -1,0 +1,44 @@
+"""A worker that dies while its group starts: the next start gets what the first one held."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+
+def test_a_start_that_failed_holds_nothing(ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+
+    from dreambooth_trainer.engine.group import OneGroup
+
+    class KillOnce(WorkerGroupCallback):
+        killed = False
+
+        def after_worker_group_start(self, worker_group: Any) -> None:
+            if not self.killed:
+                self.killed = True
+                (worker,) = worker_group.get_workers()
+                ray.kill(worker.actor)
+                ray.get(worker.execute_async(len, ""))
+
+    def train(config: dict[str, Any]) -> None:
+        Path(config["done"]).touch()
+
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
+    trainer = TorchTrainer(
+        train,
+        train_loop_config={"done": str(tmp_path / "done")},
+        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": int(ray.cluster_resources()["CPU"])}),
+        run_config=RunConfig(
+            storage_path=str(tmp_path),
+            failure_config=FailureConfig(controller_failure_limit=1),
+            callbacks=[KillOnce(), OneGroup()],
+        ),
+    )
+    trainer.fit()
+    assert (tmp_path / "done").exists()
