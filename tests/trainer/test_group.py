@@ -7,6 +7,10 @@ from typing import Any
 
 import pytest
 import ray
+from test_engine import make_plan
+
+from dreambooth_trainer.phases.train import build_trainer
+from dreambooth_trainer.store.folder import JobFolder
 
 
 def test_a_start_that_failed_holds_nothing(ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,3 +46,10 @@ def test_a_start_that_failed_holds_nothing(ray_here: None, tmp_path: Path, monke
     )
     trainer.fit()
     assert (tmp_path / "done").exists()
+
+
+def test_every_training_does_so(ray_here: None, tiny_model: Path, tmp_path: Path) -> None:
+    from dreambooth_trainer.engine.group import OneGroup
+
+    callbacks = build_trainer(make_plan(tiny_model), JobFolder(tmp_path), "key", print).run_config.callbacks
+    assert any(isinstance(callback, OneGroup) for callback in callbacks or [])

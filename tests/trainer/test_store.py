@@ -173,3 +173,13 @@ def test_erasing_touches_nothing_but_a_jobs_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no folder of a job"):
         list(erase_job(job(), str(tmp_path)))
     assert (tmp_path / "photos.txt").exists()
+
+
+def test_erasing_takes_no_other_folder_for_a_published_model() -> None:
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/elsewhere/work/photos.txt", b"mine")
+    spec = job("s3://bucket/model").spec
+    elsewhere = spec.model_copy(update={"output": spec.output.model_copy(update={"uri": "memory://elsewhere"})})
+    with pytest.raises(UserError, match="is no folder of a job"):
+        list(erase_job(job().model_copy(update={"spec": elsewhere}), "memory://nothing"))
+    assert fs.exists("/elsewhere/work/photos.txt")
