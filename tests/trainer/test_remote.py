@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -11,26 +13,28 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from dreambooth_trainer import remote
 from dreambooth_trainer.progress import LineReporter
-from dreambooth_trainer.remote import Operator, OperatorReporter, as_shown, operator_from_environment
+from dreambooth_trainer.remote import Delivery, Operator, OperatorReporter, as_shown, operator_from_environment
 
 
 class Listener:
-    """An HTTP server that keeps what it is told."""
+    """An HTTP server that keeps the messages it gets. `answers` are the first status codes; then it answers 204."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0, answers: tuple[int, ...] = ()) -> None:
         heard = self.heard = []
+        left = list(answers)
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 heard.append((self.headers["Authorization"], json.loads(body)))
-                self.send_response(204)
+                self.send_response(left.pop(0) if left else 204)
                 self.end_headers()
 
             def log_message(self, *args: object) -> None: ...
 
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.server = HTTPServer(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -74,13 +78,69 @@ def test_the_last_message_says_everything(listener: Listener, token: Path) -> No
 
 def test_the_token_is_read_anew_for_every_message(listener: Listener, token: Path) -> None:
     operator = Operator(listener.url, token)
-    assert operator.tell({"step": 1})
+    assert operator.send({"step": 1}) is Delivery.ACKNOWLEDGED
     token.write_text("second\n")
-    assert operator.tell({"step": 2})
+    assert operator.send({"step": 2}) is Delivery.ACKNOWLEDGED
     assert [authorization for authorization, _ in listener.heard] == ["Bearer first", "Bearer second"]
 
 
-def test_an_operator_that_is_away_stops_nobody(token: Path) -> None:
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_the_last_report_waits_for_an_operator_that_is_away(token: Path) -> None:
+    port, listeners = free_port(), []
+    back = threading.Timer(3, lambda: listeners.append(Listener(port)))
+    with OperatorReporter(silent(), Operator(f"http://127.0.0.1:{port}/v1", token)) as reporter:
+        reporter.finished("evaluate", {"key": "k", "seconds": 1.0, "dino": 0.7})
+        reporter.finished("publish", {"key": "k", "seconds": 1.0, "uri": "/out", "digest": "sha256:0"})
+        back.start()
+    back.join()
+    listeners[0].server.shutdown()
+    last = listeners[0].heard[-1][1]
+    assert (last["scores"], last["output"]["digest"]) == ({"dino": 0.7}, "sha256:0")
+
+
+@pytest.mark.parametrize("status", [401, 408, 429, 500, 503])
+def test_the_last_report_is_repeated_until_it_is_acknowledged(token: Path, status: int) -> None:
+    listener = Listener(answers=(status, status, status))
+    try:
+        with pytest.raises(RuntimeError), OperatorReporter(silent(), Operator(listener.url, token)) as reporter:
+            reporter.failed("OutOfMemory", "no memory", retryable=False)
+            raise RuntimeError("the run failed")
+    finally:
+        listener.server.shutdown()
+    assert len(listener.heard) >= 4
+    assert listener.heard[-1][1]["failure"]["reason"] == "OutOfMemory"
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 409])
+def test_a_refusal_for_good_ends_the_retries(token: Path, status: int) -> None:
+    listener = Listener(answers=(status,) * 100)
+    try:
+        with OperatorReporter(silent(), Operator(listener.url, token)) as reporter:
+            reporter.failed("OutOfMemory", "no memory", retryable=False)
+    finally:
+        listener.server.shutdown()
+    assert len(listener.heard) <= 2
+
+
+def test_an_interrupted_run_ends_within_its_grace_period(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "INTERRUPTED_SECONDS", 0.5)
+    start = time.monotonic()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        OperatorReporter(silent(), Operator(f"http://127.0.0.1:{free_port()}/v1", token)) as reporter,
+    ):
+        reporter.failed("X", "y", retryable=True)
+        raise KeyboardInterrupt
+    assert time.monotonic() - start < remote.LAST_MESSAGE_SECONDS / 2
+
+
+def test_an_operator_that_stays_away_does_not_stop_a_run(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "LAST_MESSAGE_SECONDS", 0.5)
     with OperatorReporter(silent(), Operator("http://127.0.0.1:9/v1", token)) as reporter:
         reporter.failed("InvalidInput", "spec.subject.class: ...", retryable=False)
         with reporter.phase("prepare") as progress:

@@ -1,16 +1,22 @@
-"""Tells the operator where a run is: small JSON messages, authenticated by the pod's projected token.
+"""Reports progress to the operator: small JSON messages, authenticated by the pod's projected token.
 
-A message that cannot be delivered is dropped: the next one says more, and a run never waits for the operator.
+While a run is under way, a message that cannot be delivered is replaced by the next one, and the run never waits.
+The last message is different: scores, output and failure exist only there, so the process does not exit before the
+operator has acknowledged it or refused it for good, or five minutes have passed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
+import http.client
+import itertools
 import json
 import os
 import ssl
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +34,21 @@ OUT_VARIABLE = "DREAMBOOTH_OUT"
 OUT_SHOWN_VARIABLE = "DREAMBOOTH_OUT_SHOWN"
 SECONDS_BETWEEN = 2.0
 TIMEOUT_SECONDS = 5.0
+# How long the last message is retried. All replicas of the operator may be restarting, on a busy node.
+LAST_MESSAGE_SECONDS = 300.0
+# An interrupted process is about to be killed: 30 seconds is the usual grace period of a pod.
+INTERRUPTED_SECONDS = 10.0
+MAX_RETRY_SECONDS = 10.0
+# Answers after which the same message may be accepted later; other 4xx answers are final.
+RETRYABLE_STATUS = {401, 408, 425, 429}
+
+
+class Delivery(enum.Enum):
+    """What became of a message."""
+
+    ACKNOWLEDGED = "acknowledged"
+    REFUSED = "refused"  # for good: another attempt is current, or the job is gone
+    FAILED = "failed"  # may succeed later
 
 
 @dataclass(frozen=True)
@@ -43,8 +64,8 @@ class Operator:
     token_file: Path
     authority_file: Path | None = None
 
-    def tell(self, message: Mapping[str, JsonValue]) -> bool:
-        """Send one message; returns whether it arrived."""
+    def send(self, message: Mapping[str, JsonValue]) -> Delivery:
+        """Send one message. Raises nothing that the network or the operator may cause."""
         try:
             token = self.token_file.read_text().strip()
             request = urllib.request.Request(  # noqa: S310 - the operator wrote the URL
@@ -55,9 +76,12 @@ class Operator:
             )
             trust = ssl.create_default_context(cafile=self.authority_file) if self.url.startswith("https") else None
             with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS, context=trust):  # noqa: S310 - as above
-                return True
-        except OSError:
-            return False
+                return Delivery.ACKNOWLEDGED
+        except urllib.error.HTTPError as error:
+            final = 400 <= error.code < 500 and error.code not in RETRYABLE_STATUS
+            return Delivery.REFUSED if final else Delivery.FAILED
+        except (OSError, http.client.HTTPException):
+            return Delivery.FAILED
 
 
 def as_shown(uri: str) -> str:
@@ -75,7 +99,7 @@ def operator_from_environment() -> Operator | None:
 
 @dataclass
 class OperatorReporter:
-    """Tells the operator what it tells another reporter. A thread sends the latest, so nothing here waits."""
+    """Reports to the operator what it reports to another reporter. A thread sends, so nothing waits before the end."""
 
     inner: Reporter
     operator: Operator
@@ -89,11 +113,29 @@ class OperatorReporter:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Deliver the last message; how long that may take depends on why the run ends."""
         self._closed.set()
         self._changed.set()
         if self._thread is not None:
             self._thread.join(2 * TIMEOUT_SECONDS)
+        interrupted = kind is not None and not issubclass(kind, Exception)
+        self._deliver(INTERRUPTED_SECONDS if interrupted else LAST_MESSAGE_SECONDS)
+
+    def _deliver(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        for attempt in itertools.count():
+            delivery = self.operator.send(self._state)
+            if delivery is Delivery.ACKNOWLEDGED:
+                return
+            left = deadline - time.monotonic()
+            if delivery is Delivery.REFUSED or left <= 0:
+                why = "refused it" if delivery is Delivery.REFUSED else f"did not answer for {seconds:.0f} s"
+                self.inner.note(f"The last report was not delivered: the operator {why}.")
+                return
+            if attempt == 0:
+                self.inner.note("The operator does not answer; the last report is retried.")
+            time.sleep(min(MAX_RETRY_SECONDS, 0.5 * 2 ** min(attempt, 10), left))
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[PhaseProgress]:
@@ -129,11 +171,11 @@ class OperatorReporter:
         while not self._closed.is_set():
             self._changed.wait()
             self._changed.clear()
-            arrived = self.operator.tell(dict(self._state))
-            if not arrived:
+            if self._closed.is_set():
+                return
+            if self.operator.send(dict(self._state)) is Delivery.FAILED:
                 self._changed.set()
             self._closed.wait(SECONDS_BETWEEN)
-        self.operator.tell(dict(self._state))
 
 
 @dataclass

@@ -29,9 +29,9 @@ def run(job_file: Path, out: Path | None, store: str | None, sets: tuple[str, ..
     """Run a DreamBoothJob: priors, training, scores, a report and a model."""
     start = time.monotonic()
     console = Console()
-    job = options.read_job(job_file, sets)
-    folder = JobFolder((out or default_folder(job)).resolve())
     with told_to_operator(choose_reporter(console)) as reporter:
+        job = options.read_job(job_file, sets)
+        folder = JobFolder((out or default_folder(job)).resolve())
         # Imported here, so that a fault in the file is told at once: torch and Ray take seconds.
         from dreambooth_trainer.cli.explain import describe
         from dreambooth_trainer.runner import open_job, run_job
@@ -59,7 +59,8 @@ def told_to_operator(inner: Reporter) -> Iterator[Reporter]:
             reporter.failed("InvalidInput", str(error), retryable=False)
             raise
         except Exception as error:
-            reporter.failed(type(error).__name__, str(error), retryable=True)
+            cause = getattr(error, "cause", None) or error  # what a Ray worker raised comes wrapped
+            reporter.failed(type(cause).__name__, str(cause), retryable=True)
             raise
 
 
