@@ -202,7 +202,9 @@ def test_weights_come_together_from_all_shards(runs: dict, tiny_model: Path) -> 
     ],
 )
 def test_what_another_start_cannot_mend_is_told(error: Exception, sentence: str) -> None:
-    assert sentence in str(why_no_retry(error))
+    stopped = why_no_retry(error)
+    assert stopped is not None
+    assert sentence in stopped.message
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(errno.ECONNRESET, "x"), OSError("x"), RuntimeError("NCCL")])

@@ -41,7 +41,7 @@ def test_a_start_that_failed_holds_nothing(ray_here: None, tmp_path: Path, monke
         run_config=RunConfig(
             storage_path=str(tmp_path),
             failure_config=FailureConfig(controller_failure_limit=1),
-            callbacks=[KillOnce(), OneGroup()],
+            callbacks=[KillOnce(), OneGroup(print)],
         ),
     )
     trainer.fit()

@@ -9,10 +9,10 @@ from dreambooth_trainer.memory import GIB, ModelSize, choose_stage, memory_need
 from dreambooth_trainer.plan import Plan, fingerprint, resolve
 from dreambooth_trainer.spec import DreamBoothJob
 
-STABLE_DIFFUSION = ModelSize(trainable=860_000_000, frozen=0, latent_side=64, width=320)
+STABLE_DIFFUSION = ModelSize(trainable=860_000_000, frozen=0, whole=1_066_000_000, latent_side=64, width=320)
 
 
-def make_plan(spec: dict | None = None, images: int = 4) -> Plan:
+def make_plan(spec: dict | None = None, images: int = 4, gpus: int = 0, precision: str = "fp32") -> Plan:
     job = DreamBoothJob.model_validate(
         {
             "apiVersion": "dreambooth.dev/v1alpha1",
@@ -21,7 +21,10 @@ def make_plan(spec: dict | None = None, images: int = 4) -> Plan:
             "spec": {"subject": {"class": "dog", "images": {"uri": "photos"}}, **(spec or {})},
         }
     )
-    return resolve(job, image_count=images, identifier=job.spec.subject.identifier, zero_stage=1, precision="fp32")
+    identifier = job.spec.subject.identifier
+    return resolve(
+        job, image_count=images, identifier=identifier, zero_stage=1, precision=precision, gpus_per_worker=gpus
+    )
 
 
 def test_the_papers_defaults_hold_for_any_model_but_the_built_in() -> None:
@@ -55,8 +58,14 @@ def test_what_the_job_says_wins() -> None:
                 "training": {"batchSize": 4, "gradientAccumulationSteps": 2},
                 "cluster": {"elastic": {"minWorkers": 2, "maxWorkers": 3}},
             },
-            "spec.training.batchSize: 4: cannot be split evenly over every number of workers from 2 to 3 x 2 "
+            "spec.training.batchSize: 4: cannot be split evenly over any number of workers from 2 to 3 x 2 "
             "accumulation step(s); write a multiple of 12",
+        ),
+        (
+            {"model": {"id": "some/model"}, "cluster": {"workers": 8}},
+            "spec.training.batchSize: 1: the default cannot be split evenly over 8 worker(s) x 1 accumulation step(s); "
+            "use fewer workers, or write a recipe with as many samples: training.batchSize: 8, training.steps: 125, "
+            "training.learningRate: 1.4e-05",
         ),
     ],
 )
@@ -66,33 +75,42 @@ def test_a_batch_that_cannot_be_split_is_told(spec: dict, sentence: str) -> None
     assert str(caught.value) == sentence
 
 
-def test_the_default_batch_grows_to_what_can_be_split() -> None:
-    assert make_plan({"cluster": {"workers": 3}}).batch_size == 3
-    assert make_plan({"cluster": {"workers": 8}}).batch_size == 8
+def test_a_batch_is_split_over_all_gpus() -> None:
+    with pytest.raises(UserError, match=r"over 1 worker\(s\) x 8 GPUs x 1 accumulation step"):
+        make_plan({"model": {"id": "some/model"}}, gpus=8)
+    plan = make_plan({"training": {"batchSize": 16}, "cluster": {"workers": 2}}, gpus=8)
+    assert plan.world_sizes == (16, 16)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_the_number_of_workers_does_not_change_the_batch(workers: int) -> None:
+    assert make_plan({"cluster": {"workers": workers}}).batch_size == SPRITES.batch_size
 
 
 @pytest.mark.parametrize(
-    ("available", "workers", "stage"), [(40 * GIB, 1, 1), (6.5 * GIB, 4, 2), (5 * GIB, 4, 3), (1 * GIB, 1, 3)]
+    ("available", "workers", "stage", "fits"),
+    [(40, 1, 1, True), (9, 4, 1, True), (8.5, 4, 2, True), (7, 4, 3, True), (1, 4, 3, False), (1, 1, 1, False)],
 )
-def test_the_lowest_stage_that_fits_is_taken(available: float, workers: int, stage: int) -> None:
-    chosen, why = choose_stage(
+def test_the_lowest_stage_that_fits_is_taken(available: float, workers: int, stage: int, fits: bool) -> None:
+    choice = choose_stage(
         "auto",
         STABLE_DIFFUSION,
-        available=available,
-        workers=workers,
+        available=available * GIB,
+        world_size=workers,
         precision="bf16",
         images=2,
         checkpointing=True,
     )
-    assert chosen == stage
-    assert "GiB a worker" in why
+    assert (choice.stage, choice.fits) == (stage, fits)
+    assert f"of {available:.1f} GiB" in choice.why
 
 
 def test_memory_follows_the_zero_paper() -> None:
     def need(stage: int) -> float:
-        return memory_need(
-            STABLE_DIFFUSION, stage=stage, workers=4, precision="bf16", images=0, checkpointing=False
-        ).total
+        found = memory_need(
+            STABLE_DIFFUSION, stage=stage, world_size=4, precision="bf16", images=0, checkpointing=False
+        )
+        return found.weights + found.gradients + found.optimizer
 
     weights = STABLE_DIFFUSION.trainable
     assert need(1) == weights * (2 + 2 + 12 / 4)

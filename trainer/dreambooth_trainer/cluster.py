@@ -10,19 +10,25 @@ from collections.abc import Iterator
 OBJECT_STORE_BYTES = 256 * 2**20
 
 
+def has_address() -> bool:
+    """Whether the environment names a Ray cluster to connect to, as it does in the head pod of a job."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
 @contextlib.contextmanager
 def ray_cluster() -> Iterator[None]:
     """Connect to RAY_ADDRESS if it is set, else start Ray here for the time of the block."""
     # Ray Train asks its workers every two seconds by default, and a checkpoint waits for the next question.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # A process that reserves no GPU sees none, so that nothing runs on a GPU by accident.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     import ray
 
     if ray.is_initialized():
         yield
         return
     common = {"log_to_driver": bool(os.environ.get("DREAMBOOTH_DEBUG")), "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
+    if has_address():
         ray.init(**common)
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

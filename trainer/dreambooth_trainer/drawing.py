@@ -6,7 +6,9 @@ draws it or with which others, so a batch that a dead worker left is drawn again
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import gc
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambooth_trainer.families.registry import local_folder, open_family
+from dreambooth_trainer.hardware import work_device
 from dreambooth_trainer.plan import SamplerPlan
 from dreambooth_trainer.pool import WorkerPool
 from dreambooth_trainer.spec import BaseModelRef
@@ -83,13 +86,17 @@ def draw_batch(pipeline: Any, style: Style, drawings: Sequence[Drawing]) -> list
 
 def draw(model: BaseModelRef, style: Style, store: PictureStore, drawings: Sequence[Drawing]) -> int:
     """Draw and store a batch, here; returns how many there were. The model stays loaded for the next batch."""
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline = _kept_pipeline(local_folder(model), style.precision, device)
+    pipeline = _kept_pipeline(local_folder(model), style.precision, work_device())
     for drawing, image in zip(drawings, draw_batch(pipeline, style, drawings), strict=True):
         store.put(drawing.name, image)
     return len(drawings)
+
+
+def drop_models() -> None:
+    """Free the model that the last call kept, also the pages of small tensors, which glibc would hold."""
+    _kept_pipeline.cache_clear()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 @functools.lru_cache(maxsize=1)

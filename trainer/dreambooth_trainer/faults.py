@@ -6,6 +6,7 @@ world was at fault, a retry may help. Anything else is a bug of ours.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,6 +44,31 @@ class UserError(Exception):
     def __reduce__(self) -> tuple[type[UserError], tuple[tuple[Fault, ...]]]:
         # Ray carries it from a worker to the driver; the default would rebuild it from the message.
         return type(self), (self.faults,)
+
+
+class InsufficientMemoryError(UserError):
+    """A worker does not have the memory that the job needs; the same again would end the same."""
+
+
+def out_of_memory(error: BaseException, activity: str) -> InsufficientMemoryError | None:
+    """One sentence for an error of PyTorch or Ray that means a lack of memory; None for any other error.
+
+    Args:
+        activity: what the worker was doing.
+    """
+    error = getattr(error, "cause", None) or getattr(error, "health_check_failure", None) or error
+    if type(error).__name__ != "OutOfMemoryError":  # ray.exceptions has one, torch has one
+        return None
+    used = re.search(r"was (\S+) used / (\S+) limit", str(error))
+    if used:
+        rule = f"Ray killed a worker that was {activity}: {used[1]} of {used[2]} on its machine were in use"
+    else:
+        rule = f"the GPU's memory was exhausted by {activity}: {str(error).partition(chr(10))[0]}"
+    remedy = (
+        "write training.gradientCheckpointing: true, a smaller training.batchSize or training.resolution, "
+        "training.method: LoRA, more cluster.workers, or use workers with more memory"
+    )
+    return InsufficientMemoryError(Fault("spec.cluster.resources", None, rule, remedy))
 
 
 class ThresholdError(UserError):

@@ -1,9 +1,8 @@
-"""What is to be known of a base model and of this machine before anything runs; reads headers, loads no weights."""
+"""What is to be known of a base model before anything runs; reads headers, loads no weights."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from safetensors import safe_open
@@ -25,23 +24,10 @@ def model_size(folder: Path, *, resolution: int, train_text_encoder: bool, lora_
     return ModelSize(
         trainable=trainable,
         frozen=0 if lora_rank is None else unet,
+        whole=unet + text + _count(folder / "vae"),
         latent_side=resolution // 2 ** (len(vae["block_out_channels"]) - 1),
         width=config["block_out_channels"][0],
     )
-
-
-def worker_memory(workers: int, gpu: bool) -> float:
-    """Bytes that one worker can use: a GPU's, or its share of this machine's memory."""
-    if gpu:
-        import torch
-
-        return float(torch.cuda.get_device_properties(0).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / workers
-
-
-def has_gpu() -> bool:
-    """Whether a GPU is there, without importing torch for the answer."""
-    return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def _shapes(folder: Path) -> list[list[int]]:

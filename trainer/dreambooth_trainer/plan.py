@@ -27,7 +27,8 @@ class Plan(Strict):
     """A job with every default filled. Phases read this and the job, never a default of their own.
 
     Attributes:
-        batch_size: instance images an optimizer step, over all workers.
+        batch_size: instance images per optimizer step, over all workers and GPUs.
+        gpus_per_worker: 0 where the work runs on CPUs.
     """
 
     job: DreamBoothJob
@@ -42,6 +43,7 @@ class Plan(Strict):
     text_encoder_learning_rate: float
     batch_size: int
     precision: str
+    gpus_per_worker: int
     zero_stage: int
     checkpoint_every_steps: int
     prior_count: int
@@ -56,6 +58,15 @@ class Plan(Strict):
         return self.job.spec
 
     @property
+    def world_sizes(self) -> tuple[int, int]:
+        """The least and the greatest number of training processes: one per GPU, or one per worker on CPUs."""
+        elastic, workers = self.spec.cluster.elastic, self.spec.cluster.workers
+        per_worker = max(1, self.gpus_per_worker)
+        if elastic is None:
+            return workers * per_worker, workers * per_worker
+        return elastic.min_workers * per_worker, elastic.max_workers * per_worker
+
+    @property
     def subject_noun(self) -> str:
         """What takes the place of {} in a template: the identifier and the class."""
         return f"{self.identifier} {self.spec.subject.class_}"
@@ -66,7 +77,15 @@ def model_ref(job: DreamBoothJob) -> BaseModelRef:
     return job.spec.model or BaseModelRef(id=BUILTIN_SPRITES)
 
 
-def resolve(job: DreamBoothJob, *, image_count: int, identifier: str, zero_stage: int, precision: str) -> Plan:
+def resolve(
+    job: DreamBoothJob,
+    *,
+    image_count: int,
+    identifier: str,
+    zero_stage: int,
+    precision: str,
+    gpus_per_worker: int = 0,
+) -> Plan:
     """Fill every default.
 
     Args:
@@ -98,8 +117,9 @@ def resolve(job: DreamBoothJob, *, image_count: int, identifier: str, zero_stage
         learning_rate=rate,
         train_text_encoder=trains_text_encoder,
         text_encoder_learning_rate=text_encoder.learning_rate or rate,
-        batch_size=_batch_size(spec, defaults.batch_size),
+        batch_size=_batch_size(spec, gpus_per_worker, defaults.batch_size, steps, rate),
         precision=training.precision or precision,
+        gpus_per_worker=gpus_per_worker,
         zero_stage=zero_stage,
         checkpoint_every_steps=training.checkpoint_every_steps or max(1, min(250, steps // 4)),
         prior_count=spec.priors.count or min(defaults.priors_per_image * image_count, defaults.most_priors),
@@ -114,25 +134,34 @@ def resolve(job: DreamBoothJob, *, image_count: int, identifier: str, zero_stage
     )
 
 
-def _batch_size(spec: JobSpec, default: int) -> int:
+def _batch_size(spec: JobSpec, gpus_per_worker: int, default: int, steps: int, rate: float) -> int:
+    """The global batch. It is part of the recipe: the number of workers never changes it.
+
+    Raises:
+        UserError: it cannot be split evenly; for a default batch, with a recipe that sees as many samples.
+    """
     elastic, accumulation = spec.cluster.elastic, spec.training.gradient_accumulation_steps
-    sizes = range(elastic.min_workers, elastic.max_workers + 1) if elastic else [spec.cluster.workers]
-    parts = math.lcm(*sizes) * accumulation
-    if spec.training.batch_size is None:
-        return max(default, parts) // parts * parts
-    if spec.training.batch_size % parts:
-        workers = (
-            f"{sizes[0]} worker(s)" if len(sizes) == 1 else f"every number of workers from {sizes[0]} to {sizes[-1]}"
-        )
-        raise UserError(
-            Fault(
-                path="spec.training.batchSize",
-                value=spec.training.batch_size,
-                rule=f"cannot be split evenly over {workers} x {accumulation} accumulation step(s)",
-                remedy=f"write a multiple of {parts}",
-            )
-        )
-    return spec.training.batch_size
+    per_worker = max(1, gpus_per_worker)
+    counts = range(elastic.min_workers, elastic.max_workers + 1) if elastic else [spec.cluster.workers]
+    parts = math.lcm(*counts) * per_worker * accumulation
+    batch = spec.training.batch_size or default
+    if batch % parts == 0:
+        return batch
+    workers = (
+        f"{counts[0]} worker(s)" if len(counts) == 1 else f"any number of workers from {counts[0]} to {counts[-1]}"
+    )
+    gpus = f" x {per_worker} GPUs" if per_worker > 1 else ""
+    rule = f"cannot be split evenly over {workers}{gpus} x {accumulation} accumulation step(s)"
+    if spec.training.batch_size is not None:
+        raise UserError(Fault("spec.training.batchSize", batch, rule, f"write a multiple of {parts}"))
+    larger = math.ceil(batch / parts) * parts
+    growth = larger / batch
+    # Adam: with a batch k times as large, a rate sqrt(k) times as high (Malladi et al. 2022, section 5).
+    remedy = (
+        f"use fewer workers, or write a recipe with as many samples: training.batchSize: {larger}, "
+        f"training.steps: {max(1, round(steps / growth))}, training.learningRate: {rate * math.sqrt(growth):.2g}"
+    )
+    raise UserError(Fault("spec.training.batchSize", batch, f"the default {rule}", remedy))
 
 
 def fingerprint(value: JsonValue) -> str:

@@ -1,15 +1,21 @@
-"""The processes that draw, encode and score: one a GPU, or a few on CPUs, started once for a whole job.
+"""The processes that generate, encode and score: one per GPU, or a few on CPUs, started once for a whole job.
 
 A process needs ten seconds of CPU and more to import diffusers, so phases do not each start their own.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ray
-from ray.util import ActorPool
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
+
+from dreambooth_trainer.faults import out_of_memory
+
+# Times that a call is repeated after the death of the worker that ran it.
+MAX_CALL_RETRIES = 5
 
 
 class PoolWorker:
@@ -29,44 +35,83 @@ class PoolWorker:
 
 
 class WorkerPool:
-    """The workers of one run. Ray restarts a dead one and repeats its call, so a call must be repeatable.
+    """The workers of one run. A dead one is replaced and its call repeated, so a call must be repeatable.
+
+    A worker that was killed for lack of memory is not replaced: the next one would be killed as well.
 
     Args:
-        workers: of the job; on a cluster without GPUs at least two share the cores.
+        processes: training processes of the job; on CPUs at least two workers share the cores.
+        gpu: whether each worker has a GPU.
     """
 
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
+    def __init__(self, processes: int, *, gpu: bool = False) -> None:
+        self._processes, self._gpu = processes, gpu
         self._actors: list[Any] = []
+        self._threads = 1
 
     def start(self) -> list[Any]:
         """The actors, started if they are not; returns at once, while they import."""
         if not self._actors:
             resources = ray.cluster_resources()
-            gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-            count = gpus or max(1, min(cpus, max(self._workers, 2)))
-            # Without num_cpus an actor is placed where a core is free and then holds none: training needs them all.
-            options: dict[str, Any] = {"num_gpus": 1} if gpus else {"scheduling_strategy": "SPREAD"}
-            actor: Any = ray.remote(max_restarts=5, max_task_retries=5, **options)(PoolWorker)
-            self._actors = [actor.remote(max(1, cpus // count)) for _ in range(count)]
+            cpus = int(resources.get("CPU", 1))
+            there = int(resources.get("GPU", 0)) if self._gpu else cpus
+            count = max(1, min(there, self._processes if self._gpu else max(self._processes, 2)))
+            self._threads = max(1, cpus // count)
+            self._actors = [self._new() for _ in range(count)]
         return self._actors
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function on one worker, on its GPU if it has one."""
-        return ray.get(self.start()[0].run.remote(function, *arguments))
+        return next(self.map(function, [arguments]))
 
     def map(self, function: Callable[..., Any], orders: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-        """Run a function once for each tuple of arguments, on whichever worker is free; results as they come."""
-        pool = ActorPool(self.start())
-        return pool.map_unordered(lambda actor, order: actor.run.remote(function, *order), list(orders))
+        """Run a function once for each tuple of arguments, on whichever worker is free; results as they come.
 
-    def free_gpus(self) -> None:
-        """Make room for others. Workers without a GPU take none and stay, with all they have imported."""
-        if ray.cluster_resources().get("GPU"):
+        Raises:
+            InsufficientMemoryError: a worker was killed for lack of memory, or its GPU has too little.
+        """
+        waiting = deque((order, 0) for order in orders)
+        idle = deque(self.start())
+        running: dict[Any, tuple[Any, tuple[Any, ...], int]] = {}
+        while waiting or running:
+            while waiting and idle:
+                actor, (order, tries) = idle.popleft(), waiting.popleft()
+                running[actor.run.remote(function, *order)] = (actor, order, tries)
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            actor, order, tries = running.pop(done)
+            try:
+                result = ray.get(done)
+            except (OutOfMemoryError, RayTaskError) as error:
+                raise out_of_memory(error, "generating, encoding or scoring images") or error from error
+            except RayActorError:
+                if tries == MAX_CALL_RETRIES:
+                    raise
+                idle.append(self._replace(actor))
+                waiting.appendleft((order, tries + 1))
+                continue
+            idle.append(actor)
+            yield result
+
+    def free_memory(self, drop_models: Callable[[], None]) -> None:
+        """Make room for training: give back all GPUs; on CPUs drop the models and keep what was imported."""
+        if self._gpu:
             self.stop()
+        elif self._actors:
+            ray.get([actor.run.remote(drop_models) for actor in self._actors])
 
     def stop(self) -> None:
         """End all workers; the next call starts others."""
         for actor in self._actors:
             ray.kill(actor)
         self._actors = []
+
+    def _new(self) -> Any:
+        # Without num_cpus an actor is placed where a core is free and then holds none: training needs them all.
+        options: dict[str, Any] = {"num_gpus": 1} if self._gpu else {"scheduling_strategy": "SPREAD"}
+        actor: Any = ray.remote(**options)(PoolWorker)
+        return actor.remote(self._threads)
+
+    def _replace(self, dead: Any) -> Any:
+        new = self._new()
+        self._actors = [new if actor is dead else actor for actor in self._actors]
+        return new

@@ -6,16 +6,16 @@ import contextlib
 import json
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from pydantic import JsonValue
 
 from dreambooth_trainer.cluster import ray_cluster
 from dreambooth_trainer.families.registry import family_name, local_folder, rare_identifier
+from dreambooth_trainer.fitting import check_memory, plan_stage, size_of
+from dreambooth_trainer.hardware import Hardware, ask_workers, check_runnable
 from dreambooth_trainer.images.sources import RawImage, read_images
-from dreambooth_trainer.inspection import has_gpu, model_size, worker_memory
 from dreambooth_trainer.jobfile.load import dump_job
-from dreambooth_trainer.memory import choose_stage
+from dreambooth_trainer.memory import StageChoice
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.phases.encode import ENCODE
 from dreambooth_trainer.phases.evaluate import EVALUATE, check_encoders
@@ -39,14 +39,16 @@ class Opened:
     plan: Plan
     images: tuple[RawImage, ...]
     warnings: tuple[str, ...]
-    why_stage: str
+    hardware: Hardware
+    choice: StageChoice
 
 
 def open_job(job: DreamBoothJob) -> Opened:
-    """Read the images, look at the model and this machine, and make the plan.
+    """Read the images, look at the model, ask the workers for their hardware, and make the plan.
 
     Raises:
-        UserError: images or model cannot be read, or the plan does not work out.
+        UserError: images or model cannot be read, the plan does not work out, or it does not fit into memory.
+        DeviceError: a worker has a GPU, and CUDA does not work there.
     """
     found = read_images(job.spec.subject.images)
     base = local_folder(model_ref(job))
@@ -54,27 +56,21 @@ def open_job(job: DreamBoothJob) -> Opened:
     identifier = job.spec.subject.identifier
     if identifier == "auto":
         identifier = rare_identifier(base, f"{job.metadata.namespace}/{job.metadata.name}")
-    precision = "bf16" if has_gpu() else "fp32"
-    draft = resolve(job, image_count=len(found.images), identifier=identifier, zero_stage=1, precision=precision)
-    stage, why = plan_stage(draft, base)
-    plan = draft.model_copy(update={"zero_stage": stage})
-    return Opened(plan, tuple(found.images), tuple(found.warnings), why)
-
-
-def plan_stage(plan: Plan, base: Path) -> tuple[int, str]:
-    """The ZeRO stage of a plan, and why."""
-    training, workers = plan.spec.training, plan.spec.cluster.workers
-    lora_rank = training.lora.rank if training.method == "LoRA" else None
-    micro = plan.batch_size // workers // training.gradient_accumulation_steps
-    return choose_stage(
-        training.deepspeed.stage,
-        model_size(base, resolution=plan.resolution, train_text_encoder=plan.train_text_encoder, lora_rank=lora_rank),
-        available=worker_memory(workers, has_gpu()),
-        workers=workers,
-        precision=plan.precision,
-        images=micro * (2 if plan.spec.priors.enabled else 1),
-        checkpointing=training.gradient_checkpointing,
+    hardware = ask_workers(job.spec.cluster)
+    draft = resolve(
+        job,
+        image_count=len(found.images),
+        identifier=identifier,
+        zero_stage=1,
+        precision="bf16" if hardware.bf16 else "fp32",
+        gpus_per_worker=hardware.gpus_per_worker,
     )
+    size = size_of(draft, base)
+    choice = plan_stage(draft, size, hardware)
+    check_memory(draft, base, size, choice, hardware)
+    warnings = (*found.warnings, *([hardware.note] if hardware.note else []))
+    plan = draft.model_copy(update={"zero_stage": choice.stage})
+    return Opened(plan, tuple(found.images), warnings, hardware, choice)
 
 
 def run_job(opened: Opened, folder: JobFolder, store: str, reporter: Reporter) -> dict[str, dict[str, JsonValue]]:
@@ -90,7 +86,8 @@ def run_job(opened: Opened, folder: JobFolder, store: str, reporter: Reporter) -
         UserError: the job cannot be done as it is written.
     """
     keys: dict[str, str] = {}
-    pool = WorkerPool(opened.plan.spec.cluster.workers)
+    check_runnable(opened.hardware, opened.plan.spec.cluster)
+    pool = WorkerPool(opened.plan.world_sizes[1], gpu=opened.plan.gpus_per_worker > 0)
     context = Context(opened.plan, folder, opened.images, store, keys, pool)
     results: dict[str, dict[str, JsonValue]] = {}
     with folder.locked(), contextlib.ExitStack() as stack:

@@ -26,20 +26,23 @@ def generate(
     from rich.progress import track
 
     from dreambooth_trainer.drawing import Drawing, Style, draw_batch, load_pipeline, noise_seed
-    from dreambooth_trainer.inspection import has_gpu
+    from dreambooth_trainer.hardware import local_devices
     from dreambooth_trainer.published import open_published
 
     published = open_published(folder)
+    devices, note = local_devices()
+    if note:
+        click.echo(note, err=True)
     sampler = published.sampler
     style = Style(
         sampler.model_copy(
             update={"steps": steps or sampler.steps, "guidance_scale": guidance or sampler.guidance_scale}
         ),
         published.resolution,
-        "bf16" if has_gpu() else "fp32",
+        "bf16" if any(device.bf16 for device in devices) else "fp32",
         published.draw_batch_size,
     )
-    pipeline = load_pipeline(published.folder, style.precision, "cuda" if has_gpu() else "cpu")
+    pipeline = load_pipeline(published.folder, style.precision, "cuda" if devices else "cpu")
     drawings = [
         Drawing(f"{number:02d}-{image:03d}", prompt, noise_seed(seed, image))
         for number, prompt in enumerate(prompts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import click
@@ -27,9 +28,11 @@ def plan(job_file: Path, sets: tuple[str, ...]) -> None:
     """Show what a job would do: defaults filled, memory a worker, the ZeRO stage and why."""
     job = options.read_job(job_file, sets)
     from dreambooth_trainer.cli.explain import rows
+    from dreambooth_trainer.cluster import has_address, ray_cluster
     from dreambooth_trainer.runner import open_job
 
-    opened = open_job(job)
+    with ray_cluster() if has_address() else contextlib.nullcontext():
+        opened = open_job(job)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()

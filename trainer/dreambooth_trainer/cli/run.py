@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 
 from dreambooth_trainer.cli import options
-from dreambooth_trainer.faults import ThresholdError, UserError
+from dreambooth_trainer.faults import InsufficientMemoryError, ThresholdError, UserError
 from dreambooth_trainer.progress import Reporter, choose_reporter
 from dreambooth_trainer.remote import OperatorReporter, operator_from_environment
 from dreambooth_trainer.spec import DreamBoothJob
@@ -29,13 +29,16 @@ def run(job_file: Path, out: Path | None, store: str | None, sets: tuple[str, ..
     """Run a DreamBoothJob: priors, training, scores, a report and a model."""
     start = time.monotonic()
     console = Console()
-    with told_to_operator(choose_reporter(console)) as reporter:
+    with told_to_operator(choose_reporter(console)) as reporter, contextlib.ExitStack() as stack:
         job = options.read_job(job_file, sets)
         folder = JobFolder((out or default_folder(job)).resolve())
         # Imported here, so that a fault in the file is told at once: torch and Ray take seconds.
         from dreambooth_trainer.cli.explain import describe
+        from dreambooth_trainer.cluster import has_address, ray_cluster
         from dreambooth_trainer.runner import open_job, run_job
 
+        if has_address():
+            stack.enter_context(ray_cluster())
         opened = open_job(job)
         reporter.note(describe(opened))
         run_job(opened, folder, store or options.default_store(), reporter)
@@ -54,6 +57,9 @@ def told_to_operator(inner: Reporter) -> Iterator[Reporter]:
             yield reporter
         except ThresholdError as error:
             reporter.failed("BelowThreshold", str(error), retryable=False)
+            raise
+        except InsufficientMemoryError as error:
+            reporter.failed("OutOfMemory", str(error), retryable=False)
             raise
         except UserError as error:
             reporter.failed("InvalidInput", str(error), retryable=False)

@@ -6,10 +6,8 @@ from typing import cast
 
 from pydantic import JsonValue
 
+from dreambooth_trainer.memory import bucket_elements
 from dreambooth_trainer.plan import Plan
-
-# Buckets above the model's size only cost memory: stage 2 allocates one in full.
-MOST_BUCKET_ELEMENTS = 500_000_000
 
 
 def deepspeed_config(plan: Plan, *, world_size: int, trainable: int, universal: bool) -> dict[str, JsonValue]:
@@ -20,7 +18,7 @@ def deepspeed_config(plan: Plan, *, world_size: int, trainable: int, universal: 
         universal: load a checkpoint that was converted from another world size.
     """
     training = plan.spec.training
-    bucket = min(MOST_BUCKET_ELEMENTS, max(1_000_000, trainable))
+    bucket = bucket_elements(trainable)
     zero: dict[str, JsonValue] = {
         "stage": plan.zero_stage,
         "reduce_bucket_size": bucket,

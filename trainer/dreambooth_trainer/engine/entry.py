@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dreambooth_trainer.faults import InsufficientMemoryError
 from dreambooth_trainer.plan import Plan
 
 RECORDS_FILE = "losses.jsonl"
@@ -33,9 +34,11 @@ class Stopped:
 
     Attributes:
         message: one sentence for the user.
+        fault: what to raise in the driver; None for a failure that another machine may not have.
     """
 
     message: str
+    fault: InsufficientMemoryError | None = None
 
 
 @dataclass(frozen=True)

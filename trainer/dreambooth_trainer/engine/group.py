@@ -6,18 +6,27 @@ its placement group stays, and keeps the CPUs or GPUs that the next start waits 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus
 from ray.util import get_current_placement_group, remove_placement_group
+
+from dreambooth_trainer.engine.entry import Stopped
+from dreambooth_trainer.faults import out_of_memory
 
 
 class OneGroup(WorkerGroupCallback):
-    """A callback of Ray Train's controller: before a group starts, nothing is left of the one before."""
+    """A callback of Ray Train's controller: before a group starts, nothing is left of the one before.
 
-    def __init__(self) -> None:
+    It also reports a worker that Ray killed for lack of memory: Ray Train would start the group again, in vain.
+    """
+
+    def __init__(self, tell: Callable[[Stopped], object]) -> None:
         self._last: Any = None
+        self._tell = tell
 
     def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
         """The processes are up: note the placement group that they run in."""
@@ -30,3 +39,10 @@ class OneGroup(WorkerGroupCallback):
         if self._last is not None:
             remove_placement_group(self._last)
             self._last = None
+
+    def after_worker_group_poll_status(self, worker_group_status: WorkerGroupPollStatus) -> None:
+        """Tell the driver of a lack of memory."""
+        for error in worker_group_status.errors.values():
+            fault = out_of_memory(error, "training")
+            if fault is not None:
+                self._tell(Stopped(str(fault), fault))

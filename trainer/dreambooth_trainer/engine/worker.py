@@ -9,6 +9,8 @@ from typing import Any
 import ray
 
 from dreambooth_trainer.engine.entry import LoopConfig, Stopped
+from dreambooth_trainer.faults import out_of_memory
+from dreambooth_trainer.hardware import DeviceError, work_device
 
 # Not every OSError: that a neighbour hung up is one as well, and then starting anew is just what helps.
 NO_USE_TO_RETRY = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
@@ -16,32 +18,28 @@ NO_USE_TO_RETRY = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.
 
 def run_worker(config: dict[str, Any]) -> None:
     """Train, with the `LoopConfig` under "loop"."""
-    from dreambooth_trainer.engine.loop import train_loop
-
     loop: LoopConfig = config["loop"]
     try:
+        work_device()
+        from dreambooth_trainer.engine.loop import train_loop
+
         train_loop(loop)
     except Exception as error:
-        message = why_no_retry(error)
-        if message is not None:
-            told: Any = loop.tell(Stopped(message))
+        stopped = why_no_retry(error)
+        if stopped is not None:
+            told: Any = loop.tell(stopped)
             ray.get(told)
         raise
 
 
-def why_no_retry(error: Exception) -> str | None:
-    """What to tell the user of an error that would come again at once; None for all others."""
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError):
-        return (
-            "training: the GPU's memory does not suffice; write training.gradientCheckpointing: true, a smaller "
-            f"training.batchSize, a higher training.deepspeed.stage or more cluster.workers ({_first_line(error)})"
-        )
+def why_no_retry(error: Exception) -> Stopped | None:
+    """What to report of an error that would come again at once; None for all others."""
+    fault = out_of_memory(error, "training")
+    if fault is not None:
+        return Stopped(str(fault), fault)
+    if isinstance(error, DeviceError):
+        return Stopped(str(error))
     if isinstance(error, OSError) and error.errno in NO_USE_TO_RETRY:
-        return f"training cannot go on: {os.strerror(error.errno)} ({_first_line(error)})"
+        first_line = str(error).partition("\n")[0]
+        return Stopped(f"training cannot go on: {os.strerror(error.errno)} ({first_line})")
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

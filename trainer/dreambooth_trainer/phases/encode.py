@@ -10,6 +10,7 @@ from PIL import Image
 from pydantic import JsonValue
 
 from dreambooth_trainer.families.registry import local_folder, open_family
+from dreambooth_trainer.hardware import work_device
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.phases.priors import prior_names, prior_store
 from dreambooth_trainer.plan import Plan
@@ -57,16 +58,17 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
 
 def encode(plan: Plan, folder: JobFolder, prompts: list[str], priors: PictureStore, names: list[str]) -> None:
     """Encode all images with the base model and write the cache; runs on a worker, on its GPU if it has one."""
-    import torch
-
+    from dreambooth_trainer.drawing import drop_models
     from dreambooth_trainer.engine.cache import TrainingData, save_data
 
+    drop_models()  # this process may not have room for two models
     base = local_folder(plan.model)
     family = open_family(base)
     parts = family.load(base, with_vae=True)
-    if torch.cuda.is_available() and parts.vae is not None:
-        parts.vae.to("cuda")  # pyright: ignore[reportArgumentType] - torch's own signature takes a string
-        parts.text_encoder.to("cuda")
+    device = work_device()
+    if device != "cpu" and parts.vae is not None:
+        parts.vae.to(device)  # pyright: ignore[reportArgumentType] - torch's own signature takes a string
+        parts.text_encoder.to(device)
     subject = [Image.open(path) for path in sorted(folder.prepared.glob("*.png"))]
     keep_text = not plan.train_text_encoder
     instance = _latents(family, parts, subject, prompts, keep_text=keep_text)

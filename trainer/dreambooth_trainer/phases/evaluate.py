@@ -13,6 +13,7 @@ from pydantic import JsonValue
 from dreambooth_trainer.defaults import BUILTIN_SPRITES
 from dreambooth_trainer.drawing import Drawing, draw_all, noise_seed
 from dreambooth_trainer.faults import ThresholdError
+from dreambooth_trainer.hardware import work_device
 from dreambooth_trainer.metrics.prompts import paper_prompts
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.plan import Plan
@@ -114,12 +115,10 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
 
 def score(plan: Plan, folder: JobFolder, stores: dict[str, PictureStore]) -> dict[str, Scores]:
     """Score what both models drew; runs on a worker, on its GPU if it has one."""
-    import torch
-
     from dreambooth_trainer.metrics.encoders import load_encoders
     from dreambooth_trainer.metrics.scores import PromptImages, measure
 
-    encoders = load_encoders(plan.dino, plan.clip, "cuda" if torch.cuda.is_available() else "cpu")
+    encoders = load_encoders(plan.dino, plan.clip, work_device())
     real = [Image.open(path) for path in sorted(folder.prepared.glob("*.png"))]
     scores = {}
     for which, store in stores.items():

@@ -109,6 +109,6 @@ def _settings(context: Context) -> dict[str, str]:
         "resolution": f"{plan.resolution} px",
         "precision": plan.precision,
         "ZeRO stage": str(plan.zero_stage),
-        "workers": str(plan.spec.cluster.workers),
+        "training processes": "-".join(str(size) for size in sorted(set(plan.world_sizes))),
         "seed": str(training.seed),
     }

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from pydantic import JsonValue
 
+from dreambooth_trainer.drawing import drop_models
 from dreambooth_trainer.engine.entry import Bulletin, LoopConfig, Record, Stopped, post, read_records
 from dreambooth_trainer.engine.worker import run_worker
 from dreambooth_trainer.families.registry import local_folder, open_family
@@ -54,7 +55,7 @@ def _outputs(context: Context) -> list[Path]:
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     plan, folder = context.plan, context.folder
     progress.total(plan.steps)
-    context.pool.free_gpus()
+    context.pool.free_memory(drop_models)
     # Beside the driver: on a worker's node it would die with that, and the run with it.
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     bulletin: Any = ray.remote(num_cpus=0, label_selector=here)(Bulletin).remote()
@@ -93,7 +94,7 @@ def _fit(trainer: TorchTrainer, bulletin: Any, progress: PhaseProgress) -> Path:
         over = wait([future], timeout=WATCH_SECONDS).done
         news: Any = ray.get(bulletin.read.remote())
         if isinstance(news, Stopped):
-            raise TransientError(news.message)
+            raise news.fault or TransientError(news.message)
         if over:
             return future.result()
         if news is not None:
@@ -107,17 +108,16 @@ def build_trainer(plan: Plan, folder: JobFolder, key: str, tell: Callable[[Recor
 
     from dreambooth_trainer.engine.group import OneGroup
 
-    cluster, resources = plan.spec.cluster, ray.cluster_resources()
-    gpu = bool(resources.get("GPU"))
-    threads = max(1, int(resources.get("CPU", 1)) // cluster.workers)
-    elastic = cluster.elastic
-    callbacks: list[Any] = [OneGroup()]
+    low, high = plan.world_sizes
+    threads = max(1, int(ray.cluster_resources().get("CPU", 1)) // high)
+    gpu = plan.gpus_per_worker > 0
+    callbacks: list[Any] = [OneGroup(tell)]
     return TorchTrainer(
         run_worker,
         train_loop_config={"loop": LoopConfig(plan, folder.latents.resolve(), threads, tell)},
         scaling_config=ScalingConfig(
-            num_workers=cluster.workers if elastic is None else (elastic.min_workers, elastic.max_workers),
-            use_gpu=gpu,
+            num_workers=low if low == high else (low, high),
+            use_gpu=gpu,  # one GPU per training process, also where a pod has several
             resources_per_worker=None if gpu else {"CPU": 1},
         ),
         run_config=RunConfig(

@@ -1,0 +1,140 @@
+"""Ray clusters with resources that this machine does not have: `python fake_cluster.py CASE` prints a JSON object.
+
+Each case needs a Ray of its own, so each is a process. Ray takes any number for GPUs; that CUDA does not work with
+them is real.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+
+def two_nodes_with_gpus() -> dict[str, Any]:
+    """A head without a core, two nodes of four GPUs: who is asked, and how many workers generate images."""
+    import ray
+    from ray.cluster_utils import Cluster as Nodes
+
+    from dreambooth_trainer import hardware
+    from dreambooth_trainer.pool import WorkerPool
+    from dreambooth_trainer.spec import Cluster, Resources
+
+    def a100() -> hardware.Device:
+        gpus = len(ray.get_runtime_context().get_accelerator_ids()["GPU"])
+        assert gpus == 1, "the probe runs with a GPU"
+        assert ray.get_runtime_context().get_node_id() != head, "the head has none"
+        return hardware.Device("A100", 80 * 2**30, bf16=True)
+
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
+    nodes.add_node(num_cpus=1, num_gpus=4)
+    nodes.add_node(num_cpus=1, num_gpus=4)
+    ray.init(address=nodes.address, log_to_driver=False)
+    head = ray.get_runtime_context().get_node_id()
+    answer: dict[str, Any] = {}
+    try:
+        hardware.ask_workers(Cluster(workers=2, resources=Resources(gpu=4)))
+    except hardware.DeviceError as error:
+        answer["without CUDA"] = str(error)
+    hardware.cuda_device = a100
+    for gpu in (4, None):
+        found = hardware.ask_workers(Cluster(workers=2, resources=Resources(gpu=gpu)))
+        answer[f"gpu {gpu}"] = [found.gpus_per_worker, found.device, found.memory_bytes, found.bf16]
+    answer["cpu"] = hardware.ask_workers(Cluster(workers=2, resources=Resources(gpu=0))).gpus_per_worker
+    answer["pool of 6"] = len(WorkerPool(6, gpu=True).start())
+    return answer
+
+
+def broken_gpu() -> dict[str, Any]:
+    """What the phases answer in a process for which Ray reserved a GPU, where CUDA does not work."""
+    import ray
+
+    from dreambooth_trainer.engine.entry import Stopped
+    from dreambooth_trainer.engine.worker import run_worker
+    from dreambooth_trainer.hardware import work_device
+    from dreambooth_trainer.pool import WorkerPool
+
+    ray.init(address="local", num_gpus=2, include_dashboard=False, log_to_driver=False)
+    answer: dict[str, Any] = {"cpu": WorkerPool(1).call(work_device)}
+    pool = WorkerPool(2, gpu=True)
+    try:
+        answer["pool"] = pool.call(work_device)
+    except Exception as error:
+        answer["pool"] = str(error).splitlines()[-1]
+
+    def train() -> str:
+        stopped: list[Stopped] = []
+
+        class Loop:
+            def tell(self, news: Stopped) -> Any:
+                stopped.append(news)
+                return ray.put(None)
+
+        try:
+            run_worker({"loop": Loop()})
+        except Exception:
+            return stopped[0].message
+        return "trained"
+
+    pool.stop()
+    answer["training"] = ray.get(ray.remote(num_gpus=1)(train).remote())
+    return answer
+
+
+def eat(tries: Path) -> int:
+    """Take memory until somebody ends it; counts how often it was tried."""
+    with tries.open("a") as file:
+        file.write("tried\n")
+    held = []
+    while True:
+        held.append(b"x" * 2**27)
+        time.sleep(0.02)
+
+
+def out_of_memory() -> dict[str, Any]:
+    """What a run raises when Ray kills its workers for lack of memory, and how often they were started."""
+    memory = psutil.virtual_memory()
+    os.environ["RAY_memory_usage_threshold"] = str((memory.total - memory.available + 3 * 2**30) / memory.total)  # noqa: SIM112 - Ray's name
+    os.environ["RAY_memory_monitor_refresh_ms"] = "50"  # noqa: SIM112 - Ray's name
+    import ray
+    from test_engine import make_plan
+
+    from dreambooth_trainer.cluster import ray_cluster
+    from dreambooth_trainer.faults import InsufficientMemoryError
+    from dreambooth_trainer.phases import train
+    from dreambooth_trainer.pool import WorkerPool
+    from dreambooth_trainer.sprites import WEIGHTS
+    from dreambooth_trainer.store.folder import JobFolder
+
+    folder = Path(sys.argv[2])
+    answer: dict[str, Any] = {}
+    with ray_cluster():
+        try:
+            WorkerPool(1).call(eat, folder / "pool")
+        except InsufficientMemoryError as error:
+            answer["pool"] = [str(error), len((folder / "pool").read_text().split())]
+        plan = make_plan(WEIGHTS)
+        bulletin: Any = ray.remote(num_cpus=0)(train.Bulletin).remote()
+        trainer = train.build_trainer(plan, JobFolder(folder), "key", train.partial(train.post, bulletin))
+        trainer.train_loop_per_worker = lambda config: eat(folder / "training")
+        try:
+            train._fit(trainer, bulletin, Silent())
+        except InsufficientMemoryError as error:
+            answer["training"] = [str(error), len((folder / "training").read_text().split())]
+    return answer
+
+
+class Silent:
+    def total(self, count: int) -> None: ...
+
+    def done(self, count: int, **facts: object) -> None: ...
+
+
+if __name__ == "__main__":
+    result = {f.__name__: f for f in (two_nodes_with_gpus, broken_gpu, out_of_memory)}[sys.argv[1]]()
+    print(json.dumps(result), flush=True)

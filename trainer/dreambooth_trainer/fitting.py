@@ -1,0 +1,90 @@
+"""Whether a plan fits into the memory of its workers: the ZeRO stage, or an error with numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dreambooth_trainer.faults import Fault, UserError
+from dreambooth_trainer.hardware import Hardware
+from dreambooth_trainer.inspection import model_size
+from dreambooth_trainer.memory import GIB, ModelSize, StageChoice, choose_stage, sampling_need
+from dreambooth_trainer.plan import Plan
+
+# Of a GPU, fragmentation takes the rest. Of a machine, Ray kills workers above 95 %.
+USABLE_SHARE_GPU = 0.92
+USABLE_SHARE_CPU = 0.95
+# On CPUs, one machine also holds the driver, Ray's own processes and the idle sampling workers.
+SHARED_CPU_BYTES = 3 * GIB
+
+
+def size_of(plan: Plan, base: Path, *, method: str | None = None) -> ModelSize:
+    """Counts of the plan's weights, read from headers. `method` replaces the plan's."""
+    training = plan.spec.training
+    lora = (method or training.method) == "LoRA"
+    return model_size(
+        base,
+        resolution=plan.resolution,
+        train_text_encoder=plan.train_text_encoder,
+        lora_rank=training.lora.rank if lora else None,
+    )
+
+
+def available_memory(plan: Plan, hardware: Hardware) -> float | None:
+    """Bytes that one training process can use; None if nobody can be asked."""
+    if hardware.memory_bytes is None:
+        return None
+    if hardware.gpus_per_worker:
+        return USABLE_SHARE_GPU * hardware.memory_bytes
+    return USABLE_SHARE_CPU * hardware.memory_bytes - SHARED_CPU_BYTES / plan.world_sizes[0]
+
+
+def plan_stage(plan: Plan, size: ModelSize, hardware: Hardware) -> StageChoice:
+    """The ZeRO stage of a plan, chosen for the fewest workers that an elastic job may have."""
+    training, world_size = plan.spec.training, plan.world_sizes[0]
+    micro = plan.batch_size // world_size // training.gradient_accumulation_steps
+    return choose_stage(
+        training.deepspeed.stage,
+        size,
+        available=available_memory(plan, hardware),
+        world_size=world_size,
+        precision=plan.precision,
+        images=micro * (2 if plan.spec.priors.enabled else 1),
+        checkpointing=training.gradient_checkpointing,
+        offload_optimizer=training.deepspeed.offload_optimizer and hardware.gpus_per_worker > 0,
+    )
+
+
+def check_memory(plan: Plan, base: Path, size: ModelSize, choice: StageChoice, hardware: Hardware) -> None:
+    """Refuse a plan that would run out of memory.
+
+    Raises:
+        UserError: with what training or sampling needs, what there is, and what to change.
+    """
+    available = available_memory(plan, hardware)
+    if available is None:
+        return
+    there = f"{available / GIB:.1f} GiB are available per process ({hardware.device})"
+    sampling = sampling_need(size, precision=plan.precision, batch_size=plan.draw_batch_size)
+    if sampling > available:
+        rule = f"generating images with it needs {sampling / GIB:.1f} GiB, {there}"
+        raise UserError(Fault("spec.model.id", plan.model.id, rule, "use workers with more memory"))
+    if choice.fits:
+        return
+    method = plan.spec.training.method
+    rule = f"{method} in {plan.precision} at {plan.resolution} px with ZeRO-{choice.stage} needs {choice.need}, {there}"
+    raise UserError(Fault("spec.training", None, rule, f"write {_remedies(plan, base, hardware)}"))
+
+
+def _remedies(plan: Plan, base: Path, hardware: Hardware) -> str:
+    """Settings that need less memory, those that are known to fit first."""
+    remedies: list[str] = []
+    if plan.spec.training.method == "Full":
+        lora = plan_stage(plan, size_of(plan, base, method="LoRA"), hardware)
+        if lora.fits:
+            remedies.append(f"method: LoRA (needs {lora.need.total / GIB:.1f} GiB)")
+    if not plan.spec.training.gradient_checkpointing:
+        remedies.append("gradientCheckpointing: true")
+    if hardware.gpus_per_worker:
+        remedies.append("more cluster.workers")
+    remedies.append("a smaller resolution, or use workers with more memory")
+    return ", ".join(remedies)
