@@ -149,7 +149,7 @@ def _ask_cluster(cluster: Cluster) -> Hardware:
 def _ask_machine(cluster: Cluster) -> Hardware:
     devices, note = local_devices()
     wanted = cluster.resources.gpu
-    gpus = wanted if wanted is not None else min(1, len(devices) // cluster.workers)
+    gpus = wanted if wanted is not None else min(1, len(devices))
     if gpus == 0:
         return Hardware(0, "CPU", machine_memory() / cluster.workers, bf16=False, note=note)
     if gpus * cluster.workers > len(devices):
