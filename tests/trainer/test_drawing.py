@@ -33,7 +33,7 @@ STYLE = Style(SamplerPlan(steps=2, guidance_scale=2.0), resolution=32, precision
 
 @pytest.fixture(scope="module")
 def pool(ray_here: None) -> Iterator[WorkerPool]:
-    made = WorkerPool(workers=2)
+    made = WorkerPool(2)
     yield made
     made.stop()
 
@@ -142,7 +142,7 @@ def make_context(
         }
     )
     plan = resolve(job, image_count=4, identifier="sks", zero_stage=1, precision="fp32")
-    return Context(plan, JobFolder(folder), (), str(store), {}, pool or WorkerPool(workers=1))
+    return Context(plan, JobFolder(folder), (), str(store), {}, pool or WorkerPool(1))
 
 
 class Silent:

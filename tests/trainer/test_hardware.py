@@ -13,7 +13,7 @@ from test_plan import make_plan
 
 from dreambooth_trainer import hardware
 from dreambooth_trainer.faults import UserError
-from dreambooth_trainer.fitting import check_memory, plan_stage
+from dreambooth_trainer.fitting import check_memory, plan_stage, sampling_processes
 from dreambooth_trainer.hardware import Hardware, check_runnable
 from dreambooth_trainer.memory import GIB, ModelSize
 from dreambooth_trainer.phases.train import build_trainer
@@ -138,3 +138,14 @@ def test_what_does_not_fit_is_refused_with_numbers(tmp_path: Path, tiny_model: P
     tight = Hardware(0, "CPU", 6 * GIB, bf16=False)
     with pytest.raises(UserError, match=r"spec.model.id: .*generating images with it needs"):
         check_memory(plan, tiny_model, SD15, choice, tight)
+
+
+@pytest.mark.parametrize(
+    ("workers", "gib", "gpus", "processes"), [(1, 24, 0, 2), (1, 12, 0, 1), (4, 24, 0, 4), (2, 80, 4, 8)]
+)
+def test_images_are_generated_by_as_many_processes_as_have_the_memory(
+    workers: int, gib: int, gpus: int, processes: int
+) -> None:
+    spec = {"model": {"id": "m"}, "cluster": {"workers": workers}, "training": {"batchSize": 8}}
+    found = sampling_processes(make_plan(spec, gpus=gpus), SD15, Hardware(gpus, "any", gib * GIB, bf16=gpus > 0))
+    assert found == processes

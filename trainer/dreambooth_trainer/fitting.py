@@ -38,6 +38,16 @@ def available_memory(plan: Plan, hardware: Hardware) -> float | None:
     return USABLE_SHARE_CPU * hardware.memory_bytes - SHARED_CPU_BYTES / plan.world_sizes[0]
 
 
+def sampling_processes(plan: Plan, size: ModelSize, hardware: Hardware) -> int:
+    """How many processes generate images at a time: one per GPU; on CPUs at least two, if their memory suffices."""
+    _, processes = plan.world_sizes
+    if hardware.gpus_per_worker or hardware.memory_bytes is None:
+        return processes
+    need = sampling_need(size, precision=plan.precision, batch_size=plan.draw_batch_size)
+    memory = USABLE_SHARE_CPU * hardware.memory_bytes * plan.spec.cluster.workers - SHARED_CPU_BYTES
+    return max(1, min(max(processes, 2), int(memory // need)))
+
+
 def plan_stage(plan: Plan, size: ModelSize, hardware: Hardware) -> StageChoice:
     """The ZeRO stage of a plan, chosen for the fewest workers that an elastic job may have."""
     training, world_size = plan.spec.training, plan.world_sizes[0]

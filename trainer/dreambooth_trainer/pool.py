@@ -40,7 +40,7 @@ class WorkerPool:
     A worker that was killed for lack of memory is not replaced: the next one would be killed as well.
 
     Args:
-        processes: training processes of the job; on CPUs at least two workers share the cores.
+        processes: the most workers; fewer where the cluster has fewer GPUs or cores.
         gpu: whether each worker has a GPU.
     """
 
@@ -54,8 +54,7 @@ class WorkerPool:
         if not self._actors:
             resources = ray.cluster_resources()
             cpus = int(resources.get("CPU", 1))
-            there = int(resources.get("GPU", 0)) if self._gpu else cpus
-            count = max(1, min(there, self._processes if self._gpu else max(self._processes, 2)))
+            count = max(1, min(int(resources.get("GPU", 0)) if self._gpu else cpus, self._processes))
             self._threads = max(1, cpus // count)
             self._actors = [self._new() for _ in range(count)]
         return self._actors

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from dreambooth_trainer.cluster import ray_cluster
 from dreambooth_trainer.families.registry import family_name, local_folder, rare_identifier
-from dreambooth_trainer.fitting import check_memory, plan_stage, size_of
+from dreambooth_trainer.fitting import check_memory, plan_stage, sampling_processes, size_of
 from dreambooth_trainer.hardware import Hardware, ask_workers, check_runnable
 from dreambooth_trainer.images.sources import RawImage, read_images
 from dreambooth_trainer.jobfile.load import dump_job
@@ -41,6 +41,7 @@ class Opened:
     warnings: tuple[str, ...]
     hardware: Hardware
     choice: StageChoice
+    sampling_processes: int
 
 
 def open_job(job: DreamBoothJob) -> Opened:
@@ -70,7 +71,8 @@ def open_job(job: DreamBoothJob) -> Opened:
     check_memory(draft, base, size, choice, hardware)
     warnings = (*found.warnings, *([hardware.note] if hardware.note else []))
     plan = draft.model_copy(update={"zero_stage": choice.stage})
-    return Opened(plan, tuple(found.images), warnings, hardware, choice)
+    processes = sampling_processes(draft, size, hardware)
+    return Opened(plan, tuple(found.images), warnings, hardware, choice, processes)
 
 
 def run_job(opened: Opened, folder: JobFolder, store: str, reporter: Reporter) -> dict[str, dict[str, JsonValue]]:
@@ -87,7 +89,7 @@ def run_job(opened: Opened, folder: JobFolder, store: str, reporter: Reporter) -
     """
     keys: dict[str, str] = {}
     check_runnable(opened.hardware, opened.plan.spec.cluster)
-    pool = WorkerPool(opened.plan.world_sizes[1], gpu=opened.plan.gpus_per_worker > 0)
+    pool = WorkerPool(opened.sampling_processes, gpu=opened.plan.gpus_per_worker > 0)
     context = Context(opened.plan, folder, opened.images, store, keys, pool)
     results: dict[str, dict[str, JsonValue]] = {}
     with folder.locked(), contextlib.ExitStack() as stack:
