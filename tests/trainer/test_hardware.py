@@ -35,8 +35,8 @@ def test_a_worker_with_a_gpu_answers_not_the_head() -> None:
     answer = on_fake_cluster("two_nodes_with_gpus")
     assert "CUDA does not work there" in answer["without CUDA"]
     assert "driver: none" in answer["without CUDA"]
-    assert answer["gpu 4"] == [4, "A100", 80 * GIB, True]
-    assert answer["gpu None"] == [1, "A100", 80 * GIB, True]
+    assert answer["gpu 4"] == [4, "A100", 0.92 * 80 * GIB, True]
+    assert answer["gpu None"] == [1, "A100", 0.92 * 80 * GIB, True]
     assert answer["cpu"] == 0
     assert answer["pool of 6"] == 6
 
@@ -88,7 +88,8 @@ def test_a_machine_without_gpus_plans_for_those_that_a_job_asks_for_and_does_not
 
 def test_memory_of_a_machine_is_shared_by_its_workers() -> None:
     one, two = (hardware._ask_machine(Cluster(workers=workers)).memory_bytes for workers in (1, 2))
-    assert one == 2 * two == hardware.machine_memory()
+    assert one == 2 * two
+    assert 0.7 * hardware.machine_memory() < one < 0.95 * hardware.machine_memory()
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_a_loaded_driver_without_cuda_is_an_error_not_a_run_on_the_cpu(monkeypat
 def test_the_stage_is_that_of_the_workers_gpu() -> None:
     plan = make_plan({"model": {"id": "m"}, "training": {"batchSize": 8}}, gpus=8, precision="bf16")
     large = plan_stage(plan, SD15, Hardware(8, "A100", 80 * GIB, bf16=True))
-    small = plan_stage(plan, SD15, Hardware(8, "T4", 8 * GIB, bf16=True))
+    small = plan_stage(plan, SD15, Hardware(8, "T4", 7 * GIB, bf16=True))
     assert (large.stage, large.fits) == (1, True)
     assert (small.stage, small.fits) == (2, True)
 
@@ -133,8 +134,8 @@ def test_what_does_not_fit_is_refused_with_numbers(tmp_path: Path, tiny_model: P
         check_memory(plan, tiny_model, SD15, choice, CPU)
     sentence = str(caught.value)
     assert sentence.startswith("spec.training: Full in fp32 at 256 px with ZeRO-1 needs ")
-    assert "19.8 GiB are available per process (CPU)" in sentence
-    assert "write method: LoRA (needs 1." in sentence
+    assert "24.0 GiB are available per process (CPU)" in sentence
+    assert "write method: LoRA (needs 0." in sentence
     tight = Hardware(0, "CPU", 6 * GIB, bf16=False)
     with pytest.raises(UserError, match=r"spec.model.id: .*generating images with it needs"):
         check_memory(plan, tiny_model, SD15, choice, tight)

@@ -10,12 +10,6 @@ from dreambooth_trainer.inspection import model_size
 from dreambooth_trainer.memory import GIB, ModelSize, StageChoice, choose_stage, sampling_need
 from dreambooth_trainer.plan import Plan
 
-# Of a GPU, fragmentation takes the rest. Of a machine, Ray kills workers above 95 %.
-USABLE_SHARE_GPU = 0.92
-USABLE_SHARE_CPU = 0.95
-# On CPUs, one machine also holds the driver, Ray's own processes and the idle sampling workers.
-SHARED_CPU_BYTES = 3 * GIB
-
 
 def size_of(plan: Plan, base: Path, *, method: str | None = None) -> ModelSize:
     """Counts of the plan's weights, read from headers. `method` replaces the plan's."""
@@ -29,23 +23,13 @@ def size_of(plan: Plan, base: Path, *, method: str | None = None) -> ModelSize:
     )
 
 
-def available_memory(plan: Plan, hardware: Hardware) -> float | None:
-    """Bytes that one training process can use; None if nobody can be asked."""
-    if hardware.memory_bytes is None:
-        return None
-    if hardware.gpus_per_worker:
-        return USABLE_SHARE_GPU * hardware.memory_bytes
-    return USABLE_SHARE_CPU * hardware.memory_bytes - SHARED_CPU_BYTES / plan.world_sizes[0]
-
-
 def sampling_processes(plan: Plan, size: ModelSize, hardware: Hardware) -> int:
     """How many processes generate images at a time: one per GPU; on CPUs at least two, if their memory suffices."""
     _, processes = plan.world_sizes
     if hardware.gpus_per_worker or hardware.memory_bytes is None:
         return processes
     need = sampling_need(size, precision=plan.precision, batch_size=plan.draw_batch_size)
-    memory = USABLE_SHARE_CPU * hardware.memory_bytes * plan.spec.cluster.workers - SHARED_CPU_BYTES
-    return max(1, min(max(processes, 2), int(memory // need)))
+    return max(1, min(max(processes, 2), int(hardware.memory_bytes * plan.spec.cluster.workers // need)))
 
 
 def plan_stage(plan: Plan, size: ModelSize, hardware: Hardware) -> StageChoice:
@@ -55,7 +39,7 @@ def plan_stage(plan: Plan, size: ModelSize, hardware: Hardware) -> StageChoice:
     return choose_stage(
         training.deepspeed.stage,
         size,
-        available=available_memory(plan, hardware),
+        available=hardware.memory_bytes,
         world_size=world_size,
         precision=plan.precision,
         images=micro * (2 if plan.spec.priors.enabled else 1),
@@ -70,7 +54,7 @@ def check_memory(plan: Plan, base: Path, size: ModelSize, choice: StageChoice, h
     Raises:
         UserError: with what training or sampling needs, what there is, and what to change.
     """
-    available = available_memory(plan, hardware)
+    available = hardware.memory_bytes
     if available is None:
         return
     there = f"{available / GIB:.1f} GiB are available per process ({hardware.device})"

@@ -17,6 +17,11 @@ from pathlib import Path
 from dreambooth_trainer.faults import Fault, TransientError, UserError
 from dreambooth_trainer.spec import Cluster
 
+# Of a GPU, fragmentation takes the rest. Of a machine, Ray kills workers above 95 %.
+USABLE_SHARE_GPU = 0.92
+USABLE_SHARE_CPU = 0.95
+# A machine also holds the driver or Ray's own processes, and idle sampling workers.
+SHARED_CPU_BYTES = 1.25 * 2**30
 DRIVER_VERSION_FILE = Path("/proc/driver/nvidia/version")
 
 
@@ -40,7 +45,7 @@ class Hardware:
     Attributes:
         gpus_per_worker: 0 where the work runs on CPUs.
         device: name of the GPU model, or "CPU".
-        memory_bytes: of one GPU, or one worker's share of its machine's memory; None where nobody can be asked.
+        memory_bytes: that one training process can use, of its GPU or of its machine; None where nobody can be asked.
         bf16: whether training and sampling use bf16.
         note: one line for the user, or empty.
     """
@@ -140,10 +145,10 @@ def _ask_cluster(cluster: Cluster) -> Hardware:
     gpus = wanted if wanted is not None else min(1, int(ray.cluster_resources().get("GPU", 0)))
     if gpus:
         device: Device = ray.get(ray.remote(num_gpus=1, num_cpus=0, max_retries=3)(cuda_device).remote())
-        return Hardware(gpus, device.name, device.memory_bytes, device.bf16)
+        return Hardware(gpus, device.name, USABLE_SHARE_GPU * device.memory_bytes, device.bf16)
     memory: int = ray.get(ray.remote(num_cpus=1, max_retries=3)(machine_memory).remote())
     nodes = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
-    return Hardware(0, "CPU", memory / math.ceil(cluster.workers / max(1, nodes)), bf16=False)
+    return Hardware(0, "CPU", _share(memory, math.ceil(cluster.workers / max(1, nodes))), bf16=False)
 
 
 def _ask_machine(cluster: Cluster) -> Hardware:
@@ -151,11 +156,17 @@ def _ask_machine(cluster: Cluster) -> Hardware:
     wanted = cluster.resources.gpu
     gpus = wanted if wanted is not None else min(1, len(devices))
     if gpus == 0:
-        return Hardware(0, "CPU", machine_memory() / cluster.workers, bf16=False, note=note)
+        return Hardware(0, "CPU", _share(machine_memory(), cluster.workers), bf16=False, note=note)
     if gpus * cluster.workers > len(devices):
         return Hardware(gpus, "GPU of the cluster", None, bf16=True)
     least = min(devices, key=lambda device: device.memory_bytes)
-    return Hardware(gpus, least.name, least.memory_bytes, all(device.bf16 for device in devices))
+    memory = USABLE_SHARE_GPU * least.memory_bytes
+    return Hardware(gpus, least.name, memory, all(device.bf16 for device in devices))
+
+
+def _share(machine_bytes: float, workers: int) -> float:
+    """What each of the workers on one machine can use."""
+    return (USABLE_SHARE_CPU * machine_bytes - SHARED_CPU_BYTES) / workers
 
 
 def local_devices() -> tuple[list[Device], str]:
