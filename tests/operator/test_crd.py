@@ -44,6 +44,9 @@ REFUSED = {
     "a checkpoint that is never made": (
         "spec.training", {"steps": 10, "checkpointEverySteps": 20}, "else nothing is ever kept",
     ),
+    "thresholds without an evaluation": (
+        "spec.evaluation", {"enabled": False, "thresholds": {"dino": 0.6}}, "thresholds need scores",
+    ),
     "two outputs": ("spec.output.pvc", {"claimName": "models"}, "give uri or pvc, not both"),
     "an output on a laptop": ("spec.output.uri", "out/dog", "for a volume write pvc: {claimName: ...}"),
     "elastic bounds swapped": (

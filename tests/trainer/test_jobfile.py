@@ -129,6 +129,11 @@ TOLD = {
         "spec.evaluation.prompts[1] (line 12): 'a dog': must be one line with {} exactly once, where the subject "
         "goes, and no other braces; write for example 'a {} on the beach', in quotes",
     ),
+    "thresholds that nothing measures": (
+        spec("evaluation:\n  enabled: false\n  thresholds: {dino: 0.6, clipT: 0.3}"),
+        "spec.evaluation.thresholds (line 11): dino and clipT cannot be checked, because enabled is false and no "
+        "score is measured; remove thresholds, or write enabled: true",
+    ),
     "no format at all": (
         spec("output: {formats: []}"),
         "spec.output.formats (line 9): must not be empty; leave the key out for the default, or write a value",

@@ -247,6 +247,14 @@ class Evaluation(Strict):
     encoders: Encoders = Field(default_factory=Encoders, description="Who judges.")
     thresholds: Thresholds = Field(default_factory=Thresholds, description="Scores that gate success.")
 
+    @model_validator(mode="after")
+    def _thresholds_are_measured(self) -> Self:
+        given = [to_camel(name) for name, least in self.thresholds if least is not None]
+        if given and not self.enabled:
+            rule = f"{' and '.join(given)} cannot be checked, because enabled is false and no score is measured"
+            raise _wrong("thresholds", rule, "remove thresholds, or write enabled: true")
+        return self
+
 
 class Output(Strict):
     """Where the model goes. At most one of uri and pvc; a local run defaults to out/<name>."""

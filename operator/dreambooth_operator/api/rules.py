@@ -70,6 +70,15 @@ JOB_RULES: dict[str, list[Rule]] = {
             "message": "checkpointEverySteps must not be above steps, else nothing is ever kept: write fewer",
         },
     ],
+    "spec.evaluation": [
+        {
+            # The API server also applies it to the default of evaluation, {}, before defaults are filled in.
+            "rule": "!has(self.enabled) || self.enabled || !has(self.thresholds) || "
+            "!(has(self.thresholds.dino) || has(self.thresholds.clipI) || has(self.thresholds.clipT))",
+            "message": "thresholds need scores, and enabled: false measures none: remove thresholds, or write "
+            "enabled: true",
+        },
+    ],
     "spec.output": [
         {"rule": "!(has(self.uri) && has(self.pvc))", "message": "give uri or pvc, not both"},
         {
