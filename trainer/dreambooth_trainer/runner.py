@@ -16,7 +16,7 @@ from dreambooth_trainer.hardware import Hardware, ask_workers, check_runnable
 from dreambooth_trainer.images.sources import RawImage, read_images
 from dreambooth_trainer.jobfile.load import dump_job
 from dreambooth_trainer.memory import StageChoice
-from dreambooth_trainer.phases.base import Context, Phase
+from dreambooth_trainer.phases.base import Context, Phase, marked
 from dreambooth_trainer.phases.encode import ENCODE
 from dreambooth_trainer.phases.evaluate import EVALUATE, check_encoders
 from dreambooth_trainer.phases.prepare import PREPARE
@@ -98,7 +98,8 @@ def run_job(opened: Opened, folder: JobFolder, store: str, reporter: Reporter) -
         started = False
         for phase in PHASES:
             keys[phase.name] = fingerprint({"phase": phase.name, "inputs": phase.inputs(context)})
-            done = _finished(phase, context)
+        for phase in PHASES:
+            done = marked(phase.name, context) if phase.complete(context) else None
             if done is not None:
                 reporter.skipped(phase.name)
             elif not started:
@@ -113,16 +114,10 @@ def run_job(opened: Opened, folder: JobFolder, store: str, reporter: Reporter) -
     return results
 
 
-def _finished(phase: Phase, context: Context) -> dict[str, JsonValue] | None:
-    marker = context.folder.marker(phase.name)
-    if not marker.exists() or not all(path.exists() for path in phase.outputs(context)):
-        return None
-    content = json.loads(marker.read_text())
-    return content if content["key"] == context.keys[phase.name] else None
-
-
 def _do(phase: Phase, context: Context, reporter: Reporter) -> dict[str, JsonValue]:
     start = time.monotonic()
+    # From here on the outputs may be those of other inputs than an earlier marker names.
+    context.folder.marker(phase.name).unlink(missing_ok=True)
     with reporter.phase(phase.name) as progress:
         result = phase.run(context, progress)
     content = {"key": context.keys[phase.name], "seconds": round(time.monotonic() - start, 2), **result}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ class Context:
     Attributes:
         images: the subject's images as they were given.
         store: URL of the folder that jobs share class images in.
-        keys: by phase, this one's included, what its output depends on.
+        keys: by phase, what its output depends on. All are known before the first phase runs.
         pool: the processes that draw, encode and score.
     """
 
@@ -55,11 +56,20 @@ class Phase:
 
     Attributes:
         inputs: everything that the output depends on besides the code; equal inputs, no second run.
-        outputs: files and folders that a finished phase has left; one missing, and it runs again.
+        complete: whether what a finished phase has left is still there; if not, it runs again.
         run: do it; restartable at any point. What it returns is kept in the phase's marker.
     """
 
     name: str
     inputs: Callable[[Context], JsonValue]
-    outputs: Callable[[Context], list[Path]]
+    complete: Callable[[Context], bool]
     run: Callable[[Context, PhaseProgress], dict[str, JsonValue]]
+
+
+def marked(name: str, context: Context) -> dict[str, JsonValue] | None:
+    """The marker of a phase, if this job's inputs are those that it finished with."""
+    marker = context.folder.marker(name)
+    if not marker.exists():
+        return None
+    content = json.loads(marker.read_text())
+    return content if content["key"] == context.keys[name] else None

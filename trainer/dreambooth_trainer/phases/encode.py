@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -43,8 +42,8 @@ def _inputs(context: Context) -> JsonValue:
     }
 
 
-def _outputs(context: Context) -> list[Path]:
-    return [context.folder.latents]
+def _complete(context: Context) -> bool:
+    return context.folder.latents.exists()
 
 
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
@@ -106,4 +105,4 @@ def _latents(
     return Latents(torch.cat(means), torch.cat(stds), torch.tensor(prompt_of), ids, conditioning)
 
 
-ENCODE = Phase("encode", _inputs, _outputs, _run)
+ENCODE = Phase("encode", _inputs, _complete, _run)

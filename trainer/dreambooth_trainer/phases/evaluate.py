@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -16,7 +15,7 @@ from dreambooth_trainer.faults import ThresholdError
 from dreambooth_trainer.hardware import work_device
 from dreambooth_trainer.metrics.prompts import paper_prompts
 from dreambooth_trainer.phases.base import Context, Phase
-from dreambooth_trainer.plan import Plan
+from dreambooth_trainer.plan import Plan, fingerprint
 from dreambooth_trainer.progress import PhaseProgress
 from dreambooth_trainer.spec import BaseModelRef
 from dreambooth_trainer.store.folder import JobFolder, write_whole
@@ -43,41 +42,75 @@ def evaluation_prompts(plan: Plan) -> list[str]:
     return paper_prompts(plan.spec.subject.class_)
 
 
+def picture_names(prompt: str, count: int) -> list[str]:
+    """Names of the first pictures of a prompt; another prompt has other names."""
+    digest = hashlib.sha256(prompt.encode()).hexdigest()[:12]
+    return [f"prompt-{digest}-{image:02d}" for image in range(count)]
+
+
+def pictures_per_prompt(plan: Plan, which: str) -> int:
+    """How many pictures a model draws of an evaluation prompt. One of the base's is enough to show what changed."""
+    return plan.spec.evaluation.images_per_prompt if plan.spec.evaluation.enabled and which == "after" else 1
+
+
 def pictures_of(context: Context, which: str) -> PictureStore:
-    """Where the pictures of one model are."""
-    return PictureStore(str(context.folder.pictures.resolve() / context.keys["train"][:16] / which))
+    """Where the pictures of one model are: a folder for all that changes a picture besides its prompt and number."""
+    plan = context.plan
+    key = fingerprint(
+        {
+            "model": context.base_digest if which == "before" else context.keys["train"],
+            "sampler": plan.sampler.model_dump(),
+            "resolution": plan.resolution,
+            "precision": plan.precision,
+            "seed": plan.spec.training.seed,
+        }
+    )
+    return PictureStore(str(context.folder.pictures.resolve() / key[:16] / which))
 
 
 def wanted_pictures(plan: Plan, which: str) -> list[Drawing]:
-    """What one model draws. Before and after start from the same noise, so that they can be compared.
+    """What one model draws. Before and after start from the same noise, so that they can be compared."""
+    per_prompt = pictures_per_prompt(plan, which)
+    counts = [(template.replace("{}", plan.subject_noun), per_prompt) for template in evaluation_prompts(plan)]
+    counts += [(plan.instance_prompt, SUBJECT_PICTURES), (plan.class_prompt, CLASS_PICTURES)]
+    # A prompt that is asked for twice is drawn once.
+    prompts = {name: prompt for prompt, count in counts for name in picture_names(prompt, count)}
+    seed = plan.spec.training.seed
+    return [Drawing(name, prompt, noise_seed("evaluate", seed, name)) for name, prompt in prompts.items()]
 
-    Names: p<prompt>-<image>, subject-<image>, class-<image>.
-    """
-    per_prompt = plan.spec.evaluation.images_per_prompt if plan.spec.evaluation.enabled else 1
-    # The base's pictures show what changed, for which one a prompt is enough.
-    per_prompt = per_prompt if which == "after" else 1
-    drawings = [
-        (f"p{number:02d}-{image:02d}", template.replace("{}", plan.subject_noun))
-        for number, template in enumerate(evaluation_prompts(plan))
-        for image in range(per_prompt)
-    ]
-    drawings += [(f"subject-{i:02d}", plan.instance_prompt) for i in range(SUBJECT_PICTURES)]
-    drawings += [(f"class-{i:02d}", plan.class_prompt) for i in range(CLASS_PICTURES)]
-    return [Drawing(name, prompt, noise_seed("evaluate", plan.spec.training.seed, name)) for name, prompt in drawings]
+
+def read_scores(context: Context) -> dict[str, Scores] | None:
+    """The scores of both models; None for a job without an evaluation, whatever an earlier run has left."""
+    if not context.plan.spec.evaluation.enabled:
+        return None
+    from dreambooth_trainer.metrics.scores import Scores
+
+    both = json.loads(context.folder.scores.read_text())
+    return {which: Scores.model_validate(scores) for which, scores in both.items()}
 
 
 def _inputs(context: Context) -> JsonValue:
     plan = context.plan
+    pictures: JsonValue = {
+        which: [pictures_of(context, which).url.rsplit("/", 2)[1], [d.name for d in wanted_pictures(plan, which)]]
+        for which in WHICH
+    }
+    if not plan.spec.evaluation.enabled:
+        return {"train": context.keys["train"], "pictures": pictures}
     return {
         "train": context.keys["train"],
-        "evaluation": plan.spec.evaluation.model_dump(mode="json", exclude={"thresholds"}),
+        "pictures": pictures,
+        "prompts": [[_scored_text(plan, template), template] for template in evaluation_prompts(plan)],
+        "class_prompt": plan.class_prompt,
         "encoders": [plan.dino, plan.clip],
-        "sampler": plan.sampler.model_dump(),
     }
 
 
-def _outputs(context: Context) -> list[Path]:
-    return [context.folder.scores] if context.plan.spec.evaluation.enabled else []
+def _complete(context: Context) -> bool:
+    if context.plan.spec.evaluation.enabled and not context.folder.scores.exists():
+        return False
+    wanted = {which: {drawing.name for drawing in wanted_pictures(context.plan, which)} for which in WHICH}
+    return all(names <= pictures_of(context, which).names() for which, names in wanted.items())
 
 
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
@@ -122,14 +155,25 @@ def score(plan: Plan, folder: JobFolder, stores: dict[str, PictureStore]) -> dic
     real = [Image.open(path) for path in sorted(folder.prepared.glob("*.png"))]
     scores = {}
     for which, store in stores.items():
-        names = sorted(drawing.name for drawing in wanted_pictures(plan, which))
+        count = pictures_per_prompt(plan, which)
         groups = [
-            # CLIP has never met the rare token: it is compared with the prompt without it.
-            PromptImages(template.replace("{}", plan.spec.subject.class_), _pictures(store, names, f"p{number:02d}-"))
-            for number, template in enumerate(evaluation_prompts(plan))
+            PromptImages(
+                _scored_text(plan, template), get_pictures(store, template.replace("{}", plan.subject_noun), count)
+            )
+            for template in evaluation_prompts(plan)
         ]
-        scores[which] = measure(encoders, real, groups, _pictures(store, names, "class-"))
+        scores[which] = measure(encoders, real, groups, get_pictures(store, plan.class_prompt, CLASS_PICTURES))
     return scores
+
+
+def get_pictures(store: PictureStore, prompt: str, count: int) -> list[Image.Image]:
+    """The first pictures of a prompt."""
+    return [store.get(name) for name in picture_names(prompt, count)]
+
+
+def _scored_text(plan: Plan, template: str) -> str:
+    # CLIP has never met the rare token: pictures are compared with the prompt without it.
+    return template.replace("{}", plan.spec.subject.class_)
 
 
 def check_encoders(plan: Plan) -> None:
@@ -150,17 +194,14 @@ def check_thresholds(context: Context) -> None:
     Raises:
         ThresholdError: with one fault for every score below its threshold.
     """
-    if context.folder.scores.exists():
-        from dreambooth_trainer.metrics.scores import Scores, failed_thresholds
+    scores = read_scores(context)
+    if scores is None:
+        return
+    from dreambooth_trainer.metrics.scores import failed_thresholds
 
-        after = Scores.model_validate(json.loads(context.folder.scores.read_text())["after"])
-        faults = failed_thresholds(after, context.plan.spec.evaluation.thresholds)
-        if faults:
-            raise ThresholdError(faults)
-
-
-def _pictures(store: PictureStore, names: Sequence[str], prefix: str) -> list[Image.Image]:
-    return [store.get(name) for name in names if name.startswith(prefix)]
+    faults = failed_thresholds(scores["after"], context.plan.spec.evaluation.thresholds)
+    if faults:
+        raise ThresholdError(faults)
 
 
-EVALUATE = Phase("evaluate", _inputs, _outputs, _run)
+EVALUATE = Phase("evaluate", _inputs, _complete, _run)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from pathlib import Path
 
 from pydantic import JsonValue
 
@@ -19,8 +18,8 @@ def _inputs(context: Context) -> JsonValue:
     return {"files": files, "resolution": context.plan.resolution}
 
 
-def _outputs(context: Context) -> list[Path]:
-    return [context.folder.prepared]
+def _complete(context: Context) -> bool:
+    return context.folder.prepared.exists()
 
 
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
@@ -35,4 +34,4 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     return {"images": len(images), "warnings": list(warnings)}
 
 
-PREPARE = Phase("prepare", _inputs, _outputs, _run)
+PREPARE = Phase("prepare", _inputs, _complete, _run)

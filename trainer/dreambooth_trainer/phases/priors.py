@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import fsspec
 from pydantic import JsonValue
 
 from dreambooth_trainer.drawing import Drawing, draw_all, noise_seed
-from dreambooth_trainer.phases.base import Context, Phase
+from dreambooth_trainer.phases.base import Context, Phase, marked
 from dreambooth_trainer.plan import fingerprint
 from dreambooth_trainer.progress import PhaseProgress
 from dreambooth_trainer.store.lease import lease
@@ -50,12 +48,14 @@ def prior_names(context: Context) -> list[str]:
 def _inputs(context: Context) -> JsonValue:
     if not context.plan.spec.priors.enabled:
         return None
-    return {"key": prior_key(context), "count": context.plan.prior_count, "store": prior_store(context).url}
+    return {"key": prior_key(context), "count": context.plan.prior_count}
 
 
-def _outputs(context: Context) -> list[Path]:
-    del context
-    return []
+def _complete(context: Context) -> bool:
+    # Training reads the encoded images. The class images are needed again only where those have to be encoded again.
+    encoded = marked("encode", context) is not None and context.folder.latents.exists()
+    names = prior_names(context)
+    return encoded or not names or set(names) <= prior_store(context).names()
 
 
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
@@ -79,4 +79,4 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     return {"wanted": len(names), "reused": len(names), "generated": 0}
 
 
-PRIORS = Phase("priors", _inputs, _outputs, _run)
+PRIORS = Phase("priors", _inputs, _complete, _run)

@@ -34,8 +34,8 @@ def _inputs(context: Context) -> JsonValue:
     }
 
 
-def _outputs(context: Context) -> list[Path]:
-    return [context.folder.model, context.folder.report]
+def _complete(context: Context) -> bool:
+    return context.folder.model.exists() and context.folder.report.exists()
 
 
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
@@ -72,7 +72,7 @@ def _fill(draft: Path, context: Context, report: Report) -> None:
         context.pool.call(_save_single_file, folder.trained, target)
     (draft / NOTE).write_text(note_of(plan, context.base_digest).model_dump_json(by_alias=True, indent=2))
     (draft / "job.yaml").write_bytes((folder.root / "job.yaml").read_bytes())
-    if folder.scores.exists():
+    if plan.spec.evaluation.enabled:
         (draft / "scores.json").write_bytes(folder.scores.read_bytes())
     comparison_grid([report.subject, *report.contexts[:6], report.drift]).save(draft / "pictures.png")
     comparison_grid([report.subject]).save(draft / "subject.png")
@@ -97,4 +97,4 @@ def _upload(model: Path, uri: str, progress: PhaseProgress) -> None:
         progress.done(number + 1)
 
 
-PUBLISH = Phase("publish", _inputs, _outputs, _run)
+PUBLISH = Phase("publish", _inputs, _complete, _run)

@@ -11,9 +11,17 @@ from PIL import Image
 from dreambooth_trainer.defaults import PAPER
 from dreambooth_trainer.engine.entry import Record
 from dreambooth_trainer.metrics.scores import PAPER as PAPER_SCORES
-from dreambooth_trainer.metrics.scores import Scores
 from dreambooth_trainer.phases.base import Context
-from dreambooth_trainer.phases.evaluate import CLASS_PICTURES, SUBJECT_PICTURES, evaluation_prompts, pictures_of
+from dreambooth_trainer.phases.evaluate import (
+    CLASS_PICTURES,
+    SUBJECT_PICTURES,
+    WHICH,
+    evaluation_prompts,
+    get_pictures,
+    pictures_of,
+    pictures_per_prompt,
+    read_scores,
+)
 from dreambooth_trainer.phases.priors import prior_names, prior_store
 from dreambooth_trainer.report.contents import Comparison, PhaseTime, ReferenceRow, Report, ScoreRow, loading_code
 from dreambooth_trainer.report.curves import loss_curves
@@ -28,6 +36,7 @@ def tell_story(context: Context) -> Report:
     plan, folder = context.plan, context.folder
     scores, judges = _scores(context)
     store = prior_store(context)
+    there = sorted(store.names().intersection(prior_names(context)))
     return Report(
         name=plan.job.metadata.name,
         subject_prompt=plan.instance_prompt,
@@ -35,10 +44,11 @@ def tell_story(context: Context) -> Report:
         base_model=plan.model.id,
         created=datetime.now(UTC),
         subject_images=tuple(Image.open(path) for path in sorted(folder.prepared.glob("*.png"))),
-        subject=_compare(context, plan.instance_prompt, [f"subject-{i:02d}" for i in range(SUBJECT_PICTURES)]),
+        subject=_compare(context, plan.instance_prompt, SUBJECT_PICTURES, SUBJECT_PICTURES),
         contexts=_contexts(context),
-        drift=_compare(context, plan.class_prompt, [f"class-{i:02d}" for i in range(CLASS_PICTURES // 2)]),
-        priors=tuple(store.get(name) for name in prior_names(context)[:PRIORS_SHOWN]),
+        drift=_compare(context, plan.class_prompt, CLASS_PICTURES // 2, CLASS_PICTURES // 2),
+        # They may have been cleared since they were encoded.
+        priors=tuple(store.get(name) for name in there[:PRIORS_SHOWN]),
         prior_count=len(prior_names(context)),
         scores=scores,
         judges=judges,
@@ -51,31 +61,26 @@ def tell_story(context: Context) -> Report:
     )
 
 
-def _compare(context: Context, prompt: str, names: list[str]) -> Comparison:
-    before, after = (pictures_of(context, which) for which in ("before", "after"))
-    return Comparison(prompt, tuple(before.get(name) for name in names), tuple(after.get(name) for name in names))
+def _compare(context: Context, prompt: str, before: int, after: int) -> Comparison:
+    base, trained = (pictures_of(context, which) for which in WHICH)
+    return Comparison(prompt, tuple(get_pictures(base, prompt, before)), tuple(get_pictures(trained, prompt, after)))
 
 
 def _contexts(context: Context) -> tuple[Comparison, ...]:
-    before, after = (pictures_of(context, which) for which in ("before", "after"))
-    drawn = after.names()
+    before, after = (pictures_per_prompt(context.plan, which) for which in WHICH)
     templates = evaluation_prompts(context.plan)
     # Evenly over the list: its neighbours are alike.
     chosen = range(0, len(templates), max(1, len(templates) // PROMPTS_SHOWN))
     return tuple(
-        Comparison(
-            templates[number].replace("{}", context.plan.subject_noun),
-            (before.get(f"p{number:02d}-00"),),
-            tuple(after.get(name) for name in sorted(drawn) if name.startswith(f"p{number:02d}-")),
-        )
+        _compare(context, templates[number].replace("{}", context.plan.subject_noun), before, after)
         for number in list(chosen)[:PROMPTS_SHOWN]
     )
 
 
 def _scores(context: Context) -> tuple[tuple[ScoreRow, ...], str]:
-    if not context.folder.scores.exists():
+    both = read_scores(context)
+    if both is None:
         return (), ""
-    both = {which: Scores.model_validate(s) for which, s in json.loads(context.folder.scores.read_text()).items()}
     return score_rows(both["before"], both["after"]), f"{both['after'].dino_encoder}, {both['after'].clip_encoder}"
 
 

@@ -48,8 +48,8 @@ def _inputs(context: Context) -> JsonValue:
     }
 
 
-def _outputs(context: Context) -> list[Path]:
-    return [context.folder.trained, context.folder.losses]
+def _complete(context: Context) -> bool:
+    return context.folder.trained.exists() and context.folder.losses.exists()
 
 
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
@@ -150,4 +150,4 @@ def _under(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
-TRAIN = Phase("train", _inputs, _outputs, _run)
+TRAIN = Phase("train", _inputs, _complete, _run)
