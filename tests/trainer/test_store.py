@@ -1,4 +1,4 @@
-"""Writes that are seen whole or not at all, leases, and erasure that touches nothing else."""
+"""Writes that are seen whole or not at all, leases, and folders that belong to one job."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,58 @@ import pytest
 from PIL import Image
 
 from dreambooth_trainer.faults import UserError
+from dreambooth_trainer.phases.publish import upload
+from dreambooth_trainer.plan import SamplerPlan
+from dreambooth_trainer.published import NOTE, Note
 from dreambooth_trainer.spec import DreamBoothJob
-from dreambooth_trainer.store.erase import erase_job
+from dreambooth_trainer.store.erase import Erased, erase_job
 from dreambooth_trainer.store.folder import JobFolder, whole_folder, write_whole
 from dreambooth_trainer.store.lease import lease
+from dreambooth_trainer.store.owner import MARKER, claim, place_faults
 from dreambooth_trainer.store.pictures import PictureStore
 
 
-def job(uri: str | None = None) -> DreamBoothJob:
-    return DreamBoothJob.model_validate(
+def job(uri: str | None = None, name: str = "my-dog") -> DreamBoothJob:
+    checked = DreamBoothJob.model_validate(
         {
             "apiVersion": "dreambooth.dev/v1alpha1",
             "kind": "DreamBoothJob",
-            "metadata": {"name": "my-dog"},
-            "spec": {
-                "subject": {"class": "dog", "images": {"uri": "x"}},
-                "output": {"uri": uri} if uri else {},
-            },
+            "metadata": {"name": name},
+            "spec": {"subject": {"class": "dog", "images": {"uri": "x"}}},
         }
     )
+    # A job file names no memory:// folder: it stands for s3:// here.
+    output = checked.spec.output.model_copy(update={"uri": uri})
+    return checked.model_copy(update={"spec": checked.spec.model_copy(update={"output": output})})
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
+
+
+def note(files: tuple[str, ...], name: str = "my-dog") -> Note:
+    sampler = SamplerPlan(steps=1, guidance_scale=1)
+    return Note(
+        job=f"default/{name}", files=files, base_model="x", base_digest="x", instance_prompt="x", class_prompt="x",
+        resolution=32, sampler=sampler,
+    )  # fmt: skip
+
+
+def make_model(folder: Path, *names: str, owner: str = "my-dog") -> Note:
+    """A published model as a job leaves it."""
+    for name in names:
+        write_whole(folder / name, f"content of {name}")
+    made = note(tuple(sorted({*names, NOTE})), owner)
+    write_whole(folder / NOTE, made.model_dump_json(by_alias=True))
+    return made
+
+
+def make_job_folder(root: Path) -> None:
+    """A finished job's folder."""
+    claim(root, job())
+    for name in ("job.yaml", "report.html", "work/latents", *(f"work/picture-{n}.png" for n in range(6))):
+        write_whole(root / name, "x")
+    make_model(root / "model", "model_index.json", "unet/weights")
 
 
 def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
@@ -123,34 +157,148 @@ def test_a_lease_of_a_dead_process_of_this_machine_is_taken_at_once(tmp_path: Pa
     assert not (tmp_path / "lease.json").exists()
 
 
-def test_erasing_removes_the_folder_and_the_published_copy(tmp_path: Path) -> None:
-    folder = JobFolder(tmp_path / "out")
-    write_whole(folder.root / "job.yaml", "x")
-    write_whole(folder.latents, b"x")
+@pytest.fixture
+def bucket() -> Iterator[fsspec.AbstractFileSystem]:
+    """A file system without folders of its own, as an object store is."""
     fs = fsspec.filesystem("memory")
-    fs.pipe_file("/bucket/model/dreambooth.json", b"{}")
-    published = job("s3://bucket/model").model_copy()
-    published = published.model_copy(
-        update={
-            "spec": published.spec.model_copy(
-                update={"output": published.spec.output.model_copy(update={"uri": "memory://bucket/model"})}
-            )
-        }
-    )
-    assert list(erase_job(published, str(folder.root))) == [str(folder.root), "memory://bucket/model"]
-    assert not folder.root.exists()
-    assert not fs.exists("/bucket/model")
-    assert list(erase_job(published, str(folder.root))) == []
+    yield fs
+    if fs.exists("/bucket"):
+        fs.rm("/bucket", recursive=True)
+
+
+def test_a_folder_that_is_new_empty_or_its_own_is_a_jobs(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "empty", "empty"):
+        claim(tmp_path / name, job())
+        assert [p.name for p in (tmp_path / name).iterdir()] == [MARKER]
+    write_whole(tmp_path / "new" / "job.yaml", "x")
+    claim(tmp_path / "new", job())
+
+
+def test_a_folder_of_somebody_else_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+    write_whole(tmp_path / "mine" / "job.yaml", "# a comment")
+    write_whole(tmp_path / "mine" / "photos" / "1.jpg", "x")
+    claim(tmp_path / "other", job(name="another-dog"))
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"--out: '.*mine': holds job.yaml, photos, and no marker of a job; write an"):
+        claim(tmp_path / "mine", job())
+    with pytest.raises(UserError, match="is the folder of job default/another-dog; write an empty folder"):
+        claim(tmp_path / "other", job())
+    with pytest.raises(UserError, match="is not a folder"):
+        claim(tmp_path / "mine" / "job.yaml", job())
+    assert contents(tmp_path) == before
+
+
+def test_of_two_jobs_that_want_one_empty_folder_one_gets_it(tmp_path: Path) -> None:
+    for attempt in range(20):
+        root, start, won, lost = tmp_path / str(attempt), threading.Barrier(4), [], []
+
+        def compete(name: str, root: Path = root, start: threading.Barrier = start, won=won, lost=lost) -> None:
+            start.wait()
+            try:
+                claim(root, job(name=name))
+                won.append(name)
+            except UserError:
+                lost.append(name)
+
+        threads = [threading.Thread(target=compete, args=(f"dog-{n}",)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (len(won), len(lost)) == (1, 3)
+        assert (root / MARKER).read_text() == f"default/{won[0]}\n"
+
+
+def test_a_marker_that_was_never_written_holds_nobody_up(tmp_path: Path) -> None:
+    (tmp_path / MARKER).touch()
+    claim(tmp_path, job())
+    assert (tmp_path / MARKER).read_text() == "default/my-dog\n"
+
+
+def test_all_places_that_are_somebody_elses_are_told_at_once(tmp_path: Path, bucket: Any) -> None:
+    make_job_folder(tmp_path)
+    write_whole(tmp_path / "model" / "notes.txt", "mine")
+    bucket.pipe_file("/bucket/model/photo.png", b"mine")
+    faults = [str(fault) for fault in place_faults(job("memory://bucket/model"), JobFolder(tmp_path))]
+    assert len(faults) == 2
+    assert "model': holds notes.txt, which this job did not make and would replace" in faults[0]
+    assert "spec.output.uri: 'memory://bucket/model': holds photo.png, and no model of this job" in faults[1]
+    (tmp_path / "model" / "notes.txt").unlink()
+    assert place_faults(job("memory://bucket/elsewhere"), JobFolder(tmp_path)) == []
+
+
+class Silent:
+    def total(self, count: int) -> None: ...
+
+    def done(self, count: int, **facts: object) -> None: ...
+
+
+def test_publishing_again_removes_what_the_model_no_longer_has(tmp_path: Path, bucket: Any) -> None:
+    first = make_model(tmp_path / "first", "model_index.json", "unet/weights", "my-dog.safetensors")
+    upload(tmp_path / "first", first, "memory://bucket/model", job(), Silent())
+    bucket.pipe_file("/bucket/model/notes.txt", b"mine")
+    second = make_model(tmp_path / "second", "my-dog.safetensors", "scores.json")
+    upload(tmp_path / "second", second, "memory://bucket/model", job(), Silent())
+    there = {path.removeprefix("/bucket/model/") for path in bucket.find("/bucket/model")}
+    assert there == {NOTE, "my-dog.safetensors", "scores.json", "notes.txt"}
+    assert Note.model_validate_json(bucket.cat_file(f"/bucket/model/{NOTE}")) == second
+
+
+def test_an_upload_that_is_cut_short_lists_all_that_is_there(tmp_path: Path, bucket: Any) -> None:
+    first = make_model(tmp_path / "first", "model_index.json", "old")
+    upload(tmp_path / "first", first, "memory://bucket/model", job(), Silent())
+    second = make_model(tmp_path / "second", "new", "newer")
+    (tmp_path / "second" / "newer").unlink()
+    with pytest.raises(FileNotFoundError):
+        upload(tmp_path / "second", second, "memory://bucket/model", job(), Silent())
+    listed = Note.model_validate_json(bucket.cat_file(f"/bucket/model/{NOTE}")).files
+    assert {path.removeprefix("/bucket/model/") for path in bucket.find("/bucket/model")} <= set(listed)
+
+
+@pytest.mark.parametrize("owner", ["my-dog", "another-dog"])
+def test_publishing_replaces_no_file_of_somebody_else(tmp_path: Path, bucket: Any, owner: str) -> None:
+    upload(tmp_path, make_model(tmp_path, "a", owner=owner), "memory://bucket/model", job(name=owner), Silent())
+    bucket.pipe_file("/bucket/model/scores.json", b"mine")
+    before = {path: bucket.cat_file(path) for path in bucket.find("/bucket/model")}
+    made = make_model(tmp_path / "second", "a", "scores.json")
+    rule = "holds scores.json, which this job" if owner == "my-dog" else "holds the model of job default/another-dog"
+    with pytest.raises(UserError, match=rf"spec\.output\.uri: .*{rule}"):
+        upload(tmp_path / "second", made, "memory://bucket/model", job(), Silent())
+    assert {path: bucket.cat_file(path) for path in bucket.find("/bucket/model")} == before
+
+
+def test_erasing_removes_the_folder_and_the_published_copy(tmp_path: Path, bucket: Any) -> None:
+    root = tmp_path / "out"
+    make_job_folder(root)
+    made, published = make_model(tmp_path / "copy", "model_index.json", "unet/weights"), job("memory://bucket/model")
+    upload(tmp_path / "copy", made, "memory://bucket/model", published, Silent())
+    assert list(erase_job(published, str(root))) == [Erased("memory://bucket/model", ()), Erased(str(root), ())]
+    assert not root.exists()
+    assert not bucket.find("/bucket/model")
+    assert list(erase_job(published, str(root))) == []
+
+
+def test_erasing_leaves_what_others_put_there_and_names_it(tmp_path: Path, bucket: Any) -> None:
+    root, published = tmp_path / "out", job("memory://bucket/model")
+    make_job_folder(root)
+    upload(root / "model", make_model(root / "model", "a"), "memory://bucket/model", published, Silent())
+    bucket.pipe_file("/bucket/model/photo.png", b"mine")
+    write_whole(root / "notes.txt", "mine")
+    write_whole(root / "model" / "unet" / "mine.txt", "mine")
+    (root / "model" / "unet" / "weights").unlink()
+    (root / "model" / "model_index.json").unlink()
+    places = list(erase_job(published, str(root)))
+    assert places[0] == Erased("memory://bucket/model", ("photo.png",))
+    assert places[1] == Erased(str(root), ("model/unet/mine.txt", "notes.txt"))
+    assert contents(root) == {"model/unet/mine.txt": "mine", "notes.txt": "mine"}
 
 
 def test_an_erasure_that_is_cut_short_is_finished_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    unlink = os.unlink
-    # Of so many, in whatever order a folder is listed, some come after what tells a job.
-    files = ("job.yaml", "work/latents", *(f"picture-{n}.png" for n in range(12)))
-    for allowed in range(len(files)):
-        folder = JobFolder(tmp_path / "out")
-        for name in files:
-            write_whole(folder.root / name, "x")
+    unlink, root = os.unlink, tmp_path / "out"
+    make_job_folder(root)
+    for allowed in range(len(contents(root))):
+        make_job_folder(root)
         left = allowed
 
         def until_it_dies(*arguments: Any, **named: Any) -> None:
@@ -163,23 +311,45 @@ def test_an_erasure_that_is_cut_short_is_finished_by_the_next(tmp_path: Path, mo
         with monkeypatch.context() as dying, pytest.raises(OSError, match="the pod is gone"):
             dying.setattr(os, "unlink", until_it_dies)
             dying.setattr(os, "remove", until_it_dies)
-            list(erase_job(job(), str(folder.root)))
-        assert list(erase_job(job(), str(folder.root))) == [str(folder.root)]
-        assert not folder.root.exists()
+            list(erase_job(job(), str(root)))
+        assert list(erase_job(job(), str(root))) == [Erased(str(root), ())]
+        assert not root.exists()
 
 
-def test_erasing_touches_nothing_but_a_jobs_folder(tmp_path: Path) -> None:
-    (tmp_path / "photos.txt").write_text("mine")
-    with pytest.raises(UserError, match="is no folder of a job"):
-        list(erase_job(job(), str(tmp_path)))
-    assert (tmp_path / "photos.txt").exists()
+@pytest.mark.parametrize("kind", ["photos", "a work folder", "a parent of jobs", "another job", "a model", "a file"])
+def test_erasing_touches_no_folder_of_somebody_else(tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "x"
+    match kind:
+        case "photos":
+            write_whole(root / "photo.png", "mine")
+        case "a work folder":
+            write_whole(root / "work" / "thesis.txt", "mine")
+            write_whole(root / "job.yaml", "mine")
+        case "a parent of jobs":
+            make_job_folder(root / "work")
+            make_job_folder(root / "my-dog")
+        case "another job":
+            claim(root, job(name="another-dog"))
+            write_whole(root / "work" / "latents", "x")
+        case "a model":
+            make_model(root, "model_index.json")
+        case _:
+            write_whole(root, "mine")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"--out: .*(and no marker of a job|is the folder of job default/another-dog)"):
+        list(erase_job(job(), str(root)))
+    assert contents(tmp_path) == before
 
 
-def test_erasing_takes_no_other_folder_for_a_published_model() -> None:
-    fs = fsspec.filesystem("memory")
-    fs.pipe_file("/elsewhere/work/photos.txt", b"mine")
-    spec = job("s3://bucket/model").spec
-    elsewhere = spec.model_copy(update={"output": spec.output.model_copy(update={"uri": "memory://elsewhere"})})
-    with pytest.raises(UserError, match="is no folder of a job"):
-        list(erase_job(job().model_copy(update={"spec": elsewhere}), "memory://nothing"))
-    assert fs.exists("/elsewhere/work/photos.txt")
+@pytest.mark.parametrize("kind", ["files", "another job's model", "a manifest that leads outside"])
+def test_erasing_takes_no_other_folder_for_the_published_model(tmp_path: Path, bucket: Any, kind: str) -> None:
+    bucket.pipe_file("/bucket/model/work/photos.txt", b"mine")
+    bucket.pipe_file("/bucket/victim", b"theirs")
+    if kind != "files":
+        files = ("work/photos.txt", NOTE) if kind == "another job's model" else ("../victim", NOTE)
+        made = note(files, "another-dog" if kind == "another job's model" else "my-dog")
+        bucket.pipe_file(f"/bucket/model/{NOTE}", made.model_dump_json(by_alias=True).encode())
+    before = bucket.find("/bucket")
+    (place,) = erase_job(job("memory://bucket/model"), str(tmp_path / "nothing"))
+    assert not place.ours
+    assert bucket.find("/bucket") == before

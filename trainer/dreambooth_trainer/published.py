@@ -8,13 +8,21 @@ from dreambooth_trainer.defaults import model_defaults
 from dreambooth_trainer.faults import Fault, UserError
 from dreambooth_trainer.plan import Plan, SamplerPlan
 from dreambooth_trainer.spec import Strict
+from dreambooth_trainer.store.owner import MANIFEST, job_id
 
-NOTE = "dreambooth.json"
+NOTE = MANIFEST
 
 
 class Note(Strict):
-    """What a model's user should know; lies in the folder as dreambooth.json."""
+    """What a model's user should know, and what belongs to the model; lies in the folder as dreambooth.json.
 
+    Attributes:
+        job: namespace/name of the job that made it.
+        files: every file of the model, this one included, relative to the folder.
+    """
+
+    job: str
+    files: tuple[str, ...]
     base_model: str
     base_digest: str
     instance_prompt: str
@@ -32,9 +40,12 @@ class Published(Strict):
     draw_batch_size: int
 
 
-def note_of(plan: Plan, base_digest: str) -> Note:
-    """The note of a plan's model."""
+def note_of(plan: Plan, base_digest: str, model: Path) -> Note:
+    """The note of a plan's model, all whose other files are in a folder."""
+    files = {path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()}
     return Note(
+        job=job_id(plan.job),
+        files=tuple(sorted(files | {NOTE})),
         base_model=plan.model.id,
         base_digest=base_digest,
         instance_prompt=plan.instance_prompt,

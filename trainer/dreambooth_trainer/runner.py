@@ -28,6 +28,7 @@ from dreambooth_trainer.pool import WorkerPool
 from dreambooth_trainer.progress import Reporter
 from dreambooth_trainer.spec import DreamBoothJob
 from dreambooth_trainer.store.folder import JobFolder, write_whole
+from dreambooth_trainer.store.owner import claim
 
 PHASES = (PREPARE, PRIORS, ENCODE, TRAIN, EVALUATE, PUBLISH)
 
@@ -85,13 +86,14 @@ def run_job(opened: Opened, folder: JobFolder, store: str, reporter: Reporter) -
         What each phase left in its marker.
 
     Raises:
-        UserError: the job cannot be done as it is written.
+        UserError: the job cannot be done as it is written, or the folder is not this job's.
     """
     keys: dict[str, str] = {}
     check_runnable(opened.hardware, opened.plan.spec.cluster)
     pool = WorkerPool(opened.sampling_processes, gpu=opened.plan.gpus_per_worker > 0)
     context = Context(opened.plan, folder, opened.images, store, keys, pool)
     results: dict[str, dict[str, JsonValue]] = {}
+    claim(folder.root, opened.plan.job)
     with folder.locked(), contextlib.ExitStack() as stack:
         write_whole(folder.root / "job.yaml", dump_job(opened.plan.job))
         write_whole(folder.work / "plan.json", opened.plan.model_dump_json(by_alias=True, indent=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
@@ -17,7 +18,11 @@ import click
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps. Default: the job's.")
 @click.option("--guidance", type=click.FloatRange(1, 50), help="Classifier-free guidance. Default: the job's.")
 @click.option(
-    "--out", default="pictures", show_default=True, type=click.Path(path_type=Path), help="Folder for the PNGs."
+    "--out",
+    default="pictures",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder for PNGs; earlier ones stay.",
 )
 def generate(
     folder: Path, prompts: tuple[str, ...], count: int, seed: int, steps: int | None, guidance: float | None, out: Path
@@ -43,14 +48,22 @@ def generate(
         published.draw_batch_size,
     )
     pipeline = load_pipeline(published.folder, style.precision, "cuda" if devices else "cpu")
+    out.mkdir(parents=True, exist_ok=True)
     drawings = [
         Drawing(f"{number:02d}-{image:03d}", prompt, noise_seed(seed, image))
-        for number, prompt in enumerate(prompts)
+        for number, prompt in enumerate(prompts, first_number(out))
         for image in range(count)
     ]
-    out.mkdir(parents=True, exist_ok=True)
     orders = [drawings[i : i + style.batch_size] for i in range(0, len(drawings), style.batch_size)]
     for order in track(orders, "drawing", transient=True):
         for drawing, image in zip(order, draw_batch(pipeline, style, order), strict=True):
-            image.save(out / f"{drawing.name}.png")
+            # "x": a file that appeared meanwhile is not overwritten either.
+            with (out / f"{drawing.name}.png").open("xb") as file:
+                image.save(file, "PNG")
     click.echo(f"{len(drawings)} pictures in {out}")
+
+
+def first_number(out: Path) -> int:
+    """The first number of a prompt that no file in a folder begins with, nor a higher one."""
+    taken = [int(match[1]) for path in out.iterdir() if (match := re.match(r"(\d+)-\d{3}\.png$", path.name))]
+    return max(taken, default=-1) + 1

@@ -16,6 +16,7 @@ from dreambooth_trainer.progress import Reporter, choose_reporter
 from dreambooth_trainer.remote import OperatorReporter, operator_from_environment
 from dreambooth_trainer.spec import DreamBoothJob
 from dreambooth_trainer.store.folder import JobFolder
+from dreambooth_trainer.store.owner import place_faults
 
 
 @click.command()
@@ -32,6 +33,8 @@ def run(job_file: Path, out: Path | None, store: str | None, sets: tuple[str, ..
     with told_to_operator(choose_reporter(console)) as reporter, contextlib.ExitStack() as stack:
         job = options.read_job(job_file, sets)
         folder = JobFolder((out or default_folder(job)).resolve())
+        if faults := place_faults(job, folder):
+            raise UserError(faults)
         # Imported here, so that a fault in the file is told at once: torch and Ray take seconds.
         from dreambooth_trainer.cli.explain import describe
         from dreambooth_trainer.cluster import has_address, ray_cluster

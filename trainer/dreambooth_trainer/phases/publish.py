@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +11,14 @@ import fsspec
 from pydantic import JsonValue
 
 from dreambooth_trainer.families.registry import open_family, weights_digest
+from dreambooth_trainer.faults import UserError
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.phases.evaluate import check_thresholds
 from dreambooth_trainer.progress import PhaseProgress
-from dreambooth_trainer.published import NOTE, note_of
+from dreambooth_trainer.published import NOTE, Note, note_of
+from dreambooth_trainer.spec import DreamBoothJob
 from dreambooth_trainer.store.folder import whole_folder
+from dreambooth_trainer.store.owner import model_faults, read_manifest, remote_faults
 
 # The report's libraries are imported when there is something to report: a run that is done already ends at once.
 if TYPE_CHECKING:
@@ -47,12 +51,16 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     report = tell_story(context)
     with whole_folder(folder.model) as draft:
         _fill(draft, context, report)
+        note = note_of(plan, context.base_digest, draft)
+        (draft / NOTE).write_text(note.model_dump_json(by_alias=True, indent=2))
+        if faults := model_faults(folder.model, plan.job):
+            raise UserError(faults)
     write_report(report, folder.report)
     digest, uri = weights_digest(folder.model), str(folder.model)
     remote = plan.spec.output.uri
     if remote is not None and "://" in remote:
         uri = remote
-        _upload(folder.model, remote, progress)
+        upload(folder.model, note, remote, plan.job, progress)
     if not plan.spec.output.keep_checkpoints:
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
     return {"uri": uri, "digest": f"sha256:{digest}"}
@@ -70,7 +78,6 @@ def _fill(draft: Path, context: Context, report: Report) -> None:
     if "safetensors" in formats:
         target = draft / f"{plan.job.metadata.name}.safetensors"
         context.pool.call(_save_single_file, folder.trained, target)
-    (draft / NOTE).write_text(note_of(plan, context.base_digest).model_dump_json(by_alias=True, indent=2))
     (draft / "job.yaml").write_bytes((folder.root / "job.yaml").read_bytes())
     if plan.spec.evaluation.enabled:
         (draft / "scores.json").write_bytes(folder.scores.read_bytes())
@@ -86,15 +93,32 @@ def _save_single_file(model: Path, target: Path) -> None:
     open_family(model).save_single_file(model, target)
 
 
-def _upload(model: Path, uri: str, progress: PhaseProgress) -> None:
+def upload(model: Path, note: Note, uri: str, job: DreamBoothJob, progress: PhaseProgress) -> None:
+    """Bring a model to a URL, in place of this job's earlier one there.
+
+    Raises:
+        UserError: the place is not this job's, or holds a file of somebody else that would be replaced.
+    """
+    if faults := remote_faults(uri, job, note.files):
+        raise UserError(faults)
     fs, root = fsspec.url_to_fs(uri)
-    files = sorted((p for p in model.rglob("*") if p.is_file()), key=lambda p: (p.name != NOTE, p.name == INDEX, p))
-    progress.total(len(files))
-    for number, path in enumerate(files):
-        target = f"{root}/{path.relative_to(model).as_posix()}"
+    earlier = read_manifest(fs, root)
+    dropped = set(earlier.files).difference(note.files) if earlier is not None else set[str]()
+    # Until they are gone the note lists them: an upload that is cut short leaves nothing that no note lists.
+    draft = note.model_copy(update={"files": tuple(sorted(dropped.union(note.files)))})
+    fs.makedirs(root, exist_ok=True)
+    fs.pipe_file(f"{root}/{NOTE}", draft.model_dump_json(by_alias=True, indent=2).encode())
+    progress.total(len(note.files))
+    for number, name in enumerate(sorted({*note.files} - {NOTE}, key=lambda name: (name == INDEX, name))):
+        target = f"{root}/{name}"
         fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-        fs.put_file(str(path), target)
+        fs.put_file(str(model / name), target)
         progress.done(number + 1)
+    for name in dropped:
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm_file(f"{root}/{name}")
+    fs.put_file(str(model / NOTE), f"{root}/{NOTE}")
+    progress.done(len(note.files))
 
 
 PUBLISH = Phase("publish", _inputs, _complete, _run)
