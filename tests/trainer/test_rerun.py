@@ -150,7 +150,7 @@ def test_a_job_is_erased_by_its_manifest(job: Path) -> None:
 
 def test_pictures_of_an_earlier_call_stay(job: Path) -> None:
     command = ("generate", "--model", "out", "--count", "2", "--steps", "1", "--prompt")
-    assert dreambooth(job, *command, "a sks dog") == (0, "2 pictures in pictures\n")
+    assert dreambooth(job, *command, "a sks dog")[0] == 0
     before = contents(job / "pictures")
     assert dreambooth(job, *command, "a dog")[0] == 0
     after = contents(job / "pictures")

@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from dreambooth_trainer.memory import ModelSize
+from dreambooth_trainer.modelfiles import local_weights
 
 
 def model_size(folder: Path, *, resolution: int, train_text_encoder: bool, lora_rank: int | None) -> ModelSize:
@@ -32,7 +33,7 @@ def model_size(folder: Path, *, resolution: int, train_text_encoder: bool, lora_
 
 def _shapes(folder: Path) -> list[list[int]]:
     shapes: list[list[int]] = []
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in local_weights(folder):
         with safe_open(path, framework="numpy") as file:
             shapes += [list(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118 - no mapping
     return shapes

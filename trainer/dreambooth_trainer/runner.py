@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from dreambooth_trainer.cluster import ray_cluster
-from dreambooth_trainer.families.registry import family_name, local_folder, rare_identifier
+from dreambooth_trainer.families.registry import family_name, local_folder, pinned, rare_identifier
 from dreambooth_trainer.fitting import check_memory, plan_stage, sampling_processes, size_of
 from dreambooth_trainer.hardware import Hardware, ask_workers, check_runnable
 from dreambooth_trainer.images.sources import RawImage, read_images
@@ -53,7 +53,8 @@ def open_job(job: DreamBoothJob) -> Opened:
         DeviceError: a worker has a GPU, and CUDA does not work there.
     """
     found = read_images(job.spec.subject.images)
-    base = local_folder(model_ref(job))
+    model = pinned(model_ref(job))
+    base = local_folder(model)
     family_name(base)
     identifier = job.spec.subject.identifier
     if identifier == "auto":
@@ -66,7 +67,7 @@ def open_job(job: DreamBoothJob) -> Opened:
         zero_stage=1,
         precision="bf16" if hardware.bf16 else "fp32",
         gpus_per_worker=hardware.gpus_per_worker,
-    )
+    ).model_copy(update={"model": model})
     size = size_of(draft, base)
     choice = plan_stage(draft, size, hardware)
     check_memory(draft, base, size, choice, hardware)

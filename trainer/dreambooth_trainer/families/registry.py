@@ -10,19 +10,20 @@ from pathlib import Path
 from dreambooth_trainer.defaults import BUILTIN_SPRITES
 from dreambooth_trainer.families.base import Family
 from dreambooth_trainer.faults import Fault, UserError
+from dreambooth_trainer.hub import Repository, fetch
+from dreambooth_trainer.modelfiles import INDEX, local_pipeline_files, pipeline_files
 from dreambooth_trainer.spec import BaseModelRef
 
 # A family is one module and one line here; the key is `_class_name` of model_index.json.
 FAMILIES = {"StableDiffusionPipeline": "dreambooth_trainer.families.stable_diffusion:StableDiffusion"}
-# The rest of a hub repository is other formats of the same weights, or pickles.
-WANTED_FILES = ["*.json", "*.txt", "*/*.json", "*/*.txt", "*/*.safetensors"]
 
 
 def local_folder(model: BaseModelRef) -> Path:
     """The diffusers folder of a model on this machine, fetched from the hub where it is not there.
 
     Raises:
-        UserError: it is neither a folder nor to be had from the hub.
+        UserError: it is neither a folder nor to be had from the hub, or of a family that is not known here.
+        TransientError: the hub cannot be reached.
     """
     if model.id == BUILTIN_SPRITES:
         from dreambooth_trainer.sprites import WEIGHTS
@@ -31,19 +32,23 @@ def local_folder(model: BaseModelRef) -> Path:
     folder = Path(model.id).expanduser()
     if folder.is_dir():
         return folder
-    from huggingface_hub import snapshot_download
+    return fetch(model.id, model.revision, "spec.model.id", INDEX, _files_of_known_family)
 
-    try:
-        return Path(snapshot_download(model.id, revision=model.revision, allow_patterns=WANTED_FILES))
-    except Exception as error:
-        raise UserError(
-            Fault(
-                "spec.model.id",
-                model.id,
-                f"is neither a folder here nor to be had from the hub ({type(error).__name__})",
-                f"write the folder of a diffusers model, a hub id, or {BUILTIN_SPRITES}",
-            )
-        ) from error
+
+def pinned(model: BaseModelRef) -> BaseModelRef:
+    """A model with its commit as revision if it is from the hub: all workers read the same, without asking again.
+
+    Raises:
+        UserError, TransientError: as `local_folder`.
+    """
+    if model.id == BUILTIN_SPRITES or Path(model.id).expanduser().is_dir():
+        return model
+    return model.model_copy(update={"revision": local_folder(model).name})
+
+
+def _files_of_known_family(repository: Repository) -> list[str]:
+    _known_family(repository.read(INDEX), repository.model_id)
+    return pipeline_files(repository.names, repository.read)
 
 
 def open_family(folder: Path) -> Family:
@@ -62,26 +67,38 @@ def family_name(folder: Path) -> str:
     Raises:
         UserError: no diffusers folder, or of a family that is not known here.
     """
-    index = folder / "model_index.json"
     try:
-        name = json.loads(index.read_text())["_class_name"]
-    except (OSError, ValueError, KeyError) as error:
-        fault = Fault(
-            "spec.model.id", str(folder), "has no readable model_index.json", "write a diffusers model's folder"
-        )
-        raise UserError(fault) from error
+        content = (folder / INDEX).read_text()
+    except OSError as error:
+        raise UserError(_unreadable(str(folder))) from error
+    return _known_family(content, str(folder))
+
+
+def _known_family(index: str, where: str) -> str:
+    try:
+        name = json.loads(index)["_class_name"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(_unreadable(where)) from error
     if name not in FAMILIES:
         known = ", ".join(FAMILIES)
-        raise UserError(Fault("spec.model.id", str(folder), f"is a {name}", f"write a model of one of: {known}"))
+        raise UserError(Fault("spec.model.id", where, f"is a {name}", f"write a model of one of: {known}"))
     return name
+
+
+def _unreadable(where: str) -> Fault:
+    return Fault("spec.model.id", where, f"has no readable {INDEX}", "write a diffusers model's folder")
 
 
 @functools.cache
 def weights_digest(folder: Path) -> str:
-    """SHA-256 over names and contents of a model's weights and configuration; names what was drawn with it."""
+    """SHA-256 over names and contents of a model's weights and configuration; names what was drawn with it.
+
+    Only files that are loaded count: the same model has the same digest beside other formats of its weights.
+    """
     digest = hashlib.sha256()
-    parts = [p for p in folder.glob("*/*") if p.suffix in {".safetensors", ".json"} and p.parent.name != "evaluator"]
-    for path in sorted(parts):
+    for path in local_pipeline_files(folder):
+        if path.name == INDEX:
+            continue  # It also lists what is not loaded.
         digest.update(f"{path.relative_to(folder)}\0".encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -14,6 +14,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dreambooth_trainer.modelfiles import local_weights
+
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 TEXT_PREFIX = "cond_stage_model.transformer."
@@ -100,5 +102,5 @@ def _resnet(rest: str) -> str:
 
 
 def _weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in local_weights(folder):
         yield from load_file(path).items()

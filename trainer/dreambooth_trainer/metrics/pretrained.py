@@ -12,6 +12,8 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, PreTrainedModel, ViTModel
 
 from dreambooth_trainer.faults import Fault, UserError
+from dreambooth_trainer.hub import Repository, converted_revision, fetch
+from dreambooth_trainer.modelfiles import local_weights, model_files
 
 from .batches import unit_rows
 
@@ -84,17 +86,19 @@ class ClipEncoder:
 
 
 def load_dino(name: str, device: str) -> DinoEncoder:
-    """Load a ViT that was trained as DINO, by hub id or folder; raises UserError."""
+    """Load a ViT that was trained as DINO, by hub id or folder; raises UserError or TransientError."""
     path = "spec.evaluation.encoders.dino"
-    return DinoEncoder(name, _pretrained(ViTModel, path, name, device, add_pooling_layer=False))
+    folder = _folder(path, name)
+    return DinoEncoder(name, _pretrained(ViTModel, path, name, folder, device, add_pooling_layer=False))
 
 
 def load_clip(name: str, device: str) -> ClipEncoder:
     """Load a CLIP with its tokenizer and image processor, by hub id or folder; raises UserError."""
     path = "spec.evaluation.encoders.clip"
-    model = _pretrained(CLIPModel, path, name, device)
+    folder = _folder(path, name)
+    model = _pretrained(CLIPModel, path, name, folder, device)
     try:
-        processor, tokenizer = CLIPImageProcessorPil.from_pretrained(name), CLIPTokenizer.from_pretrained(name)
+        processor, tokenizer = CLIPImageProcessorPil.from_pretrained(folder), CLIPTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise _unavailable(path, name, "this CLIP model lacks its tokenizer or image processor") from error
     return ClipEncoder(name, model, processor, tokenizer)
@@ -103,14 +107,28 @@ def load_clip(name: str, device: str) -> ClipEncoder:
 M = TypeVar("M", bound=PreTrainedModel)
 
 
-def _pretrained(kind: type[M], path: str, name: str, device: str, **options: object) -> M:
-    """A model with all its weights read from the checkpoint, float32, in evaluation mode."""
-    if name.startswith(("/", "./", "../")) and not Path(name).is_dir():
+def _folder(path: str, name: str) -> Path:
+    """Where an encoder is on this machine, fetched from the hub where it is not there."""
+    if Path(name).is_dir():
+        return Path(name)
+    if name.startswith(("/", "./", "../")):
         raise _unavailable(path, name, "there is no such folder")
+    folder = fetch(name, None, path, "config.json", _files)
+    if not local_weights(folder) and (revision := converted_revision(name, path)):
+        return fetch(name, revision, path, "config.json", _files)
+    return folder
+
+
+def _files(repository: Repository) -> list[str]:
+    return model_files(repository.names, repository.read)
+
+
+def _pretrained(kind: type[M], path: str, name: str, folder: Path, device: str, **options: object) -> M:
+    """A model with all its weights read from the checkpoint, float32, in evaluation mode."""
     try:
         # Annotated: transformers' own annotation knows nothing of output_loading_info.
         loaded: tuple[M, dict[str, Any]] = cast("Any", kind).from_pretrained(
-            name,
+            folder,
             use_safetensors=True,
             trust_remote_code=False,
             dtype=torch.float32,

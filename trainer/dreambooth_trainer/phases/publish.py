@@ -56,7 +56,7 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
         if faults := model_faults(folder.model, plan.job):
             raise UserError(faults)
     write_report(report, folder.report)
-    digest, uri = weights_digest(folder.model), str(folder.model)
+    digest, uri = weights_digest(folder.trained), str(folder.model)
     remote = plan.spec.output.uri
     if remote is not None and "://" in remote:
         uri = remote
