@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTModel
 
 import dreambooth_trainer.hub
-from dreambooth_trainer.families.registry import local_folder, open_family, pinned, weights_digest
+from dreambooth_trainer.families.registry import family_name, local_folder, open_family, pinned, weights_digest
 from dreambooth_trainer.faults import TransientError, UserError
 from dreambooth_trainer.inspection import model_size
 from dreambooth_trainer.metrics.pretrained import load_dino
@@ -226,6 +226,23 @@ def test_other_formats_in_a_folder_are_neither_hashed_nor_counted_nor_published(
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def test_what_is_hashed_is_what_is_loaded(crowded: Path, tiny_model: Path) -> None:
+    ours, plain = (open_family(f).pipeline(f, torch.float32) for f in (crowded, tiny_model))
+    for part in ("unet", "vae", "text_encoder"):
+        for name, tensor in getattr(plain, part).state_dict().items():
+            assert torch.equal(getattr(ours, part).state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("where", ["hub", "folder"])
+def test_a_model_in_pickles_only_is_refused(hub: Hub, crowded: Path, where: str) -> None:
+    for path in (crowded / "unet").glob("*.safetensors"):
+        path.unlink()
+    hub.serve(crowded)
+    with pytest.raises(UserError, match="has no safetensors weights in unet, and other formats may hold code; save it"):
+        family_name(local_folder(MODEL if where == "hub" else BaseModelRef(id=str(crowded))))
+    assert hub.downloaded <= {"model_index.json"}
+
+
 def test_of_shards_those_count_that_the_index_names(tiny_model: Path, tmp_path: Path) -> None:
     sharded = shutil.copytree(tiny_model, tmp_path / "sharded")
     unet = UNet2DConditionModel.from_pretrained(tiny_model / "unet")
@@ -239,7 +256,11 @@ def test_of_shards_those_count_that_the_index_names(tiny_model: Path, tmp_path: 
     assert sizes[0] == sizes[1]
     open_family(sharded).save_single_file(sharded, tmp_path / "file")
     open_family(tiny_model).save_single_file(tiny_model, tmp_path / "plain")
-    assert load_file(tmp_path / "file").keys() == load_file(tmp_path / "plain").keys()
+    ours, plain = load_file(tmp_path / "file"), load_file(tmp_path / "plain")
+    assert ours.keys() == plain.keys()
+    assert all(torch.equal(ours[name], plain[name]) for name in plain)
+    read = open_family(sharded).load(sharded, with_vae=False).denoiser.state_dict()
+    assert all(torch.equal(read[name], tensor) for name, tensor in unet.state_dict().items())
 
 
 def test_the_command_ends_with_one_in_an_outage(tmp_path: Path) -> None:

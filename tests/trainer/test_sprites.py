@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dreambooth_trainer.cli.main import cli
+from dreambooth_trainer.faults import UserError
 from dreambooth_trainer.sprites import WEIGHTS
 from dreambooth_trainer.sprites.backgrounds import BACKGROUNDS
 from dreambooth_trainer.sprites.captions import RARE_TOKENS, SPRITES_PROMPTS, WORDS, caption, phrase
@@ -169,3 +171,13 @@ def test_an_interrupted_recipe_ends_with_the_same_weights(tmp_path: Path, monkey
     ):
         one, two = load_file(whole / f"{part}.safetensors"), load_file(resumed / f"{part}.safetensors")
         assert all(torch.equal(one[name], two[name]) for name in one), part
+
+
+@pytest.mark.parametrize("command", [["examples"], ["train", "--out"]])
+def test_files_that_are_there_are_not_replaced(tmp_path: Path, command: list[str]) -> None:
+    path = tmp_path / "dog-pink-blue" / "0.png"
+    path.parent.mkdir()
+    path.write_text("mine")
+    with pytest.raises(UserError, match="which would be replaced|and would be replaced"):
+        cli.main(args=["sprites", *command, str(tmp_path)], standalone_mode=False)
+    assert [p.read_text() for p in tmp_path.rglob("*") if p.is_file()] == ["mine"]

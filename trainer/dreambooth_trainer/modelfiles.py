@@ -55,10 +55,24 @@ def weight_names(names: Collection[str], read: Read) -> list[str]:
     return []
 
 
+def without_safetensors(names: Collection[str]) -> list[str]:
+    """Folders that hold weights, but none in safetensors. Arguments as above."""
+    folders = {name.rpartition("/")[0] for name in names if name.endswith((".bin", ".ckpt", ".msgpack"))}
+    return sorted(
+        folder
+        for folder in folders - UNUSED - {""}
+        if not any(name.startswith(f"{folder}/") and name.endswith(".safetensors") for name in names)
+    )
+
+
+def local_names(folder: Path) -> set[str]:
+    """The files of a diffusers pipeline on this machine, relative, with slashes."""
+    return {path.relative_to(folder).as_posix() for path in folder.glob("*/*")}
+
+
 def local_pipeline_files(folder: Path) -> list[Path]:
     """What is loaded of a diffusers pipeline on this machine."""
-    names = {path.relative_to(folder).as_posix() for path in folder.glob("*/*")}
-    return [folder / name for name in pipeline_files(names, lambda name: (folder / name).read_text())]
+    return [folder / name for name in pipeline_files(local_names(folder), lambda name: (folder / name).read_text())]
 
 
 def local_weights(folder: Path) -> list[Path]:

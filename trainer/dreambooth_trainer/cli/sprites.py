@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from dreambooth_trainer.faults import Fault, UserError
+
 
 @click.group()
 def sprites() -> None:
@@ -20,6 +22,8 @@ def train(out: Path, seed: int, work: Path | None) -> None:
     """Train the base model and its evaluator from nothing; interrupted, the same command goes on."""
     from dreambooth_trainer.sprites.recipe import train_sprites
 
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(Fault("--out", str(out), "is there already, and would be replaced", "write another folder"))
     train_sprites(out, seed=seed, work=work)
 
 
@@ -38,7 +42,10 @@ def check(model: Path | None, sheet: Path | None) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 def examples(folder: Path) -> None:
     """Write the drawn subjects as PNG files, a folder each: what builtin:sprites/<name> stands for."""
-    from dreambooth_trainer.sprites.examples import write_examples
+    from dreambooth_trainer.sprites.examples import EXAMPLES, write_examples
 
+    if there := [name for name in EXAMPLES if (folder / name).exists()]:
+        rule = f"holds {there[0]} already, which would be replaced"
+        raise UserError(Fault("FOLDER", str(folder), rule, "write another folder"))
     write_examples(folder)
     click.echo(f"{len(list(folder.iterdir()))} subjects in {folder}")

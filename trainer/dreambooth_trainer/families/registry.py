@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 from dreambooth_trainer.defaults import BUILTIN_SPRITES
 from dreambooth_trainer.families.base import Family
 from dreambooth_trainer.faults import Fault, UserError
 from dreambooth_trainer.hub import Repository, fetch
-from dreambooth_trainer.modelfiles import INDEX, local_pipeline_files, pipeline_files
+from dreambooth_trainer.modelfiles import INDEX, local_names, local_pipeline_files, pipeline_files, without_safetensors
 from dreambooth_trainer.spec import BaseModelRef
 
 # A family is one module and one line here; the key is `_class_name` of model_index.json.
@@ -22,7 +23,7 @@ def local_folder(model: BaseModelRef) -> Path:
     """The diffusers folder of a model on this machine, fetched from the hub where it is not there.
 
     Raises:
-        UserError: it is neither a folder nor to be had from the hub, or of a family that is not known here.
+        UserError: it is neither a folder nor to be had from the hub, or cannot be used, as `family_name`.
         TransientError: the hub cannot be reached.
     """
     if model.id == BUILTIN_SPRITES:
@@ -47,7 +48,7 @@ def pinned(model: BaseModelRef) -> BaseModelRef:
 
 
 def _files_of_known_family(repository: Repository) -> list[str]:
-    _known_family(repository.read(INDEX), repository.model_id)
+    _known_family(repository.read(INDEX), repository.names, repository.model_id)
     return pipeline_files(repository.names, repository.read)
 
 
@@ -65,16 +66,16 @@ def family_name(folder: Path) -> str:
     """The key in FAMILIES of a diffusers folder.
 
     Raises:
-        UserError: no diffusers folder, or of a family that is not known here.
+        UserError: no diffusers folder, of a family that is not known here, or without safetensors weights.
     """
     try:
         content = (folder / INDEX).read_text()
     except OSError as error:
         raise UserError(_unreadable(str(folder))) from error
-    return _known_family(content, str(folder))
+    return _known_family(content, local_names(folder), str(folder))
 
 
-def _known_family(index: str, where: str) -> str:
+def _known_family(index: str, names: Collection[str], where: str) -> str:
     try:
         name = json.loads(index)["_class_name"]
     except (ValueError, KeyError, TypeError) as error:
@@ -82,6 +83,9 @@ def _known_family(index: str, where: str) -> str:
     if name not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise UserError(Fault("spec.model.id", where, f"is a {name}", f"write a model of one of: {known}"))
+    if pickled := without_safetensors(names):
+        rule = f"has no safetensors weights in {', '.join(pickled)}, and other formats may hold code"
+        raise UserError(Fault("spec.model.id", where, rule, "save it with safe_serialization=True"))
     return name
 
 

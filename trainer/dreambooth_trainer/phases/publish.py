@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import fsspec
 from pydantic import JsonValue
@@ -107,7 +107,9 @@ def upload(model: Path, note: Note, uri: str, job: DreamBoothJob, progress: Phas
     # Until they are gone the note lists them: an upload that is cut short leaves nothing that no note lists.
     draft = note.model_copy(update={"files": tuple(sorted(dropped.union(note.files)))})
     fs.makedirs(root, exist_ok=True)
-    fs.pipe_file(f"{root}/{NOTE}", draft.model_dump_json(by_alias=True, indent=2).encode())
+    # Of two jobs that find the place empty, one creates the note.
+    with fs.open(f"{root}/{NOTE}", "wb" if earlier is not None else "xb") as file:
+        cast("Any", file).write(draft.model_dump_json(by_alias=True, indent=2).encode())
     progress.total(len(note.files))
     for number, name in enumerate(sorted({*note.files} - {NOTE}, key=lambda name: (name == INDEX, name))):
         target = f"{root}/{name}"
