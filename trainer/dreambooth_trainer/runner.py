@@ -112,12 +112,13 @@ def run_job(opened: Opened, folder: JobFolder, store: str, reporter: Reporter) -
                 started = True
                 if phase is PREPARE:
                     pool.start()
-            results[phase.name] = done or _do(phase, context, reporter)
+            results[phase.name] = done or run_phase(phase, context, reporter)
             reporter.finished(phase.name, results[phase.name])
     return results
 
 
-def _do(phase: Phase, context: Context, reporter: Reporter) -> dict[str, JsonValue]:
+def run_phase(phase: Phase, context: Context, reporter: Reporter) -> dict[str, JsonValue]:
+    """Run one phase and leave its marker; returns what the marker holds."""
     start = time.monotonic()
     # From here on the outputs may be those of other inputs than an earlier marker names.
     context.folder.marker(phase.name).unlink(missing_ok=True)

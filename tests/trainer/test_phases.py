@@ -1,0 +1,91 @@
+"""What phases take for done, and what the evaluation draws."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from dreambooth_trainer.phases.base import Phase, marked
+from dreambooth_trainer.phases.evaluate import pictures_of, wanted_pictures
+from dreambooth_trainer.plan import Plan, SamplerPlan, resolve
+from dreambooth_trainer.progress import LineReporter
+from dreambooth_trainer.runner import run_phase
+from dreambooth_trainer.spec import DreamBoothJob
+from dreambooth_trainer.store.folder import JobFolder, write_whole
+
+
+def make_plan(*prompts: str) -> Plan:
+    job = DreamBoothJob.model_validate(
+        {
+            "apiVersion": "dreambooth.dev/v1alpha1",
+            "kind": "DreamBoothJob",
+            "metadata": {"name": "my-dog"},
+            "spec": {
+                "subject": {"class": "dog", "images": {"uri": "x"}},
+                "evaluation": {"prompts": list(prompts), "imagesPerPrompt": 2},
+            },
+        }
+    )
+    return resolve(job, image_count=4, identifier="sks", zero_stage=1, precision="fp32")
+
+
+def test_a_phase_that_broke_off_is_not_done(tmp_path: Path) -> None:
+    context: Any = SimpleNamespace(folder=JobFolder(tmp_path), keys={"encode": "key"})
+    write_whole(context.folder.marker("encode"), json.dumps({"key": "key"}))
+    assert marked("encode", context)
+
+    def overwrite_and_die(*_: object) -> dict[str, Any]:
+        # Another run's inputs: the outputs are no longer those of the marker.
+        write_whole(context.folder.latents, b"other")
+        raise OSError("the node is gone")
+
+    phase = Phase("encode", lambda _: None, lambda _: True, overwrite_and_die)
+    with pytest.raises(OSError, match="the node is gone"):
+        run_phase(phase, context, LineReporter(Console()))
+    assert marked("encode", context) is None
+
+
+def test_both_models_draw_from_the_same_noise() -> None:
+    before, after = (
+        {d.name: d for d in wanted_pictures(make_plan("a {} on the beach"), w)} for w in ("before", "after")
+    )
+    assert before.keys() < after.keys()
+    assert all(after[name] == drawing for name, drawing in before.items())
+    assert len({drawing.seed for drawing in after.values()}) == len(after)
+
+
+def test_a_picture_is_named_by_its_prompt_and_not_by_its_place() -> None:
+    first = {d.prompt: d for d in wanted_pictures(make_plan("a {} on the beach", "a {} in the snow"), "before")}
+    second = {d.prompt: d for d in wanted_pictures(make_plan("a {} in the snow", "a red {}"), "before")}
+    assert first["a sks dog in the snow"] == second["a sks dog in the snow"]
+    assert first["a sks dog on the beach"].name not in {d.name for d in second.values()}
+
+
+def test_a_prompt_that_is_asked_for_twice_is_drawn_once() -> None:
+    names = [d.name for d in wanted_pictures(make_plan("a {}", "a {}", "a {} on the beach"), "after")]
+    assert len(names) == len(set(names)) == len(wanted_pictures(make_plan("a {} on the beach"), "after"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sampler": SamplerPlan(steps=7, guidance_scale=3)},
+        {"sampler": SamplerPlan(steps=20, guidance_scale=4)},
+        {"resolution": 64},
+        {"precision": "bf16"},
+    ],
+)
+def test_another_way_to_draw_is_another_folder(tmp_path: Path, change: dict[str, object]) -> None:
+    def urls(plan: Plan, train: str = "t", base: str = "b") -> set[str]:
+        context: Any = SimpleNamespace(plan=plan, folder=JobFolder(tmp_path), keys={"train": train}, base_digest=base)
+        return {pictures_of(context, which).url for which in ("before", "after")}
+
+    plan = make_plan("a {}")
+    assert urls(plan) == urls(plan)
+    assert not urls(plan) & urls(plan.model_copy(update=change))
+    assert len(urls(plan) & urls(plan, train="u")) == len(urls(plan) & urls(plan, base="c")) == 1
