@@ -16,6 +16,9 @@ import pytest
 import torch
 import yaml
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from dreambooth_trainer.sprites import WEIGHTS
 
 STEPS = 16
 JOB = {
@@ -115,7 +118,7 @@ def test_a_run_leaves_everything_a_person_wants(runs: Runs, whole: str) -> None:
 
 def test_diffusers_loads_what_was_published(runs: Runs, whole: str) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(runs.folder / "whole" / "model", use_safetensors=True)
-    base = StableDiffusionPipeline.from_pretrained(Path(__import__("dreambooth_trainer.sprites").sprites.WEIGHTS))
+    base = StableDiffusionPipeline.from_pretrained(WEIGHTS)
     ours, theirs = pipeline.unet.state_dict(), base.unet.state_dict()
     assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
     assert pipeline("a sks dog", num_inference_steps=2, output_type="np").images.shape == (1, 32, 32, 3)
@@ -165,6 +168,19 @@ def test_a_job_killed_as_each_phase_begins_ends_as_if_nothing_had_been(runs: Run
     assert code == 0, text
     assert text.count("done before") == len(PHASES) - 1
     assert runs.digest("killed-often") == runs.digest("whole")
+
+
+def test_steps_at_rate_zero_in_bf16_publish_the_base(runs: Runs, whole: str) -> None:
+    # The first step of a warm-up has a rate of zero.
+    settings = ("training.steps=1", "training.warmupSteps=1", "training.precision=bf16", "evaluation.enabled=false")
+    code, text = runs.run("untrained", *(word for setting in settings for word in ("--set", setting)))
+    assert code == 0, text
+    for part in ("unet", "text_encoder"):
+        (path,) = (WEIGHTS / part).glob("*.safetensors")
+        base, ours = load_file(path), load_file(runs.folder / "untrained" / "model" / part / path.name)
+        assert base.keys() == ours.keys()
+        changed = [name for name, weights in base.items() if not torch.equal(weights.half(), ours[name])]
+        assert changed == [], part
 
 
 PHOTOS = Path(__file__).parents[2].parent / "shared" / "dreambooth-dataset" / "dog"

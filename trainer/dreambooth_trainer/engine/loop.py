@@ -77,6 +77,8 @@ def build_engine(plan: Plan, world_size: int, saved: Path | None) -> DeepSpeedEn
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 
+    from dreambooth_trainer.engine.masters import set_masters
+
     # gloo serves the CPU; DeepSpeed's shared-memory op would be compiled on first use, half a minute.
     __compatible_ops__["deepspeed_shm_comm"] = False
     universal = saved is not None and read_saved_by(saved).world_size != world_size
@@ -84,6 +86,8 @@ def build_engine(plan: Plan, world_size: int, saved: Path | None) -> DeepSpeedEn
         as_universal(saved)
     module, _ = build_module(plan)
     trainable = [p for p in module.parameters() if p.requires_grad]
+    # Only references: DeepSpeed's cast replaces the tensors. A checkpoint brings weights of its own.
+    originals = {p: p.data for p in trainable} if saved is None else {}
     groups = [{"params": [p for p in module.denoiser.parameters() if p.requires_grad], "lr": plan.learning_rate}]
     if module.text_encoder is not None:
         groups.append({"params": list(module.text_encoder.parameters()), "lr": plan.text_encoder_learning_rate})
@@ -105,6 +109,7 @@ def build_engine(plan: Plan, world_size: int, saved: Path | None) -> DeepSpeedEn
             universal=universal,
         ),
     )
+    set_masters(originals)
     return engine
 
 
