@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,14 @@ def _rank(rank: int, world_size: int, port: int, cases: list[dict[str, Any]], da
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)  # DeepSpeed insists on a launcher's variable
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
-    cached = load_data(data)
+    whole = load_data(data)
+    prompts_only = TrainingData(*(replace(kind, conditioning=None) for kind in (whole.instance, whole.prior) if kind))
     losses: dict[str, list[float]] = {}
     for case in cases:
         plan: Plan = case["plan"]
+        cached = prompts_only if plan.train_text_encoder else whole
         saved: Path | None = case.get("resume")
+        torch.manual_seed(plan.spec.training.seed)
         engine = build_engine(plan, world_size, saved)
         first = 0
         if saved is not None:
@@ -105,6 +109,7 @@ def run_cases(world_size: int, cases: list[dict[str, Any]], data: Path, folder: 
     return json.loads(out.read_text())
 
 
+LORA: dict[str, Any] = {"method": "LoRA", "lora": {"rank": 4, "alpha": 8}, "textEncoder": {"train": True}}
 # With three workers, stage 3 splits a bias of four weights unevenly.
 UNTRAINED = [(workers, stage) for workers in (1, 2, 3) for stage in (1, 2, 3)]
 
@@ -134,7 +139,7 @@ def runs(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory)
         extra = {key: more.pop(key) for key in keys if key in more}
         return {"name": name, "plan": make_plan(tiny_model, stage, precision, **more), **extra}
 
-    def saved(stage: int) -> Path:
+    def saved(stage: int | str) -> Path:
         return folder / f"stage-{stage}"
 
     two = run_cases(
@@ -143,7 +148,8 @@ def runs(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory)
             *(case(f"zero-{stage}", stage, save=saved(stage), save_at=2) for stage in (1, 2, 3)),
             *(case(f"zero-{stage} again", stage, resume=saved(stage)) for stage in (1, 2, 3)),
             *(case(f"zero-{stage} bf16", stage, precision="bf16") for stage in (1, 2, 3)),
-            case("lora", 2, method="LoRA", save=folder / "lora", save_at=STEPS),
+            *(case(f"lora {stage}", stage, **LORA, save=saved(f"lora-{stage}"), save_at=2) for stage in (2, 3)),
+            *(case(f"lora {stage} again", stage, **LORA, resume=saved(f"lora-{stage}")) for stage in (2, 3)),
             case("full at the end", 3, save=folder / "end", save_at=STEPS),
         ],
         data,
@@ -155,6 +161,9 @@ def runs(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory)
             case("plain", 1),
             case("checkpointing", 1, gradientCheckpointing=True),
             case("accumulation", 1, gradientAccumulationSteps=2),
+            case("lora plain", 1, **LORA, save=folder / "lora", save_at=STEPS),
+            case("lora checkpointing", 1, **LORA, gradientCheckpointing=True),
+            *(case(f"resumed lora {stage}", stage, **LORA, resume=saved(f"lora-{stage}")) for stage in (2, 3)),
             *(case(f"resumed zero-{stage}", stage, resume=saved(stage)) for stage in (1, 2, 3)),
         ],
         data,
@@ -177,9 +186,12 @@ def test_losses_fall(runs: dict) -> None:
     assert runs["one"]["plain"][-1] != runs["one"]["plain"][0]
 
 
-@pytest.mark.parametrize("case", ["accumulation", "checkpointing"])
-def test_saving_memory_changes_no_loss(runs: dict, case: str) -> None:
-    close(runs["one"][case], runs["one"]["plain"])
+@pytest.mark.parametrize(
+    ("case", "plain"),
+    [("accumulation", "plain"), ("checkpointing", "plain"), ("lora checkpointing", "lora plain")],
+)
+def test_saving_memory_changes_no_loss(runs: dict, case: str, plain: str) -> None:
+    close(runs["one"][case], runs["one"][plain])
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -207,9 +219,41 @@ def test_weights_come_together_from_all_shards(runs: dict, tiny_model: Path) -> 
     assert {name.removeprefix("denoiser.") for name in weights} == set(base)
     moved = [float((weights[f"denoiser.{name}"] - tensor).abs().max()) for name, tensor in base.items()]
     assert 0 < max(moved) < 0.1
+
+
+def test_lora_trains_adapters_in_denoiser_and_text_encoder(runs: dict) -> None:
+    (folder,) = map(Path, runs["folder"])
     adapters = trained_weights(folder / "lora")
-    assert adapters
     assert all(".lora_" in name for name in adapters)
+    layers = {name.partition(".")[0]: set() for name in adapters}
+    for name, weights in adapters.items():
+        # B starts at zero.
+        assert ".lora_A." in name or weights.any(), name
+        layers[name.partition(".")[0]].add(name.partition(".lora_")[0].rpartition(".")[2])
+    assert layers["text_encoder"] == {"q_proj", "k_proj", "v_proj", "out_proj"}
+    assert {"to_q", "conv1", "proj_in"} < layers["denoiser"]
+
+
+def test_lora_rates_are_those_of_the_plan_and_nothing_else_learns(tiny_model: Path) -> None:
+    from dreambooth_trainer.engine.loop import build_module, optimizer_groups
+
+    plan = make_plan(tiny_model, **{**LORA, "textEncoder": {"train": True, "learningRate": 1e-5}})
+    module, _ = build_module(plan)
+    names = {p: name for name, p in module.named_parameters()}
+    denoiser, text_encoder = optimizer_groups(plan, module)
+    assert (denoiser["lr"], text_encoder["lr"]) == (1e-3, 1e-5)
+    for group, part in ((denoiser, "denoiser."), (text_encoder, "text_encoder.")):
+        found = [names[p] for p in group["params"]]
+        assert found
+        assert all(name.startswith(part) and ".lora_" in name for name in found)
+    assert sum(p.requires_grad for p in names) == len(denoiser["params"]) + len(text_encoder["params"])
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_lora_checkpoint_resumes_at_any_world_size(runs: dict, stage: int) -> None:
+    close(runs["two"][f"lora {stage}"], runs["one"]["lora plain"])
+    close(runs["two"][f"lora {stage} again"], runs["two"][f"lora {stage}"][2:])
+    close(runs["one"][f"resumed lora {stage}"], runs["two"][f"lora {stage}"][2:])
 
 
 @pytest.mark.parametrize(("workers", "stage"), UNTRAINED)

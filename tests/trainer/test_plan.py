@@ -46,6 +46,17 @@ def test_what_the_job_says_wins() -> None:
 
 
 @pytest.mark.parametrize(
+    ("model", "rate"), [(None, SPRITES.lora_learning_rate), ({"id": "some/model"}, 1e-4)], ids=["built-in", "other"]
+)
+def test_lora_has_a_learning_rate_of_its_own(model: dict | None, rate: float) -> None:
+    lora = {"method": "LoRA", "textEncoder": {"train": True}}
+    plan = make_plan({"model": model, "training": lora})
+    assert (plan.learning_rate, plan.text_encoder_learning_rate) == (rate, rate)
+    plan = make_plan({"model": model, "training": {**lora, "learningRate": 2e-5}})
+    assert (plan.learning_rate, plan.text_encoder_learning_rate) == (2e-5, 2e-5)
+
+
+@pytest.mark.parametrize(
     ("spec", "sentence"),
     [
         (

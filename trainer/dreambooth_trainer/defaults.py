@@ -14,6 +14,7 @@ class ModelDefaults:
     Attributes:
         resolution: side of the training images, pixels.
         steps, learning_rate, batch_size: of fine-tuning; batch_size counts instance images of all workers.
+        lora_learning_rate: of method LoRA in place of learning_rate.
         train_text_encoder: whether the text encoder learns as well.
         priors_per_image, most_priors: class images = priors_per_image x subject images, at most most_priors.
         prior_steps, prior_guidance: denoising steps and guidance for class images.
@@ -25,6 +26,7 @@ class ModelDefaults:
     resolution: int
     steps: int
     learning_rate: float
+    lora_learning_rate: float
     batch_size: int
     train_text_encoder: bool
     priors_per_image: int
@@ -42,6 +44,7 @@ PAPER = ModelDefaults(
     resolution=512,
     steps=1000,
     learning_rate=5e-6,
+    lora_learning_rate=1e-4,
     batch_size=1,
     train_text_encoder=False,
     priors_per_image=200,
@@ -60,6 +63,7 @@ SPRITES = ModelDefaults(
     resolution=32,
     steps=400,
     learning_rate=1.5e-4,
+    lora_learning_rate=3e-3,
     batch_size=4,
     train_text_encoder=True,
     priors_per_image=50,

@@ -15,16 +15,17 @@ def model_size(folder: Path, *, resolution: int, train_text_encoder: bool, lora_
     """Weights of a diffusers folder, counted from the files' headers.
 
     Args:
-        lora_rank: of the adapters where only they learn in the denoiser, else None.
+        lora_rank: of the adapters where only they learn, else None.
     """
     unet, text = _count(folder / "unet"), _count(folder / "text_encoder")
     config = json.loads((folder / "unet" / "config.json").read_text())
     vae = json.loads((folder / "vae" / "config.json").read_text())
-    adapters = 0 if lora_rank is None else _adapter_weights(folder / "unet", lora_rank)
-    trainable = (unet if lora_rank is None else adapters) + (text if train_text_encoder else 0)
+    loaded = unet + (text if train_text_encoder else 0)
+    parts = ("unet", "text_encoder") if train_text_encoder else ("unet",)
+    adapters = None if lora_rank is None else sum(_adapter_weights(folder / part, lora_rank) for part in parts)
     return ModelSize(
-        trainable=trainable,
-        frozen=0 if lora_rank is None else unet,
+        trainable=loaded if adapters is None else adapters,
+        frozen=0 if adapters is None else loaded,
         whole=unet + text + _count(folder / "vae"),
         latent_side=resolution // 2 ** (len(vae["block_out_channels"]) - 1),
         width=config["block_out_channels"][0],

@@ -67,6 +67,11 @@ class Plan(Strict):
         return elastic.min_workers * per_worker, elastic.max_workers * per_worker
 
     @property
+    def trained_parts(self) -> tuple[str, ...]:
+        """The fields of `families.base.Components` that learn."""
+        return ("denoiser", "text_encoder") if self.train_text_encoder else ("denoiser",)
+
+    @property
     def subject_noun(self) -> str:
         """What takes the place of {} in a template: the identifier and the class."""
         return f"{self.identifier} {self.spec.subject.class_}"
@@ -101,7 +106,9 @@ def resolve(
     defaults = model_defaults(model.id)
     training, text_encoder = spec.training, spec.training.text_encoder
     steps = training.steps or defaults.steps
-    rate = training.learning_rate or defaults.learning_rate
+    rate = training.learning_rate or (
+        defaults.lora_learning_rate if training.method == "LoRA" else defaults.learning_rate
+    )
     trains_text_encoder = (
         defaults.train_text_encoder and training.method == "Full" if text_encoder.train is None else text_encoder.train
     )

@@ -58,12 +58,10 @@ def build_module(plan: Plan) -> tuple[DreamBoothModule, Family]:
     folder = local_folder(plan.model)
     family, method = open_family(folder), open_method(plan.spec.training.method)
     parts = family.load(folder, with_vae=False)
-    method.prepare(parts.denoiser, plan.spec.training, family.adaptable_modules())
-    parts.denoiser.train()
-    text_encoder = None
-    if plan.train_text_encoder:
-        # Its layers carry CLIP's names in every family so far, and adapters on them bring little: it learns in full.
-        text_encoder = parts.text_encoder.requires_grad_(True).train()
+    for part in plan.trained_parts:
+        learning = getattr(parts, part).train()
+        method.prepare(learning, plan.spec.training, family.adaptable_modules()[part])
+    text_encoder = parts.text_encoder if plan.train_text_encoder else None
     if plan.spec.training.gradient_checkpointing:
         parts.denoiser.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue] - every diffusers model has it
         if text_encoder is not None:
@@ -88,10 +86,7 @@ def build_engine(plan: Plan, world_size: int, saved: Path | None) -> DeepSpeedEn
     trainable = [p for p in module.parameters() if p.requires_grad]
     # Only references: DeepSpeed's cast replaces the tensors. A checkpoint brings weights of its own.
     originals = {p: p.data for p in trainable} if saved is None else {}
-    groups = [{"params": [p for p in module.denoiser.parameters() if p.requires_grad], "lr": plan.learning_rate}]
-    if module.text_encoder is not None:
-        groups.append({"params": list(module.text_encoder.parameters()), "lr": plan.text_encoder_learning_rate})
-    optimizer = torch.optim.AdamW(groups, weight_decay=plan.spec.training.weight_decay)
+    optimizer = torch.optim.AdamW(optimizer_groups(plan, module), weight_decay=plan.spec.training.weight_decay)
     schedule: Any = get_scheduler(
         _schedule_name(plan),
         optimizer,
@@ -111,6 +106,15 @@ def build_engine(plan: Plan, world_size: int, saved: Path | None) -> DeepSpeedEn
     )
     set_masters(originals)
     return engine
+
+
+def optimizer_groups(plan: Plan, module: DreamBoothModule) -> list[dict[str, Any]]:
+    """What learns, at the rates of the plan: the denoiser, then the text encoder where it learns."""
+    rates = {"denoiser": plan.learning_rate, "text_encoder": plan.text_encoder_learning_rate}
+    return [
+        {"params": [p for p in getattr(module, part).parameters() if p.requires_grad], "lr": rates[part]}
+        for part in plan.trained_parts
+    ]
 
 
 def run_step(engine: DeepSpeedEngine, plan: Plan, data: TrainingData, step: int, rank: int, world_size: int) -> Record:

@@ -5,10 +5,10 @@ Shapes: N images, C latent channels, h x w latent size, L tokens, D conditioning
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
+
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,22 @@ class Family(Protocol):
         """What `predict` should have answered, [N, C, h, w]."""
         ...
 
-    def adaptable_modules(self) -> list[str]:
-        """Name endings of the denoiser's linear and convolution layers that adapters may change."""
+    def adaptable_modules(self) -> Mapping[str, Sequence[str]]:
+        """Name endings of the linear and convolution layers that adapters may change, by field of `Components`."""
         ...
 
     def save(self, base: Path, denoiser: nn.Module, text_encoder: nn.Module, target: Path) -> None:
         """Write a diffusers folder (fp16 safetensors) with these two modules in place of the base's."""
+        ...
+
+    def save_adapter(
+        self, adapters: Mapping[str, tuple[Mapping[str, Tensor], Mapping[str, Any]]], target: Path
+    ) -> None:
+        """Write `ADAPTER_FILE` into a folder, for diffusers' `load_lora_weights`; tensors as they are.
+
+        Args:
+            adapters: by field of `Components`, weights by peft's names and peft's configuration.
+        """
         ...
 
     def save_single_file(self, folder: Path, target: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNe
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from dreambooth_trainer.families.base import Components
+from dreambooth_trainer.families.base import ADAPTER_FILE, Components
 from dreambooth_trainer.families.single_file import to_original_layout
 
 if TYPE_CHECKING:
@@ -77,9 +77,12 @@ class StableDiffusion:
             f"scheduler/scheduler_config.json: prediction_type {kind!r} is neither epsilon nor v_prediction"
         )
 
-    def adaptable_modules(self) -> list[str]:
+    def adaptable_modules(self) -> dict[str, list[str]]:
         attention = ["to_q", "to_k", "to_v", "to_out.0"]
-        return [*attention, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2"]
+        return {
+            "denoiser": [*attention, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2"],
+            "text_encoder": ["q_proj", "k_proj", "v_proj", "out_proj"],
+        }
 
     def save(self, base: Path, denoiser: nn.Module, text_encoder: nn.Module, target: Path) -> None:
         pipeline = self.pipeline(base, torch.float16)
@@ -90,6 +93,20 @@ class StableDiffusion:
         # from_pretrained would meet both.
         config = target / "text_encoder" / "config.json"
         config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
+
+    def save_adapter(
+        self, adapters: Mapping[str, tuple[Mapping[str, Tensor], Mapping[str, Any]]], target: Path
+    ) -> None:
+        arguments: dict[str, Any] = {}
+        for part, (weights, config) in adapters.items():
+            name = "unet" if part == "denoiser" else part
+            # Not convert_state_dict_to_diffusers: it renames layers of attention only, and the loader then skips them.
+            layers = dict(weights)
+            if part == "text_encoder":
+                # transformers 5 dropped the prefix that other tools and older versions expect; diffusers takes both.
+                layers = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in layers.items()}
+            arguments |= {f"{name}_lora_layers": layers, f"{name}_lora_adapter_metadata": dict(config)}
+        StableDiffusionPipeline.save_lora_weights(target, weight_name=ADAPTER_FILE, **arguments)
 
     def save_single_file(self, folder: Path, target: Path) -> None:
         to_original_layout(folder, target)

@@ -6,7 +6,7 @@ Methods know no family: they get modules and the names of layers that may be ada
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dreambooth_trainer.spec import Training
 
@@ -19,6 +19,16 @@ class Method(Protocol):
 
     def prepare(self, module: nn.Module, training: Training, layers: Sequence[str]) -> None:
         """Make `module` ready to learn; what shall not learn has requires_grad False afterwards."""
+        ...
+
+    def adapter(
+        self, module: nn.Module, trained: Mapping[str, Tensor]
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Any]] | None:
+        """Trained weights of a prepared module as an adapter of its own; None where a method makes none.
+
+        Returns:
+            The weights by peft's names, and peft's configuration.
+        """
         ...
 
     def restore(self, module: nn.Module, trained: Mapping[str, Tensor], training: Training) -> nn.Module:

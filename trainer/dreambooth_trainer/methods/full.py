@@ -16,6 +16,9 @@ class Full:
         del training, layers
         module.requires_grad_(True)
 
+    def adapter(self, module: nn.Module, trained: Mapping[str, Tensor]) -> None:
+        del module, trained
+
     def restore(self, module: nn.Module, trained: Mapping[str, Tensor], training: Training) -> nn.Module:
         del training
         module.load_state_dict(dict(trained))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -23,6 +24,15 @@ class Lora:
             target_modules=list(layers),
         )
         inject_adapter_in_model(config, module)
+
+    def adapter(
+        self, module: nn.Module, trained: Mapping[str, Tensor]
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        # With the configuration, because a rank can be seen from the weights and alpha cannot.
+        config: dict[str, PeftConfig] = module.peft_config  # pyright: ignore[reportAssignmentType] - peft sets it
+        (adapter,) = config.values()
+        weights = get_peft_model_state_dict(module, state_dict=dict(trained), save_embedding_layers=False)
+        return weights, adapter.to_dict()
 
     def restore(self, module: nn.Module, trained: Mapping[str, Tensor], training: Training) -> nn.Module:
         del training

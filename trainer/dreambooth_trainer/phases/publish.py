@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import fsspec
 from pydantic import JsonValue
 
+from dreambooth_trainer.families.base import ADAPTER_FILE
 from dreambooth_trainer.families.registry import open_family, weights_digest
 from dreambooth_trainer.faults import UserError
 from dreambooth_trainer.phases.base import Context, Phase
@@ -78,6 +79,11 @@ def _fill(draft: Path, context: Context, report: Report) -> None:
     if "safetensors" in formats:
         target = draft / f"{plan.job.metadata.name}.safetensors"
         context.pool.call(_save_single_file, folder.trained, target)
+    if (folder.trained / ADAPTER_FILE).exists():
+        shutil.copyfile(folder.trained / ADAPTER_FILE, draft / ADAPTER_FILE)
+    for path in draft.rglob("*.safetensors"):
+        # safetensors (0.8) writes files that nobody but their owner can read.
+        path.chmod(0o644)
     (draft / "job.yaml").write_bytes((folder.root / "job.yaml").read_bytes())
     if plan.spec.evaluation.enabled:
         (draft / "scores.json").write_bytes(folder.scores.read_bytes())

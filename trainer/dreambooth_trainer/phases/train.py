@@ -131,19 +131,25 @@ def build_trainer(plan: Plan, folder: JobFolder, key: str, tell: Callable[[Recor
 
 
 def assemble(plan: Plan, checkpoint: Path, folder: JobFolder) -> None:
-    """Put the trained weights into the base model and write it as a diffusers folder."""
+    """Put the trained weights into the base model and write it as a diffusers folder, an adapter beside it."""
     from dreambooth_trainer.engine.checkpoint import trained_weights
 
     base = local_folder(plan.model)
     family, method = open_family(base), open_method(plan.spec.training.method)
     parts = family.load(base, with_vae=False)
-    weights = trained_weights(checkpoint)
-    method.prepare(parts.denoiser, plan.spec.training, family.adaptable_modules())
-    denoiser = method.restore(parts.denoiser, _under(weights, "denoiser."), plan.spec.training)
-    if plan.train_text_encoder:
-        parts.text_encoder.load_state_dict(_under(weights, "text_encoder."))
+    weights, training = trained_weights(checkpoint), plan.spec.training
+    modules, adapters = {"denoiser": parts.denoiser, "text_encoder": parts.text_encoder}, {}
+    for part in plan.trained_parts:
+        trained = _under(weights, f"{part}.")
+        method.prepare(modules[part], training, family.adaptable_modules()[part])
+        adapter = method.adapter(modules[part], trained)
+        if adapter is not None:
+            adapters[part] = adapter
+        modules[part] = method.restore(modules[part], trained, training)
     with whole_folder(folder.trained) as draft:
-        family.save(base, denoiser, parts.text_encoder, draft)
+        family.save(base, modules["denoiser"], modules["text_encoder"], draft)
+        if adapters:
+            family.save_adapter(adapters, draft)
 
 
 def _under(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
