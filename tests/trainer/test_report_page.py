@@ -205,7 +205,8 @@ def test_duration(seconds: float, text: str) -> None:
 
 def test_loading_code_is_python_whatever_the_prompt_contains() -> None:
     prompt = 'it\'s "sks" dog'
-    for code in (loading_code("out/a'b", prompt), loading_code("out", prompt, lora_of="org/base")):
+    for code in (loading_code("out/a'b", prompt), loading_code("out/a\n'b", prompt, adapter=True)):
         compile(code, "snippet", "exec")
         assert repr(prompt) in code
-    assert "from_pretrained('org/base')" in loading_code("out", prompt, lora_of="org/base")
+    assert "load_lora_weights('out')" in loading_code("out", prompt, adapter=True)
+    assert "load_lora_weights" not in loading_code("out", prompt)

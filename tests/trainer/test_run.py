@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -181,6 +182,38 @@ def test_steps_at_rate_zero_in_bf16_publish_the_base(runs: Runs, whole: str) -> 
         assert base.keys() == ours.keys()
         changed = [name for name, weights in base.items() if not torch.equal(weights.half(), ours[name])]
         assert changed == [], part
+
+
+def test_lora_publishes_its_adapter_beside_the_merged_model(runs: Runs, whole: str) -> None:
+    settings = (
+        "training.method=LoRA",
+        "training.textEncoder.train=true",
+        "training.lora.rank=4",
+        "training.lora.alpha=8",
+    )
+    words = [word for setting in settings for word in ("--set", setting)]
+    code, text = runs.run("lora", *words, "--set", "evaluation.enabled=false")
+    assert code == 0, text
+    model = runs.folder / "lora" / "model"
+    files = {path.relative_to(model).as_posix(): path for path in model.rglob("*.safetensors")}
+    assert {"my-dog.safetensors", "pytorch_lora_weights.safetensors", "unet/diffusion_pytorch_model.safetensors"} < set(
+        files
+    )
+    assert {name: oct(path.stat().st_mode & 0o777) for name, path in files.items()} == dict.fromkeys(files, "0o644")
+    assert "load_lora_weights" in (model / "README.md").read_text()
+
+    def draw(folder: Path, adapter: Path | None) -> np.ndarray:
+        pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, safety_checker=None)
+        if adapter is not None:
+            pipeline.load_lora_weights(adapter)
+        noise = torch.Generator().manual_seed(0)
+        return pipeline("a sks dog", num_inference_steps=4, generator=noise, output_type="np").images
+
+    merged = draw(model, None)
+    np.testing.assert_allclose(
+        draw(WEIGHTS, model), merged, rtol=0, atol=1 / 255
+    )  # the merged model is rounded to fp16
+    assert np.abs(draw(WEIGHTS, None) - merged).max() > 10 / 255
 
 
 PHOTOS = Path(__file__).parents[2].parent / "shared" / "dreambooth-dataset" / "dog"

@@ -146,7 +146,7 @@ class Priors(Strict):
 class TextEncoder(Strict):
     """Fine-tuning of the text encoder beside the denoiser; better faces, more memory."""
 
-    train: bool | None = Field(default=None, description="Train the text encoder as well.")
+    train: bool | None = Field(default=None, description="Train the text encoder as well; with LoRA, adapters in it.")
     learning_rate: float | None = Field(
         default=None, gt=0, lt=1, description="Its own learning rate. Default: that of the denoiser."
     )
@@ -185,7 +185,10 @@ class Training(Strict):
     method: Literal["Full", "LoRA"] = Field(default="Full", description="What is trained.")
     steps: int | None = Field(default=None, ge=1, le=1_000_000, description="Optimizer steps. Paper: 1000.")
     learning_rate: float | None = Field(
-        default=None, gt=0, lt=1, description="Paper: 5e-6 for Stable Diffusion, 1e-5 for Imagen."
+        default=None,
+        gt=0,
+        lt=1,
+        description="Default: 5e-6 for Full, as in the paper, 1e-4 for LoRA; builtin:sprites has its own.",
     )
     learning_rate_schedule: Literal["Constant", "Linear", "Cosine"] = Field(
         default="Constant", description="Course of the learning rate after the warm-up."

@@ -10,6 +10,7 @@ from PIL import Image
 
 from dreambooth_trainer.defaults import PAPER
 from dreambooth_trainer.engine.entry import Record
+from dreambooth_trainer.families.base import ADAPTER_FILE
 from dreambooth_trainer.metrics.scores import PAPER as PAPER_SCORES
 from dreambooth_trainer.phases.base import Context
 from dreambooth_trainer.phases.evaluate import (
@@ -57,7 +58,9 @@ def tell_story(context: Context) -> Report:
         phases=_phases(context),
         settings=_settings(context),
         versions={name: version(name) for name in ("torch", "diffusers", "transformers", "deepspeed", "ray")},
-        loading_code=loading_code(str(folder.model), plan.instance_prompt),
+        loading_code=loading_code(
+            str(folder.model), plan.instance_prompt, adapter=(folder.trained / ADAPTER_FILE).exists()
+        ),
     )
 
 

@@ -101,19 +101,19 @@ class Report:
     loading_code: str = ""
 
 
-def loading_code(model: str, prompt: str, lora_of: str | None = None) -> str:
+def loading_code(model: str, prompt: str, *, adapter: bool = False) -> str:
     """Python that draws one picture with the published model.
 
     Args:
         model: folder or hub id of what was published.
         prompt: a prompt that names the subject.
-        lora_of: the base model, if `model` holds LoRA weights only.
+        adapter: the folder holds a LoRA adapter as well.
     """
     # repr(): prompts and paths may contain quotes.
     lines = [
         "from diffusers import DiffusionPipeline",
-        f"pipeline = DiffusionPipeline.from_pretrained({(lora_of or model)!r})",
+        f"pipeline = DiffusionPipeline.from_pretrained({model!r})",
     ]
-    if lora_of is not None:
-        lines.append(f"pipeline.load_lora_weights({model!r})")
+    if adapter:
+        lines.append(f"# The adapter alone, on a pipeline of the base model: pipeline.load_lora_weights({model!r})")
     return "\n".join([*lines, f"pipeline({prompt!r}).images[0].save('picture.png')"])
