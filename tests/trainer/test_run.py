@@ -171,7 +171,7 @@ def test_a_job_killed_as_each_phase_begins_ends_as_if_nothing_had_been(runs: Run
     assert runs.digest("killed-often") == runs.digest("whole")
 
 
-def test_steps_at_rate_zero_in_bf16_publish_the_base(runs: Runs, whole: str) -> None:
+def test_steps_at_rate_zero_in_bf16_publish_the_base(runs: Runs) -> None:
     # The first step of a warm-up has a rate of zero.
     settings = ("training.steps=1", "training.warmupSteps=1", "training.precision=bf16", "evaluation.enabled=false")
     code, text = runs.run("untrained", *(word for setting in settings for word in ("--set", setting)))
@@ -184,7 +184,7 @@ def test_steps_at_rate_zero_in_bf16_publish_the_base(runs: Runs, whole: str) -> 
         assert changed == [], part
 
 
-def test_lora_publishes_its_adapter_beside_the_merged_model(runs: Runs, whole: str) -> None:
+def test_lora_publishes_its_adapter_beside_the_merged_model(runs: Runs) -> None:
     settings = (
         "training.method=LoRA",
         "training.textEncoder.train=true",
