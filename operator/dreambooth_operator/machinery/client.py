@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Self, cast
 from urllib.parse import urlencode
@@ -10,8 +9,10 @@ from urllib.parse import urlencode
 import aiohttp
 from kubernetes.aio import client as kube
 from kubernetes.aio import config as kube_config
+from pydantic_core import from_json
 
-from dreambooth_operator.machinery.resources import Json, Key, Resource
+from dreambooth_operator.machinery.jsontext import parse_json
+from dreambooth_operator.machinery.resources import Json, Key, Resource, key_of, part
 
 APPLY_PATCH = "application/apply-patch+yaml"
 MERGE_PATCH = "application/merge-patch+json"
@@ -120,7 +121,7 @@ class Api:
             text = await response.read()
         if response.status >= 400:
             raise _error(response.status, text)
-        return json.loads(text) if text else {}
+        return await parsed(text) if text else {}
 
     async def text(self, path: str, *, query: Mapping[str, str] | None = None) -> str:
         """A GET whose answer is not JSON, as a pod's log."""
@@ -145,8 +146,11 @@ class Api:
                     yield line
 
     async def get(self, resource: Resource, key: Key) -> Json:
-        """One object; ApiError.is_not_found if it is not there."""
-        return await self.request("GET", resource.path(*key))
+        """One object; ApiError.is_not_found if it is not there, ApiError as well if another one came."""
+        obj = await self.request("GET", _path(resource, key))
+        if obj.get("kind") != resource.kind or part(obj, "metadata").get("name") != key.name or key_of(obj) != key:
+            raise ApiError(502, "WrongObject", f"asked for {resource.kind} {key}, got {_named(obj)}")
+        return obj
 
     async def create(self, resource: Resource, obj: Json) -> Json:
         """POST; ApiError.is_already_there if the name is taken."""
@@ -161,13 +165,13 @@ class Api:
         if the object has changed since.
         """
         metadata = obj["metadata"]
-        path = resource.path(metadata.get("namespace", ""), metadata["name"], subresource)
+        path = _path(resource, Key(metadata.get("namespace", ""), metadata["name"]), subresource)
         query = {"fieldManager": manager, "force": "true" if force else "false"}
         return await self.request("PATCH", path, query=query, body=obj, content_type=APPLY_PATCH)
 
     async def merge(self, resource: Resource, key: Key, patch: Json, *, subresource: str = "") -> Json:
         """JSON merge patch: what `patch` names is set, a null removes."""
-        path = resource.path(*key, subresource)
+        path = _path(resource, key, subresource)
         return await self.request("PATCH", path, body=patch, content_type=MERGE_PATCH)
 
     async def delete(self, resource: Resource, key: Key, *, uid: str = "", foreground: bool = False) -> bool:
@@ -179,7 +183,7 @@ class Api:
         if uid:
             body["preconditions"] = {"uid": uid}
         try:
-            await self.request("DELETE", resource.path(*key), body=body)
+            await self.request("DELETE", _path(resource, key), body=body)
         except ApiError as error:
             if error.is_not_found or (uid and error.status == 409):
                 return False
@@ -207,9 +211,33 @@ class Api:
         return f"{self._host}{path}?{urlencode(query)}" if query else f"{self._host}{path}"
 
 
+async def parsed(text: bytes) -> Json:
+    """An answer of the server, or one event of a watch; its nesting is bounded (see `jsontext`).
+
+    Raises:
+        ApiError: it is not JSON.
+    """
+    try:
+        return await parse_json(text)
+    except ValueError as error:
+        raise ApiError(502, "Unreadable", f"the API server sent no JSON: {error}") from error
+
+
+def _path(resource: Resource, key: Key, subresource: str = "") -> str:
+    """The path of one object. Raises ValueError without a name, which would mean the whole collection."""
+    if not key.name:
+        raise ValueError(f"{resource.kind} in namespace {key.namespace!r}: the name is empty")
+    return resource.path(*key, subresource)
+
+
+def _named(obj: Json) -> str:
+    metadata = part(obj, "metadata")
+    return f"{obj.get('kind')} {metadata.get('namespace', '')}/{metadata.get('name', '')}"
+
+
 def _error(status: int, text: bytes) -> ApiError:
     try:
-        answer = json.loads(text)
+        answer = from_json(text)
         return ApiError(status, answer.get("reason") or "Unknown", answer.get("message") or "")
     except (ValueError, AttributeError):
         return ApiError(status, "Unknown", text.decode(errors="replace")[:500])
