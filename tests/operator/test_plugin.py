@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import yaml
 from click.testing import CliRunner, Result
 from devcluster import ControlPlane
@@ -37,3 +38,13 @@ def test_errors_are_one_sentence(plane: ControlPlane, namespace: str) -> None:
     assert missing.exit_code == 1
     assert missing.output.strip() == 'Error: dreamboothjobs.dreambooth.dev "nobody" not found'
     assert "has no pods now" in run(plane, namespace, "logs", "nobody").output
+
+
+@pytest.mark.parametrize("verb", ["status", "logs", "events", "images", "suspend", "resume"])
+@pytest.mark.parametrize(
+    "bad", ["..", "../victim/dreamboothjobs/dog", "a,involvedObject.kind!=x", "a?x", "a#", "A", "a\n"]
+)
+def test_a_name_that_is_none_is_one_sentence(plane: ControlPlane, namespace: str, verb: str, bad: str) -> None:
+    for shown in (run(plane, namespace, verb, bad), run(plane, bad, verb, "dog")):
+        assert shown.exit_code == 2
+        assert "is not a Kubernetes name: at most 63" in shown.output.replace("\n", " ").replace("│ ", "")

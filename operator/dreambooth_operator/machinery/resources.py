@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
+_NO_SEGMENT = re.compile(r"[/%\x00-\x1f\x7f]")
 # An object as the API server sends it. Its shape is the server's business; readers pick with care.
 Json = dict[str, Any]
 
@@ -54,12 +57,21 @@ class Resource:
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
-        """The URL path of an object, or of the collection when `name` is empty."""
-        root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
-        parts = [root]
-        if namespace:
-            parts += ["namespaces", namespace]
-        return "/".join([*parts, self.plural, *filter(None, (name, subresource))])
+        """The URL path of an object, or of the collection when `name` is empty.
+
+        Raises:
+            ValueError: a part cannot be one segment of a path, by the rule of Kubernetes.
+        """
+        root = ("/apis", self.group, self.version) if self.group else ("/api", self.version)
+        scope = ("namespaces", namespace) if namespace else ()
+        return "/".join([root[0], *map(_segment, filter(None, (*root[1:], *scope, self.plural, name, subresource)))])
+
+
+def _segment(text: str) -> str:
+    if text in (".", "..") or _NO_SEGMENT.search(text):
+        rule = "must not be . or .. and must not contain /, % or control characters"
+        raise ValueError(f"{text!r} is no segment of a URL path: it {rule}; give the name of an object")
+    return quote(text, safe="")
 
 
 CONFIG_MAPS = Resource("", "v1", "configmaps", "ConfigMap")

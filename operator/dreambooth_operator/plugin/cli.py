@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine
@@ -19,6 +20,7 @@ from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiErro
 from dreambooth_operator.machinery.resources import EVENTS, PODS, Json, Key, part
 from dreambooth_operator.plugin.fetch import fetch
 from dreambooth_operator.plugin.view import event_rows, is_over, render
+from dreambooth_trainer.spec import DNS_LABEL
 
 T = TypeVar("T")
 Command = Callable[..., Any]
@@ -29,11 +31,21 @@ def cli() -> None:
     """Look after DreamBoothJobs."""
 
 
+def _label(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """The name of a job or of a namespace. Others would be read as another path or selector."""
+    if not re.fullmatch(DNS_LABEL, value):
+        rule = "is not a Kubernetes name: at most 63 lower-case letters, digits and hyphens"
+        raise click.BadParameter(f"{value!r} {rule}; write for example my-dog")
+    return value
+
+
 def _about_a_job(command: Command) -> Command:
     """The arguments that all verbs share."""
     for decorate in (
-        click.argument("name"),
-        click.option("--namespace", "-n", default="default", show_default=True, help="Namespace of the job."),
+        click.argument("name", callback=_label),
+        click.option(
+            "--namespace", "-n", default="default", show_default=True, callback=_label, help="Namespace of the job."
+        ),
         click.option("--kubeconfig", type=click.Path(exists=True), help="File. Default: as kubectl."),
         click.option("--context", help="Context in that file."),
     ):

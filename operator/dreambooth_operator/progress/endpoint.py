@@ -27,12 +27,16 @@ from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiErro
 from dreambooth_operator.machinery.resources import Json, Key
 from dreambooth_operator.progress.report import TrainerReport, merge, news_of
 from dreambooth_operator.progress.tokens import Caller, TokenChecker
+from dreambooth_trainer.spec import DNS_LABEL
 
 log = logging.getLogger(__name__)
 FIELD_MANAGER = "dreambooth-progress"
 _MOST_BYTES = 64 * 1024
 _WRITE_SECONDS = 10.0
 _MOST_TRIES = 5
+# Matched against the raw path, in which %2F stays %2F: other names are 404 before anything is asked of anybody.
+_LABEL = DNS_LABEL.strip("^$")
+_ROUTE = f"/v1/jobs/{{namespace:{_LABEL}}}/{{name:{_LABEL}}}/attempts/{{attempt:[0-9]{{1,6}}}}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ class Endpoint:
     def app(self) -> web.Application:
         """The application that serves the endpoint."""
         app = web.Application(client_max_size=_MOST_BYTES)
-        app.add_routes([web.post("/v1/jobs/{namespace}/{name}/attempts/{attempt:\\d{1,6}}", self._post)])
+        app.add_routes([web.post(_ROUTE, self._post)])
         return app
 
     async def _post(self, request: web.Request) -> web.Response:
