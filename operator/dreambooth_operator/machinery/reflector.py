@@ -4,18 +4,18 @@ What it promises: after `synced`, `cache` equals the collection as it was at som
 object's successive states are seen in order, and `on_change` is called after the cache has changed.
 A cut connection continues from the last resource version; an expired one (410) lists anew, and what
 vanished meanwhile is reported like a deletion. It keeps only what `project` makes of an object.
+An object that `project` or `on_change` fails on is logged and left out; the others are not affected.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
 from collections.abc import Callable
 from typing import Generic, NoReturn, TypeVar
 
-from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiError
+from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiError, parsed
 from dreambooth_operator.machinery.resources import Json, Key, Resource, key_of
 
 T = TypeVar("T")
@@ -59,7 +59,10 @@ class Reflector(Generic[T]):
         self.watches = 0
 
     async def run(self) -> NoReturn:
-        """Mirror for ever; errors are logged and tried again."""
+        """Mirror for ever; errors of the server and of the connection are logged and tried again.
+
+        Anything else that it raises is a bug: the mirror is no longer true then, and must not be used.
+        """
         back_off = _FIRST_BACK_OFF_SECONDS
         while True:
             try:
@@ -70,7 +73,7 @@ class Reflector(Generic[T]):
                 back_off = _FIRST_BACK_OFF_SECONDS
                 # An orderly end; a pause all the same, should the server end each watch at once.
                 await asyncio.sleep(back_off * _jitter())
-            except (ApiError, *CONNECTION_ERRORS, ValueError) as error:
+            except (ApiError, *CONNECTION_ERRORS) as error:
                 if isinstance(error, ApiError) and not error.is_transient:
                     self._version = None  # 410, or the kind is not there (yet): list anew
                 log.info("%s: %s", self._path, str(error) or type(error).__name__)
@@ -88,6 +91,7 @@ class Reflector(Generic[T]):
                 key = key_of(obj)
                 seen.add(key)
                 self._keep(key, obj)
+                await asyncio.sleep(0)  # others get their turn between any two objects
             version: str = answer["metadata"]["resourceVersion"]
             if not (token := answer["metadata"].get("continue")):
                 break
@@ -107,7 +111,7 @@ class Reflector(Generic[T]):
             "timeoutSeconds": str(round(480 * _jitter())),  # not all watches of a fleet at once
         }
         async for line in self._api.lines(self._path, query):
-            event = json.loads(line)
+            event = await parsed(line)
             obj = event["object"]
             if event["type"] == "ERROR":
                 raise ApiError(obj.get("code", 500), obj.get("reason", "Unknown"), obj.get("message", ""))
@@ -118,14 +122,25 @@ class Reflector(Generic[T]):
                 self._forget(key_of(obj))
             else:
                 self._keep(key_of(obj), obj)
+            await asyncio.sleep(0)
 
     def _keep(self, key: Key, obj: Json) -> None:
-        self.cache[key] = self._project(obj)
-        self._on_change(key)
+        try:
+            self.cache[key] = self._project(obj)
+        except Exception:  # a bug of ours, or an object that nobody foresaw: it costs only itself
+            log.exception("%s: %s cannot be read, and is left out", self._path, key)
+            self.cache.pop(key, None)
+        self._tell(key)
 
     def _forget(self, key: Key) -> None:
         self.cache.pop(key, None)
-        self._on_change(key)
+        self._tell(key)
+
+    def _tell(self, key: Key) -> None:
+        try:
+            self._on_change(key)
+        except Exception:  # as above
+            log.exception("%s: the change of %s is not handled", self._path, key)
 
 
 def _jitter() -> float:

@@ -19,7 +19,11 @@ Reconcile = Callable[[Key], Awaitable[float | None]]
 
 
 async def run_workers(queue: WorkQueue[Key], reconcile: Reconcile, metrics: Metrics, *, count: int = 8) -> None:
-    """Run `count` workers for ever. No error of `reconcile` ends them: the key is retried with back-off."""
+    """Run `count` workers for ever. No error of `reconcile` ends them: the key is retried with back-off.
+
+    At most `count` keys are worked on in one turn of the event loop: a reconciliation that finds all it needs
+    in memory never waits, and thousands of them in a row would keep the lease from being renewed.
+    """
     async with asyncio.TaskGroup() as group:
         for _ in range(count):
             group.create_task(_work(queue, reconcile, metrics))
@@ -27,6 +31,7 @@ async def run_workers(queue: WorkQueue[Key], reconcile: Reconcile, metrics: Metr
 
 async def _work(queue: WorkQueue[Key], reconcile: Reconcile, metrics: Metrics) -> NoReturn:
     while True:
+        await asyncio.sleep(0)
         key = await queue.get()
         started = time.perf_counter()
         try:
