@@ -11,14 +11,17 @@ import socket
 import sys
 import time
 import uuid
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from dreambooth_operator.controller.rayjob import AUDIENCE, Settings
 from dreambooth_operator.controller.shell import Controller
 from dreambooth_operator.machinery.client import Api
 from dreambooth_operator.machinery.lease import Lease, LeaseLostError
 from dreambooth_operator.machinery.metrics import Metrics
+from dreambooth_operator.machinery.reflector import Reflector
 from dreambooth_operator.machinery.resources import Key
 from dreambooth_operator.machinery.serving import health_app, serving
 from dreambooth_operator.machinery.workers import run_workers
@@ -45,8 +48,17 @@ class Options:
     settings: Settings = field(default_factory=Settings)
 
 
+class MirrorError(Exception):
+    """A mirror of the API server's objects ended, so that nothing here can be trusted any more."""
+
+
 async def run(options: Options) -> None:
-    """Run one process until cancelled. Raises LeaseLostError when another has taken over."""
+    """Run one process until cancelled.
+
+    Raises:
+        LeaseLostError: another process has taken over.
+        MirrorError: a mirror ended.
+    """
     metrics = Metrics("dreambooth")
     async with await Api.connect(options.kubeconfig) as api:
         controller = Controller(api, options.settings, now=lambda: datetime.now(UTC))
@@ -56,28 +68,48 @@ async def run(options: Options) -> None:
         metrics.gauge("jobs", "DreamBoothJobs there are.", lambda: controller.job_count)
         endpoint = Endpoint(api, TokenChecker(api, AUDIENCE, clock=time.monotonic), clock=time.monotonic)
 
-        async def reconcile() -> None:
-            metrics.leader.set(1)
-            await run_workers(controller.queue, controller.reconcile, metrics, count=options.workers)
-
         async with (
             serving(health_app(metrics, lambda: controller.is_synced), options.host, options.health_port) as health,
             serving(endpoint.app(), options.host, options.progress_port) as progress,
         ):
             log.info("health on port %d, progress on port %d", health, progress)
-            mirrors = [asyncio.ensure_future(reflector.run()) for reflector in controller.reflectors]
-            try:
-                for reflector in controller.reflectors:
-                    await reflector.synced.wait()
-                log.info("%d jobs", controller.job_count)
-                if options.namespace:
-                    await _lease(api, options).lead(reconcile)
-                else:
-                    await reconcile()
-            finally:
-                for mirror in mirrors:
-                    mirror.cancel()
-                await asyncio.gather(*mirrors, return_exceptions=True)
+            await _beside_mirrors(controller, _work(api, controller, metrics, options))
+
+
+async def _work(api: Api, controller: Controller, metrics: Metrics, options: Options) -> None:
+    """Reconcile for ever, once the mirrors are filled and while this process leads."""
+
+    async def reconcile() -> None:
+        metrics.leader.set(1)
+        await run_workers(controller.queue, controller.reconcile, metrics, count=options.workers)
+
+    for reflector in controller.reflectors:
+        await reflector.synced.wait()
+    log.info("%d jobs", controller.job_count)
+    if options.namespace:
+        await _lease(api, options).lead(reconcile)
+    else:
+        await reconcile()
+
+
+async def _beside_mirrors(controller: Controller, work: Coroutine[None, None, None]) -> None:
+    """Run `work` beside the mirrors; the first of them to end ends all."""
+
+    async def mirror(reflector: Reflector[Any]) -> None:
+        try:
+            await reflector.run()
+        except Exception as error:
+            raise MirrorError(f"the mirror of {reflector.resource.plural} ended: {error!r}") from error
+
+    tasks = [asyncio.ensure_future(each) for each in (*map(mirror, controller.reflectors), work)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _lease(api: Api, options: Options) -> Lease:
@@ -101,6 +133,9 @@ async def _run_until_signal(options: Options) -> int:
         return 0
     except LeaseLostError as error:
         log.critical("%s; exiting, so that nobody else's work is disturbed", error)
+        return 1
+    except Exception:  # a bug of ours; a fresh process is better than one that works on half of what it needs
+        log.critical("exiting, to be started again", exc_info=True)
         return 1
     return 0
 
@@ -145,5 +180,5 @@ def _options(arguments: list[str] | None) -> Options:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run from a command line; the exit code: 0 stopped as told, 1 the lease was lost."""
+    """Run from a command line; the exit code: 0 after a signal, 1 if the lease was lost or on any other error."""
     return asyncio.run(_run_until_signal(_options(arguments)))

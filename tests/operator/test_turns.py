@@ -112,7 +112,7 @@ def running_jobs(count: int) -> Controller:
                 | {"name": name, "owner": name}
                 | ({"ray_job": name} if mirror is controller._clusters else {})
             )
-            mirror._tell(child)
+            mirror._on_change(child)
     return controller
 
 

@@ -485,3 +485,21 @@ def test_any_override_is_accepted_or_told(load: Callable[..., DreamBoothJob], te
             load(JOB, override)
         except UserError as error:
             assert error.faults
+
+
+@pytest.mark.parametrize("levels", [8, 9, 90, 150, 1500, 20_000])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ("{a: ", "}")])
+def test_a_configuration_nested_too_deeply_is_a_fault(
+    load: Callable[..., DreamBoothJob], levels: int, opening: str, closing: str
+) -> None:
+    text = spec(f"training: {{deepspeed: {{config: {{a: {opening * (levels - 1)}1{closing * (levels - 1)}}}}}}}")
+    if levels == 8:
+        assert load(text).spec.training.deepspeed.config
+        return
+    with pytest.raises(UserError) as error:
+        load(text)
+    if levels <= 90:
+        assert "spec.training.deepspeed.config (line 9): is nested deeper than 8 levels; write the" in str(error.value)
+    else:
+        assert "job.yaml" in str(error.value)
+        assert "nested too deeply" in str(error.value) or "100 levels" in str(error.value)

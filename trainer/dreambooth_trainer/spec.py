@@ -7,9 +7,10 @@ Nothing here imports torch or touches a disk.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterable
+from typing import Annotated, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
@@ -28,6 +29,9 @@ _FOLDER = r"(s3|gs)://[^/\x00-\x20]+(/[^\x00-\x1f]*)?|file:///[^\x00-\x1f]+|[^:\
 SOURCE_URI = rf"^({_FOLDER}|builtin:sprites/[-_a-z0-9]+)$"
 OUTPUT_URI = rf"^({_FOLDER})$"
 
+# DeepSpeed's own configuration has four levels. The API server would take 10,000, and most readers fail on them.
+MAX_CONFIG_DEPTH = 8
+
 Phrase = Annotated[str, Field(pattern=PHRASE, max_length=300)]
 Template = Annotated[str, Field(pattern=TEMPLATE, max_length=300)]
 ObjectName = Annotated[str, Field(pattern=DNS_SUBDOMAIN)]
@@ -37,6 +41,18 @@ Quantity = Annotated[str, Field(pattern=QUANTITY)]
 def _wrong(at: str, rule: str, remedy: str) -> PydanticCustomError:
     """A rule over several fields is broken: the field to change (camelCase, "" for all), the rule, what to write."""
     return PydanticCustomError("rule", "{rule}; {remedy}", {"at": at, "rule": rule, "remedy": remedy})
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    """Whether mappings and lists are nested more than `levels` deep. Does not recurse."""
+    layer = _containers([value])
+    for _ in range(levels):
+        layer = _containers(child for node in layer for child in (node.values() if isinstance(node, dict) else node))
+    return bool(layer)
+
+
+def _containers(values: Iterable[object]) -> list[dict[object, object] | list[object]]:
+    return [cast("dict[object, object] | list[object]", value) for value in values if isinstance(value, dict | list)]
 
 
 class Strict(BaseModel):
@@ -177,6 +193,14 @@ class DeepSpeed(Strict):
         if isinstance(data, dict) and type(data.get("stage")) is int:
             return {**data, "stage": str(data["stage"])}
         return data
+
+    @field_validator("config", mode="before")
+    @classmethod
+    def _config_is_shallow(cls, config: object) -> object:
+        if _is_deeper(config, MAX_CONFIG_DEPTH):
+            rule = f"is nested deeper than {MAX_CONFIG_DEPTH} levels"
+            raise _wrong("", rule, "write the keys of DeepSpeed's configuration, which has 4 levels")
+        return config
 
 
 class Training(Strict):

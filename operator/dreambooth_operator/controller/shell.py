@@ -6,13 +6,14 @@ gone only when the server says so, and created only if the job is still the one 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from typing import Protocol
+
+from pydantic_core import from_json
 
 from dreambooth_operator.api.resources import (
     BATCH_JOBS,
@@ -149,7 +150,7 @@ class Controller:
         raw = self._jobs.cache.get(key)
         if raw is None:
             return None
-        job = read_job(json.loads(raw))
+        job = read_job(from_json(raw))
         refusal: Failure | None = None
         for _ in range(_MOST_PASSES):
             decision = await self._decide(job, refusal)

@@ -1,0 +1,132 @@
+"""One tenant's object that nothing was made for: the others' jobs are reconciled, and its own gets a sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import NoReturn
+
+import pytest
+from conftest import SYSTEM, Operator, until
+from devcluster import ControlPlane
+from fakeray import FakeRay
+from test_crd import LEAST
+from test_jsontext import nested
+
+from dreambooth_operator.api.resources import JOBS
+from dreambooth_operator.app import Options, _run_until_signal
+from dreambooth_operator.machinery.client import Api
+from dreambooth_operator.machinery.reflector import Reflector
+from dreambooth_operator.machinery.resources import CONFIG_MAPS, Json, Key
+
+LEVELS = 1500
+
+
+def apply_nested(plane: ControlPlane, namespace: str, name: str) -> None:
+    """A job of a few kilobytes that the API server takes, and that Python's json cannot read."""
+    job = {**LEAST, "metadata": {"name": name}}
+    text = json.dumps({**job, "spec": {**LEAST["spec"], "training": {"deepspeed": {"config": "HERE"}}}})
+    plane.kubectl("create", "-n", namespace, "-f", "-", stdin=text.replace('"HERE"', nested(LEVELS)))
+
+
+def apply_good(plane: ControlPlane, namespace: str, name: str) -> None:
+    plane.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps({**LEAST, "metadata": {"name": name}}))
+
+
+def field(plane: ControlPlane, namespace: str, name: str, path: str) -> str:
+    """One field of a job, picked by kubectl: this process could not read the whole."""
+    return plane.kubectl("get", "dbj", name, "-n", namespace, "-o", f"jsonpath={{{path}}}")
+
+
+def reaches(plane: ControlPlane, namespace: str, name: str, *phases: str) -> None:
+    until(f"{name} is {phases}", lambda: field(plane, namespace, name, ".status.phase") in phases, 60)
+
+
+def is_rejected_with_a_sentence(plane: ControlPlane, namespace: str, name: str) -> None:
+    reaches(plane, namespace, name, "Rejected")
+    said = field(plane, namespace, name, ".status.conditions[0].message")
+    for part in ("spec.training.deepspeed.config", "nested deeper than 8 levels", "write the keys of DeepSpeed"):
+        assert part in said
+
+
+def test_a_job_without_an_end_stops_nobody_elses(
+    plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str
+) -> None:
+    apply_nested(plane, namespace, "deep")  # as a change that is watched
+    apply_good(plane, namespace, "good")
+    reaches(plane, namespace, "good", "Starting", "Running")
+    is_rejected_with_a_sentence(plane, namespace, "deep")
+    operator.process.kill()
+    apply_nested(plane, namespace, "deeper")  # as a part of a list
+    operator.start()
+    apply_good(plane, namespace, "later")
+    reaches(plane, namespace, "later", "Starting", "Running")
+    is_rejected_with_a_sentence(plane, namespace, "deeper")
+    patch = '{"spec": {"training": {"deepspeed": {"config": null}}}}'
+    plane.kubectl("patch", "dbj", "deep", "-n", namespace, "--type=merge", "-p", patch)
+    reaches(plane, namespace, "deep", "Starting", "Running")
+    plane.kubectl("delete", "dbj", "--all", "-n", namespace)
+
+
+async def test_an_object_that_cannot_be_read_costs_only_itself(
+    api: Api, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[Key] = []
+
+    def project(obj: Json) -> str:
+        return obj["data"]["value"]
+
+    def on_change(key: Key) -> None:
+        told.append(key)
+        if key.name == "unwelcome":
+            raise RecursionError
+
+    async def put(name: str, data: Json | None) -> None:
+        metadata = {"namespace": namespace, "name": name}
+        body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+        await api.apply(CONFIG_MAPS, body, manager="test")
+
+    await put("broken", {"other": "x"})
+    await put("good", {"value": "1"})
+    await put("unwelcome", {"value": "1"})
+    mirror = Reflector(api, CONFIG_MAPS, project=project, on_change=on_change, namespace=namespace)
+    task = asyncio.create_task(mirror.run())
+    try:
+        await asyncio.wait_for(mirror.synced.wait(), 20)
+        assert Key(namespace, "broken") not in mirror.cache
+        assert mirror.cache[Key(namespace, "good")] == "1"
+        await put("good", {"other": "x"})
+        await put("last", {"value": "2"})
+        async with asyncio.timeout(20):
+            while Key(namespace, "last") not in mirror.cache:
+                await asyncio.sleep(0.05)
+        assert Key(namespace, "good") not in mirror.cache, "what it was is not true any more"
+        assert Key(namespace, "unwelcome") in mirror.cache
+        assert mirror.lists == 1
+        assert f"{namespace}/broken cannot be read" in caplog.text
+        assert f"the change of {namespace}/unwelcome is not handled" in caplog.text
+    finally:
+        task.cancel()
+
+
+@pytest.mark.parametrize("election", ["", SYSTEM])
+async def test_a_mirror_that_ends_ends_the_process(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, election: str
+) -> None:
+    watch = Reflector._watch
+
+    async def fail(self: Reflector[object]) -> NoReturn:
+        if self.resource is JOBS:
+            raise RecursionError("out of stack")
+        await watch(self)
+        raise AssertionError
+
+    monkeypatch.setattr(Reflector, "_watch", fail)
+    options = Options(
+        kubeconfig=str(plane.kubeconfig), namespace=election, host="127.0.0.1", health_port=0, progress_port=0
+    )
+    assert await asyncio.wait_for(_run_until_signal(options), 60) == 1
+    critical = [record for record in caplog.records if record.levelno == logging.CRITICAL]
+    assert "the mirror of dreamboothjobs ended: RecursionError('out of stack')" in caplog.text
+    assert len(critical) == 1
