@@ -2,7 +2,8 @@
 
 `python bench/operator_scale.py [--jobs 2000] [--kopf PYTHON]`, with `tests/cluster` on PYTHONPATH. On a real API
 server it makes jobs that run (each with its RayJob and its status), then starts a fresh operator and
-measures: seconds until every job was looked at, memory, and writes in the minute after. With the Python of an
+measures: seconds until every job was looked at, the slowest answer to a request meanwhile (the lag of its event
+loop), memory, and writes in the minute after. With the Python of an
 environment that has kopf (`pip install kopf`) it runs `bench/operator_kopf.py` over the same jobs.
 """
 
@@ -143,9 +144,14 @@ def measure(
     before, started = writes(plane), time.monotonic()
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
-            while count() < jobs:
+            done, slowest_seconds = 0.0, 0.0
+            while done < jobs:
                 assert process.poll() is None, f"{name} ended"
-                time.sleep(0.2)
+                asked = time.monotonic()
+                done = count()
+                if done:  # from now on it answers between two jobs, if it lets others have their turn
+                    slowest_seconds = max(slowest_seconds, time.monotonic() - asked)
+                time.sleep(0.05)
             seconds = time.monotonic() - started
             adopted = writes(plane)
             time.sleep(quiet_seconds)
@@ -154,7 +160,8 @@ def measure(
             process.kill()
     print(
         f"{name}: {jobs} jobs looked at in {seconds:.1f} s, {memory:.0f} MiB, "
-        f"{adopted - before:.0f} writes to adopt them, {quiet:.0f} in {quiet_seconds} s after",
+        f"{adopted - before:.0f} writes to adopt them, {quiet:.0f} in {quiet_seconds} s after, "
+        f"slowest answer meanwhile {slowest_seconds * 1000:.0f} ms",
         flush=True,
     )
     return seconds, memory, adopted - before + quiet
