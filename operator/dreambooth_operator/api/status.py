@@ -6,11 +6,12 @@ owns everything but the fields of `ReportedStatus`, which the progress endpoint 
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 
@@ -59,6 +60,51 @@ class TrainerPhase(StrEnum):
     PUBLISH = "Publish"
 
 
+REASON = r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"
+MOST_REASON = 256
+MOST_MESSAGE = 4000
+_REASON = re.compile(REASON.removesuffix("$") + r"\Z", re.ASCII)
+_WRAPPED = re.compile(r"[\w.]+\(([A-Za-z].*)\)", re.DOTALL)
+# Sequences that color or move a terminal, then single control characters but newline and tab, then surrogates.
+_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def legal_reason(text: str) -> str:
+    """A reason that a condition may have, made of any text: "Unknown" if nothing of it can be used.
+
+    Of an error in an error, as in Ray's `RayTaskError(OutOfMemoryError)`, the inner one is taken.
+    """
+    if len(text) <= MOST_REASON and _REASON.match(text):
+        return text
+    text = text[:1000]
+    while wrapped := _WRAPPED.fullmatch(text.strip()):
+        text = wrapped[1]
+    words = re.findall(r"[A-Za-z0-9_]+", text)
+    return "".join(word[0].upper() + word[1:] for word in words).lstrip("0123456789_")[:MOST_REASON] or "Unknown"
+
+
+def printable(text: str) -> str:
+    """`text` without control characters; lines and tabs stay, and a carriage return begins a line."""
+    return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def fit_message(text: str) -> str:
+    """`text` as the message of a condition."""
+    return printable(text)[:MOST_MESSAGE]
+
+
+def _legal_reason(value: object) -> object:
+    return legal_reason(value) if isinstance(value, str) else value
+
+
+def _fit_message(value: object) -> object:
+    return fit_message(value) if isinstance(value, str) else value
+
+
+def _line(value: object) -> object:
+    return " ".join(printable(value).split()) if isinstance(value, str) else value
+
+
 class Lenient(BaseModel):
     """Status is read back from a server that may be newer: unknown fields are ignored, not refused."""
 
@@ -70,33 +116,41 @@ class Condition(Lenient):
 
     type: ConditionType = Field(description="What is observed.")
     status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
-    reason: str = Field(pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$", max_length=1024, description="One word.")
+    reason: str = Field(pattern=REASON, max_length=1024, description="One word.")
     message: str = Field(default="", max_length=32768, description="A sentence that a person can act on.")
     observed_generation: int = Field(default=0, description="The generation of the spec that this is about.")
     last_transition_time: datetime = Field(description="When status last changed.")
 
 
 class Failure(Lenient):
-    """Why an attempt ended."""
+    """Why an attempt ended. Any text is taken for reason and message, and made fit for a condition."""
 
-    reason: str = Field(max_length=256, description="One word.")
-    message: str = Field(default="", max_length=8192, description="What happened, and what to do about it.")
+    reason: Annotated[str, BeforeValidator(_legal_reason)] = Field(
+        pattern=REASON, max_length=MOST_REASON, description="One word."
+    )
+    message: Annotated[str, BeforeValidator(_fit_message)] = Field(
+        default="", max_length=MOST_MESSAGE, description="What happened, and what to do about it."
+    )
     retryable: bool = Field(default=True, description="False where trying again cannot help.")
+
+
+Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
+Line = Annotated[str, BeforeValidator(_line)]
 
 
 class PriorsStatus(Lenient):
     """Class images."""
 
-    wanted: int = Field(default=0, ge=0, description="How many the job needs.")
-    reused: int = Field(default=0, ge=0, description="How many were there already.")
-    generated: int = Field(default=0, ge=0, description="How many were made for it.")
+    wanted: Count = Field(default=0, description="How many the job needs.")
+    reused: Count = Field(default=0, description="How many were there already.")
+    generated: Count = Field(default=0, description="How many were made for it.")
 
 
 class TrainingStatus(Lenient):
     """Fine-tuning."""
 
-    step: int | None = Field(default=None, ge=0, description="Optimizer steps done.")
-    steps: int | None = Field(default=None, ge=0, description="Optimizer steps in all.")
+    step: Count | None = Field(default=None, description="Optimizer steps done.")
+    steps: Count | None = Field(default=None, description="Optimizer steps in all.")
     loss: float | None = Field(default=None, allow_inf_nan=False, description="Loss of the last steps.")
     steps_per_second: float | None = Field(default=None, ge=0, allow_inf_nan=False, description="Speed.")
     eta: str | None = Field(default=None, max_length=20, description="Time left, such as 5m.")
@@ -116,8 +170,8 @@ class Scores(Lenient):
 class OutputStatus(Lenient):
     """What was published."""
 
-    uri: str | None = Field(default=None, max_length=2000, description="Where it is.")
-    digest: str | None = Field(default=None, max_length=200, description="Digest of its content.")
+    uri: Line | None = Field(default=None, max_length=2000, description="Where it is.")
+    digest: Line | None = Field(default=None, max_length=200, description="Digest of its content.")
 
 
 class Report(Lenient):

@@ -9,11 +9,21 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from dreambooth_operator.api.status import Condition, ConditionType, JobStatus, Phase
+from dreambooth_operator.api.status import (
+    Condition,
+    ConditionType,
+    JobStatus,
+    Phase,
+    fit_message,
+    legal_reason,
+    printable,
+)
 from dreambooth_operator.controller.states import check_transition
 from dreambooth_operator.controller.views import Job
 from dreambooth_operator.machinery.events import Event
 from dreambooth_operator.machinery.resources import Json, Key, Resource
+
+_MOST_EVENT_REASON = 128  # the API server takes no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,21 +108,21 @@ class Draft:
     def condition(
         self, kind: ConditionType, status: Literal["True", "False", "Unknown"], reason: str, message: str = ""
     ) -> None:
-        """Observe something; its time changes only when its status does."""
+        """Observe something, with any text as reason and message; its time changes only when its status does."""
         old = self._conditions.get(kind)
         since = old.last_transition_time if old and old.status == status else self.now
         self._conditions[kind] = Condition(
             type=kind,
             status=status,
-            reason=reason,
-            message=message[:4000],
+            reason=legal_reason(reason),
+            message=fit_message(message),
             observed_generation=self.job.generation,
             last_transition_time=since,
         )
 
     def event(self, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
         """Tell something once; it is sent only after the status is written."""
-        self._events.append(Event(kind, reason, message))
+        self._events.append(Event(kind, legal_reason(reason)[:_MOST_EVENT_REASON], printable(message)))
 
     def do(self, *actions: Action) -> None:
         """Do something, after what was asked for before."""

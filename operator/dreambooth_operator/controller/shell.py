@@ -253,7 +253,7 @@ class Controller:
 def _refusal(resource: Resource, error: ApiError) -> Failure:
     """Invalid stays invalid; forbidden may pass, as a quota does."""
     message = f"The API server does not take the {resource.kind}: {error.message}"
-    return Failure(reason=f"{resource.kind}Refused", message=message[:4000], retryable=error.status == 403)
+    return Failure(reason=f"{resource.kind}Refused", message=message, retryable=error.status == 403)
 
 
 def _name(job: Job) -> Json:

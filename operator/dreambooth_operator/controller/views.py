@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from dreambooth_operator.api.resources import JOB_LABEL, JOBS
 from dreambooth_operator.api.runtime import RuntimeSpec
-from dreambooth_operator.api.status import Failure, JobStatus
+from dreambooth_operator.api.status import Failure, JobStatus, fit_message
 from dreambooth_operator.machinery.resources import Json, Key, part, parts
 from dreambooth_trainer.spec import DreamBoothJob, JobSpec
 
@@ -155,7 +155,7 @@ def read_ray_job(obj: Json) -> RayJob:
         deployment=status.get("jobDeploymentStatus") or "",
         job=status.get("jobStatus") or "",
         reason=status.get("reason") or "",
-        message=(status.get("message") or "")[:4000],
+        message=fit_message(status.get("message") or ""),
         cluster=status.get("rayClusterName") or "",
     )
 
