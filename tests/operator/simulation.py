@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 from dreambooth_operator.api.resources import BATCH_JOBS, RAY_JOBS
 from dreambooth_operator.api.runtime import RuntimeSpec, Storage
-from dreambooth_operator.api.status import Failure, JobStatus, Report, TrainerPhase
+from dreambooth_operator.api.status import Failure, JobStatus, ReportedStatus, TrainerPhase
 from dreambooth_operator.controller.decide import decide
 from dreambooth_operator.controller.draft import (
     Action,
@@ -35,6 +35,7 @@ from dreambooth_operator.controller.views import (
     read_job,
     read_ray_job,
 )
+from dreambooth_operator.progress.report import TrainerReport, merge
 
 SETTINGS = Settings(retry_seconds=10, head_grace_seconds=60, pods_ready_seconds=200)
 RUNTIME = Runtime("default", RuntimeSpec(image="trainer:1", storage=Storage(claim_name="work")))
@@ -199,11 +200,35 @@ class World:
             self.job = None
             self.ray_jobs.clear()
 
-    def report(self, phase: TrainerPhase | None = None, failure: Failure | None = None) -> None:
-        """The trainer reports."""
-        assert self.job
-        report = Report(attempt=self.job.status.attempts, phase=phase, time=self.now, failure=failure)
-        self._replace(status=self.job.status.model_copy(update={"report": report}))
+    def report(
+        self,
+        phase: TrainerPhase | None = None,
+        failure: Failure | None = None,
+        *,
+        attempt: int | None = None,
+        **fields: object,
+    ) -> bool:
+        """The trainer of an attempt (the latest) reports; whether the endpoint takes it."""
+        if self.job is None or self.job.deleted or attempt not in (None, self.status.attempts):
+            return False
+        given = {"phase": phase, "failure": failure and failure.model_dump(), **fields}
+        report = TrainerReport.model_validate({key: value for key, value in given.items() if value is not None})
+        merged = merge(self.status, report, self.status.attempts, self.now)
+        update = {name: getattr(merged, name) for name in ReportedStatus.model_fields}
+        self._replace(status=self.status.model_copy(update=update))
+        return True
+
+    def report_all(self, *, attempt: int | None = None) -> bool:
+        """The trainer sends the last report of a run that published its model."""
+        return self.report(
+            TrainerPhase.PUBLISH,
+            attempt=attempt,
+            step=10,
+            steps=10,
+            priors={"wanted": 2, "generated": 2},
+            scores={"dino": 0.7},
+            output={"uri": "s3://b/out/model", "digest": "sha256:0"},
+        )
 
     def kuberay(self, name: str, **fields: object) -> None:
         """KubeRay writes a RayJob's status; the cluster follows."""

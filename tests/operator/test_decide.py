@@ -79,6 +79,23 @@ def trainer_gives_up(world: World) -> None:
     world.fail()
 
 
+def published(world: World) -> None:
+    """The last report, in time or late: in the tests of interruptions it may come before or after the end."""
+    world.report_all()
+
+
+BAD_IMAGES = Failure(reason="BadImages", message="images/1.png is no image", retryable=False)
+OUT_OF_MEMORY = Failure(reason="OutOfMemory", message="32 GiB are too little", retryable=True)
+
+
+def bad_images(world: World) -> None:
+    world.report(failure=BAD_IMAGES)
+
+
+def out_of_memory(world: World) -> None:
+    world.report(failure=OUT_OF_MEMORY)
+
+
 # Name: run policy, what the world does between two looks, then the phase, the reason and the attempts.
 LIVES: dict[str, tuple[dict[str, object], list[Step], Phase, str, int]] = {
     "it succeeds": ({}, [running, succeed], Phase.SUCCEEDED, "Succeeded", 1),
@@ -119,6 +136,27 @@ LIVES: dict[str, tuple[dict[str, object], list[Step], Phase, str, int]] = {
     "a deadline does not count the queue": (
         {"queueName": "gpus", "activeDeadlineSeconds": 60}, [wait(1000), queue_admits, running, wait(59), succeed],
         Phase.SUCCEEDED, "Succeeded", 1,
+    ),
+    "its last report comes after its end": ({}, [running, succeed, published], Phase.SUCCEEDED, "Succeeded", 1),
+    "the trainer says why after its end": ({}, [running, fail, bad_images], Phase.FAILED, "BadImages", 1),
+    "the trainer says why after its head died": (
+        {}, [running, head_dies, bad_images, collect], Phase.FAILED, "BadImages", 1,
+    ),
+    "the trainer says why after its head died, and it is tried again": (
+        {}, [running, head_dies, out_of_memory, wait(11), collect, running, succeed], Phase.SUCCEEDED, "Succeeded", 2,
+    ),
+    "the trainer says why after the last try": (
+        {"backoffLimit": 0}, [running, fail, out_of_memory], Phase.FAILED, "BackoffLimitExceeded", 1,
+    ),
+    "the trainer says after the last try that no try could help": (
+        {"backoffLimit": 0}, [running, fail, bad_images], Phase.FAILED, "BadImages", 1,
+    ),
+    "the trainer is stopped at the deadline and calls that a failure": (
+        {"activeDeadlineSeconds": 60}, [running, wait(61), out_of_memory, collect], Phase.FAILED, "DeadlineExceeded", 1,
+    ),
+    "a late report waits out a suspension": (
+        {}, [running, suspend, out_of_memory, collect, resume, running, succeed, published],
+        Phase.SUCCEEDED, "Succeeded", 2,
     ),
 }  # fmt: skip
 
@@ -282,29 +320,136 @@ def test_progress_becomes_conditions() -> None:
     assert [c.last_transition_time for c in world.status.conditions] == times
 
 
-def test_what_was_left_out_is_not_called_done() -> None:
+def conditions(world: World) -> dict[str, tuple[str, str]]:
+    return {c.type.value: (c.status, c.reason) for c in world.status.conditions}
+
+
+def without_evaluation() -> World:
     job = make_job()
     assert job.spec
     spec = job.spec.model_copy(update={"evaluation": job.spec.evaluation.model_copy(update={"enabled": False})})
-    world = World(dataclasses.replace(job, spec=spec))
+    return World(dataclasses.replace(job, spec=spec))
+
+
+def test_what_was_left_out_is_not_called_done() -> None:
+    world = without_evaluation()
+    world.reconcile()
+    world.report(TrainerPhase.PUBLISH)
+    succeed(world)
+    world.reconcile()
+    told = conditions(world)
+    assert told["PriorsReady"] == told["Trained"] == ("True", "Done")
+    assert told["Evaluated"] == ("True", "Skipped")
+    assert told["Published"] == ("Unknown", "NotReported")
+
+
+def test_nothing_is_claimed_that_was_not_reported_until_it_is() -> None:
+    world = World(make_job())
+    world.reconcile()
+    running(world)
     world.reconcile()
     succeed(world)
     world.reconcile()
-    reasons = {c.type.value: c.reason for c in world.status.conditions}
-    assert (reasons["PriorsReady"], reasons["Evaluated"]) == ("Done", "Skipped")
+    steps = ("PriorsReady", "Trained", "Evaluated", "Published")
+    assert {conditions(world)[step] for step in steps} == {("Unknown", "NotReported")}
+    assert conditions(world)["Succeeded"] == ("True", "Succeeded")
+    kinds = {c.type.value: c for c in world.status.conditions}
+    assert "its last report did not arrive" in kinds["Published"].message
+    assert "kubectl dreambooth logs" in kinds["Succeeded"].message
+    assert "s3://" not in kinds["Succeeded"].message, "a place that nobody reported"
+    world.report(TrainerPhase.EVALUATE)
+    world.reconcile()
+    assert [conditions(world)[step][0] for step in steps] == ["True", "True", "Unknown", "Unknown"]
+    world.report(scores={"dino": 0.7})
+    world.reconcile()
+    assert conditions(world)["Evaluated"] == ("True", "Done")
+    published(world)
+    world.reconcile()
+    assert conditions(world)["Published"] == ("True", "Published")
+    kinds = {c.type.value: c for c in world.status.conditions}
+    assert kinds["Succeeded"].message == "The model is published to s3://b/out/model."
+    assert kinds["Succeeded"].last_transition_time == world.status.completion_time
+
+
+def test_what_an_earlier_attempt_reported_does_not_count_for_a_later_one() -> None:
+    world = World(make_job())
+    world.reconcile()
+    running(world)
+    published(world)
+    world.reconcile()
+    fail(world)
+    world.reconcile()
+    world.pass_time(11)
+    world.collect()
+    world.reconcile()
+    world.collect()
+    world.reconcile()
+    assert world.status.attempts == 2
+    assert not world.report_all(attempt=1), "the endpoint refuses an earlier attempt"
+    succeed(world)
+    world.reconcile()
+    assert conditions(world)["Evaluated"] == conditions(world)["Published"] == ("Unknown", "NotReported")
+    world.report(TrainerPhase.PUBLISH)
+    assert world.status.scores is None
+    assert world.status.output is None
+    world.reconcile()
+    assert conditions(world)["Trained"] == ("True", "Done")
+    assert conditions(world)["Evaluated"] == conditions(world)["Published"] == ("Unknown", "NotReported")
+
+
+def test_a_failure_that_comes_late_replaces_the_guess() -> None:
+    world = World(make_job())
+    world.reconcile()
+    running(world)
+    world.reconcile()
+    head_dies(world)
+    world.reconcile()
+    assert world.status.last_failure
+    assert world.status.last_failure.reason == "HeadLost"
+    failures, due = world.status.failures, world.status.next_attempt_time
+    out_of_memory(world)
+    world.reconcile()
+    assert world.status.last_failure == OUT_OF_MEMORY
+    assert conditions(world)["ClusterReady"] == ("False", "OutOfMemory")
+    assert (world.status.failures, world.status.next_attempt_time) == (failures, due), "it failed once"
+    assert world.events[-1] == "AttemptFailed"
+
+
+def test_a_late_report_of_a_failed_job_keeps_its_time_and_says_how_far_it_came() -> None:
+    world = World(make_job(backoffLimit=0))
+    world.reconcile()
+    running(world)
+    world.reconcile()
+    fail(world)
+    world.reconcile()
+    ended = world.status.completion_time
+    world.pass_time(30)
+    world.report(TrainerPhase.EVALUATE, OUT_OF_MEMORY)
+    world.reconcile()
+    failed = {c.type.value: c for c in world.status.conditions}["Failed"]
+    assert failed.message == (
+        "1 attempts failed, spec.runPolicy.backoffLimit allows 0 retries. "
+        "Attempt 1 failed. OutOfMemory: 32 GiB are too little"
+    )
+    assert world.status.completion_time == ended
+    assert conditions(world)["Trained"] == ("True", "Done")
+    assert "Published" not in conditions(world) or conditions(world)["Published"][0] != "True"
 
 
 def test_a_report_of_an_earlier_attempt_does_not_fail_a_later_one() -> None:
     world = World(make_job())
     world.reconcile()
-    trainer_gives_up_late = Failure(reason="BadImages", message="", retryable=False)
-    fail(world)
+    running(world)
     world.reconcile()
-    world.report(failure=trainer_gives_up_late)  # of attempt 1
-    world.pass_time(11)
+    suspend(world)
     world.reconcile()
+    world.report(failure=BAD_IMAGES)  # of attempt 1, which nobody is going to close
     world.collect()
     world.reconcile()
+    resume(world)
+    world.reconcile()
+    assert world.status.attempts == 2
+    assert not world.report(failure=BAD_IMAGES, attempt=1)
     fail(world)
     world.reconcile()
     assert world.status.phase is Phase.RETRYING
@@ -313,6 +458,8 @@ def test_a_report_of_an_earlier_attempt_does_not_fail_a_later_one() -> None:
 def _random_step(world: World, rng: random.Random) -> None:
     """Somebody other than the controller does something that is possible now."""
     ways: list[Step] = [wait(rng.choice([1, 5, 15, 70])), collect]
+    if world.job and world.status.attempts:
+        ways += [_random_report(rng)]
     if world.job and world.status.phase not in TERMINAL:
         ways += [suspend, resume]
     if world.job and (name := world.status.ray_job_name) in world.ray_jobs:
@@ -325,6 +472,30 @@ def _random_step(world: World, rng: random.Random) -> None:
             elif world.status.phase is Phase.RUNNING and name in world.clusters:
                 ways += [head_dies]
     rng.choice(ways)(world)
+
+
+def _random_report(rng: random.Random) -> Step:
+    """Whatever a trainer may say, at any time, in time or late."""
+    phase = rng.choice([None, *TrainerPhase])
+    failure = rng.choice([None, None, None, None, BAD_IMAGES, OUT_OF_MEMORY])
+    fields = {
+        "scores": rng.choice([None, {"dino": rng.random()}]),
+        "output": rng.choice([None, {"uri": f"s3://b/{rng.random()}"}]),
+        "step": rng.randrange(10),
+    }
+    return lambda world: world.report(phase, failure, **fields) and None
+
+
+def check_claims(world: World) -> None:
+    """At rest, a condition of a job that succeeded is True only for what its latest attempt reported."""
+    told, status = conditions(world), world.status
+    reported = status.report is not None and status.report.attempt == status.attempts
+    if status.phase is Phase.SUCCEEDED:
+        assert (told["Evaluated"][0] == "True") == (reported and status.scores is not None)
+        assert (told["Published"][0] == "True") == (reported and status.output is not None)
+    if status.phase is Phase.FAILED and told["Failed"][1] != "DeadlineExceeded" and reported:
+        assert status.report
+        assert status.report.failure in (None, status.last_failure)
 
 
 def _random_life(seed: int) -> None:
@@ -355,6 +526,13 @@ def _random_life(seed: int) -> None:
     assert world.status.phase in TERMINAL
     assert world.status.failures <= world.job.spec.run_policy.backoff_limit + 1  # type: ignore[union-attr]
     assert not world.live
+    check_claims(world)
+    for _ in range(3):  # what comes late changes what is known, and nothing else
+        phase, attempts = world.status.phase, world.status.attempts
+        _random_report(rng)(world)
+        world.reconcile()
+        check_claims(world)
+        assert (world.status.phase, world.status.attempts) == (phase, attempts)
     assert not [a for a in world.look().decide().actions if isinstance(a, WriteStatus)]
 
 

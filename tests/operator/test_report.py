@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from simulation import World, make_job
 
-from dreambooth_operator.api.status import Failure, JobStatus, ReportedStatus, TrainerPhase
+from dreambooth_operator.api.status import (
+    REASON,
+    Failure,
+    JobStatus,
+    ReportedStatus,
+    TrainerPhase,
+    fit_message,
+    legal_reason,
+)
 from dreambooth_operator.progress.report import TrainerReport, merge, news_of
 
 NOW = datetime(2026, 11, 24, 7, 0, 0, 123, tzinfo=UTC)
@@ -58,6 +74,114 @@ def test_a_failure_belongs_to_its_attempt() -> None:
     assert told({"failure": failure}, {"step": 1}, attempts=(1, 2)).report.failure is None  # type: ignore[union-attr]
 
 
+def test_scores_and_output_are_those_of_the_attempt_that_reported() -> None:
+    first = {"scores": {"dino": 0.7}, "output": {"uri": "s3://b/1"}, "priors": {"wanted": 2}, "step": 5, "steps": 10}
+    same = told(first, {"phase": "Publish"})
+    assert (same.scores, same.output) != (None, None)
+    later = told(first, {"phase": "Train"}, attempts=(1, 2))
+    assert (later.scores, later.output) == (None, None)
+    assert later.priors, "class images are there for all attempts"
+    assert later.training, "it goes on from the last checkpoint"
+
+
+REASONS = {
+    "RayTaskError(OutOfMemoryError)": "OutOfMemoryError",
+    "RayTaskError(A(torch.OutOfMemoryError))": "TorchOutOfMemoryError",
+    "BadImages": "BadImages",
+    "out of memory": "OutOfMemory",
+    "137": "Unknown",
+    "": "Unknown",
+    "é☃": "Unknown",
+    "A:b,c_1": "A:b,c_1",
+    "Foo(1)": "Foo1",
+    "Failed\n": "Failed",
+    "x" * 9999: "X" + "x" * 255,
+}
+
+
+@pytest.mark.parametrize("text", REASONS, ids=range(len(REASONS)))
+def test_any_text_becomes_a_legal_reason(text: str) -> None:
+    assert legal_reason(text) == REASONS[text] if len(text) < 9999 else len(legal_reason(text)) == 256
+    assert Failure(reason=text).reason == legal_reason(text)
+
+
+@given(st.text() | st.from_regex(r"[A-Za-z.]*\([A-Za-z(). ]*\)?"))
+def test_a_legal_reason_is_legal_and_stays_as_it_is(text: str) -> None:
+    reason = legal_reason(text)
+    assert re.fullmatch(REASON, reason, re.ASCII)
+    assert len(reason) <= 256
+    assert legal_reason(reason) == reason
+
+
+def test_a_message_has_no_control_characters() -> None:
+    failure = Failure(reason="A", message="\x1b[31;1mred\x1b[0m\r\na\rb\tc\x00\x9b\ud800 \x1b]0;title\x07" + "x" * 9000)
+    assert failure.message.startswith("red\na\nb\tc ]0;titlexxx")
+    assert len(failure.message) == 4000
+    assert Failure(reason="A", message=failure.message) == failure
+    output = told({"output": {"uri": "s3://b/\x1b[2Jx\n y", "digest": "a\nb"}}).output
+    assert output
+    assert (output.uri, output.digest) == ("s3://b/x y", "a b")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=5,
+)
+NUMBERS = st.integers() | st.integers(0, 2000) | st.floats() | JSON
+REPORTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "phase": st.sampled_from([*TrainerPhase, "train", "PUBLISH"]) | JSON,
+        **dict.fromkeys(("step", "steps", "loss", "stepsPerSecond", "etaSeconds"), NUMBERS),
+        "priors": st.fixed_dictionaries({}, optional=dict.fromkeys(("wanted", "reused", "generated"), NUMBERS)) | JSON,
+        "scores": st.dictionaries(st.sampled_from(["dino", "clip_i", "clipT", "pres", "x"]), NUMBERS) | JSON,
+        "output": st.fixed_dictionaries({}, optional={"uri": st.text() | JSON, "digest": st.text() | JSON}) | JSON,
+        "failure": st.fixed_dictionaries(
+            {"reason": st.text() | st.just("RayTaskError(OutOfMemoryError)")},
+            optional={"message": st.text(), "retryable": st.booleans()},
+        )
+        | JSON,
+    },
+)
+# What becomes of the attempt before the report comes, and after.
+ENDS: dict[str, Callable[[World], None]] = {
+    "running": lambda world: None,
+    "succeeded": World.succeed,
+    "failed": World.fail,
+    "lost": lambda world: world.ray_jobs.pop(world.ray_job) and None,
+    "suspended": lambda world: world.set_policy(suspend=True),
+}
+
+
+@settings(max_examples=int(os.environ.get("DREAMBOOTH_REPORTS", "300")), deadline=None)
+@given(st.lists(REPORTS, max_size=3), st.sampled_from(list(ENDS)), st.sampled_from([0, 3]))
+def test_no_report_breaks_a_decision_or_the_schema(reports: list[object], end: str, retries: int) -> None:
+    world = World(make_job(backoffLimit=retries))
+    world.reconcile()
+    world.kuberay(world.ray_job, deployment="Running", job="RUNNING")
+    world.reconcile()
+    for number, report in enumerate(reports):
+        if number == len(reports) - 1:
+            ENDS[end](world)
+            world.reconcile()
+        try:
+            taken = TrainerReport.model_validate_json(json.dumps(report))
+        except ValidationError:
+            continue  # the endpoint answers 400
+        assert world.job
+        merged = merge(world.status, taken, world.status.attempts, NOW)
+        # What is written is what the schema takes: the CRD is generated from these types.
+        written = merged.model_dump_json(by_alias=True, exclude_none=True)
+        assert ReportedStatus.model_validate_json(written, strict=True) == merged
+        update = {name: getattr(merged, name) for name in ReportedStatus.model_fields}
+        world._replace(status=world.status.model_copy(update=update))
+        world.reconcile()
+        for condition in world.status.conditions:
+            assert re.fullmatch(REASON, condition.reason)
+            assert condition.message == fit_message(condition.message)
+
+
 def test_scores_go_by_any_of_their_names() -> None:
     scores = told({"scores": {"dino": 0.71234, "clip_i": 0.8, "clipT": 0.3, "CLIP_T_extra": 1.0, "pres": None}}).scores
     assert scores
@@ -70,4 +194,7 @@ def test_steps_are_no_news_but_a_phase_is() -> None:
 
     assert news(phase="Train", step=1, loss=3.0) == news(phase="train", step=2, loss=float("nan"))
     assert news(phase="Train") != news(phase="Evaluate")
+    assert news(step=9, steps=10) == news(step=8, steps=10) != news(step=10, steps=10), "the last step is final"
+    assert news(priors={"wanted": 2}) != news() != news(priors={"wanted": 2, "generated": 2})
+    assert news(scores={"dino": float("nan")}) == news(scores={"dino": float("nan")})
     assert news(phase="Train", scores={"dino": 0.1}) != news(phase="Train", scores={"dino": 0.2})

@@ -15,9 +15,19 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from dreambooth_operator.api.resources import BATCH_JOBS, ERASE_FINALIZER, RAY_JOBS
-from dreambooth_operator.api.status import TERMINAL, ConditionType, Failure, Phase
+from dreambooth_operator.api.status import TERMINAL, ConditionType, Failure, Phase, fit_message
 from dreambooth_operator.controller.draft import Create, Decision, Delete, DeleteJob, Draft, SetFinalizer
-from dreambooth_operator.controller.judge import CLOSED_BY_SUCCESS, done_reason, judge_ray_job, pods_late, tell_progress
+from dreambooth_operator.controller.ending import (
+    DEADLINE,
+    active_seconds,
+    close,
+    complete_failure,
+    fail,
+    late_failure,
+    pause_clock,
+    take_late_failure,
+)
+from dreambooth_operator.controller.judge import judge_ray_job, pods_late, tell_progress, tell_success
 from dreambooth_operator.controller.names import attempt_name, erase_name
 from dreambooth_operator.controller.rayjob import Settings, attempt_children, erase_children
 from dreambooth_operator.controller.resolve import Problem, Resolved
@@ -59,6 +69,8 @@ def _policy(job: Job, resolution: Resolved | Problem) -> RunPolicy:
 
 def _between(draft: Draft, resolution: Resolved | Problem, observed: Observed) -> None:
     status, policy = draft.job.status, _policy(draft.job, resolution)
+    if status.phase is Phase.RETRYING and (late := late_failure(draft)) and take_late_failure(draft, late):
+        return
     if status.phase is Phase.SUSPENDING:
         if observed.ray_jobs:
             _delete(draft, observed.ray_jobs)
@@ -87,7 +99,7 @@ def _between(draft: Draft, resolution: Resolved | Problem, observed: Observed) -
 
 def _reject(draft: Draft, problem: Problem) -> None:
     old = next((c for c in draft.job.status.conditions if c.type is _C.ACCEPTED), None)
-    if old is None or old.status != "False" or old.message != problem.message[:4000]:
+    if old is None or old.status != "False" or old.message != fit_message(problem.message):
         draft.event("Warning", problem.reason, problem.message)
     draft.move(Phase.REJECTED)
     draft.condition(_C.ACCEPTED, "False", problem.reason, problem.message)
@@ -125,18 +137,18 @@ def _follow(draft: Draft, resolution: Resolved | Problem, observed: Observed, se
     _delete(draft, [r for r in observed.ray_jobs if r is not ray_job])
     if ray_job is None:
         if observed.refusal:
-            _close(draft, observed.refusal, policy, settings)
+            close(draft, observed.refusal, policy, settings)
             return
         if status.ray_job_uid is None and not policy.suspend:
             _create(draft, resolution, settings)
             return
         if status.ray_job_uid is not None:
             deleted = Failure(reason="RayJobDeleted", message=f"RayJob {status.ray_job_name} was deleted by somebody.")
-            _close(draft, deleted, policy, settings)
+            close(draft, deleted, policy, settings)
             return
     elif ray_job.owner_uid != draft.job.uid or (status.ray_job_uid or ray_job.uid) != ray_job.uid:
         taken = Failure(reason="NameTaken", message=f"Another RayJob has the name {ray_job.name}.")
-        _close(draft, taken, policy, settings)
+        close(draft, taken, policy, settings)
         return
     elif status.ray_job_uid is None:
         draft.set(ray_job_uid=ray_job.uid)
@@ -144,7 +156,7 @@ def _follow(draft: Draft, resolution: Resolved | Problem, observed: Observed, se
         _end_attempt(draft, ray_job, resolution, settings)
         return
     if policy.suspend:
-        _pause_clock(draft)
+        pause_clock(draft)
         draft.move(Phase.SUSPENDING)
         draft.condition(_C.CLUSTER_READY, "False", "Suspended", "Suspended by spec.runPolicy.suspend.")
         draft.event("Normal", "Suspending", "The job stops at its last checkpoint.")
@@ -157,9 +169,7 @@ def _follow(draft: Draft, resolution: Resolved | Problem, observed: Observed, se
 
 def _create(draft: Draft, resolution: Resolved | Problem, settings: Settings) -> None:
     if isinstance(resolution, Problem):  # it began, but its runtime changed before it was created
-        _close(
-            draft, Failure(reason=resolution.reason, message=resolution.message), RunPolicy(), settings, counts=False
-        )
+        close(draft, Failure(reason=resolution.reason, message=resolution.message), RunPolicy(), settings, counts=False)
         return
     children = attempt_children(draft.job, draft.job.status.attempts, resolution, settings)
     draft.do(*(Create(resource, obj) for resource, obj in children))
@@ -170,7 +180,7 @@ def _watch_over(draft: Draft, ray_job: RayJob, policy: RunPolicy, observed: Obse
     if ray_job.deleting:  # by somebody; counted as lost when it is gone
         return
     if ray_job.suspended or ray_job.deployment in ("Suspending", "Suspended"):
-        _pause_clock(draft)
+        pause_clock(draft)
         draft.move(Phase.QUEUED)
         queue = f"queue {policy.queue_name}" if policy.queue_name else f"RayJob {ray_job.name}, which is suspended"
         draft.condition(_C.QUEUED, "True", "Waiting", f"Waits for {queue} to admit it.")
@@ -184,17 +194,17 @@ def _watch_over(draft: Draft, ray_job: RayJob, policy: RunPolicy, observed: Obse
     if _past_deadline(draft, policy):
         seconds = policy.active_deadline_seconds
         late = f"It ran for {seconds} s, all that spec.runPolicy.activeDeadlineSeconds allows, over all attempts."
-        _fail(draft, "DeadlineExceeded", late)
+        fail(draft, DEADLINE, late)
         _delete(draft, observed.ray_jobs)
         return
     cluster = observed.cluster_of(ray_job.name)
     running = ray_job.deployment == "Running"
     if lost := tell_progress(draft, cluster, running=running, grace_seconds=settings.head_grace_seconds):
-        _close(draft, lost, policy, settings)
+        close(draft, lost, policy, settings)
         _delete(draft, observed.ray_jobs)
         return
     if not running and (late := pods_late(draft, cluster, patience_seconds=settings.pods_ready_seconds)):
-        _close(draft, late, policy, settings, counts=False)
+        close(draft, late, policy, settings, counts=False)
         _delete(draft, observed.ray_jobs)
         return
     if running and draft.job.status.phase is not Phase.RUNNING:
@@ -205,75 +215,22 @@ def _watch_over(draft: Draft, ray_job: RayJob, policy: RunPolicy, observed: Obse
 def _end_attempt(draft: Draft, ray_job: RayJob, resolution: Resolved | Problem, settings: Settings) -> None:
     failure = judge_ray_job(ray_job, draft.job.status)
     if failure is not None:
-        _close(draft, failure, _policy(draft.job, resolution), settings)
+        close(draft, failure, _policy(draft.job, resolution), settings)
         return
-    _pause_clock(draft)
+    pause_clock(draft)
     draft.move(Phase.SUCCEEDED)
     draft.set(completion_time=draft.now)
-    reported = draft.job.status.output
-    where = resolution.out_shown if isinstance(resolution, Resolved) else "its output"
-    if reported and reported.uri:
-        where = reported.uri
-    for kind, reason, message in CLOSED_BY_SUCCESS:
-        draft.condition(kind, "True", done_reason(draft, kind, reason), message.replace("{where}", where))
-    draft.event("Normal", "Succeeded", f"The model is published to {where}.")
+    draft.event("Normal", "Succeeded", tell_success(draft))
     draft.look_again(0)
 
 
-def _close(draft: Draft, failure: Failure, policy: RunPolicy, settings: Settings, *, counts: bool = True) -> None:
-    """The open attempt is over and did not succeed. `counts` says whether it uses up a retry."""
-    status = draft.job.status
-    _pause_clock(draft)
-    failures = status.failures + (1 if counts else 0)
-    draft.set(failures=failures, last_failure=failure, head_lost_since=None)
-    draft.condition(_C.CLUSTER_READY, "False", failure.reason, failure.message)
-    told = f"Attempt {status.attempts} failed. {failure.reason}: {failure.message}"
-    if not failure.retryable:
-        _fail(draft, failure.reason, failure.message)
-    elif failures > policy.backoff_limit and counts:
-        _fail(
-            draft,
-            "BackoffLimitExceeded",
-            f"{failures} attempts failed, spec.runPolicy.backoffLimit allows {policy.backoff_limit} retries. {told}",
-        )
-    else:
-        pause = min(settings.retry_most_seconds, settings.retry_seconds * 2 ** min(max(failures - 1, 0), 20))
-        draft.move(Phase.RETRYING)
-        draft.set(next_attempt_time=draft.now + timedelta(seconds=pause))
-        draft.event("Warning", "AttemptFailed", f"{told} The next attempt begins in {pause:.0f} s.")
-        draft.look_again(pause)
-
-
-def _fail(draft: Draft, reason: str, message: str) -> None:
-    _pause_clock(draft)
-    draft.move(Phase.FAILED)
-    draft.set(completion_time=draft.now)
-    draft.condition(_C.CLUSTER_READY, "False", "Finished")
-    draft.condition(_C.SUCCEEDED, "False", reason, message)
-    draft.condition(_C.FAILED, "True", reason, message)
-    draft.event("Warning", "Failed", f"{reason}: {message}")
-    draft.look_again(0)
-
-
-# --- the clock --------------------------------------------------------------------------------------------
-
-
-def _pause_clock(draft: Draft) -> None:
-    status = draft.job.status
-    if status.active_since:
-        draft.set(active_since=None, active_seconds=_active_seconds(draft))
-
-
-def _active_seconds(draft: Draft) -> int:
-    status = draft.job.status
-    running = (draft.now - status.active_since).total_seconds() if status.active_since else 0
-    return status.active_seconds + max(0, int(running))
+# --- the deadline -----------------------------------------------------------------------------------------
 
 
 def _past_deadline(draft: Draft, policy: RunPolicy) -> bool:
     if policy.active_deadline_seconds is None:
         return False
-    left = policy.active_deadline_seconds - _active_seconds(draft)
+    left = policy.active_deadline_seconds - active_seconds(draft)
     if left > 0:
         draft.look_again(left)
     return left <= 0
@@ -283,8 +240,13 @@ def _past_deadline(draft: Draft, policy: RunPolicy) -> bool:
 
 
 def _after_the_end(draft: Draft, resolution: Resolved | Problem, observed: Observed) -> None:
+    policy = _policy(draft.job, resolution)
     _delete(draft, [r for r in observed.ray_jobs if not r.ended])
-    ttl, ended = _policy(draft.job, resolution).ttl_seconds_after_finished, draft.job.status.completion_time
+    if draft.job.status.phase is Phase.SUCCEEDED:
+        tell_success(draft)
+    else:
+        complete_failure(draft, policy)
+    ttl, ended = policy.ttl_seconds_after_finished, draft.job.status.completion_time
     if ttl is None or ended is None:
         return
     left = ttl - (draft.now - ended).total_seconds()

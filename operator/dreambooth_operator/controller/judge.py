@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-from dreambooth_operator.api.status import ConditionType, Failure, JobStatus, TrainerPhase
+from dreambooth_operator.api.status import ConditionType, Failure, JobStatus, Report, TrainerPhase
 from dreambooth_operator.controller.draft import Draft
 from dreambooth_operator.controller.views import RayCluster, RayJob
 
@@ -23,13 +23,9 @@ _PASSED = (
     (_C.EVALUATED, TrainerPhase.EVALUATE),
     (_C.PUBLISHED, TrainerPhase.PUBLISH),
 )
-CLOSED_BY_SUCCESS = (
-    (_C.CLUSTER_READY, "Finished", "The Ray cluster did its work and is gone."),
-    (_C.PRIORS_READY, "Done", ""),
-    (_C.TRAINED, "Done", ""),
-    (_C.EVALUATED, "Done", ""),
-    (_C.PUBLISHED, "Published", "The model is at {where}."),
-    (_C.SUCCEEDED, "Succeeded", "The model is published to {where}."),
+_NOT_REPORTED = (
+    "The trainer ended well, but its last report did not arrive. Look at its log (kubectl dreambooth logs) and at the "
+    "job's output."
 )
 
 
@@ -40,9 +36,8 @@ def judge_ray_job(ray_job: RayJob, status: JobStatus) -> Failure | None:
     """
     if ray_job.job == "SUCCEEDED":
         return None
-    report = status.report
-    if report and report.failure and report.attempt == status.attempts:
-        return report.failure
+    if failure := reported_failure(status):
+        return failure
     if ray_job.deployment == "ValidationFailed":
         return Failure(reason="RayJobRefused", message=f"KubeRay refused it: {ray_job.message}", retryable=False)
     exit_code = _EXIT_CODE.search(ray_job.message)
@@ -52,6 +47,17 @@ def judge_ray_job(ray_job: RayJob, status: JobStatus) -> Failure | None:
     if ray_job.job == "STOPPED":
         return Failure(reason="Stopped", message="Somebody stopped the Ray job.")
     return Failure(reason=ray_job.reason or "AppFailed", message=ray_job.message or "The Ray job failed.")
+
+
+def report_of_attempt(status: JobStatus) -> Report | None:
+    """What the latest attempt has reported; None if nothing yet."""
+    return status.report if status.report and status.report.attempt == status.attempts else None
+
+
+def reported_failure(status: JobStatus) -> Failure | None:
+    """The failure that the trainer of the latest attempt has reported."""
+    report = report_of_attempt(status)
+    return report.failure if report else None
 
 
 def tell_progress(draft: Draft, cluster: RayCluster | None, *, running: bool, grace_seconds: float) -> Failure | None:
@@ -85,7 +91,7 @@ def tell_progress(draft: Draft, cluster: RayCluster | None, *, running: bool, gr
     else:
         draft.condition(_C.CLUSTER_READY, "False", "WaitingForPods", _pods(cluster))
     if running:
-        _tell_phases(draft, status)
+        _tell_phases(draft)
     return None
 
 
@@ -108,13 +114,71 @@ def pods_late(draft: Draft, cluster: RayCluster | None, *, patience_seconds: flo
     return Failure(reason="PodsNotReady", message=f"Not all pods were ready within {waited:.0f} s. {here} {why}")
 
 
-def done_reason(draft: Draft, kind: ConditionType, usual: str) -> str:
-    """Why a condition holds at the end: what the job asked to leave out was not done, but skipped."""
+def tell_success(draft: Draft) -> str:
+    """Write the conditions of a job whose RayJob succeeded, and return the sentence that sums them up.
+
+    A condition is True only for what was reported, or was not asked for. Call it again when a report comes late.
+    """
+    draft.condition(_C.CLUSTER_READY, "True", "Finished", "The Ray cluster did its work and is gone.")
+    reached = _reached(draft) | _left_out(draft)
+    for kind, _ in _PASSED:
+        if kind in reached:
+            _tell_reached(draft, kind)
+        else:
+            draft.condition(kind, "Unknown", "NotReported", _NOT_REPORTED)
+    place = _place(draft.job.status)
+    message = f"The model is published to {place}." if place else f"The RayJob succeeded. {_NOT_REPORTED}"
+    draft.condition(_C.SUCCEEDED, "True", "Succeeded", message)
+    return message
+
+
+def tell_reached(draft: Draft) -> None:
+    """Write the conditions of what the latest attempt has behind it, though its job failed."""
+    for kind in _reached(draft):
+        _tell_reached(draft, kind)
+
+
+def _tell_reached(draft: Draft, kind: ConditionType) -> None:
+    if kind is _C.PUBLISHED:
+        draft.condition(kind, "True", "Published", f"The model is at {_place(draft.job.status)}.")
+    else:
+        draft.condition(kind, "True", "Skipped" if kind in _left_out(draft) else "Done")
+
+
+def _reached(draft: Draft) -> set[ConditionType]:
+    """What the latest attempt has behind it, by its own report.
+
+    A phase is passed when a later one is reported, or what only a later one brings. Scores and an output must be
+    reported themselves.
+    """
+    status, order = draft.job.status, list(TrainerPhase)
+    report = report_of_attempt(status)
+    if report is None:
+        return set()
+    at = order.index(report.phase) if report.phase else -1
+    if status.scores:
+        at = max(at, order.index(TrainerPhase.EVALUATE))
+    if status.output:
+        at = len(order)
+    reached = {kind for kind, phase in _PASSED if at > order.index(phase)} - {_C.EVALUATED}
+    if status.scores or (_C.EVALUATED in _left_out(draft) and at > order.index(TrainerPhase.EVALUATE)):
+        reached.add(_C.EVALUATED)
+    return reached
+
+
+def _place(status: JobStatus) -> str:
+    """Where the latest attempt reported its model to be; empty if it did not."""
+    output = status.output if report_of_attempt(status) else None
+    return (output.uri or "the job's output") if output else ""
+
+
+def _left_out(draft: Draft) -> set[ConditionType]:
+    """What the job asked to leave out: it is skipped, not done."""
     spec = draft.job.spec
-    left_out = spec is not None and (
-        (kind is _C.PRIORS_READY and not spec.priors.enabled) or (kind is _C.EVALUATED and not spec.evaluation.enabled)
-    )
-    return "Skipped" if left_out else usual
+    if spec is None:
+        return set()
+    enabled = {_C.PRIORS_READY: spec.priors.enabled, _C.EVALUATED: spec.evaluation.enabled}
+    return {kind for kind, wanted in enabled.items() if not wanted}
 
 
 def _pods(cluster: RayCluster) -> str:
@@ -124,13 +188,14 @@ def _pods(cluster: RayCluster) -> str:
     return told if cluster.head_ready and cluster.provisioned else f"{told} {cluster.trouble}".strip()
 
 
-def _tell_phases(draft: Draft, status: JobStatus) -> None:
-    order, report = list(TrainerPhase), status.report
-    if report is None or report.phase is None or report.attempt != status.attempts:
+def _tell_phases(draft: Draft) -> None:
+    """Write how far the running attempt has come."""
+    report = report_of_attempt(draft.job.status)
+    if report is None:
         return
-    now_at = order.index(report.phase)
+    reached = _reached(draft)
     for kind, phase in _PASSED:
-        if now_at > order.index(phase):
-            draft.condition(kind, "True", done_reason(draft, kind, "Done"))
+        if kind in reached:
+            _tell_reached(draft, kind)
         else:
             draft.condition(kind, "False", "UnderWay" if report.phase is phase else "Waiting")

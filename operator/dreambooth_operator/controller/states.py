@@ -18,7 +18,7 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     # No attempt is open.
     _P.PENDING: _BEGIN | _HALT,
     _P.REJECTED: _BEGIN | _HALT,
-    _P.RETRYING: _BEGIN | _HALT,
+    _P.RETRYING: _BEGIN | _HALT | {_P.FAILED},  # by a report that came after the attempt was closed
     _P.SUSPENDING: frozenset({_P.SUSPENDED, _P.ERASING}),
     _P.SUSPENDED: _BEGIN | _HALT,
     # An attempt is open. A queue may take back what it admitted, and a cluster may come up anew.

@@ -2,11 +2,15 @@
 
 A report is written into the job's status, under a field manager of its own, before it is answered: what
 was answered with 202 survives this process. Progress within a phase is written at most every ten
-seconds, and in between does not even cost a read; a new phase, scores, an output or a failure is written
-at once.
+seconds, and in between does not even cost a read; what is final (a phase, class images, the last step, scores, an
+output, a failure) is written at once.
 
-Answers: 202 taken; 400 not understood; 401 no valid token; 403 not this job's pod; 404 no such job;
-409 this attempt is over, stop; 503 try again.
+The latest attempt may report also after its RayJob ended, since its last report may be delayed: it counts for the
+conditions of the job until the next attempt begins or the job is deleted.
+
+Answers: 202 taken. Try again: 401 no valid token (the kubelet replaces it), 503 the API server is away.
+Give up: 400 not understood; 403 not this job's pod; 404 no such job, or no name of one; 409 a later attempt has
+begun, or the job is being deleted; 413 too large.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from dreambooth_operator.api.resources import JOBS
-from dreambooth_operator.api.status import TERMINAL, ReportedStatus
+from dreambooth_operator.api.status import ReportedStatus
 from dreambooth_operator.controller.names import attempt_name, base_name
 from dreambooth_operator.controller.views import Job, read_job
 from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiError
@@ -80,6 +84,8 @@ class Endpoint:
         except ApiError as error:
             if error.is_not_found:
                 return _say(404, f"there is no DreamBoothJob {key}")
+            if error.status in (400, 422):
+                return _say(400, f"the API server does not take this report: {error.message}")
             log.warning("report for %s: %s", key, error)
             return _say(503, "the API server refused for now; try again")
         except CONNECTION_ERRORS:
@@ -125,8 +131,10 @@ def _refuse(job: Job, attempt: int, caller: Caller) -> web.Response | None:
         return _say(403, f"service account {caller.account} is not that of DreamBoothJob {job.key}")
     if caller.pod and not caller.pod.startswith(f"{attempt_name(job, attempt)}-"):
         return _say(403, f"pod {caller.pod} does not belong to attempt {attempt} of DreamBoothJob {job.key}")
-    if attempt != job.status.attempts or job.status.phase in TERMINAL or job.deleted:
-        return _say(409, f"attempt {attempt} is over; stop")
+    if attempt != job.status.attempts:
+        return _say(409, f"attempt {attempt} is over, attempt {job.status.attempts} has begun; stop")
+    if job.deleted:
+        return _say(409, f"DreamBoothJob {job.key} is being deleted; stop")
     return None
 
 

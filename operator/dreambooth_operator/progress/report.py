@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from dreambooth_operator.api.status import (
+    Count,
     Failure,
     JobStatus,
     Lenient,
@@ -22,11 +23,14 @@ from dreambooth_operator.api.status import (
 
 
 class TrainerReport(Lenient):
-    """The body of a report. All fields are optional: what is not said stays as it was."""
+    """The body of a report. All fields are optional: what is missing stays as it was.
+
+    Numbers that a status cannot hold (NaN, or beyond what they could mean) are left out.
+    """
 
     phase: TrainerPhase | None = None
-    step: int | None = Field(default=None, ge=0)
-    steps: int | None = Field(default=None, ge=0)
+    step: Count | None = None
+    steps: Count | None = None
     loss: float | None = None
     steps_per_second: float | None = Field(default=None, ge=0)
     eta_seconds: float | None = Field(default=None, ge=0)
@@ -44,11 +48,16 @@ class TrainerReport(Lenient):
     @classmethod
     def _finite_or_nothing(cls, value: float | None) -> float | None:
         # A loss of NaN is news for the log; the API server takes numbers only.
-        return value if value is not None and abs(value) < 1e300 else None
+        return value if value is not None and abs(value) < 1e9 else None
 
 
 def merge(status: JobStatus, report: TrainerReport, attempt: int, now: datetime) -> ReportedStatus:
-    """What the endpoint owns of the status after `report` of `attempt`."""
+    """What the endpoint owns of the status after `report` of `attempt`.
+
+    Scores and output are those of the attempt that `report.attempt` names. What an earlier attempt reported is
+    dropped: the trainer reports it again if it still holds. Class images and steps are kept, because the next
+    attempt starts with them.
+    """
     old = status.report if status.report and status.report.attempt == attempt else None
     phase = report.phase or (old.phase if old else None)
     return ReportedStatus(
@@ -60,15 +69,19 @@ def merge(status: JobStatus, report: TrainerReport, attempt: int, now: datetime)
         ),
         priors=report.priors or status.priors,
         training=_training(status.training or TrainingStatus(), report, phase),
-        scores=_scores(report.scores) if report.scores else status.scores,
-        output=report.output or status.output,
+        scores=_scores(report.scores) if report.scores else status.scores if old else None,
+        output=report.output or (status.output if old else None),
     )
 
 
 def news_of(report: TrainerReport) -> object:
-    """The part of a report that should be told at once, to compare with that of another."""
-    scores = tuple(sorted(report.scores.items())) if report.scores else None
-    return (report.phase, bool(report.step), report.failure, report.output, scores)
+    """The part of a report that is written at once, to compare with that of another.
+
+    Steps are not part of it, but the first and the last one are.
+    """
+    scores = tuple(sorted((name, str(value)) for name, value in (report.scores or {}).items()))
+    is_last = report.step is not None and report.step == report.steps
+    return (report.phase, bool(report.step), is_last, report.priors, report.failure, report.output, scores)
 
 
 def _training(old: TrainingStatus, report: TrainerReport, phase: TrainerPhase | None) -> TrainingStatus | None:
@@ -91,7 +104,7 @@ def _scores(scores: dict[str, float | None]) -> Scores:
     """Scores by any of their names (clipI, clip_i), with three digits."""
     fields = {name.replace("_", ""): name for name in Scores.model_fields}
     known = {fields[key]: value for name, value in scores.items() if (key := name.replace("_", "").lower()) in fields}
-    return Scores(**{name: f"{value:.3f}" for name, value in known.items() if value is not None})
+    return Scores(**{name: f"{value:.3f}" for name, value in known.items() if value is not None and abs(value) < 1e9})
 
 
 def _rounded(value: float | None) -> float | None:
