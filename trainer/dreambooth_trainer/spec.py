@@ -7,12 +7,13 @@ Nothing here imports torch or touches a disk.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Literal, Self, cast
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
+
+from dreambooth_trainer.nesting import is_deeper
 
 API_VERSION = "dreambooth.dev/v1alpha1"
 KIND = "DreamBoothJob"
@@ -41,18 +42,6 @@ Quantity = Annotated[str, Field(pattern=QUANTITY)]
 def _wrong(at: str, rule: str, remedy: str) -> PydanticCustomError:
     """A rule over several fields is broken: the field to change (camelCase, "" for all), the rule, what to write."""
     return PydanticCustomError("rule", "{rule}; {remedy}", {"at": at, "rule": rule, "remedy": remedy})
-
-
-def _is_deeper(value: object, levels: int) -> bool:
-    """Whether mappings and lists are nested more than `levels` deep. Does not recurse."""
-    layer = _containers([value])
-    for _ in range(levels):
-        layer = _containers(child for node in layer for child in (node.values() if isinstance(node, dict) else node))
-    return bool(layer)
-
-
-def _containers(values: Iterable[object]) -> list[dict[object, object] | list[object]]:
-    return [cast("dict[object, object] | list[object]", value) for value in values if isinstance(value, dict | list)]
 
 
 class Strict(BaseModel):
@@ -197,7 +186,7 @@ class DeepSpeed(Strict):
     @field_validator("config", mode="before")
     @classmethod
     def _config_is_shallow(cls, config: object) -> object:
-        if _is_deeper(config, MAX_CONFIG_DEPTH):
+        if is_deeper(config, MAX_CONFIG_DEPTH):
             rule = f"is nested deeper than {MAX_CONFIG_DEPTH} levels"
             raise _wrong("", rule, "write the keys of DeepSpeed's configuration, which has 4 levels")
         return config
