@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import cast
 
+# For free-form settings. The API server would take 10,000 levels, and most readers fail on them.
+MAX_DEPTH = 8
+
 
 def is_deeper(value: object, levels: int) -> bool:
     """Whether mappings and lists are nested more than `levels` deep."""

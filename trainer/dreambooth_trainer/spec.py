@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, m
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
-from dreambooth_trainer.nesting import is_deeper
+from dreambooth_trainer.nesting import MAX_DEPTH, is_deeper
 
 API_VERSION = "dreambooth.dev/v1alpha1"
 KIND = "DreamBoothJob"
@@ -29,9 +29,6 @@ RELATIVE_PATH = r"^([^/.:\x00-\x1f][^/:\x00-\x1f]*(/[^/.:\x00-\x1f][^/:\x00-\x1f
 _FOLDER = r"(s3|gs)://[^/\x00-\x20]+(/[^\x00-\x1f]*)?|file:///[^\x00-\x1f]+|[^:\x00-\x1f]+"
 SOURCE_URI = rf"^({_FOLDER}|builtin:sprites/[-_a-z0-9]+)$"
 OUTPUT_URI = rf"^({_FOLDER})$"
-
-# DeepSpeed's own configuration has four levels. The API server would take 10,000, and most readers fail on them.
-MAX_CONFIG_DEPTH = 8
 
 Phrase = Annotated[str, Field(pattern=PHRASE, max_length=300)]
 Template = Annotated[str, Field(pattern=TEMPLATE, max_length=300)]
@@ -186,9 +183,9 @@ class DeepSpeed(Strict):
     @field_validator("config", mode="before")
     @classmethod
     def _config_is_shallow(cls, config: object) -> object:
-        if is_deeper(config, MAX_CONFIG_DEPTH):
-            rule = f"is nested deeper than {MAX_CONFIG_DEPTH} levels"
-            raise _wrong("", rule, "write the keys of DeepSpeed's configuration, which has 4 levels")
+        if is_deeper(config, MAX_DEPTH):
+            remedy = "write the keys of DeepSpeed's configuration, which has 4 levels"
+            raise _wrong("", f"is nested deeper than {MAX_DEPTH} levels", remedy)
         return config
 
 
