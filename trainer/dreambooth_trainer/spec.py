@@ -184,8 +184,7 @@ class DeepSpeed(Strict):
     @classmethod
     def _config_is_shallow(cls, config: object) -> object:
         if is_deeper(config, MAX_DEPTH):
-            remedy = "write the keys of DeepSpeed's configuration, which has 4 levels"
-            raise _wrong("", f"is nested deeper than {MAX_DEPTH} levels", remedy)
+            raise _wrong("", f"is nested deeper than {MAX_DEPTH} levels", "write DeepSpeed's keys, which have 4 levels")
         return config
 
 
