@@ -92,20 +92,20 @@ def eat(tries: Path) -> int:
         file.write("tried\n")
     held = []
     while True:
-        held.append(b"x" * 2**27)
+        held.append(b"x" * 2**28)
         time.sleep(0.02)
 
 
 def out_of_memory() -> dict[str, Any]:
     """What a run raises when Ray kills its workers for lack of memory, and how often they were started."""
     memory = psutil.virtual_memory()
-    os.environ["RAY_memory_usage_threshold"] = str((memory.total - memory.available + 3 * 2**30) / memory.total)  # noqa: SIM112 - Ray's name
+    os.environ["RAY_memory_usage_threshold"] = str((memory.total - memory.available + 5 * 2**30) / memory.total)  # noqa: SIM112 - Ray's name
     os.environ["RAY_memory_monitor_refresh_ms"] = "50"  # noqa: SIM112 - Ray's name
     import ray
     from test_engine import make_plan
 
     from dreambooth_trainer.cluster import ray_cluster
-    from dreambooth_trainer.faults import InsufficientMemoryError
+    from dreambooth_trainer.faults import InsufficientMemoryError, out_of_memory
     from dreambooth_trainer.phases import train
     from dreambooth_trainer.pool import WorkerPool
     from dreambooth_trainer.sprites import WEIGHTS
@@ -124,7 +124,8 @@ def out_of_memory() -> dict[str, Any]:
         trainer.train_loop_per_worker = lambda config: eat(folder / "training")
         try:
             train._fit(trainer, bulletin, Silent())
-        except InsufficientMemoryError as error:
+        except Exception as caught:
+            error = caught if isinstance(caught, InsufficientMemoryError) else out_of_memory(caught, "training")
             answer["training"] = [str(error), len((folder / "training").read_text().split())]
     return answer
 

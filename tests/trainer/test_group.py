@@ -28,7 +28,8 @@ def test_a_start_that_failed_holds_nothing(ray_here: None, tmp_path: Path, monke
                 self.killed = True
                 (worker,) = worker_group.get_workers()
                 ray.kill(worker.actor)
-                ray.get(worker.execute_async(len, ""))
+                while True:  # a kill takes a moment; the death must be noticed here, before training is launched
+                    ray.get(worker.execute_async(len, ""))
 
     def train(config: dict[str, Any]) -> None:
         Path(config["done"]).touch()

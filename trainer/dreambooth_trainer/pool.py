@@ -81,7 +81,9 @@ class WorkerPool:
             try:
                 result = ray.get(done)
             except (OutOfMemoryError, RayTaskError) as error:
-                raise out_of_memory(error, "generating, encoding or scoring images") or error from error
+                if fault := out_of_memory(error, "generating, encoding or scoring images"):
+                    raise fault from error
+                raise
             except RayActorError:
                 if tries == MAX_CALL_RETRIES:
                     raise

@@ -18,7 +18,7 @@ from dreambooth_trainer.drawing import drop_models
 from dreambooth_trainer.engine.entry import Bulletin, LoopConfig, Record, Stopped, post, read_records
 from dreambooth_trainer.engine.worker import run_worker
 from dreambooth_trainer.families.registry import local_folder, open_family
-from dreambooth_trainer.faults import TransientError
+from dreambooth_trainer.faults import TransientError, out_of_memory
 from dreambooth_trainer.methods.registry import open_method
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.plan import Plan
@@ -63,6 +63,11 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
         # A method handle travels to the workers; a lambda over it would as well but says less.
         trainer = build_trainer(plan, folder, context.keys["train"], partial(post, bulletin))
         checkpoint = _fit(trainer, bulletin, progress)
+    except Exception as error:
+        # Ray may kill the controller or the bulletin in place of a worker.
+        if fault := out_of_memory(error, "training"):
+            raise fault from error
+        raise
     finally:
         ray.kill(bulletin)
     records = read_records(checkpoint)
