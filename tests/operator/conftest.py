@@ -108,7 +108,7 @@ RUNTIME = {
     "spec": {
         "image": "localhost/trainer:1",
         "storage": {"claimName": "work"},
-        "pods": {"worker": {"cpu": "1", "memory": "1Gi"}},
+        "pods": {"worker": {"cpu": "1", "memory": "1Gi", "gpu": 0}},
     },
 }
 

@@ -10,6 +10,11 @@ import pytest
 import yaml
 from devcluster import ControlPlane, ProcessError
 
+from dreambooth_operator.api.resources import JOBS, RUNTIMES
+from dreambooth_operator.api.runtime import RuntimeSpec
+from dreambooth_operator.machinery.client import Api
+from dreambooth_trainer.spec import JobSpec
+
 ROOT = Path(__file__).resolve().parents[2]
 LEAST = {
     "apiVersion": "dreambooth.dev/v1alpha1",
@@ -83,6 +88,69 @@ def test_ten_lines_are_enough_and_the_server_fills_in_the_rest(plane: ControlPla
     assert spec["runPolicy"]["backoffLimit"] == 3
     assert "elastic" not in spec["cluster"]
     assert "steps" not in spec["training"], "what depends on the base model stays open"
+
+
+SUBJECT = {"images": {"uri": "s3://b/dog"}, "class": "dog"}
+SAME_JOBS: list[dict[str, Any]] = [
+    {},
+    {"training": {}},
+    {"training": {"deepspeed": {"stage": "2"}, "lora": {"rank": 4}, "textEncoder": {"train": True}}},
+    {"priors": {"enabled": False, "sampler": {"steps": 5}}},
+    {"evaluation": {"thresholds": {"dino": 0.5}, "encoders": {"clip": "a/b"}}},
+    {"output": {"pvc": {"claimName": "models"}}},
+    {"cluster": {"workers": 2, "resources": {"gpu": 2}}},
+    {"cluster": {"elastic": {"minWorkers": 1, "maxWorkers": 2}, "tolerations": [{"key": "a"}]}},
+    {"runPolicy": {"suspend": True}, "runtimeRef": {"name": "a"}, "model": {"id": "a/b"}},
+    {"model": {}},
+]
+SAME_RUNTIMES: list[dict[str, Any]] = [
+    {},
+    {"pods": {}},
+    {"pods": {"worker": {}}},
+    {"pods": {"worker": {"cpu": "8"}}},
+    {"pods": {"worker": {"memory": "1Gi"}}},
+    {"pods": {"worker": {"gpu": 0}}},
+    {"pods": {"worker": {"cpu": "1", "memory": "1Gi"}}},
+    {"pods": {"head": {}}},
+    {"pods": {"head": {"cpu": "1"}}},
+    {"pods": {"head": {"memory": "1Gi"}, "sharedMemory": "1Gi"}},
+    {"model": {}},
+    {"model": {"revision": "main"}},
+    {"storage": {"claimName": "a"}, "defaults": {"steps": 5}, "bounds": {"maxGpus": 0}},
+]
+
+
+async def stored(api: Api, kind: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """The spec as the API server keeps it, with its defaults."""
+    resource = JOBS if kind == "DreamBoothJob" else RUNTIMES
+    obj = {"apiVersion": "dreambooth.dev/v1alpha1", "kind": kind, "metadata": {"name": "same"}, "spec": spec}
+    path = resource.path("default" if resource is JOBS else "")
+    return (await api.request("POST", path, query={"dryRun": "All", "fieldValidation": "Strict"}, body=obj))["spec"]
+
+
+@pytest.mark.parametrize("part", SAME_JOBS, ids=str)
+async def test_the_server_and_python_fill_in_the_same_for_a_job(api: Api, part: dict[str, Any]) -> None:
+    spec = {"subject": SUBJECT, **part}
+    kept = await stored(api, "DreamBoothJob", spec)
+    assert JobSpec.model_validate(kept) == JobSpec.model_validate(spec)
+    assert kept == await stored(api, "DreamBoothJob", kept)
+
+
+@pytest.mark.parametrize("part", SAME_RUNTIMES, ids=str)
+async def test_the_server_and_python_fill_in_the_same_for_a_runtime(api: Api, part: dict[str, Any]) -> None:
+    spec = {"image": "trainer:1", **part}
+    kept = await stored(api, "DreamBoothRuntime", spec)
+    ours = RuntimeSpec.model_validate(spec)
+    assert RuntimeSpec.model_validate(kept) == ours
+    # What nobody reads through the model (columns, other clients) has the same values as well.
+    assert kept["pods"]["worker"] == ours.pods.worker.model_dump(by_alias=True)
+    assert kept["pods"]["head"] == ours.pods.head.model_dump(by_alias=True)
+
+
+def test_a_worker_has_a_gpu_unless_the_runtime_writes_none() -> None:
+    assert RuntimeSpec.model_validate({"image": "i", "pods": {"worker": {"cpu": "8"}}}).pods.worker.gpu == 1
+    assert RuntimeSpec.model_validate({"image": "i", "pods": {"worker": {"gpu": 0}}}).pods.worker.gpu == 0
+    assert RuntimeSpec.model_validate({"image": "i", "pods": {"head": {"cpu": "1"}}}).pods.head.gpu == 0
 
 
 def test_a_started_job_takes_a_new_run_policy_and_nothing_else(plane: ControlPlane, namespace: str) -> None:

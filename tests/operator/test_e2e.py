@@ -101,7 +101,72 @@ def test_a_job_runs_reports_and_succeeds(plane: ControlPlane, ray: FakeRay, oper
         ("Accepted", "ClusterReady", "PriorsReady", "Trained", "Evaluated", "Published", "Succeeded"), "True"
     )
     assert sorted(job.events()) == ["AttemptStarted", "Running", "Succeeded"], "each told once"
-    assert report(plane, operator, job, {"step": 1})[0] in (401, 409), "a zombie is told to stop"
+
+
+def test_the_last_report_counts_also_after_the_end(
+    plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str
+) -> None:
+    job = Job(plane, ray, namespace, "delayed")
+    run = job.runs()
+    token = token_of(plane, job)
+    report(plane, operator, job, {"phase": "Train", "step": 1, "steps": 2}, token=token)
+    ray.finish(run)
+    job.reaches("Succeeded")
+    for kind in ("Evaluated", "Published"):
+        assert job.condition(kind).get("status") == "Unknown"
+        assert "did not arrive" in job.condition(kind)["message"]
+    last = {
+        "phase": "Publish",
+        "step": 2,
+        "steps": 2,
+        "scores": {"dino": 0.7124},
+        "output": {"uri": "s3://models/dog/model", "digest": "sha256:abc"},
+    }
+    answer = report(plane, operator, job, last, token=token)
+    if answer[0] == 401:  # KubeRay was faster: the pod is gone, and its token with it
+        answer = report(plane, operator, job, last, token=unbound_token(plane, job))
+    assert answer == (202, "written")
+    until("what was reported is claimed", lambda: job.condition("Published").get("status") == "True")
+    assert job.condition("Evaluated")["status"] == "True"
+    assert job.condition("Succeeded")["message"] == "The model is published to s3://models/dog/model."
+    assert job.status["scores"] == {"dino": "0.712"}
+
+
+def test_a_failure_that_arrives_late_stops_the_next_attempt(
+    plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str
+) -> None:
+    job = Job(plane, ray, namespace, "explained", backoffLimit=0)
+    ray.finish(job.runs(), "FAILED")
+    job.reaches("Failed")
+    assert job.condition("Failed")["reason"] == "BackoffLimitExceeded"
+    failure = {"reason": "RayTaskError(OutOfMemoryError)", "message": "\x1b[31m32 GiB\x1b[0m", "retryable": False}
+    answer = report(plane, operator, job, {"failure": failure}, token=unbound_token(plane, job))
+    assert answer == (202, "written")
+    until("the cause is told", lambda: job.condition("Failed")["reason"] == "OutOfMemoryError")
+    assert job.condition("Failed")["message"] == job.status["lastFailure"]["message"] == "32 GiB"
+    stale = report(plane, operator, job, {"step": 1}, attempt=7, token=unbound_token(plane, job))
+    assert stale[0] == 409
+
+
+def test_a_report_that_the_schema_could_refuse_is_written_or_refused_for_good(
+    plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str
+) -> None:
+    job = Job(plane, ray, namespace, "odd")
+    job.runs()
+    token = token_of(plane, job)
+    for body, answer in (
+        ({"step": 10**30}, 400),
+        ({"step": 10**9, "steps": 10**9, "etaSeconds": 1e300, "stepsPerSecond": 1e300, "loss": -1e300}, 202),
+        ({"scores": {"dino": 1e300, "clipT": float("nan"), "pres": float("inf"), "div": -1e8}}, 202),
+        ({"output": {"uri": "x" * 2001}}, 400),
+        ({"output": {"uri": "\ud800\x00é", "digest": "\x1b[2J"}}, 400),
+        ({"output": {"uri": "\x00é\n", "digest": "\x1b[2J"}}, 202),
+        ({"failure": {"reason": "", "message": "x" * 9000}}, 202),
+        ({"failure": {"reason": "a(b(c d))", "message": "\x00\x1b[2J"}}, 202),
+        ({"priors": {"wanted": 2**63}}, 400),
+    ):
+        assert report(plane, operator, job, body, token=token)[0] == answer, body
+    assert job.status["report"]["failure"]["reason"] == "CD"
 
 
 def test_a_report_needs_the_token_of_the_job_that_it_is_about(
@@ -251,3 +316,9 @@ def token_of(plane: ControlPlane, job: Job, audience: str = "dreambooth-progress
         f"--bound-object-uid={pod['metadata']['uid']}",
     ]  # fmt: skip
     return plane.kubectl("create", "token", pod["spec"]["serviceAccountName"], "-n", job.namespace, *bound).strip()
+
+
+def unbound_token(plane: ControlPlane, job: Job, audience: str = "dreambooth-progress") -> str:
+    """A token of the job's service account that no pod takes along when it goes."""
+    account = job.children("serviceaccounts")[0]["metadata"]["name"]
+    return plane.kubectl("create", "token", account, "-n", job.namespace, f"--audience={audience}").strip()

@@ -15,20 +15,35 @@ DEFAULT_RUNTIME = "default"
 class PodResources(Strict):
     """Resources of one pod, asked for; of memory and GPUs it gets no more."""
 
+    cpu: Quantity = Field(description="CPU cores.")
+    memory: Quantity = Field(description="Memory.")
+    gpu: int = Field(default=0, ge=0, le=16, description="GPUs.")
+
+
+# Each pod has a class of its own, because the API server fills in what is left out of a part by the part's schema.
+class HeadResources(PodResources):
+    """Resources of the Ray head."""
+
+    cpu: Quantity = Field(default="2", description="CPU cores.")
+    memory: Quantity = Field(default="8Gi", description="Memory.")
+
+
+class WorkerResources(PodResources):
+    """Resources of one worker."""
+
     cpu: Quantity = Field(default="4", description="CPU cores.")
     memory: Quantity = Field(default="16Gi", description="Memory.")
-    gpu: int = Field(default=0, ge=0, le=16, description="GPUs.")
+    gpu: int = Field(default=1, ge=0, le=16, description="GPUs. 0 trains on CPUs.")
 
 
 class Pods(Strict):
     """Shape and place of the pods that a job runs in."""
 
-    head: PodResources = Field(
-        default_factory=lambda: PodResources(cpu="2", memory="8Gi"),
-        description="The Ray head, which drives a job and trains nothing.",
+    head: HeadResources = Field(
+        default_factory=HeadResources, description="The Ray head, which drives a job and trains nothing."
     )
-    worker: PodResources = Field(
-        default_factory=lambda: PodResources(gpu=1), description="One worker, where the job does not say otherwise."
+    worker: WorkerResources = Field(
+        default_factory=WorkerResources, description="One worker, where the job does not say otherwise."
     )
     gpu_resource: str = Field(
         default="nvidia.com/gpu", min_length=1, max_length=253, description="Name of the GPU resource on the nodes."
