@@ -355,7 +355,7 @@ def test_nothing_is_claimed_that_was_not_reported_until_it_is() -> None:
     assert conditions(world)["Succeeded"] == ("True", "Succeeded")
     kinds = {c.type.value: c for c in world.status.conditions}
     assert "its last report did not arrive" in kinds["Published"].message
-    assert "kubectl dreambooth logs" in kinds["Succeeded"].message
+    assert "kubectl dreambooth images" in kinds["Succeeded"].message
     assert "s3://" not in kinds["Succeeded"].message, "a place that nobody reported"
     world.report(TrainerPhase.EVALUATE)
     world.reconcile()

@@ -24,8 +24,8 @@ _PASSED = (
     (_C.PUBLISHED, TrainerPhase.PUBLISH),
 )
 _NOT_REPORTED = (
-    "The trainer ended well, but its last report did not arrive. Look at its log (kubectl dreambooth logs) and at the "
-    "job's output."
+    "The trainer ended well, but its last report did not arrive. Look at the job's output, for example with kubectl "
+    "dreambooth images."
 )
 
 

@@ -76,8 +76,8 @@ async def fetch(api: Api, key: Key, out: Path, kubectl: list[str]) -> list[Path]
     """
     job = await api.get(JOBS, key)
     status = part(job, "status")
-    if not part(status, "output"):
-        phase = status.get("phase", "Pending")
+    phase = status.get("phase", "Pending")
+    if not part(status, "output") and phase != "Succeeded":  # the report of a job that succeeded may have been lost
         raise click.ClickException(f"job {key.name} has published nothing yet; it is {phase}")
     ray_job = await api.get(RAY_JOBS, Key(key.namespace, status["rayJobName"]))
     async with _running(api, fetch_pod(job, ray_job)) as pod:

@@ -56,7 +56,7 @@ def event_rows(events: list[Json], now: datetime) -> Table:
         style = "yellow" if event.get("type") == "Warning" else ""
         times = f"x{event['count']}" if event.get("count", 1) > 1 else ""
         age = _age(event.get("lastTimestamp"), now)
-        table.add_row(age, Text(event.get("reason", ""), style=style), times, event.get("message", ""))
+        table.add_row(age, Text(event.get("reason", ""), style=style), times, Text(event.get("message", "")))
     return table
 
 
@@ -67,7 +67,7 @@ def _conditions(conditions: list[Json]) -> Table:
         if condition["type"] == "Failed":
             mark, style = "✗", "red"
         reason = "" if condition["reason"] in ("Done", condition["type"]) else condition["reason"]
-        table.add_row(Text(mark, style=style), condition["type"], reason, condition.get("message", ""))
+        table.add_row(Text(mark, style=style), condition["type"], reason, Text(condition.get("message", "")))
     return table
 
 
