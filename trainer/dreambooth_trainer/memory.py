@@ -19,7 +19,7 @@ MAX_BUCKET_ELEMENTS = 100_000_000
 ACTIVATION_BYTES_BF16 = 0.92 * GIB
 CHECKPOINTED_SHARE = 0.14 / 0.92
 # A process with PyTorch, diffusers and DeepSpeed imported; on a GPU, the CUDA context and NCCL.
-RUNTIME_BYTES = 0.75 * GIB
+RUNTIME_BYTES = 1.0 * GIB
 # The autoencoder decodes one image at a 64 x 64 latent, in fp32.
 DECODE_BYTES = 1.0 * GIB
 
