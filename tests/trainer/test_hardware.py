@@ -135,7 +135,7 @@ def test_what_does_not_fit_is_refused_with_numbers(tmp_path: Path, tiny_model: P
     sentence = str(caught.value)
     assert sentence.startswith("spec.training: Full in fp32 at 256 px with ZeRO-1 needs ")
     assert "24.0 GiB are available per process (CPU)" in sentence
-    assert "write method: LoRA (needs 0." in sentence
+    assert "write method: LoRA (needs 1." in sentence
     tight = Hardware(0, "CPU", 6 * GIB, bf16=False)
     with pytest.raises(UserError, match=r"spec.model.id: .*generating images with it needs"):
         check_memory(plan, tiny_model, SD15, choice, tight)

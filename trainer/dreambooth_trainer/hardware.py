@@ -20,8 +20,8 @@ from dreambooth_trainer.spec import Cluster
 # Of a GPU, fragmentation takes the rest. Of a machine, Ray kills workers above 95 %.
 USABLE_SHARE_GPU = 0.92
 USABLE_SHARE_CPU = 0.95
-# What else a node holds: Ray's own processes and an idle sampling worker. One machine also holds the driver, Ray Train's
-# controller and a second sampling worker. Measured on Stable Diffusion 1.5 at real size.
+# What else a node holds: Ray's own processes and an idle sampling worker. One machine also holds the driver, the
+# controller of Ray Train and a second sampling worker. Measured on Stable Diffusion 1.5 at real size.
 SHARED_NODE_BYTES = 1.25 * 2**30
 SHARED_MACHINE_BYTES = 2.75 * 2**30
 DRIVER_VERSION_FILE = Path("/proc/driver/nvidia/version")
