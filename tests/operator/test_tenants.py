@@ -54,14 +54,14 @@ def test_a_job_without_an_end_stops_nobody_elses(
     plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str
 ) -> None:
     apply_nested(plane, namespace, "deep")  # as a change that is watched
-    apply_good(plane, namespace, "good")
-    reaches(plane, namespace, "good", "Starting", "Running")
+    apply_good(plane, namespace, "shallow")
+    reaches(plane, namespace, "shallow", "Starting", "Running")
     is_rejected_with_a_sentence(plane, namespace, "deep")
     operator.process.kill()
     apply_nested(plane, namespace, "deeper")  # as a part of a list
     operator.start()
-    apply_good(plane, namespace, "later")
-    reaches(plane, namespace, "later", "Starting", "Running")
+    apply_good(plane, namespace, "shallow-2")
+    reaches(plane, namespace, "shallow-2", "Starting", "Running")
     is_rejected_with_a_sentence(plane, namespace, "deeper")
     patch = '{"spec": {"training": {"deepspeed": {"config": null}}}}'
     plane.kubectl("patch", "dbj", "deep", "-n", namespace, "--type=merge", "-p", patch)
