@@ -1,7 +1,7 @@
 # docker build -f images/operator.Dockerfile -t dreambooth-operator:0.1.0 .
 FROM python:3.12-slim AS build
 WORKDIR /src
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY operator operator
 COPY trainer trainer
 RUN python -m venv /app && /app/bin/pip install --no-cache-dir '.[operator]'
