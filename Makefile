@@ -71,5 +71,5 @@ lock: | $(UV) ## Pin every dependency anew, keeping the pins that still hold
 		--no-annotate --custom-compile-command 'make lock' --output-file requirements.lock
 
 .PHONY: clean
-clean: ## Delete what was built here; caches outside the checkout stay
-	rm -rf $(VENV) .cache out
+clean: ## Delete what was installed here; out/, where your jobs are, and caches outside the checkout stay
+	rm -rf $(VENV) .cache
