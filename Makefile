@@ -36,6 +36,15 @@ cluster: setup ## Build the control plane that tests need (12 minutes the first 
 packages: setup ## Install the Debian packages that a test node needs; not root, it says which
 	PYTHONPATH=tests/cluster $(BIN)/python -m devcluster packages
 
+# Tests of single modules: no cluster, no Ray, no training. A new file of such tests is added here.
+UNIT_TESTS := $(addprefix tests/operator/test_,$(addsuffix .py,decide jsontext queue report)) \
+	$(addprefix tests/trainer/test_,$(addsuffix .py,batches hub images jobfile metrics_encoders metrics_fidelity \
+	metrics_prompts metrics_scores phases plan remote report_card report_page report_pictures spec store))
+
+.PHONY: test-unit
+test-unit: setup ## Run the tests that need no cluster and no training
+	$(BIN)/python -m pytest $(UNIT_TESTS)
+
 .PHONY: test
 test: setup cluster packages ## Run the tests, half an hour on two cores
 	$(BIN)/python -m pytest
