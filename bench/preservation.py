@@ -16,10 +16,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.cluster import ray_cluster
 from dreambooth_trainer.progress import LineReporter
 from dreambooth_trainer.runner import open_job, run_job
-from dreambooth_trainer.spec import DreamBoothJob
 from dreambooth_trainer.store.folder import JobFolder
 
 SUBJECTS = ("dog-pink-blue", "cat-lime-purple", "teapot-slate-orange", "robot-lime-magenta")

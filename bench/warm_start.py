@@ -18,7 +18,7 @@ from devcluster.system import add_namespace, install_dreambooth, sample, sprites
 from rich.console import Console
 from rich.table import Table
 
-from dreambooth_trainer.spec import API_VERSION
+from dreambooth_api.job import API_VERSION
 
 Seen = dict[str, Any]
 TENANT = "bench"

@@ -2,6 +2,7 @@
 FROM python:3.12-slim AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
+COPY api api
 COPY operator operator
 COPY trainer trainer
 RUN python -m venv /app && /app/bin/pip install --no-cache-dir '.[operator]'

@@ -8,6 +8,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
+COPY api api
 COPY operator operator
 COPY trainer trainer
 RUN python3 -m venv /app && /app/bin/pip install --no-cache-dir '.[trainer,s3,gcs]'

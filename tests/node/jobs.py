@@ -14,7 +14,7 @@ from urllib.parse import quote
 from devcluster import NodeCluster
 from devcluster.system import add_namespace, sample, sprites_runtime
 
-from dreambooth_trainer.spec import API_VERSION
+from dreambooth_api.job import API_VERSION
 
 PRIORS = 16
 STEPS = 60

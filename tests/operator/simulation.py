@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 from datetime import UTC, datetime, timedelta
 
+from dreambooth_api.runtime import RuntimeSpec, Storage
+from dreambooth_api.status import Failure, JobStatus, ReportedStatus, TrainerPhase
 from dreambooth_operator.api.resources import BATCH_JOBS, RAY_JOBS
-from dreambooth_operator.api.runtime import RuntimeSpec, Storage
-from dreambooth_operator.api.status import Failure, JobStatus, ReportedStatus, TrainerPhase
 from dreambooth_operator.controller.decide import decide
 from dreambooth_operator.controller.draft import (
     Action,

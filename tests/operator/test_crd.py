@@ -10,10 +10,10 @@ import pytest
 import yaml
 from devcluster import ControlPlane, ProcessError
 
+from dreambooth_api.job import JobSpec
+from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_operator.api.resources import JOBS, RUNTIMES
-from dreambooth_operator.api.runtime import RuntimeSpec
 from dreambooth_operator.machinery.client import Api
-from dreambooth_trainer.spec import JobSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAST = {

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from simulation import RUNTIME, SETTINGS, StaleError, World, make_job
 
-from dreambooth_operator.api.status import TERMINAL, ConditionType, Failure, Phase, TrainerPhase
+from dreambooth_api.status import TERMINAL, ConditionType, Failure, Phase, TrainerPhase
 from dreambooth_operator.controller.draft import WriteStatus
 from dreambooth_operator.controller.states import OPEN, TRANSITIONS, check_transition
 

@@ -11,12 +11,12 @@ import yaml
 from devcluster import ControlPlane
 from simulation import RUNTIME, SETTINGS, make_job
 
-from dreambooth_operator.api.runtime import RuntimeSpec
+from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_operator.controller.names import attempt_name, erase_name
 from dreambooth_operator.controller.rayjob import ENTRYPOINT, attempt_children, erase_children
 from dreambooth_operator.controller.resolve import Problem, Resolved, resolve
 from dreambooth_operator.controller.views import Job, Runtime, read_job
-from dreambooth_trainer.spec import DreamBoothJob
 
 
 def job_with(spec: dict[str, Any], name: str = "dog") -> Job:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from simulation import World, make_job
 
-from dreambooth_operator.api.status import (
+from dreambooth_api.status import (
     REASON,
     Failure,
     JobStatus,

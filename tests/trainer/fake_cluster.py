@@ -21,9 +21,9 @@ def two_nodes_with_gpus() -> dict[str, Any]:
     import ray
     from ray.cluster_utils import Cluster as Nodes
 
+    from dreambooth_api.job import Cluster, Resources
     from dreambooth_trainer import hardware
     from dreambooth_trainer.pool import WorkerPool
-    from dreambooth_trainer.spec import Cluster, Resources
 
     def a100() -> hardware.Device:
         gpus = len(ray.get_runtime_context().get_accelerator_ids()["GPU"])
@@ -105,7 +105,7 @@ def out_of_memory() -> dict[str, Any]:
     from test_engine import make_plan
 
     from dreambooth_trainer.cluster import ray_cluster
-    from dreambooth_trainer.faults import InsufficientMemoryError, out_of_memory
+    from dreambooth_trainer.memory_errors import InsufficientMemoryError, out_of_memory
     from dreambooth_trainer.phases import train
     from dreambooth_trainer.pool import WorkerPool
     from dreambooth_trainer.sprites import WEIGHTS

@@ -17,13 +17,13 @@ import ray
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from dreambooth_api.job import BaseModelRef, DreamBoothJob
 from dreambooth_trainer import drawing
 from dreambooth_trainer.drawing import Drawing, Drawn, Style, draw, draw_all, draw_batch, load_pipeline, noise_seed
 from dreambooth_trainer.phases.base import Context
 from dreambooth_trainer.phases.priors import PRIORS, prior_key, prior_store
 from dreambooth_trainer.plan import SamplerPlan, resolve
 from dreambooth_trainer.pool import WorkerPool
-from dreambooth_trainer.spec import BaseModelRef, DreamBoothJob
 from dreambooth_trainer.store.folder import JobFolder, write_whole
 from dreambooth_trainer.store.pictures import PictureStore
 

@@ -17,11 +17,11 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
+from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.engine.cache import Latents, TrainingData, load_data, save_data
 from dreambooth_trainer.engine.checkpoint import TAG, SavedBy, read_saved_by, trained_weights, write_saved_by
 from dreambooth_trainer.engine.worker import why_no_retry
 from dreambooth_trainer.plan import Plan, resolve
-from dreambooth_trainer.spec import DreamBoothJob
 
 STEPS = 4
 FP32 = {"atol": 2e-5, "rtol": 2e-4}

@@ -9,10 +9,10 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
+from dreambooth_api.errors import UserError
+from dreambooth_api.job import BaseModelRef, Training
 from dreambooth_trainer.families.registry import local_folder, open_family, rare_identifier, weights_digest
-from dreambooth_trainer.faults import UserError
 from dreambooth_trainer.methods.registry import open_method
-from dreambooth_trainer.spec import BaseModelRef, Training
 from dreambooth_trainer.sprites import WEIGHTS
 from dreambooth_trainer.sprites.examples import EXAMPLES, example_images
 

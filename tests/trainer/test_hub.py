@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTModel
 
 import dreambooth_trainer.hub
+from dreambooth_api.errors import TransientError, UserError
+from dreambooth_api.job import BaseModelRef
 from dreambooth_trainer.families.registry import family_name, local_folder, open_family, pinned, weights_digest
-from dreambooth_trainer.faults import TransientError, UserError
 from dreambooth_trainer.inspection import model_size
 from dreambooth_trainer.metrics.pretrained import load_dino
-from dreambooth_trainer.spec import BaseModelRef
 
 MODEL = BaseModelRef(id="team/model")
 LOADED = {

@@ -11,9 +11,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dreambooth_trainer.faults import UserError
+from dreambooth_api.errors import UserError
+from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.jobfile import dump_job, load_job
-from dreambooth_trainer.spec import DreamBoothJob
 
 JOB = """\
 apiVersion: dreambooth.dev/v1alpha1

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, ViTConfig, ViTModel
 
-from dreambooth_trainer.faults import UserError
+from dreambooth_api.errors import UserError
 from dreambooth_trainer.metrics import batches
 from dreambooth_trainer.metrics.encoders import Encoders, SpriteSubjectEncoder, SpriteTextEncoder, load_encoders
 

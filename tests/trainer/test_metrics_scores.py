@@ -11,9 +11,9 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
+from dreambooth_api.job import Thresholds
 from dreambooth_trainer.metrics.encoders import Encoders
 from dreambooth_trainer.metrics.scores import PAPER, PromptImages, Scores, failed_thresholds, measure
-from dreambooth_trainer.spec import Thresholds
 
 RED, GREEN, BLUE = (Image.new("RGB", (4, 4), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
 

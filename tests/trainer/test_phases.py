@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.phases.base import Phase, marked
 from dreambooth_trainer.phases.evaluate import pictures_of, wanted_pictures
 from dreambooth_trainer.plan import Plan, SamplerPlan, resolve
 from dreambooth_trainer.progress import LineReporter
 from dreambooth_trainer.runner import run_phase
-from dreambooth_trainer.spec import DreamBoothJob
 from dreambooth_trainer.store.folder import JobFolder, write_whole
 
 

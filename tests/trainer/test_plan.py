@@ -2,12 +2,12 @@
 
 import pytest
 
+from dreambooth_api.errors import UserError
+from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.defaults import PAPER, SPRITES
 from dreambooth_trainer.engine.config import deepspeed_config, merge
-from dreambooth_trainer.faults import UserError
 from dreambooth_trainer.memory import GIB, ModelSize, choose_stage, memory_need
 from dreambooth_trainer.plan import Plan, fingerprint, resolve
-from dreambooth_trainer.spec import DreamBoothJob
 
 STABLE_DIFFUSION = ModelSize(trainable=860_000_000, frozen=0, whole=1_066_000_000, latent_side=64, width=320)
 

@@ -7,9 +7,9 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from dreambooth_api.job import DreamBoothJob, JobSpec, Subject
 from dreambooth_trainer.jobfile.explain import PATTERNS
 from dreambooth_trainer.jobfile.schema import EXAMPLES, keys_of, model_in
-from dreambooth_trainer.spec import DreamBoothJob, JobSpec, Subject
 
 
 def fields(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, FieldInfo]]:

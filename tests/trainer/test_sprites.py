@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dreambooth_api.errors import UserError
 from dreambooth_trainer.cli.main import cli
-from dreambooth_trainer.faults import UserError
 from dreambooth_trainer.sprites import WEIGHTS
 from dreambooth_trainer.sprites.backgrounds import BACKGROUNDS
 from dreambooth_trainer.sprites.captions import RARE_TOKENS, SPRITES_PROMPTS, WORDS, caption, phrase

@@ -16,11 +16,11 @@ import fsspec
 import pytest
 from PIL import Image
 
-from dreambooth_trainer.faults import UserError
+from dreambooth_api.errors import UserError
+from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.phases.publish import upload
 from dreambooth_trainer.plan import SamplerPlan
 from dreambooth_trainer.published import NOTE, Note
-from dreambooth_trainer.spec import DreamBoothJob
 from dreambooth_trainer.store.erase import Erased, erase_job
 from dreambooth_trainer.store.folder import JobFolder, whole_folder, write_whole
 from dreambooth_trainer.store.lease import lease

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dreambooth_api.job import BaseModelRef
 from dreambooth_trainer.families.registry import local_folder, open_family
 from dreambooth_trainer.hardware import work_device
 from dreambooth_trainer.plan import SamplerPlan
 from dreambooth_trainer.pool import WorkerPool
-from dreambooth_trainer.spec import BaseModelRef
 from dreambooth_trainer.store.pictures import PictureStore
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dreambooth_trainer.faults import Fault, UserError
+from dreambooth_api.errors import Fault, UserError
 from dreambooth_trainer.hardware import Hardware
 from dreambooth_trainer.inspection import model_size
 from dreambooth_trainer.memory import GIB, ModelSize, StageChoice, choose_stage, sampling_need

@@ -14,8 +14,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth_trainer.faults import Fault, TransientError, UserError
-from dreambooth_trainer.spec import Cluster
+from dreambooth_api.errors import Fault, TransientError, UserError
+from dreambooth_api.job import Cluster
 
 # Of a GPU, fragmentation takes the rest. Of a machine, Ray kills workers above 95 %.
 USABLE_SHARE_GPU = 0.92

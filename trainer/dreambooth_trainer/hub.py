@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth_trainer.faults import Fault, TransientError, UserError
+from dreambooth_api.errors import Fault, TransientError, UserError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # This machine's fault, not the hub's.

@@ -11,9 +11,9 @@ import math
 
 from pydantic import JsonValue
 
+from dreambooth_api.errors import Fault, UserError
+from dreambooth_api.job import BaseModelRef, DreamBoothJob, JobSpec, Strict
 from dreambooth_trainer.defaults import BUILTIN_SPRITES, model_defaults
-from dreambooth_trainer.faults import Fault, UserError
-from dreambooth_trainer.spec import BaseModelRef, DreamBoothJob, JobSpec, Strict
 
 
 class SamplerPlan(Strict):

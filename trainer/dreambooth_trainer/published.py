@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dreambooth_api.errors import Fault, UserError
+from dreambooth_api.job import Strict
 from dreambooth_trainer.defaults import model_defaults
-from dreambooth_trainer.faults import Fault, UserError
 from dreambooth_trainer.plan import Plan, SamplerPlan
-from dreambooth_trainer.spec import Strict
 from dreambooth_trainer.store.owner import MANIFEST, job_id
 
 NOTE = MANIFEST

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.cluster import ray_cluster
 from dreambooth_trainer.families.registry import family_name, local_folder, pinned, rare_identifier
 from dreambooth_trainer.fitting import check_memory, plan_stage, sampling_processes, size_of
@@ -26,7 +27,6 @@ from dreambooth_trainer.phases.train import TRAIN
 from dreambooth_trainer.plan import Plan, fingerprint, model_ref, resolve
 from dreambooth_trainer.pool import WorkerPool
 from dreambooth_trainer.progress import Reporter
-from dreambooth_trainer.spec import DreamBoothJob
 from dreambooth_trainer.store.folder import JobFolder, write_whole
 from dreambooth_trainer.store.owner import claim
 

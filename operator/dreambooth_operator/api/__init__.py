@@ -1,5 +1,4 @@
-"""The API `dreambooth.dev/v1alpha1`: pydantic models, conditions, and the CRDs generated from them.
+"""The API `dreambooth.dev/v1alpha1`: the CRDs generated from the contract's models.
 
-A job's spec is `dreambooth_trainer.spec.JobSpec`, the one contract with the trainer; here are the
-runtime, the status, and what only a cluster needs.
+The models are in `dreambooth_api`; here is what only the API server needs.
 """

@@ -1,6 +1,6 @@
 """Rules of a job that span fields, in CEL, so that the API server refuses a bad job with a sentence.
 
-`dreambooth_trainer.spec` has the same rules for local runs; here are also those that hold on a cluster
+`dreambooth_api.job` has the same rules for local runs; here are also those that hold on a cluster
 only. Messages say what to write. Sizes in `LIMITS` bound what a rule may cost to evaluate.
 """
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from dreambooth_operator.api.status import (
+from dreambooth_api.status import (
     Condition,
     ConditionType,
     JobStatus,

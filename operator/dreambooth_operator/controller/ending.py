@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from dreambooth_operator.api.status import ConditionType, Failure, JobStatus, Phase
+from dreambooth_api.job import RunPolicy
+from dreambooth_api.status import ConditionType, Failure, JobStatus, Phase
 from dreambooth_operator.controller.draft import Draft
 from dreambooth_operator.controller.judge import reported_failure, tell_reached
 from dreambooth_operator.controller.rayjob import Settings
-from dreambooth_trainer.spec import RunPolicy
 
 DEADLINE = "DeadlineExceeded"
 _BACKOFF = "BackoffLimitExceeded"

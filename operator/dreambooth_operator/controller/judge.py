@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-from dreambooth_operator.api.status import ConditionType, Failure, JobStatus, Report, TrainerPhase
+from dreambooth_api.status import ConditionType, Failure, JobStatus, Report, TrainerPhase
 from dreambooth_operator.controller.draft import Draft
 from dreambooth_operator.controller.views import RayCluster, RayJob
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
+from dreambooth_api.job import API_VERSION, KIND
+from dreambooth_api.runtime import PodResources
 from dreambooth_operator.api.resources import ATTEMPT_LABEL, BATCH_JOBS, JOB_LABEL, RAY_JOBS
-from dreambooth_operator.api.runtime import PodResources
 from dreambooth_operator.controller.names import attempt_name, base_name, erase_name
 from dreambooth_operator.controller.resolve import IMAGES_PATH, OUTPUT_PATH, Resolved
 from dreambooth_operator.controller.views import Job
@@ -23,7 +24,6 @@ from dreambooth_operator.machinery.resources import (
     Json,
     Resource,
 )
-from dreambooth_trainer.spec import API_VERSION, KIND
 
 ENTRYPOINT = 'python -m dreambooth_trainer run /etc/dreambooth/job.yaml --out "$DREAMBOOTH_OUT"'
 AUDIENCE = "dreambooth-progress"

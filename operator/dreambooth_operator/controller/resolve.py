@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from dreambooth_operator.api.runtime import DEFAULT_RUNTIME, Bounds, PodResources, RuntimeSpec
+from dreambooth_api.job import JobSpec, Resources, Strict, VolumeClaim
+from dreambooth_api.runtime import DEFAULT_RUNTIME, Bounds, PodResources, RuntimeSpec
 from dreambooth_operator.controller.views import Job, Runtime
-from dreambooth_trainer.spec import JobSpec, Resources, Strict, VolumeClaim
 
 IMAGES_PATH = "/dreambooth/images"
 OUTPUT_PATH = "/dreambooth/output"

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from pydantic_core import from_json
 
+from dreambooth_api.status import CONTROL_FIELDS, TERMINAL, Failure, JobStatus
 from dreambooth_operator.api.resources import (
     BATCH_JOBS,
     ERASE_FINALIZER,
@@ -24,7 +25,6 @@ from dreambooth_operator.api.resources import (
     RAY_JOBS,
     RUNTIMES,
 )
-from dreambooth_operator.api.status import CONTROL_FIELDS, TERMINAL, Failure, JobStatus
 from dreambooth_operator.controller.decide import decide
 from dreambooth_operator.controller.draft import Create, Decision, Delete, DeleteJob, SetFinalizer, WriteStatus
 from dreambooth_operator.controller.names import erase_name

@@ -5,7 +5,7 @@ An attempt is open in `OPEN` states: its RayJob exists or is about to. `decide._
 
 from __future__ import annotations
 
-from dreambooth_operator.api.status import Phase
+from dreambooth_api.status import Phase
 
 _P = Phase
 

@@ -23,15 +23,15 @@ from datetime import UTC, datetime
 from aiohttp import web
 from pydantic import ValidationError
 
+from dreambooth_api.job import DNS_LABEL
+from dreambooth_api.status import ReportedStatus
 from dreambooth_operator.api.resources import JOBS
-from dreambooth_operator.api.status import ReportedStatus
 from dreambooth_operator.controller.names import attempt_name, base_name
 from dreambooth_operator.controller.views import Job, read_job
 from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiError
 from dreambooth_operator.machinery.resources import Json, Key
 from dreambooth_operator.progress.report import TrainerReport, merge, news_of
 from dreambooth_operator.progress.tokens import Caller, TokenChecker
-from dreambooth_trainer.spec import DNS_LABEL
 
 log = logging.getLogger(__name__)
 FIELD_MANAGER = "dreambooth-progress"

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from dreambooth_operator.api.status import (
+from dreambooth_api.status import (
     Count,
     Failure,
     JobStatus,

@@ -23,7 +23,7 @@ _USERS = "root:x:0:0::/:/bin/sh\nray:x:1000:1000::/home/ray:/bin/sh\noperator:x:
 def mounted() -> list[Path]:
     """This machine's programs, Python, environment and the packages under test: what containers find at its place."""
     folders = [Path("/etc/ssl"), Path(sys.base_prefix), Path(sys.prefix)]
-    folders += [ROOT / "operator", ROOT / "trainer", ROOT / "pyproject.toml"]
+    folders += [ROOT / "api", ROOT / "operator", ROOT / "trainer", ROOT / "pyproject.toml"]
     return [Path("/usr"), *(folder for folder in folders if not folder.is_relative_to("/usr"))]
 
 

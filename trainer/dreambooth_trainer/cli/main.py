@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from dreambooth_trainer.faults import ThresholdError, TransientError, UserError
+from dreambooth_api.errors import ThresholdError, TransientError, UserError
 
 EXIT_CODES = """
 Exit codes: 0 done; 1 failed, running again may help and goes on where it stopped; 2 the input is wrong, running again

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.jobfile.load import load_job
-from dreambooth_trainer.spec import DreamBoothJob
 
 job_file = click.argument("job_file", metavar="JOB.yaml", type=click.Path(path_type=Path))
 sets = click.option(

@@ -10,11 +10,12 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from dreambooth_api.errors import ThresholdError, UserError
+from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.cli import options
-from dreambooth_trainer.faults import InsufficientMemoryError, ThresholdError, UserError
+from dreambooth_trainer.memory_errors import InsufficientMemoryError
 from dreambooth_trainer.progress import Reporter, choose_reporter
 from dreambooth_trainer.remote import OperatorReporter, operator_from_environment
-from dreambooth_trainer.spec import DreamBoothJob
 from dreambooth_trainer.store.folder import JobFolder
 from dreambooth_trainer.store.owner import place_faults
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dreambooth_trainer.faults import Fault, UserError
+from dreambooth_api.errors import Fault, UserError
 
 
 @click.group()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dreambooth_trainer.faults import InsufficientMemoryError
+from dreambooth_trainer.memory_errors import InsufficientMemoryError
 from dreambooth_trainer.plan import Plan
 
 RECORDS_FILE = "losses.jsonl"

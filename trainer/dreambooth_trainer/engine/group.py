@@ -15,7 +15,7 @@ from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollSt
 from ray.util import get_current_placement_group, remove_placement_group
 
 from dreambooth_trainer.engine.entry import Stopped
-from dreambooth_trainer.faults import out_of_memory
+from dreambooth_trainer.memory_errors import out_of_memory
 
 
 class OneGroup(WorkerGroupCallback):

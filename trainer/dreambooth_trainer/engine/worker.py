@@ -9,8 +9,8 @@ from typing import Any
 import ray
 
 from dreambooth_trainer.engine.entry import LoopConfig, Stopped
-from dreambooth_trainer.faults import out_of_memory
 from dreambooth_trainer.hardware import DeviceError, work_device
+from dreambooth_trainer.memory_errors import out_of_memory
 
 # Not every OSError: that a neighbour hung up is one as well, and then starting anew is just what helps.
 NO_USE_TO_RETRY = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}

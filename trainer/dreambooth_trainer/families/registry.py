@@ -8,12 +8,12 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
+from dreambooth_api.errors import Fault, UserError
+from dreambooth_api.job import BaseModelRef
 from dreambooth_trainer.defaults import BUILTIN_SPRITES
 from dreambooth_trainer.families.base import Family
-from dreambooth_trainer.faults import Fault, UserError
 from dreambooth_trainer.hub import Repository, fetch
 from dreambooth_trainer.modelfiles import INDEX, local_names, local_pipeline_files, pipeline_files, without_safetensors
-from dreambooth_trainer.spec import BaseModelRef
 
 # A family is one module and one line here; the key is `_class_name` of model_index.json.
 FAMILIES = {"StableDiffusionPipeline": "dreambooth_trainer.families.stable_diffusion:StableDiffusion"}

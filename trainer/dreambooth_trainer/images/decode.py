@@ -24,7 +24,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from ..faults import Fault, UserError
+from dreambooth_api.errors import Fault, UserError
+
 from .sniff import READABLE, Kind, image_kind, what_else
 from .sources import RawImage
 

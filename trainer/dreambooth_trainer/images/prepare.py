@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from ..faults import Fault, UserError
+from dreambooth_api.errors import Fault, UserError
+
 from .decode import kept_share, prepare_image
 from .sources import RawImage
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, cast
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
 from PIL import Image
 
-from ..faults import Fault, TransientError, UserError
-from ..spec import ImageSource
+from dreambooth_api.errors import Fault, TransientError, UserError
+from dreambooth_api.job import ImageSource
 
 MAX_FILE_BYTES = 64 * 2**20
 MAX_ALL_BYTES = 2 * 2**30

@@ -8,32 +8,33 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
-from .. import spec
-from ..faults import Fault, UserError
+from dreambooth_api import job
+from dreambooth_api.errors import Fault, UserError
+
 from .schema import EXAMPLES, keys_of, model_in, nearest, spot, written
 from .yamltext import Path
 
 M = TypeVar("M", bound=BaseModel)
 
 PATTERNS: dict[str, tuple[str, str]] = {
-    spec.DNS_LABEL: ("is no Kubernetes name: lower-case letters, digits and -, at most 63", "write for example my-dog"),
-    spec.DNS_SUBDOMAIN: ("is no Kubernetes name: lower-case letters, digits, - and .", "write for example my-dog"),
-    spec.TEMPLATE: (
+    job.DNS_LABEL: ("is no Kubernetes name: lower-case letters, digits and -, at most 63", "write for example my-dog"),
+    job.DNS_SUBDOMAIN: ("is no Kubernetes name: lower-case letters, digits, - and .", "write for example my-dog"),
+    job.TEMPLATE: (
         "must be one line with {} exactly once, where the subject goes, and no other braces",
         "write for example 'a {} on the beach', in quotes",
     ),
-    spec.PHRASE: ("must be one line of words, without braces", "write for example a sks dog, or dog for a class"),
-    spec.QUANTITY: ("is no Kubernetes quantity", "write for example '4', 500m or 16Gi"),
-    spec.TOKEN: ("must be one word of at most 32 characters, without braces", "write for example sks, or auto"),
-    spec.RELATIVE_PATH: (
+    job.PHRASE: ("must be one line of words, without braces", "write for example a sks dog, or dog for a class"),
+    job.QUANTITY: ("is no Kubernetes quantity", "write for example '4', 500m or 16Gi"),
+    job.TOKEN: ("must be one word of at most 32 characters, without braces", "write for example sks, or auto"),
+    job.RELATIVE_PATH: (
         "must be a folder inside the volume, without a leading /, and without . or .. or hidden folders",
         "write for example photos/dog",
     ),
-    spec.SOURCE_URI: (
+    job.SOURCE_URI: (
         "must be a local folder, s3://bucket/folder, gs://bucket/folder or builtin:sprites/<name>",
         "write for example photos/",
     ),
-    spec.OUTPUT_URI: (
+    job.OUTPUT_URI: (
         "must be a local folder, s3://bucket/folder or gs://bucket/folder",
         "write for example out/my-dog",
     ),

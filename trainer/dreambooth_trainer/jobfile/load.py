@@ -10,8 +10,9 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, JsonValue
 
-from ..faults import Fault, UserError
-from ..spec import API_VERSION, KIND, DreamBoothJob
+from dreambooth_api.errors import Fault, UserError
+from dreambooth_api.job import API_VERSION, KIND, DreamBoothJob
+
 from .explain import validate
 from .overrides import apply_sets
 from .schema import keys_of, model_in, nearest

@@ -7,8 +7,9 @@ from copy import deepcopy
 
 from pydantic import BaseModel, JsonValue
 
-from ..faults import Fault, UserError
-from ..spec import JobSpec
+from dreambooth_api.errors import Fault, UserError
+from dreambooth_api.job import JobSpec
+
 from .explain import unknown_key
 from .schema import is_mapping, item_of, keys_of, model_in
 from .yamltext import Path, read_value

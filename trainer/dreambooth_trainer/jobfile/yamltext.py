@@ -14,7 +14,7 @@ from typing import TypeAlias
 import yaml
 from pydantic import JsonValue
 
-from ..faults import Fault, UserError
+from dreambooth_api.errors import Fault, UserError
 
 Path: TypeAlias = tuple[str | int, ...]
 _Pairs: TypeAlias = list[tuple[str, re.Pattern[str]]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dreambooth_trainer.spec import Training
+from dreambooth_api.job import Training
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from dreambooth_trainer.spec import Training
+from dreambooth_api.job import Training
 
 
 class Full:

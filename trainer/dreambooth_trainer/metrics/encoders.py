@@ -14,7 +14,7 @@ from typing import Protocol
 from PIL import Image
 from torch import Tensor
 
-from dreambooth_trainer.faults import Fault, UserError
+from dreambooth_api.errors import Fault, UserError
 
 from .batches import unit_rows
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, PreTrainedModel, ViTModel
 
-from dreambooth_trainer.faults import Fault, UserError
+from dreambooth_api.errors import Fault, UserError
 from dreambooth_trainer.hub import Repository, converted_revision, fetch
 from dreambooth_trainer.modelfiles import local_weights, model_files
 

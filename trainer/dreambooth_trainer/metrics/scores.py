@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 
-from dreambooth_trainer.faults import Fault
-from dreambooth_trainer.spec import Thresholds
+from dreambooth_api.errors import Fault
+from dreambooth_api.job import Thresholds
 
 from . import fidelity
 from .encoders import Encoders

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from pydantic import JsonValue
 
+from dreambooth_api.errors import ThresholdError
+from dreambooth_api.job import BaseModelRef
 from dreambooth_trainer.defaults import BUILTIN_SPRITES
 from dreambooth_trainer.drawing import Drawing, draw_all, noise_seed
-from dreambooth_trainer.faults import ThresholdError
 from dreambooth_trainer.hardware import work_device
 from dreambooth_trainer.metrics.prompts import paper_prompts
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.plan import Plan, fingerprint
 from dreambooth_trainer.progress import PhaseProgress
-from dreambooth_trainer.spec import BaseModelRef
 from dreambooth_trainer.store.folder import JobFolder, write_whole
 from dreambooth_trainer.store.pictures import PictureStore
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, cast
 import fsspec
 from pydantic import JsonValue
 
+from dreambooth_api.errors import UserError
+from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.families.base import ADAPTER_FILE
 from dreambooth_trainer.families.registry import open_family, weights_digest
-from dreambooth_trainer.faults import UserError
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.phases.evaluate import check_thresholds
 from dreambooth_trainer.progress import PhaseProgress
 from dreambooth_trainer.published import NOTE, Note, note_of
-from dreambooth_trainer.spec import DreamBoothJob
 from dreambooth_trainer.store.folder import whole_folder
 from dreambooth_trainer.store.owner import model_faults, read_manifest, remote_faults
 

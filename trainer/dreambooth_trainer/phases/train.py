@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import ray
 from pydantic import JsonValue
 
+from dreambooth_api.errors import TransientError
 from dreambooth_trainer.drawing import drop_models
 from dreambooth_trainer.engine.entry import Bulletin, LoopConfig, Record, Stopped, post, read_records
 from dreambooth_trainer.engine.worker import run_worker
 from dreambooth_trainer.families.registry import local_folder, open_family
-from dreambooth_trainer.faults import TransientError, out_of_memory
+from dreambooth_trainer.memory_errors import out_of_memory
 from dreambooth_trainer.methods.registry import open_method
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.plan import Plan

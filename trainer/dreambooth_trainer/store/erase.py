@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from dreambooth_trainer.faults import Fault, UserError
-from dreambooth_trainer.spec import DreamBoothJob
+from dreambooth_api.errors import Fault, UserError
+from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.store.owner import MANIFEST, MARKER, job_id, list_names, named, read_manifest, read_marker
 
 # What `whole_folder` leaves beside the model after a crash.

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth_trainer.faults import Fault, UserError
+from dreambooth_api.errors import Fault, UserError
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import fsspec
 from pydantic import BaseModel, ValidationError, field_validator
 from pydantic.alias_generators import to_camel
 
-from dreambooth_trainer.faults import Fault, UserError
-from dreambooth_trainer.spec import DreamBoothJob
+from dreambooth_api.errors import Fault, UserError
+from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.store.folder import JobFolder
 
 MARKER = ".dreambooth-job"

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from dreambooth_trainer.spec import DNS_LABEL, BaseModelRef, ObjectName, Quantity, Strict, Toleration
+from dreambooth_api.job import DNS_LABEL, BaseModelRef, ObjectName, Quantity, Strict, Toleration
 
 # The runtime of a job that names none.
 DEFAULT_RUNTIME = "default"

@@ -16,7 +16,7 @@ from pydantic.alias_generators import to_camel
 
 
 class Phase(StrEnum):
-    """Where a job is. The legal transitions are `controller.states.TRANSITIONS`."""
+    """Where a job is. The operator's `controller.states.TRANSITIONS` has the legal transitions."""
 
     PENDING = "Pending"  # not looked at yet, or about to start
     REJECTED = "Rejected"  # cannot start as it is; starts by itself once the cause is gone

@@ -1,19 +1,19 @@
 """The training contract: what a `DreamBoothJob` says.
 
 One source for the YAML a user writes, the CRD that the API server enforces and the values that the
-trainer reads. A field that is None means "the base model's tuned default"; `plan.resolve` fills it.
+trainer reads. A field that is None means "the base model's tuned default"; the trainer fills it in.
 Nothing here imports torch or touches a disk.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
-from dreambooth_trainer.nesting import MAX_DEPTH, is_deeper
+from dreambooth_api.nesting import MAX_DEPTH, is_deeper
 
 API_VERSION = "dreambooth.dev/v1alpha1"
 KIND = "DreamBoothJob"
@@ -176,9 +176,10 @@ class DeepSpeed(Strict):
     @classmethod
     def _stage_may_be_a_number(cls, data: object) -> object:
         # YAML reads `stage: 2` as an integer, and the API server's enum wants one type.
-        if isinstance(data, dict) and type(data.get("stage")) is int:
-            return {**data, "stage": str(data["stage"])}
-        return data
+        if not isinstance(data, dict):
+            return data
+        given = cast("dict[str, object]", data)
+        return {**given, "stage": str(given["stage"])} if type(given.get("stage")) is int else given
 
     @field_validator("config", mode="before")
     @classmethod
