@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from datetime import UTC, datetime, timedelta
 
+from dreambooth_api.progress import ProgressMessage
 from dreambooth_api.runtime import RuntimeSpec, Storage
 from dreambooth_api.status import Failure, JobStatus, ReportedStatus, TrainerPhase
 from dreambooth_operator.api.resources import BATCH_JOBS, RAY_JOBS
@@ -35,7 +36,7 @@ from dreambooth_operator.controller.views import (
     read_job,
     read_ray_job,
 )
-from dreambooth_operator.progress.report import TrainerReport, merge
+from dreambooth_operator.progress.report import merge
 
 SETTINGS = Settings(retry_seconds=10, head_grace_seconds=60, pods_ready_seconds=200)
 RUNTIME = Runtime("default", RuntimeSpec(image="trainer:1", storage=Storage(claim_name="work")))
@@ -212,7 +213,7 @@ class World:
         if self.job is None or self.job.deleted or attempt not in (None, self.status.attempts):
             return False
         given = {"phase": phase, "failure": failure and failure.model_dump(), **fields}
-        report = TrainerReport.model_validate({key: value for key, value in given.items() if value is not None})
+        report = ProgressMessage.model_validate({key: value for key, value in given.items() if value is not None})
         merged = merge(self.status, report, self.status.attempts, self.now)
         update = {name: getattr(merged, name) for name in ReportedStatus.model_fields}
         self._replace(status=self.status.model_copy(update=update))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from dreambooth_api.progress import ProgressMessage
 from dreambooth_trainer import remote
 from dreambooth_trainer.progress import LineReporter
 from dreambooth_trainer.remote import Delivery, Operator, OperatorReporter, as_shown, operator_from_environment
@@ -78,9 +79,9 @@ def test_the_last_message_says_everything(listener: Listener, token: Path) -> No
 
 def test_the_token_is_read_anew_for_every_message(listener: Listener, token: Path) -> None:
     operator = Operator(listener.url, token)
-    assert operator.send({"step": 1}) is Delivery.ACKNOWLEDGED
+    assert operator.send(ProgressMessage(step=1)) is Delivery.ACKNOWLEDGED
     token.write_text("second\n")
-    assert operator.send({"step": 2}) is Delivery.ACKNOWLEDGED
+    assert operator.send(ProgressMessage(step=2)) is Delivery.ACKNOWLEDGED
     assert [authorization for authorization, _ in listener.heard] == ["Bearer first", "Bearer second"]
 
 

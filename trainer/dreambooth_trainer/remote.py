@@ -11,7 +11,6 @@ import contextlib
 import enum
 import http.client
 import itertools
-import json
 import os
 import ssl
 import threading
@@ -24,6 +23,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from dreambooth_api.progress import ProgressMessage, message_of
 from dreambooth_trainer.progress import PhaseProgress, Reporter
 
 URL_VARIABLE = "DREAMBOOTH_PROGRESS_URL"
@@ -64,13 +64,13 @@ class Operator:
     token_file: Path
     authority_file: Path | None = None
 
-    def send(self, message: Mapping[str, JsonValue]) -> Delivery:
+    def send(self, message: ProgressMessage) -> Delivery:
         """Send one message. Raises nothing that the network or the operator may cause."""
         try:
             token = self.token_file.read_text().strip()
             request = urllib.request.Request(  # noqa: S310 - the operator wrote the URL
                 self.url,
-                data=json.dumps(message).encode(),
+                data=message.to_json(),
                 headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
                 method="POST",
             )
@@ -103,7 +103,7 @@ class OperatorReporter:
 
     inner: Reporter
     operator: Operator
-    _state: dict[str, JsonValue] = field(default_factory=dict[str, JsonValue])
+    _message: ProgressMessage = field(default_factory=ProgressMessage)
     _changed: threading.Event = field(default_factory=threading.Event)
     _closed: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -125,7 +125,7 @@ class OperatorReporter:
     def _deliver(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         for attempt in itertools.count():
-            delivery = self.operator.send(self._state)
+            delivery = self.operator.send(self._message)
             if delivery is Delivery.ACKNOWLEDGED:
                 return
             left = deadline - time.monotonic()
@@ -139,7 +139,7 @@ class OperatorReporter:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[PhaseProgress]:
-        self._update(phase=name.capitalize())
+        self._update(phase=name)
         with self.inner.phase(name) as inner:
             yield _Telling(self, inner, name)
 
@@ -158,13 +158,14 @@ class OperatorReporter:
 
     def failed(self, reason: str, message: str, *, retryable: bool) -> None:
         """The run is about to end, and why."""
-        self._update(failure={"reason": reason, "message": message[:2000], "retryable": retryable})
+        self._update(failure={"reason": reason, "message": message, "retryable": retryable})
 
     def note(self, text: str) -> None:
         self.inner.note(text)
 
     def _update(self, **changes: JsonValue) -> None:
-        self._state.update(changes)
+        # A value that a report cannot hold is left out: reporting does not end a run.
+        self._message, _ = message_of({**self._message.model_dump(), **changes})
         self._changed.set()
 
     def _send_changes(self) -> None:
@@ -173,7 +174,7 @@ class OperatorReporter:
             self._changed.clear()
             if self._closed.is_set():
                 return
-            if self.operator.send(dict(self._state)) is Delivery.FAILED:
+            if self.operator.send(self._message) is Delivery.FAILED:
                 self._changed.set()
             self._closed.wait(SECONDS_BETWEEN)
 
@@ -202,5 +203,5 @@ class _Telling:
         if "loss" in facts:
             changes["loss"] = facts["loss"]
         if rate is not None:
-            changes |= {"stepsPerSecond": round(rate, 3), "etaSeconds": round((self.wanted - count) / rate)}
+            changes |= {"steps_per_second": round(rate, 3), "eta_seconds": round((self.wanted - count) / rate)}
         self.reporter._update(**changes)

@@ -9,7 +9,8 @@ The latest attempt may report also after its RayJob ended, since its last report
 conditions of the job until the next attempt begins or the job is deleted.
 
 Answers: 202 taken. Try again: 401 no valid token (the kubelet replaces it), 503 the API server is away.
-Give up: 400 not understood; 403 not this job's pod; 404 no such job, or no name of one; 409 a later attempt has
+Values of a report that are not valid, and unknown fields, are ignored: the trainer may be newer than the operator.
+Give up: 400 no JSON object; 403 not this job's pod; 404 no such job, or no name of one; 409 a later attempt has
 begun, or the job is being deleted; 413 too large.
 """
 
@@ -21,16 +22,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from aiohttp import web
-from pydantic import ValidationError
 
 from dreambooth_api.job import DNS_LABEL
+from dreambooth_api.progress import ProgressMessage, read_message
 from dreambooth_api.status import ReportedStatus
 from dreambooth_operator.api.resources import JOBS
 from dreambooth_operator.controller.names import attempt_name, base_name
 from dreambooth_operator.controller.views import Job, read_job
 from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiError
 from dreambooth_operator.machinery.resources import Json, Key
-from dreambooth_operator.progress.report import TrainerReport, merge, news_of
+from dreambooth_operator.progress.report import merge, news_of
 from dreambooth_operator.progress.tokens import Caller, TokenChecker
 
 log = logging.getLogger(__name__)
@@ -77,10 +78,14 @@ class Endpoint:
                 return _say(401, "send the pod's token for audience dreambooth-progress as Authorization: Bearer")
             if caller.namespace != key.namespace:
                 return _say(403, f"a pod of namespace {caller.namespace} cannot report for {key}")
-            report = TrainerReport.model_validate_json(await request.read())
+            body = await request.read()
+            try:
+                report, ignored = read_message(body)
+            except ValueError as error:
+                return _say(400, f"the report is not understood: {error}")
+            if ignored:
+                log.debug("report for %s: values ignored that are not valid: %s", key, ", ".join(ignored))
             return await self._take(key, attempt, caller, report)
-        except ValidationError as error:
-            return _say(400, "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()))
         except ApiError as error:
             if error.is_not_found:
                 return _say(404, f"there is no DreamBoothJob {key}")
@@ -91,7 +96,7 @@ class Endpoint:
         except CONNECTION_ERRORS:
             return _say(503, "the API server is away; try again")
 
-    async def _take(self, key: Key, attempt: int, caller: Caller, report: TrainerReport) -> web.Response:
+    async def _take(self, key: Key, attempt: int, caller: Caller, report: ProgressMessage) -> web.Response:
         last, news = self._written.get((key, attempt)), news_of(report)
         if last and last.caller == caller and last.news == news and self._clock() - last.time < _WRITE_SECONDS:
             return _say(202, "taken; not written, too soon after the last")

@@ -1,19 +1,13 @@
-"""What a trainer reports, and what becomes of it in a job's status. Pure."""
+"""What becomes of a trainer's report in a job's status. Pure."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
 
-from pydantic import Field, field_validator
-
+from dreambooth_api.progress import ProgressMessage
 from dreambooth_api.status import (
-    Count,
-    Failure,
     JobStatus,
-    Lenient,
-    OutputStatus,
-    PriorsStatus,
     Report,
     ReportedStatus,
     Scores,
@@ -22,36 +16,7 @@ from dreambooth_api.status import (
 )
 
 
-class TrainerReport(Lenient):
-    """The body of a report. All fields are optional: what is missing stays as it was.
-
-    Numbers that a status cannot hold (NaN, or beyond what they could mean) are left out.
-    """
-
-    phase: TrainerPhase | None = None
-    step: Count | None = None
-    steps: Count | None = None
-    loss: float | None = None
-    steps_per_second: float | None = Field(default=None, ge=0)
-    eta_seconds: float | None = Field(default=None, ge=0)
-    priors: PriorsStatus | None = None
-    scores: dict[str, float | None] | None = Field(default=None, max_length=32)
-    output: OutputStatus | None = None
-    failure: Failure | None = None
-
-    @field_validator("phase", mode="before")
-    @classmethod
-    def _phase_in_any_case(cls, value: object) -> object:
-        return value.capitalize() if isinstance(value, str) else value
-
-    @field_validator("loss", "steps_per_second", "eta_seconds", mode="after")
-    @classmethod
-    def _finite_or_nothing(cls, value: float | None) -> float | None:
-        # A loss of NaN is news for the log; the API server takes numbers only.
-        return value if value is not None and abs(value) < 1e9 else None
-
-
-def merge(status: JobStatus, report: TrainerReport, attempt: int, now: datetime) -> ReportedStatus:
+def merge(status: JobStatus, report: ProgressMessage, attempt: int, now: datetime) -> ReportedStatus:
     """What the endpoint owns of the status after `report` of `attempt`.
 
     Scores and output are those of the attempt that `report.attempt` names. What an earlier attempt reported is
@@ -74,7 +39,7 @@ def merge(status: JobStatus, report: TrainerReport, attempt: int, now: datetime)
     )
 
 
-def news_of(report: TrainerReport) -> object:
+def news_of(report: ProgressMessage) -> object:
     """The part of a report that is written at once, to compare with that of another.
 
     Steps are not part of it, but the first and the last one are.
@@ -84,7 +49,7 @@ def news_of(report: TrainerReport) -> object:
     return (report.phase, bool(report.step), is_last, report.priors, report.failure, report.output, scores)
 
 
-def _training(old: TrainingStatus, report: TrainerReport, phase: TrainerPhase | None) -> TrainingStatus | None:
+def _training(old: TrainingStatus, report: ProgressMessage, phase: TrainerPhase | None) -> TrainingStatus | None:
     given: dict[str, Any] = {
         "step": report.step,
         "steps": report.steps,

@@ -1,0 +1,102 @@
+"""The progress message that a trainer sends to the operator: the body of a report.
+
+The two halves may be of different versions. A reader ignores what it does not know, and keeps the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_core import from_json
+
+from dreambooth_api.status import Count, Failure, Lenient, OutputStatus, PriorsStatus, TrainerPhase
+
+
+class ProgressMessage(Lenient):
+    """What a trainer reports. All fields are optional: what is missing stays as it was.
+
+    Numbers that a status cannot hold (NaN, or beyond what they could mean) are left out.
+    """
+
+    phase: TrainerPhase | None = None
+    step: Count | None = None
+    steps: Count | None = None
+    loss: float | None = None
+    steps_per_second: float | None = Field(default=None, ge=0)
+    eta_seconds: float | None = Field(default=None, ge=0)
+    priors: PriorsStatus | None = None
+    scores: dict[str, float | None] | None = None
+    output: OutputStatus | None = None
+    failure: Failure | None = None
+
+    @field_validator("phase", mode="before")
+    @classmethod
+    def _phase_in_any_case(cls, value: object) -> object:
+        return value.capitalize() if isinstance(value, str) else value
+
+    @field_validator("loss", "steps_per_second", "eta_seconds", mode="after")
+    @classmethod
+    def _finite_or_nothing(cls, value: float | None) -> float | None:
+        # A loss of NaN is news for the log; the API server takes numbers only.
+        return value if value is not None and abs(value) < 1e9 else None
+
+    @field_validator("failure", mode="before")
+    @classmethod
+    def _failure_without_a_reason(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        given = cast("dict[str, object]", value)
+        return given if isinstance(given.get("reason"), str) else {**given, "reason": "Unknown"}
+
+    def to_json(self) -> bytes:
+        """The message as a body."""
+        return self.model_dump_json(by_alias=True, exclude_none=True).encode()
+
+
+def read_message(body: bytes | str) -> tuple[ProgressMessage, list[str]]:
+    """The message in a body, and which of its values were ignored because they are not valid.
+
+    Unknown fields are ignored as well, without being listed.
+
+    Raises:
+        ValueError: the body is not a JSON object.
+    """
+    fields = from_json(body)
+    if not isinstance(fields, dict):
+        raise ValueError("a report is a JSON object")  # noqa: TRY004 - the input is wrong, not the program
+    return message_of(cast("dict[str, object]", fields))
+
+
+def message_of(fields: Mapping[str, object]) -> tuple[ProgressMessage, list[str]]:
+    """The message with these fields, and which of the values were ignored because they are not valid."""
+    left = _copied(fields)
+    ignored: list[str] = []
+    while True:
+        try:
+            return ProgressMessage.model_validate(left), ignored
+        except ValidationError as error:
+            paths = [problem["loc"] for problem in error.errors(include_url=False, include_input=False)]
+            removed = [path for path in (_remove(left, path) for path in paths) if path]
+            if not removed:
+                raise
+            ignored += removed
+
+
+def _copied(fields: Mapping[str, object]) -> dict[str, object]:
+    """A copy as deep as a message is, to remove values from."""
+    return {
+        name: dict(cast("dict[str, object]", value)) if isinstance(value, dict) else value
+        for name, value in fields.items()
+    }
+
+
+def _remove(fields: dict[str, object], path: tuple[int | str, ...]) -> str | None:
+    """Remove the value at `path`, or what holds it if it is not there; the path of what was removed, if anything."""
+    name, *rest = map(str, path)
+    inner = fields.get(name)
+    if rest and isinstance(inner, dict) and rest[0] in inner:
+        del inner[rest[0]]
+        return f"{name}.{rest[0]}"
+    return name if fields.pop(name, fields) is not fields else None
