@@ -105,7 +105,7 @@ LIVES: dict[str, tuple[dict[str, object], list[Step], Phase, str, int]] = {
     "it fails too often": (
         {"backoffLimit": 1}, [running, fail, wait(11), collect, running, fail], Phase.FAILED, "BackoffLimitExceeded", 2,
     ),
-    "the user is wrong": ({}, [running, user_error], Phase.FAILED, "UserError", 1),
+    "the user is wrong": ({}, [running, user_error], Phase.FAILED, "InvalidInput", 1),
     "the trainer says why": ({}, [running, trainer_gives_up], Phase.FAILED, "BadImages", 1),
     "it takes too long": (
         {"activeDeadlineSeconds": 60}, [running, wait(61), collect], Phase.FAILED, "DeadlineExceeded", 1,

@@ -11,6 +11,7 @@ import yaml
 from devcluster import ControlPlane
 from simulation import RUNTIME, SETTINGS, make_job
 
+from dreambooth_api import environment
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_operator.controller.names import attempt_name, erase_name
@@ -69,15 +70,15 @@ def test_the_trainer_reads_the_job_that_the_pods_mount() -> None:
     job = job_with({"subject": {"images": {"pvc": {"claimName": "photos", "path": "dog"}}, "class": "dog"}})
     made = children(job)
     file = DreamBoothJob.model_validate(yaml.safe_load(made["ConfigMap"]["data"]["job.yaml"]))
-    assert file.spec.subject.images.uri == "/dreambooth/images/dog"
+    assert file.spec.subject.images.uri == f"{environment.IMAGES_PATH}/dog"
     assert file.spec.model
     head = made["RayJob"]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     env = {e["name"]: e["value"] for e in head["containers"][0]["env"]}
-    assert env["DREAMBOOTH_OUT"] == "/dreambooth/output/dog"
-    assert env["DREAMBOOTH_OUT_SHOWN"] == "pvc://work/dog", "what the status tells"
-    assert env["DREAMBOOTH_STORE"] == "/dreambooth/output/.priors"
+    assert env[environment.OUT] == f"{environment.OUTPUT_PATH}/dog"
+    assert env[environment.OUT_SHOWN] == "pvc://work/dog", "what the status tells"
+    assert env[environment.STORE] == f"{environment.OUTPUT_PATH}/.priors"
     assert head["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
-    assert env["DREAMBOOTH_PROGRESS_URL"].endswith(":8082/v1/jobs/team/dog/attempts/1")
+    assert env[environment.PROGRESS_URL].endswith(":8082/v1/jobs/team/dog/attempts/1")
     claims = {
         v["name"]: v["persistentVolumeClaim"]["claimName"] for v in head["volumes"] if "persistentVolumeClaim" in v
     }

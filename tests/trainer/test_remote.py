@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from dreambooth_api import environment
 from dreambooth_api.progress import ProgressMessage
 from dreambooth_trainer import remote
 from dreambooth_trainer.progress import LineReporter
@@ -109,12 +110,12 @@ def test_the_last_report_is_repeated_until_it_is_acknowledged(token: Path, statu
     listener = Listener(answers=(status, status, status))
     try:
         with pytest.raises(RuntimeError), OperatorReporter(silent(), Operator(listener.url, token)) as reporter:
-            reporter.failed("OutOfMemory", "no memory", retryable=False)
+            reporter.failed(environment.OUT_OF_MEMORY, "no memory", retryable=False)
             raise RuntimeError("the run failed")
     finally:
         listener.server.shutdown()
     assert len(listener.heard) >= 4
-    assert listener.heard[-1][1]["failure"]["reason"] == "OutOfMemory"
+    assert listener.heard[-1][1]["failure"]["reason"] == environment.OUT_OF_MEMORY
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 409])
@@ -122,7 +123,7 @@ def test_a_refusal_for_good_ends_the_retries(token: Path, status: int) -> None:
     listener = Listener(answers=(status,) * 100)
     try:
         with OperatorReporter(silent(), Operator(listener.url, token)) as reporter:
-            reporter.failed("OutOfMemory", "no memory", retryable=False)
+            reporter.failed(environment.OUT_OF_MEMORY, "no memory", retryable=False)
     finally:
         listener.server.shutdown()
     assert len(listener.heard) <= 2
@@ -143,7 +144,7 @@ def test_an_interrupted_run_ends_within_its_grace_period(token: Path, monkeypatc
 def test_an_operator_that_stays_away_does_not_stop_a_run(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "LAST_MESSAGE_SECONDS", 0.5)
     with OperatorReporter(silent(), Operator("http://127.0.0.1:9/v1", token)) as reporter:
-        reporter.failed("InvalidInput", "spec.subject.class: ...", retryable=False)
+        reporter.failed(environment.INVALID_INPUT, "spec.subject.class: ...", retryable=False)
         with reporter.phase("prepare") as progress:
             progress.done(1)
 
@@ -151,24 +152,28 @@ def test_an_operator_that_stays_away_does_not_stop_a_run(token: Path, monkeypatc
 def test_a_message_that_was_lost_is_made_up_for(listener: Listener, tmp_path: Path) -> None:
     late = tmp_path / "late-token"
     with OperatorReporter(silent(), Operator(listener.url, late)) as reporter:
-        reporter.failed("OutOfMemory", "no memory", retryable=True)
+        reporter.failed(environment.OUT_OF_MEMORY, "no memory", retryable=True)
         late.write_text("here")
-    assert listener.heard[-1][1]["failure"] == {"reason": "OutOfMemory", "message": "no memory", "retryable": True}
+    assert listener.heard[-1][1]["failure"] == {
+        "reason": environment.OUT_OF_MEMORY,
+        "message": "no memory",
+        "retryable": True,
+    }
 
 
 def test_without_an_operator_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DREAMBOOTH_PROGRESS_URL", raising=False)
+    monkeypatch.delenv(environment.PROGRESS_URL, raising=False)
     assert operator_from_environment() is None
 
 
 @pytest.mark.parametrize(
     ("uri", "shown"),
     [
-        ("/dreambooth/output/dog/model", "pvc://models/dog/model"),
+        (f"{environment.OUTPUT_PATH}/dog/model", "pvc://models/dog/model"),
         ("s3://bucket/dreambooth/output/dog", "s3://bucket/dreambooth/output/dog"),
     ],
 )
 def test_only_a_mounted_folder_gets_another_name(monkeypatch: pytest.MonkeyPatch, uri: str, shown: str) -> None:
-    monkeypatch.setenv("DREAMBOOTH_OUT", "/dreambooth/output/dog")
-    monkeypatch.setenv("DREAMBOOTH_OUT_SHOWN", "pvc://models/dog")
+    monkeypatch.setenv(environment.OUT, f"{environment.OUTPUT_PATH}/dog")
+    monkeypatch.setenv(environment.OUT_SHOWN, "pvc://models/dog")
     assert as_shown(uri) == shown

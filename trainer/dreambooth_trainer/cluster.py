@@ -7,6 +7,8 @@ import logging
 import os
 from collections.abc import Iterator
 
+from dreambooth_api import environment
+
 OBJECT_STORE_BYTES = 256 * 2**20
 
 
@@ -27,7 +29,7 @@ def ray_cluster() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    common = {"log_to_driver": bool(os.environ.get("DREAMBOOTH_DEBUG")), "logging_level": logging.ERROR}
+    common = {"log_to_driver": bool(os.environ.get(environment.DEBUG)), "logging_level": logging.ERROR}
     if has_address():
         ray.init(**common)
     else:

@@ -23,15 +23,10 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from dreambooth_api import environment
 from dreambooth_api.progress import ProgressMessage, message_of
 from dreambooth_trainer.progress import PhaseProgress, Reporter
 
-URL_VARIABLE = "DREAMBOOTH_PROGRESS_URL"
-TOKEN_VARIABLE = "DREAMBOOTH_PROGRESS_TOKEN_FILE"  # noqa: S105 - the name of a variable
-AUTHORITY_VARIABLE = "DREAMBOOTH_PROGRESS_CA_FILE"
-# Where the job's folder is in this pod, and what people outside call that place.
-OUT_VARIABLE = "DREAMBOOTH_OUT"
-OUT_SHOWN_VARIABLE = "DREAMBOOTH_OUT_SHOWN"
 SECONDS_BETWEEN = 2.0
 TIMEOUT_SECONDS = 5.0
 # How long the last message is retried. All replicas of the operator may be restarting, on a busy node.
@@ -86,14 +81,14 @@ class Operator:
 
 def as_shown(uri: str) -> str:
     """A place below this pod's job folder as people outside call it; any other as it is."""
-    mounted, shown = os.environ.get(OUT_VARIABLE), os.environ.get(OUT_SHOWN_VARIABLE)
+    mounted, shown = os.environ.get(environment.OUT), os.environ.get(environment.OUT_SHOWN)
     return shown + uri.removeprefix(mounted) if mounted and shown and uri.startswith(mounted) else uri
 
 
 def operator_from_environment() -> Operator | None:
     """The operator that started this pod, if one did."""
-    url, token = os.environ.get(URL_VARIABLE), os.environ.get(TOKEN_VARIABLE)
-    authority = os.environ.get(AUTHORITY_VARIABLE)
+    url, token = os.environ.get(environment.PROGRESS_URL), os.environ.get(environment.PROGRESS_TOKEN_FILE)
+    authority = os.environ.get(environment.PROGRESS_CA_FILE)
     return Operator(url, Path(token), Path(authority) if authority else None) if url and token else None
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import re
 
+from dreambooth_api.environment import BELOW_THRESHOLDS, INVALID_INPUT, ExitCode
 from dreambooth_api.status import ConditionType, Failure, JobStatus, Report, TrainerPhase
 from dreambooth_operator.controller.draft import Draft
 from dreambooth_operator.controller.views import RayCluster, RayJob
 
 _C = ConditionType
 # Exit codes of the trainer that say "trying again will not help".
-_USER_EXITS = {
-    2: ("UserError", "The trainer refused the job."),
-    3: ("BelowThresholds", "The model scores below spec.evaluation.thresholds, and is not published."),
+_USER_EXITS: dict[int, tuple[str, str]] = {
+    ExitCode.INVALID_INPUT: (INVALID_INPUT, "The trainer refused the job."),
+    ExitCode.BELOW_THRESHOLDS: (
+        BELOW_THRESHOLDS,
+        "The model scores below spec.evaluation.thresholds, and is not published.",
+    ),
 }
 _EXIT_CODE = re.compile(r"exit code (\d+)")
 # The condition that holds once the trainer is past a phase.

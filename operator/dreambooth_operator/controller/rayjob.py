@@ -11,11 +11,12 @@ from typing import Any
 
 import yaml
 
+from dreambooth_api import environment
 from dreambooth_api.job import API_VERSION, KIND
 from dreambooth_api.runtime import PodResources
 from dreambooth_operator.api.resources import ATTEMPT_LABEL, BATCH_JOBS, JOB_LABEL, RAY_JOBS
 from dreambooth_operator.controller.names import attempt_name, base_name, erase_name
-from dreambooth_operator.controller.resolve import IMAGES_PATH, OUTPUT_PATH, Resolved
+from dreambooth_operator.controller.resolve import Resolved
 from dreambooth_operator.controller.views import Job
 from dreambooth_operator.machinery.resources import (
     CONFIG_MAPS,
@@ -25,9 +26,8 @@ from dreambooth_operator.machinery.resources import (
     Resource,
 )
 
-ENTRYPOINT = 'python -m dreambooth_trainer run /etc/dreambooth/job.yaml --out "$DREAMBOOTH_OUT"'
+ENTRYPOINT = f'{" ".join(environment.TRAINER_COMMAND)} run {environment.JOB_FILE} --out "${environment.OUT}"'
 AUDIENCE = "dreambooth-progress"
-TOKEN_FOLDER = "/var/run/secrets/dreambooth.dev"  # noqa: S105 - a folder
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _TOKEN_SECONDS = 3600
 # KubeRay's own probe asks after ten seconds and then every five, and a job is submitted when all pods are ready.
@@ -73,9 +73,7 @@ def erase_children(job: Job, resolved: Resolved) -> list[tuple[Resource, Json]]:
     """The batch Job that removes what the job made, and its file."""
     name = erase_name(job)
     container = _container("erase", resolved, PodResources(cpu="1", memory="2Gi"), [])
-    container["command"] = [
-        "python", "-m", "dreambooth_trainer", "erase", "/etc/dreambooth/job.yaml", "--out", resolved.out
-    ]  # fmt: skip
+    container["command"] = [*environment.TRAINER_COMMAND, "erase", environment.JOB_FILE, "--out", resolved.out]
     template = _pod_template(job, resolved, container, restart="Never")
     spec = {"backoffLimit": 2, "activeDeadlineSeconds": 3600, "template": template}
     erase: Json = {
@@ -103,16 +101,17 @@ def _ray_job(job: Job, attempt: int, resolved: Resolved, settings: Settings) -> 
     spec, policy, runtime = resolved.spec, resolved.spec.run_policy, resolved.runtime
     name = attempt_name(job, attempt)
     url = f"{settings.progress_url}/v1/jobs/{job.key.namespace}/{job.key.name}/attempts/{attempt}"
-    environment = [
-        {"name": "DREAMBOOTH_OUT", "value": resolved.out},
-        {"name": "DREAMBOOTH_OUT_SHOWN", "value": f"pvc://{resolved.claim}{resolved.out.removeprefix(OUTPUT_PATH)}"},
-        {"name": "DREAMBOOTH_STORE", "value": resolved.store},
-        {"name": "DREAMBOOTH_PROGRESS_URL", "value": url},
-        {"name": "DREAMBOOTH_PROGRESS_TOKEN_FILE", "value": f"{TOKEN_FOLDER}/token"},
+    shown = f"pvc://{resolved.claim}{resolved.out.removeprefix(environment.OUTPUT_PATH)}"
+    variables = [
+        {"name": environment.OUT, "value": resolved.out},
+        {"name": environment.OUT_SHOWN, "value": shown},
+        {"name": environment.STORE, "value": resolved.store},
+        {"name": environment.PROGRESS_URL, "value": url},
+        {"name": environment.PROGRESS_TOKEN_FILE, "value": environment.TOKEN_FILE},
     ]
 
     def pod(container_name: str, resources: PodResources, *, automount: bool = False, restart: str = "") -> Json:
-        container = _container(container_name, resolved, resources, environment)
+        container = _container(container_name, resolved, resources, variables)
         container["readinessProbe"] = _READY
         return _pod_template(job, resolved, container, attempt=attempt, automount=automount, restart=restart)
 
@@ -163,7 +162,7 @@ def _ray_job(job: Job, attempt: int, resolved: Resolved, settings: Settings) -> 
     }
 
 
-def _container(name: str, resolved: Resolved, resources: PodResources, environment: list[Json]) -> Json:
+def _container(name: str, resolved: Resolved, resources: PodResources, variables: list[Json]) -> Json:
     runtime = resolved.runtime
     limits: dict[str, str] = {"memory": resources.memory}
     if resources.gpu:
@@ -173,7 +172,7 @@ def _container(name: str, resolved: Resolved, resources: PodResources, environme
         "image": resolved.spec.cluster.image,
         "imagePullPolicy": runtime.image_pull_policy,
         # The root file system is read-only; Ray, Triton and matplotlib keep their files below HOME and /tmp.
-        "env": [{"name": "HOME", "value": _SCRATCH}, {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}, *environment],
+        "env": [{"name": "HOME", "value": _SCRATCH}, {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}, *variables],
         # No limit on CPU: an idle core is better used, and KubeRay tells Ray what was asked for, rounded up.
         "resources": {"requests": {"cpu": resources.cpu, **limits}, "limits": limits},
         "securityContext": _container_security(),
@@ -235,14 +234,14 @@ def _volumes(resolved: Resolved, config_map: str) -> list[Json]:
 
 def _mounts(resolved: Resolved) -> list[Json]:
     mounts: list[Json] = [
-        {"name": "job", "mountPath": "/etc/dreambooth", "readOnly": True},
-        {"name": "output", "mountPath": OUTPUT_PATH},
-        {"name": "progress-token", "mountPath": TOKEN_FOLDER, "readOnly": True},
+        {"name": "job", "mountPath": environment.JOB_PATH, "readOnly": True},
+        {"name": "output", "mountPath": environment.OUTPUT_PATH},
+        {"name": "progress-token", "mountPath": environment.TOKEN_PATH, "readOnly": True},
         {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - a volume
         {"name": "tmp", "mountPath": _SCRATCH},
     ]
     if resolved.images:
-        mounts.append({"name": "images", "mountPath": IMAGES_PATH, "readOnly": True})
+        mounts.append({"name": "images", "mountPath": environment.IMAGES_PATH, "readOnly": True})
     return mounts
 
 
@@ -252,7 +251,7 @@ def _config_map(job: Job, name: str, resolved: Resolved) -> Json:
         "kind": CONFIG_MAPS.kind,
         "metadata": _metadata(job, name),
         "immutable": True,
-        "data": {"job.yaml": job_file(job, resolved)},
+        "data": {environment.JOB_FILE_NAME: job_file(job, resolved)},
     }
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from dreambooth_api import environment
 from dreambooth_operator.api.resources import JOB_LABEL, JOBS, RAY_JOBS
 from dreambooth_operator.machinery.client import Api
 from dreambooth_operator.machinery.resources import PODS, Json, Key, part, parts
@@ -61,7 +62,7 @@ def fetch_pod(job: Json, ray_job: Json) -> Json:
 def folder_in_pod(ray_job: Json) -> str:
     """Where the published model's folder is mounted. Pure."""
     head = ray_job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
-    return next(e["value"] for e in head["env"] if e["name"] == "DREAMBOOTH_OUT") + "/model"
+    return next(e["value"] for e in head["env"] if e["name"] == environment.OUT) + "/model"
 
 
 async def fetch(api: Api, key: Key, out: Path, kubectl: list[str]) -> list[Path]:

@@ -10,11 +10,13 @@ from typing import Any
 import click
 from rich.console import Console
 
+from dreambooth_api.environment import DEBUG, ExitCode
 from dreambooth_api.errors import ThresholdError, TransientError, UserError
 
-EXIT_CODES = """
-Exit codes: 0 done; 1 failed, running again may help and goes on where it stopped; 2 the input is wrong, running again
-will not help; 3 trained, but the scores are below the job's thresholds; 130 interrupted, run again to go on.
+EXIT_CODES = f"""
+Exit codes: {ExitCode.DONE} done; {ExitCode.FAILED} failed, running again may help and goes on where it stopped;
+{ExitCode.INVALID_INPUT} the input is wrong, running again will not help; {ExitCode.BELOW_THRESHOLDS} trained, but the
+scores are below the job's thresholds; {ExitCode.INTERRUPTED} interrupted, run again to go on.
 """
 COMMANDS = {
     "run": "dreambooth_trainer.cli.run:run",
@@ -60,21 +62,21 @@ def run_cli(arguments: list[str] | None = None) -> int:
         cli.main(args=arguments, standalone_mode=False)
     except click.ClickException as error:
         error.show()
-        return 2
+        return ExitCode.INVALID_INPUT
     except UserError as error:
         for fault in error.faults:
             errors.print(f"[red]error[/] {_escape(str(fault))}", highlight=False, soft_wrap=True)
-        return 3 if isinstance(error, ThresholdError) else 2
+        return ExitCode.BELOW_THRESHOLDS if isinstance(error, ThresholdError) else ExitCode.INVALID_INPUT
     except (KeyboardInterrupt, click.Abort):
         errors.print("interrupted; the same command goes on from here")
-        return 130
+        return ExitCode.INTERRUPTED
     except Exception as error:
-        if os.environ.get("DREAMBOOTH_DEBUG"):
+        if os.environ.get(DEBUG):
             raise
         errors.print(f"[red]failed[/] {_escape(_sentence(error))}", highlight=False, soft_wrap=True)
-        errors.print("The same command goes on from the last checkpoint; DREAMBOOTH_DEBUG=1 shows where it failed.")
-        return 1
-    return 0
+        errors.print(f"The same command goes on from the last checkpoint; {DEBUG}=1 shows where it failed.")
+        return ExitCode.FAILED
+    return ExitCode.DONE
 
 
 def _sentence(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from dreambooth_api import environment
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.jobfile.load import load_job
 
@@ -28,4 +29,4 @@ def read_job(path: Path, changes: tuple[str, ...]) -> DreamBoothJob:
 def default_store() -> str:
     """Where class images are shared between this user's jobs: DREAMBOOTH_STORE, else the user's cache folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return os.environ.get("DREAMBOOTH_STORE") or str(cache / "dreambooth" / "store")
+    return os.environ.get(environment.STORE) or str(cache / "dreambooth" / "store")

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from dreambooth_api.environment import BELOW_THRESHOLDS, INVALID_INPUT, OUT_OF_MEMORY, STORE
 from dreambooth_api.errors import ThresholdError, UserError
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.cli import options
@@ -25,7 +26,7 @@ from dreambooth_trainer.store.owner import place_faults
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the job. Default: spec.output.uri, else out/<name>."
 )
-@click.option("--store", help="Folder or URL where jobs share class images. Default: DREAMBOOTH_STORE, else the cache.")
+@click.option("--store", help=f"Folder or URL where jobs share class images. Default: {STORE}, else the cache.")
 @options.sets
 def run(job_file: Path, out: Path | None, store: str | None, sets: tuple[str, ...]) -> None:
     """Run a DreamBoothJob: priors, training, scores, a report and a model."""
@@ -60,13 +61,13 @@ def told_to_operator(inner: Reporter) -> Iterator[Reporter]:
         try:
             yield reporter
         except ThresholdError as error:
-            reporter.failed("BelowThreshold", str(error), retryable=False)
+            reporter.failed(BELOW_THRESHOLDS, str(error), retryable=False)
             raise
         except InsufficientMemoryError as error:
-            reporter.failed("OutOfMemory", str(error), retryable=False)
+            reporter.failed(OUT_OF_MEMORY, str(error), retryable=False)
             raise
         except UserError as error:
-            reporter.failed("InvalidInput", str(error), retryable=False)
+            reporter.failed(INVALID_INPUT, str(error), retryable=False)
             raise
         except Exception as error:
             cause = getattr(error, "cause", None) or error  # what a Ray worker raised comes wrapped
