@@ -5,6 +5,7 @@ The two halves may be of different versions. A reader ignores what it does not k
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import cast
 
@@ -41,6 +42,12 @@ class ProgressMessage(Lenient):
     def _finite_or_nothing(cls, value: float | None) -> float | None:
         # A loss of NaN is news for the log; the API server takes numbers only.
         return value if value is not None and abs(value) < 1e9 else None
+
+    @field_validator("scores", mode="after")
+    @classmethod
+    def _finite_scores(cls, scores: dict[str, float | None] | None) -> dict[str, float | None] | None:
+        # JSON has no other numbers: a score of NaN was measured, and has no value.
+        return scores and {name: v if v is not None and math.isfinite(v) else None for name, v in scores.items()}
 
     @field_validator("failure", mode="before")
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dreambooth_api.progress import ProgressMessage, message_of, read_message
@@ -118,6 +118,7 @@ JSON = st.recursive(
 )
 
 
+@example({"scores": {"dino": float("inf"), "clipT": float("nan"), "pres": None}})
 @given(st.dictionaries(st.sampled_from([*WHOLE, *ProgressMessage.model_fields]) | st.text(), JSON))
 def test_any_object_is_a_message_that_can_be_sent_again(fields: dict[str, object]) -> None:
     message = read(fields)
