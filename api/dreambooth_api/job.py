@@ -14,6 +14,7 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
 from dreambooth_api.nesting import MAX_DEPTH, is_deeper
+from dreambooth_api.uris import OUTPUT_URI, SOURCE_URI
 
 API_VERSION = "dreambooth.dev/v1alpha1"
 KIND = "DreamBoothJob"
@@ -25,10 +26,6 @@ PHRASE = r"^[^\x00-\x1f{}]*[^\x00-\x20{}][^\x00-\x1f{}]*$"
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
 TOKEN = r"^[^\s{}]{1,32}$"  # noqa: S105 - a word, no secret
 RELATIVE_PATH = r"^([^/.:\x00-\x1f][^/:\x00-\x1f]*(/[^/.:\x00-\x1f][^/:\x00-\x1f]*)*)?$"
-# A colon that starts no scheme we read is a typo of one (s3:/bucket) more often than a part of a file name.
-_FOLDER = r"(s3|gs)://[^/\x00-\x20]+(/[^\x00-\x1f]*)?|file:///[^\x00-\x1f]+|[^:\x00-\x1f]+"
-SOURCE_URI = rf"^({_FOLDER}|builtin:sprites/[-_a-z0-9]+)$"
-OUTPUT_URI = rf"^({_FOLDER})$"
 
 Phrase = Annotated[str, Field(pattern=PHRASE, max_length=300)]
 Template = Annotated[str, Field(pattern=TEMPLATE, max_length=300)]

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from dreambooth_api.job import DNS_LABEL, BaseModelRef, ObjectName, Quantity, Strict, Toleration
+from dreambooth_api.uris import OBJECT_STORE_URI
 
 # The runtime of a job that names none.
 DEFAULT_RUNTIME = "default"
@@ -71,7 +72,7 @@ class Storage(Strict):
         default=None,
         min_length=1,
         max_length=1000,
-        pattern=r"^(s3|gs)://[^/\x00-\x20]+(/[^\x00-\x1f]*)?$",
+        pattern=OBJECT_STORE_URI,
         description="An s3:// or gs:// folder that models are uploaded to, into <namespace>/<job> below it.",
     )
     credentials_secret: ObjectName | None = Field(

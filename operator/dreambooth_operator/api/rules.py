@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from dreambooth_api.uris import BUILTIN, OBJECT_STORE
+
 Rule = dict[str, str]
 
 # Once an attempt began, what it works from is fixed; the run policy is not.
@@ -41,7 +43,7 @@ JOB_RULES: dict[str, list[Rule]] = {
             "message": "give exactly one of uri, pvc, configMap, secret",
         },
         {
-            "rule": "!has(self.uri) || self.uri.matches('^(s3|gs)://|^builtin:')",
+            "rule": f"!has(self.uri) || self.uri.matches('^{OBJECT_STORE}|^{BUILTIN}')",
             "message": "on a cluster uri is an s3:// or gs:// folder or builtin:sprites/<name>: for images on your "
             "machine write configMap: {name: ...} after kubectl create configmap NAME --from-file=FOLDER",
         },
@@ -82,7 +84,7 @@ JOB_RULES: dict[str, list[Rule]] = {
     "spec.output": [
         {"rule": "!(has(self.uri) && has(self.pvc))", "message": "give uri or pvc, not both"},
         {
-            "rule": "!has(self.uri) || self.uri.matches('^(s3|gs)://')",
+            "rule": f"!has(self.uri) || self.uri.matches('^{OBJECT_STORE}')",
             "message": "on a cluster uri is an s3:// or gs:// folder: for a volume write pvc: {claimName: ...}",
         },
     ],

@@ -16,14 +16,14 @@ from PIL import Image
 
 from dreambooth_api.errors import Fault, TransientError, UserError
 from dreambooth_api.job import ImageSource
+from dreambooth_api.uris import BUILTIN, EXTRAS
 
 MAX_FILE_BYTES = 64 * 2**20
 MAX_ALL_BYTES = 2 * 2**30
 MAX_FILES = 1000
 SIDECARS = {".txt", ".json", ".jsonl", ".csv", ".md", ".yaml", ".yml", ".xmp", ".aae", ".ini", ".db"}
 """What galleries, cameras and captioning tools leave beside images."""
-SCHEMES = ("file", "s3", "gs", "memory")
-_EXTRAS = {"s3": "s3", "gs": "gcs"}
+SCHEMES = ("file", *EXTRAS, "memory")
 _WHERE = "spec.subject.images.uri"
 
 
@@ -63,7 +63,7 @@ def read_images(source: ImageSource, mounted: Path | None = None) -> Found:
 
 def read_folder(uri: str) -> Found:
     """All files of a folder, without its subfolders, hidden files and sidecars."""
-    if uri.startswith("builtin:"):
+    if uri.startswith(BUILTIN):
         return Found(_examples(uri), [])
     scheme = uri.partition("://")[0] if "://" in uri else "file"
     if scheme not in SCHEMES:
@@ -160,7 +160,7 @@ def _told(uri: str, scheme: str) -> Generator[None]:
         file = f" ({error.filename})" if error.filename else ""
         raise UserError(Fault(_WHERE, uri, f"may not be read{file}", "check its permissions or credentials")) from error
     except ImportError as error:
-        remedy = f"pip install 'dreambooth-operator[{_EXTRAS.get(scheme, 'trainer')}]'"
+        remedy = f"pip install 'dreambooth-operator[{EXTRAS.get(scheme, 'trainer')}]'"
         raise UserError(Fault(_WHERE, uri, f"{scheme}:// needs a package that is not installed", remedy)) from error
     except OSError as error:
         raise TransientError(f"{uri} could not be read: {error}") from error

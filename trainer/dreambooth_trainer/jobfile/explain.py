@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
-from dreambooth_api import job
+from dreambooth_api import job, uris
 from dreambooth_api.errors import Fault, UserError
 
 from .schema import EXAMPLES, keys_of, model_in, nearest, spot, written
@@ -30,11 +30,11 @@ PATTERNS: dict[str, tuple[str, str]] = {
         "must be a folder inside the volume, without a leading /, and without . or .. or hidden folders",
         "write for example photos/dog",
     ),
-    job.SOURCE_URI: (
+    uris.SOURCE_URI: (
         "must be a local folder, s3://bucket/folder, gs://bucket/folder or builtin:sprites/<name>",
         "write for example photos/",
     ),
-    job.OUTPUT_URI: (
+    uris.OUTPUT_URI: (
         "must be a local folder, s3://bucket/folder or gs://bucket/folder",
         "write for example out/my-dog",
     ),

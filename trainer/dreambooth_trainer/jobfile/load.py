@@ -12,6 +12,7 @@ from pydantic import BaseModel, JsonValue
 
 from dreambooth_api.errors import Fault, UserError
 from dreambooth_api.job import API_VERSION, KIND, DreamBoothJob
+from dreambooth_api.uris import ABSOLUTE_URI
 
 from .explain import validate
 from .overrides import apply_sets
@@ -21,7 +22,7 @@ from .yamltext import Path as KeyPath
 
 log = logging.getLogger(__name__)
 
-_SCHEME = re.compile(r"^(s3://|gs://|file:///|builtin:)")
+_SCHEME = re.compile(ABSOLUTE_URI)
 
 
 def load_job(path: Path, sets: Sequence[str] = ()) -> DreamBoothJob:

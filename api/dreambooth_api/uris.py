@@ -1,0 +1,19 @@
+"""The schemes of URIs that a job may name. Another object store is one more row in `EXTRAS`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Object stores by scheme, with the extra of our distribution that installs the client of each.
+EXTRAS: Final = {"s3": "s3", "gs": "gcs"}
+OBJECT_STORE: Final = f"({'|'.join(EXTRAS)})://"
+BUILTIN: Final = "builtin:"
+
+_OBJECT_STORE_FOLDER = rf"{OBJECT_STORE}[^/\x00-\x20]+(/[^\x00-\x1f]*)?"
+# A colon that starts no scheme that is read is a typo of one (s3:/bucket) more often than a part of a file name.
+_FOLDER = rf"{_OBJECT_STORE_FOLDER}|file:///[^\x00-\x1f]+|[^:\x00-\x1f]+"
+OBJECT_STORE_URI: Final = rf"^{_OBJECT_STORE_FOLDER}$"
+SOURCE_URI: Final = rf"^({_FOLDER}|{BUILTIN}sprites/[-_a-z0-9]+)$"
+OUTPUT_URI: Final = rf"^({_FOLDER})$"
+# What is the same place on every machine, so that it is not relative to the folder of a job file.
+ABSOLUTE_URI: Final = rf"^({OBJECT_STORE}|file:///|{BUILTIN})"
