@@ -17,7 +17,7 @@ from devcluster.system import add_namespace, sample, sprites_runtime
 from dreambooth_api.job import API_VERSION
 
 PRIORS = 16
-STEPS = 60
+STEPS = 120  # long enough that a kill still meets the training on a busy machine
 SMALL = {
     "priors": {"count": PRIORS},
     "training": {"steps": STEPS, "checkpointEverySteps": 4},
