@@ -100,15 +100,7 @@ def job_file(job: Job, resolved: Resolved) -> str:
 def _ray_job(job: Job, attempt: int, resolved: Resolved, settings: Settings) -> Json:
     spec, policy, runtime = resolved.spec, resolved.spec.run_policy, resolved.runtime
     name = attempt_name(job, attempt)
-    url = f"{settings.progress_url}/v1/jobs/{job.key.namespace}/{job.key.name}/attempts/{attempt}"
-    shown = f"pvc://{resolved.claim}{resolved.out.removeprefix(environment.OUTPUT_PATH)}"
-    variables = [
-        {"name": environment.OUT, "value": resolved.out},
-        {"name": environment.OUT_SHOWN, "value": shown},
-        {"name": environment.STORE, "value": resolved.store},
-        {"name": environment.PROGRESS_URL, "value": url},
-        {"name": environment.PROGRESS_TOKEN_FILE, "value": environment.TOKEN_FILE},
-    ]
+    variables = _variables(job, attempt, resolved, settings)
 
     def pod(container_name: str, resources: PodResources, *, automount: bool = False, restart: str = "") -> Json:
         container = _container(container_name, resolved, resources, variables)
@@ -160,6 +152,19 @@ def _ray_job(job: Job, attempt: int, resolved: Resolved, settings: Settings) -> 
             "rayClusterSpec": cluster,
         },
     }
+
+
+def _variables(job: Job, attempt: int, resolved: Resolved, settings: Settings) -> list[Json]:
+    """The environment of the trainer in all pods of an attempt."""
+    url = f"{settings.progress_url}/v1/jobs/{job.key.namespace}/{job.key.name}/attempts/{attempt}"
+    shown = f"pvc://{resolved.claim}{resolved.out.removeprefix(environment.OUTPUT_PATH)}"
+    return [
+        {"name": environment.OUT, "value": resolved.out},
+        {"name": environment.OUT_SHOWN, "value": shown},
+        {"name": environment.STORE, "value": resolved.store},
+        {"name": environment.PROGRESS_URL, "value": url},
+        {"name": environment.PROGRESS_TOKEN_FILE, "value": environment.TOKEN_FILE},
+    ]
 
 
 def _container(name: str, resolved: Resolved, resources: PodResources, variables: list[Json]) -> Json:
