@@ -2,7 +2,7 @@
 
 `python bench/operator_scale.py [--jobs 2000] [--kopf PYTHON]`, with `tests/cluster` on PYTHONPATH. On a real API
 server it makes jobs that run (each with its RayJob and its status), then starts a fresh operator and
-measures: seconds until every job was looked at, the slowest answer to a request meanwhile (the lag of its event
+measures: seconds until every job was reconciled, the slowest answer to a request meanwhile (the lag of its event
 loop), memory, and writes in the minute after. With the Python of an
 environment that has kopf (`pip install kopf`) it runs `bench/operator_kopf.py` over the same jobs.
 """

@@ -30,7 +30,7 @@ NO_SEGMENT = (".", "..", "a/b", "../x", "/", "a\nb", "a\rb", "a\x00", "\x7f", "%
 @pytest.mark.parametrize("bad", NO_SEGMENT)
 def test_a_path_takes_no_segment_that_leads_elsewhere(bad: str) -> None:
     for parts in ((bad, "x"), ("x", bad), ("x", "y", bad)):
-        with pytest.raises(ValueError, match="no segment of a URL path"):
+        with pytest.raises(ValueError, match="not a valid URL path segment"):
             JOBS.path(*parts)
 
 

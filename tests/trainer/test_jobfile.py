@@ -140,12 +140,12 @@ TOLD = {
     ),
     "a name that Kubernetes refuses": (
         JOB.replace("my-dog", "My_Dog"),
-        "metadata.name (line 4): 'My_Dog': is no Kubernetes name: lower-case letters, digits and -, at most 63; "
+        "metadata.name (line 4): 'My_Dog': is not a Kubernetes name: lower-case letters, digits and -, at most 63; "
         "write for example my-dog",
     ),
     "a quantity with the unit of a shop": (
         spec("cluster: {resources: {memory: 16GB}}"),
-        "spec.cluster.resources.memory (line 9): '16GB': is no Kubernetes quantity; "
+        "spec.cluster.resources.memory (line 9): '16GB': is not a Kubernetes quantity; "
         "write for example '4', 500m or 16Gi",
     ),
     "a bucket with a slash too few": (

@@ -47,7 +47,7 @@ class Hardware:
     Attributes:
         gpus_per_worker: 0 where the work runs on CPUs.
         device: name of the GPU model, or "CPU".
-        memory_bytes: that one training process can use, of its GPU or of its machine; None where nobody can be asked.
+        memory_bytes: that one training process can use, of its GPU or of its machine; None if it is not known here.
         bf16: whether training and sampling use bf16.
         note: one line for the user, or empty.
     """

@@ -1,4 +1,4 @@
-"""Models from the Hugging Face hub: only what is loaded, and an outage is told from a wrong name.
+"""Models from the Hugging Face Hub: fetches only what is loaded, and separates an outage from a wrong name.
 
 A commit that is in the cache needs no call. huggingface_hub itself waits and repeats a few times before it gives up.
 """

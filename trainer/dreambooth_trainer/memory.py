@@ -144,7 +144,7 @@ def choose_stage(
         return StageChoice(int(wanted), "the job asks for it", asked, available is None or asked.total <= available)
     if available is None:
         return StageChoice(1, "the memory of the workers is not known here", need(1), fits=True)
-    highest = 3 if world_size > 1 else 1  # one process has nobody to share with
+    highest = 3 if world_size > 1 else 1  # one process cannot shard
     stage = next((stage for stage in range(1, highest) if need(stage).total <= available), highest)
     chosen = need(stage)
     fits = chosen.total <= available

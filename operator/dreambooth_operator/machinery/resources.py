@@ -70,7 +70,7 @@ class Resource:
 def _segment(text: str) -> str:
     if text in (".", "..") or _NO_SEGMENT.search(text):
         rule = "must not be . or .. and must not contain /, % or control characters"
-        raise ValueError(f"{text!r} is no segment of a URL path: it {rule}; give the name of an object")
+        raise ValueError(f"{text!r} is not a valid URL path segment: it {rule}; give the name of an object")
     return quote(text, safe="")
 
 

@@ -17,14 +17,17 @@ from .yamltext import Path
 M = TypeVar("M", bound=BaseModel)
 
 PATTERNS: dict[str, tuple[str, str]] = {
-    job.DNS_LABEL: ("is no Kubernetes name: lower-case letters, digits and -, at most 63", "write for example my-dog"),
-    job.DNS_SUBDOMAIN: ("is no Kubernetes name: lower-case letters, digits, - and .", "write for example my-dog"),
+    job.DNS_LABEL: (
+        "is not a Kubernetes name: lower-case letters, digits and -, at most 63",
+        "write for example my-dog",
+    ),
+    job.DNS_SUBDOMAIN: ("is not a Kubernetes name: lower-case letters, digits, - and .", "write for example my-dog"),
     job.TEMPLATE: (
         "must be one line with {} exactly once, where the subject goes, and no other braces",
         "write for example 'a {} on the beach', in quotes",
     ),
     job.PHRASE: ("must be one line of words, without braces", "write for example a sks dog, or dog for a class"),
-    job.QUANTITY: ("is no Kubernetes quantity", "write for example '4', 500m or 16Gi"),
+    job.QUANTITY: ("is not a Kubernetes quantity", "write for example '4', 500m or 16Gi"),
     job.TOKEN: ("must be one word of at most 32 characters, without braces", "write for example sks, or auto"),
     job.RELATIVE_PATH: (
         "must be a folder inside the volume, without a leading /, and without . or .. or hidden folders",
