@@ -26,7 +26,7 @@ SUBJECTS = ("dog-pink-blue", "cat-lime-purple", "teapot-slate-orange", "robot-li
 COLUMNS = {"dino": "DINO ↑", "clip_i": "CLIP-I ↑", "clip_t": "CLIP-T ↑", "pres": "PRES ↓", "div_class": "DIV ↑"}
 
 
-def make_job(subject: str, seed: int, *, priors: bool) -> DreamBoothJob:
+def make_job(subject: str, seed: int, *, preserve: bool) -> DreamBoothJob:
     """One run of the table."""
     return DreamBoothJob.model_validate(
         {
@@ -35,7 +35,7 @@ def make_job(subject: str, seed: int, *, priors: bool) -> DreamBoothJob:
             "metadata": {"name": subject},
             "spec": {
                 "subject": {"class": subject.partition("-")[0], "images": {"uri": f"builtin:sprites/{subject}"}},
-                "priors": {"enabled": priors},
+                "priorPreservation": {"enabled": preserve},
                 "training": {"seed": seed},
             },
         }
@@ -54,13 +54,13 @@ def main(out: Path, seeds: int, subjects: tuple[str, ...], json_file: Path | Non
     with ray_cluster():
         for subject in subjects:
             for seed in range(seeds):
-                for arm, priors in (("prior preservation", True), ("no prior loss", False)):
+                for arm, preserve in (("prior preservation", True), ("no prior loss", False)):
                     folder = JobFolder((out / f"{subject}-{seed}-{arm.split()[0]}").resolve())
-                    opened = open_job(make_job(subject, seed, priors=priors))
+                    opened = open_job(make_job(subject, seed, preserve=preserve))
                     console.print(f"[bold]{subject}, seed {seed}, {arm}")
                     run_job(opened, folder, str((out / "store").resolve()), LineReporter(console))
                     scores = json.loads(folder.scores.read_text())
-                    if priors:
+                    if preserve:
                         rows["base"].append(scores["before"])
                     rows[arm].append(scores["after"])
                     table.add_row(f"{subject} {seed} {arm}", *(f"{scores['after'][key]:.3f}" for key in COLUMNS))

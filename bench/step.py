@@ -57,7 +57,7 @@ def make_plan(resolution: int) -> Plan:
             "spec": {
                 "model": {"id": "random"},
                 "subject": {"class": "dog", "images": {"uri": "x"}},
-                "training": {"resolution": resolution, "batchSize": 1},
+                "training": {"resolution": resolution, "globalBatchSize": 1},
             },
         }
     )

@@ -34,9 +34,9 @@ PARTS: dict[str, Callable[[Seen], bool]] = {
     "KubeRay creates pods, the head starts": lambda seen: seen["running"] >= 1,
     "Ray's head starts, then the workers' pods": lambda seen: seen["running"] > seen["workers"],
     "Ray's workers start, pods are ready": lambda seen: seen["ready"] > seen["workers"],
-    "KubeRay submits, the driver starts": _phase("Prepare", "Priors", "Encode", "Train", "Evaluate", "Publish"),
-    "prepare": _phase("Priors", "Encode", "Train", "Evaluate", "Publish"),
-    "priors": _phase("Encode", "Train", "Evaluate", "Publish"),
+    "KubeRay submits, the driver starts": _phase("Prepare", "ClassImages", "Encode", "Train", "Evaluate", "Publish"),
+    "prepare": _phase("ClassImages", "Encode", "Train", "Evaluate", "Publish"),
+    "class images": _phase("Encode", "Train", "Evaluate", "Publish"),
     "encode": _phase("Train", "Evaluate", "Publish"),
     "train: the group starts, first step": lambda seen: seen["job"].get("training", {}).get("step", 0) > 0,
     "train: the other steps": _phase("Evaluate", "Publish"),
@@ -79,14 +79,14 @@ def measure(cluster: NodeCluster, workers: int) -> dict[str, float]:
 @click.command(help=__doc__)
 @click.option("--workers", default=2, show_default=True)
 @click.option("--steps", type=int, help="Training steps. Default: the sample's.")
-@click.option("--priors", type=int, help="Class images. Default: the sample's.")
-def main(workers: int, steps: int | None, priors: int | None) -> None:
+@click.option("--class-images", type=int, help="Class images. Default: the sample's.")
+def main(workers: int, steps: int | None, class_images: int | None) -> None:
     job = sample("sprites.yaml", namespace=TENANT)
     job["spec"] |= {"cluster": {"workers": workers}}
     if steps:
         job["spec"]["training"] = {"steps": steps}
-    if priors:
-        job["spec"]["priors"] = {"count": priors}
+    if class_images:
+        job["spec"]["priorPreservation"] = {"numClassImages": class_images}
     with NodeCluster() as cluster:
         install_dreambooth(cluster)
         add_namespace(cluster, TENANT)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Fault:
+class ValidationIssue:
     """One thing that is wrong: where, what was there, which rule it breaks, what to do instead.
 
     `source` says which file and line, or which option, the value came from, when that is known.
@@ -33,16 +33,16 @@ class UserError(Exception):
     """Everything that is wrong with one input.
 
     Args:
-        faults: one or more; the message has a line for each.
+        issues: one or more; the message has a line for each.
     """
 
-    def __init__(self, faults: Sequence[Fault] | Fault) -> None:
-        self.faults: tuple[Fault, ...] = (faults,) if isinstance(faults, Fault) else tuple(faults)
-        super().__init__("\n".join(str(fault) for fault in self.faults))
+    def __init__(self, issues: Sequence[ValidationIssue] | ValidationIssue) -> None:
+        self.issues: tuple[ValidationIssue, ...] = (issues,) if isinstance(issues, ValidationIssue) else tuple(issues)
+        super().__init__("\n".join(str(issue) for issue in self.issues))
 
-    def __reduce__(self) -> tuple[type[UserError], tuple[tuple[Fault, ...]]]:
+    def __reduce__(self) -> tuple[type[UserError], tuple[tuple[ValidationIssue, ...]]]:
         # Ray carries it from a worker to the driver; the default would rebuild it from the message.
-        return type(self), (self.faults,)
+        return type(self), (self.issues,)
 
 
 class ThresholdError(UserError):

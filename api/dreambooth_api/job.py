@@ -95,16 +95,16 @@ class Subject(Strict):
         pattern=TOKEN,
         description="Rare token that will name the subject; auto picks one that the tokenizer keeps whole.",
     )
-    prompt: Phrase | None = Field(
+    instance_prompt: Phrase | None = Field(
         default=None, description="Instance prompt. Default: a <identifier> <class>. It must contain the identifier."
     )
     captions: dict[str, Phrase] = Field(
-        default_factory=dict, description="Instance prompt of single images, by file name, in place of prompt."
+        default_factory=dict, description="Instance prompt of single images, by file name, in place of instancePrompt."
     )
 
     @model_validator(mode="after")
     def _identifier_is_used(self) -> Self:
-        prompts = {"prompt": self.prompt, **{f"captions.{k}": v for k, v in self.captions.items()}}
+        prompts = {"instancePrompt": self.instance_prompt, **{f"captions.{k}": v for k, v in self.captions.items()}}
         if self.identifier == "auto":
             named = [k for k, v in prompts.items() if v is not None]
             if named:
@@ -127,15 +127,18 @@ class Sampler(Strict):
     )
 
 
-class Priors(Strict):
+class PriorPreservation(Strict):
     """Class images that the base model itself makes, for the prior-preservation loss (paper, section 3.2)."""
 
     enabled: bool = Field(default=True, description="False trains without prior preservation: expect language drift.")
-    count: int | None = Field(
-        default=None, ge=1, le=100_000, description="Class images. Default: 200 for each subject image, up to 1000."
+    num_class_images: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="Number of class images. Default: 200 for each subject image, up to 1000.",
     )
-    weight: float = Field(default=1.0, gt=0, le=100, description="Weight of the prior loss (lambda in the paper).")
-    prompt: Phrase | None = Field(default=None, description="Class prompt. Default: a <class>.")
+    loss_weight: float = Field(default=1.0, gt=0, le=100, description="Weight of the prior loss (lambda in the paper).")
+    class_prompt: Phrase | None = Field(default=None, description="Class prompt. Default: a <class>.")
     sampler: Sampler = Field(default_factory=Sampler, description="How class images are drawn.")
     sharing: Literal["Cluster", "Namespace", "Job"] = Field(
         default="Namespace", description="Who may reuse these class images. They hold nothing of the subject."
@@ -197,15 +200,15 @@ class Training(Strict):
         lt=1,
         description="Default: 5e-6 for Full, as in the paper, 1e-4 for LoRA; builtin:sprites has its own.",
     )
-    learning_rate_schedule: Literal["Constant", "Linear", "Cosine"] = Field(
+    lr_scheduler: Literal["Constant", "Linear", "Cosine"] = Field(
         default="Constant", description="Course of the learning rate after the warm-up."
     )
     warmup_steps: int = Field(default=0, ge=0, description="Steps over which the learning rate rises from zero.")
-    batch_size: int | None = Field(
+    global_batch_size: int | None = Field(
         default=None,
         ge=1,
         le=4096,
-        description="Instance images an optimizer step, over all workers; as many class images come with them.",
+        description="Instance images per optimizer step, over all workers. As many class images are added to them.",
     )
     gradient_accumulation_steps: int = Field(
         default=1, ge=1, le=1024, description="Micro-batches that one optimizer step adds up."
@@ -275,8 +278,10 @@ class Output(Strict):
         default=["diffusers", "safetensors"], min_length=1, max_length=2, description="Folder, single file, or both."
     )
     keep_checkpoints: bool = Field(default=False, description="Keep the training checkpoints after publishing.")
-    erase_on_delete: bool = Field(
-        default=False, description="Deleting the job deletes images, latents, checkpoints and weights as well."
+    deletion_policy: Literal["Retain", "Delete"] = Field(
+        default="Retain",
+        description="Delete removes images, latents, checkpoints and weights when the job is deleted. Retain keeps "
+        "them.",
     )
 
     @model_validator(mode="after")
@@ -323,7 +328,7 @@ class Toleration(Strict):
 class Cluster(Strict):
     """The Ray cluster that does the work."""
 
-    workers: int = Field(default=1, ge=1, le=1024, description="Workers, for priors and for training.")
+    workers: int = Field(default=1, ge=1, le=1024, description="Workers that generate class images and train.")
     elastic: Elastic | None = Field(default=None, description="Let the number of workers vary.")
     resources: Resources = Field(default_factory=Resources, description="What one worker gets.")
     image: str | None = Field(default=None, min_length=1, description="Container image of the trainer.")
@@ -371,7 +376,9 @@ class JobSpec(Strict):
         default=None, description="Base model. Default: the runtime's; in a local run builtin:sprites."
     )
     subject: Subject = Field(description="The thing to learn.")
-    priors: Priors = Field(default_factory=Priors, description="Class images for prior preservation.")
+    prior_preservation: PriorPreservation = Field(
+        default_factory=PriorPreservation, description="Class images and their loss."
+    )
     training: Training = Field(default_factory=Training, description="Fine-tuning.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="Scores.")
     output: Output = Field(default_factory=Output, description="Where the model goes.")

@@ -6,13 +6,16 @@ The two halves may be of different versions. A reader ignores what it does not k
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import cast
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_core import from_json
 
-from dreambooth_api.status import Count, Failure, Lenient, OutputStatus, PriorsStatus, TrainerPhase
+from dreambooth_api.status import ClassImagesStatus, Count, Failure, Lenient, OutputStatus, TrainerPhase
+
+_PHASES = {phase.lower(): phase for phase in TrainerPhase}
 
 
 class ProgressMessage(Lenient):
@@ -27,7 +30,7 @@ class ProgressMessage(Lenient):
     loss: float | None = None
     steps_per_second: float | None = Field(default=None, ge=0)
     eta_seconds: float | None = Field(default=None, ge=0)
-    priors: PriorsStatus | None = None
+    class_images: ClassImagesStatus | None = None
     scores: dict[str, float | None] | None = None
     output: OutputStatus | None = None
     failure: Failure | None = None
@@ -35,7 +38,7 @@ class ProgressMessage(Lenient):
     @field_validator("phase", mode="before")
     @classmethod
     def _phase_in_any_case(cls, value: object) -> object:
-        return value.capitalize() if isinstance(value, str) else value
+        return _PHASES.get(re.sub(r"[-_]", "", value).lower(), value) if isinstance(value, str) else value
 
     @field_validator("loss", "steps_per_second", "eta_seconds", mode="after")
     @classmethod
@@ -62,7 +65,7 @@ class ProgressMessage(Lenient):
         return self.model_dump_json(by_alias=True, exclude_none=True).encode()
 
 
-def read_message(body: bytes | str) -> tuple[ProgressMessage, list[str]]:
+def parse_message(body: bytes | str) -> tuple[ProgressMessage, list[str]]:
     """The message in a body, and which of its values were ignored because they are not valid.
 
     Unknown fields are ignored as well, without being listed.
@@ -73,10 +76,10 @@ def read_message(body: bytes | str) -> tuple[ProgressMessage, list[str]]:
     fields = from_json(body)
     if not isinstance(fields, dict):
         raise ValueError("a report is a JSON object")  # noqa: TRY004 - the input is wrong, not the program
-    return message_of(cast("dict[str, object]", fields))
+    return parse_fields(cast("dict[str, object]", fields))
 
 
-def message_of(fields: Mapping[str, object]) -> tuple[ProgressMessage, list[str]]:
+def parse_fields(fields: Mapping[str, object]) -> tuple[ProgressMessage, list[str]]:
     """The message with these fields, and which of the values were ignored because they are not valid."""
     left = _copied(fields)
     ignored: list[str] = []

@@ -91,7 +91,9 @@ class Defaults(Strict):
         default=None, ge=16, le=4096, multiple_of=8, description="For spec.training.resolution, pixels."
     )
     precision: Literal["bf16", "fp32"] | None = Field(default=None, description="For spec.training.precision.")
-    prior_count: int | None = Field(default=None, ge=1, le=100_000, description="For spec.priors.count.")
+    num_class_images: int | None = Field(
+        default=None, ge=1, le=100_000, description="For spec.priorPreservation.numClassImages."
+    )
     active_deadline_seconds: int | None = Field(
         default=None, ge=1, description="For spec.runPolicy.activeDeadlineSeconds."
     )
@@ -109,7 +111,7 @@ class Bounds(Strict):
     max_gpus: int | None = Field(default=None, ge=0, le=16384, description="For workers times GPUs a worker.")
     max_steps: int | None = Field(default=None, ge=1, description="For spec.training.steps.")
     max_resolution: int | None = Field(default=None, ge=16, description="For spec.training.resolution, pixels.")
-    max_priors: int | None = Field(default=None, ge=1, description="For spec.priors.count.")
+    max_class_images: int | None = Field(default=None, ge=1, description="For spec.priorPreservation.numClassImages.")
     max_active_deadline_seconds: int | None = Field(
         default=None, ge=1, description="For spec.runPolicy.activeDeadlineSeconds, which jobs must then set."
     )

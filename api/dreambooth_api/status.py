@@ -40,7 +40,7 @@ class ConditionType(StrEnum):
     ACCEPTED = "Accepted"
     QUEUED = "Queued"
     CLUSTER_READY = "ClusterReady"
-    PRIORS_READY = "PriorsReady"
+    CLASS_IMAGES_READY = "ClassImagesReady"
     TRAINED = "Trained"
     EVALUATED = "Evaluated"
     PUBLISHED = "Published"
@@ -53,7 +53,7 @@ class TrainerPhase(StrEnum):
     """What the trainer is at, in order."""
 
     PREPARE = "Prepare"
-    PRIORS = "Priors"
+    CLASS_IMAGES = "ClassImages"
     ENCODE = "Encode"
     TRAIN = "Train"
     EVALUATE = "Evaluate"
@@ -61,8 +61,8 @@ class TrainerPhase(StrEnum):
 
 
 REASON = r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"
-MOST_REASON = 256
-MOST_MESSAGE = 4000
+MAX_REASON_LENGTH = 256
+MAX_MESSAGE_LENGTH = 4000
 _REASON = re.compile(REASON.removesuffix("$") + r"\Z", re.ASCII)
 _WRAPPED = re.compile(r"[\w.]+\(([A-Za-z].*)\)", re.DOTALL)
 # Sequences that color or move a terminal, then single control characters but newline and tab, then surrogates.
@@ -74,13 +74,13 @@ def legal_reason(text: str) -> str:
 
     Of an error in an error, as in Ray's `RayTaskError(OutOfMemoryError)`, the inner one is taken.
     """
-    if len(text) <= MOST_REASON and _REASON.match(text):
+    if len(text) <= MAX_REASON_LENGTH and _REASON.match(text):
         return text
     text = text[:1000]
     while wrapped := _WRAPPED.fullmatch(text.strip()):
         text = wrapped[1]
     words = re.findall(r"[A-Za-z0-9_]+", text)
-    return "".join(word[0].upper() + word[1:] for word in words).lstrip("0123456789_")[:MOST_REASON] or "Unknown"
+    return "".join(word[0].upper() + word[1:] for word in words).lstrip("0123456789_")[:MAX_REASON_LENGTH] or "Unknown"
 
 
 def printable(text: str) -> str:
@@ -90,7 +90,7 @@ def printable(text: str) -> str:
 
 def fit_message(text: str) -> str:
     """`text` as the message of a condition."""
-    return printable(text)[:MOST_MESSAGE]
+    return printable(text)[:MAX_MESSAGE_LENGTH]
 
 
 def _legal_reason(value: object) -> object:
@@ -126,10 +126,10 @@ class Failure(Lenient):
     """Why an attempt ended. Any text is taken for reason and message, and made fit for a condition."""
 
     reason: Annotated[str, BeforeValidator(_legal_reason)] = Field(
-        pattern=REASON, max_length=MOST_REASON, description="One word."
+        pattern=REASON, max_length=MAX_REASON_LENGTH, description="One word."
     )
     message: Annotated[str, BeforeValidator(_fit_message)] = Field(
-        default="", max_length=MOST_MESSAGE, description="What happened, and what to do about it."
+        default="", max_length=MAX_MESSAGE_LENGTH, description="What happened, and what to do about it."
     )
     retryable: bool = Field(default=True, description="False where trying again cannot help.")
 
@@ -138,7 +138,7 @@ Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Line = Annotated[str, BeforeValidator(_line)]
 
 
-class PriorsStatus(Lenient):
+class ClassImagesStatus(Lenient):
     """Class images."""
 
     wanted: Count = Field(default=0, description="How many the job needs.")
@@ -187,7 +187,7 @@ class ReportedStatus(Lenient):
     """The part that the progress endpoint owns."""
 
     report: Report | None = Field(default=None, description="The last word of the trainer.")
-    priors: PriorsStatus | None = Field(default=None, description="Class images.")
+    class_images: ClassImagesStatus | None = Field(default=None, description="Class images.")
     training: TrainingStatus | None = Field(default=None, description="Fine-tuning.")
     scores: Scores | None = Field(default=None, description="What the evaluation measured.")
     output: OutputStatus | None = Field(default=None, description="What was published.")

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dreambooth_api.progress import ProgressMessage, message_of, read_message
-from dreambooth_api.status import Failure, OutputStatus, PriorsStatus, TrainerPhase
+from dreambooth_api.progress import ProgressMessage, parse_fields, parse_message
+from dreambooth_api.status import ClassImagesStatus, Failure, OutputStatus, TrainerPhase
 
+ALIASES = {field.alias: name for name, field in ProgressMessage.model_fields.items()}
 WHOLE = {
     "phase": "Train",
     "step": 3,
@@ -18,7 +19,7 @@ WHOLE = {
     "loss": 0.25,
     "stepsPerSecond": 2.0,
     "etaSeconds": 3.5,
-    "priors": {"wanted": 8, "reused": 3, "generated": 5},
+    "classImages": {"wanted": 8, "reused": 3, "generated": 5},
     "scores": {"dino": 0.7, "clipI": 0.8},
     "output": {"uri": "s3://bucket/dog", "digest": "sha256:0"},
     "failure": {"reason": "OutOfMemory", "message": "32 GiB are too little", "retryable": False},
@@ -26,7 +27,7 @@ WHOLE = {
 
 
 def read(fields: object) -> ProgressMessage:
-    return read_message(json.dumps(fields))[0]
+    return parse_message(json.dumps(fields))[0]
 
 
 def test_a_message_reads_as_it_was_written() -> None:
@@ -37,13 +38,13 @@ def test_a_message_reads_as_it_was_written() -> None:
         loss=0.25,
         steps_per_second=2.0,
         eta_seconds=3.5,
-        priors=PriorsStatus(wanted=8, reused=3, generated=5),
+        class_images=ClassImagesStatus(wanted=8, reused=3, generated=5),
         scores={"dino": 0.7, "clipI": 0.8},
         output=OutputStatus(uri="s3://bucket/dog", digest="sha256:0"),
         failure=Failure(reason="OutOfMemory", message="32 GiB are too little", retryable=False),
     )
     assert json.loads(message.to_json()) == WHOLE
-    assert read_message(message.to_json()) == (message, [])
+    assert parse_message(message.to_json()) == (message, [])
 
 
 @pytest.mark.parametrize(
@@ -52,13 +53,13 @@ def test_a_message_reads_as_it_was_written() -> None:
         ({"phase": "Distill"}, ["phase"]),
         ({"scores": {**WHOLE["scores"], "lpips": {"vgg": 0.1}}}, ["scores.lpips"]),  # type: ignore[dict-item]
         ({"throughput": {"images": 3}}, []),
-        ({"priors": {**WHOLE["priors"], "failed": 1}}, []),  # type: ignore[dict-item]
+        ({"classImages": {**WHOLE["classImages"], "failed": 1}}, []),  # type: ignore[dict-item]
         ({"failure": {**WHOLE["failure"], "phase": "Distill"}}, []),  # type: ignore[dict-item]
     ],
     ids=["phase", "score", "field", "nested field", "field of a failure"],
 )
 def test_what_a_newer_trainer_adds_costs_nothing_else(newer: dict[str, object], ignored: list[str]) -> None:
-    message, found = read_message(json.dumps(WHOLE | newer))
+    message, found = parse_message(json.dumps(WHOLE | newer))
     without = {name: value for name, value in WHOLE.items() if name not in ignored}
     assert message == read(without)
     assert found == ignored
@@ -73,16 +74,16 @@ def test_an_unknown_score_of_the_known_kind_is_kept_beside_the_others() -> None:
 WRONG = [[], {}, "x", {"a": 1}, -1, 10**30]
 
 
-@pytest.mark.parametrize("name", [*WHOLE, "priors.wanted", "scores.dino", "output.digest", "failure.retryable"])
+@pytest.mark.parametrize("name", [*WHOLE, "classImages.wanted", "scores.dino", "output.digest", "failure.retryable"])
 @pytest.mark.parametrize("wrong", WRONG, ids=range(len(WRONG)))
 def test_a_value_of_a_wrong_type_costs_only_itself(name: str, wrong: object) -> None:
     outer, _, inner = name.partition(".")
     value = {**WHOLE[outer], inner: wrong} if inner else wrong  # type: ignore[dict-item]
-    message, ignored = read_message(json.dumps({**WHOLE, outer: value}))
+    message, ignored = parse_message(json.dumps({**WHOLE, outer: value}))
     assert {part.partition(".")[0] for part in ignored} <= {outer}
     whole = read(WHOLE)
     for other in ProgressMessage.model_fields:
-        if other != {"stepsPerSecond": "steps_per_second", "etaSeconds": "eta_seconds"}.get(outer, outer):
+        if other != ALIASES.get(outer, outer):
             assert getattr(message, other) == getattr(whole, other), other
     if inner and outer == "failure":
         assert message.failure
@@ -98,7 +99,7 @@ def test_a_failure_without_a_usable_reason_keeps_its_message(reason: object) -> 
 
 
 def test_fields_go_by_their_names_in_python_as_well() -> None:
-    message, ignored = message_of({"steps_per_second": -1.0, "eta_seconds": 2.0, "output": {"uri": "x" * 2001}})
+    message, ignored = parse_fields({"steps_per_second": -1.0, "eta_seconds": 2.0, "output": {"uri": "x" * 2001}})
     assert message == ProgressMessage(eta_seconds=2.0, output=OutputStatus())
     assert ignored == ["steps_per_second", "output.uri"]
 
@@ -108,7 +109,7 @@ def test_fields_go_by_their_names_in_python_as_well() -> None:
 )
 def test_a_body_that_is_no_json_object_is_refused(body: str | bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
-        read_message(body)
+        parse_message(body)
 
 
 JSON = st.recursive(
@@ -122,4 +123,4 @@ JSON = st.recursive(
 @given(st.dictionaries(st.sampled_from([*WHOLE, *ProgressMessage.model_fields]) | st.text(), JSON))
 def test_any_object_is_a_message_that_can_be_sent_again(fields: dict[str, object]) -> None:
     message = read(fields)
-    assert read_message(message.to_json())[0] == message
+    assert parse_message(message.to_json())[0] == message

@@ -16,10 +16,10 @@ from devcluster.system import add_namespace, sample, sprites_runtime
 
 from dreambooth_api.job import API_VERSION
 
-PRIORS = 16
+CLASS_IMAGES = 16
 STEPS = 120  # long enough that a kill still meets the training on a busy machine
 SMALL = {
-    "priors": {"count": PRIORS},
+    "priorPreservation": {"numClassImages": CLASS_IMAGES},
     "training": {"steps": STEPS, "checkpointEverySteps": 4},
     "evaluation": {"imagesPerPrompt": 1, "prompts": ["a {}", "a {} on the beach"]},
     "cluster": {"workers": 2},
@@ -56,8 +56,8 @@ class Job:
         return self.status.get("training", {}).get("step", 0)
 
     @property
-    def priors(self) -> list[Path]:
-        return sorted(self.volume.glob(".priors/namespaces/*/priors/*/*.png"))
+    def class_images(self) -> list[Path]:
+        return sorted(self.volume.glob(".class-images/namespaces/*/class-images/*/*.png"))
 
     def pods(self, kind: str) -> list[str]:
         """Names of running pods: head or worker."""

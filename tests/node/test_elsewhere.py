@@ -28,7 +28,7 @@ def test_a_job_survives_the_draining_of_its_node(cluster: NodeCluster) -> None:
     status = grace.succeeds()
     assert status["attempts"] == 2
     assert status["lastFailure"]["reason"] == "HeadLost"
-    assert status["priors"]["generated"] + status["priors"]["reused"] == len(grace.priors)
+    assert status["classImages"]["generated"] + status["classImages"]["reused"] == len(grace.class_images)
 
 
 def test_an_elastic_job_trains_with_the_workers_it_gets(cluster: NodeCluster) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from devcluster import NodeCluster, ProcessError
 from devcluster.system import SYSTEM, add_namespace, sample
-from jobs import PRIORS, STEPS, Job, until
+from jobs import CLASS_IMAGES, STEPS, Job, until
 
 # Names that an adversary or a careless colleague might ask for: those of alice's job and volume.
 FOREIGN = ("secrets", "configmaps", "persistentvolumeclaims", "pods/exec", "pods/log", "dreamboothjobs")
@@ -33,10 +33,10 @@ def alice(cluster: NodeCluster) -> Job:
 def test_whatever_dies_the_model_is_the_same(cluster: NodeCluster, alice: Job) -> None:
     bob = Job(cluster, "bob", evaluation={"enabled": False})
     until("both have their pods", lambda: all(len(job.pods("worker")) == 2 for job in (alice, bob)), 180)
-    bob.until("class images come", lambda: bob.priors, 300)
+    bob.until("class images come", lambda: bob.class_images, 300)
     assert "prepare" in bob.plugin("logs", "--tail=20"), "what the trainer prints"
     bob.kill("worker")
-    alice.until("class images come", lambda: alice.priors, 300)
+    alice.until("class images come", lambda: alice.class_images, 300)
     for whose, answer in ((bob, "200"), (alice, "403")):
         command = ["python", "-c", ASK_RAY, whose.address("head")]
         assert bob.exec("head", *command).strip() == answer, f"bob's pod asks the Ray of {whose.tenant}"
@@ -50,19 +50,19 @@ def test_whatever_dies_the_model_is_the_same(cluster: NodeCluster, alice: Job) -
     undisturbed, status = alice.succeeds(), bob.succeeds()
     assert status["attempts"] == 2, "a worker is Ray's to replace, a head is ours"
     assert status["lastFailure"]["reason"] == "HeadLost"
-    assert len(bob.priors) == PRIORS
-    assert [p.read_bytes() for p in bob.priors] == [p.read_bytes() for p in alice.priors]
+    assert len(bob.class_images) == CLASS_IMAGES
+    assert [p.read_bytes() for p in bob.class_images] == [p.read_bytes() for p in alice.class_images]
     assert status["output"]["digest"] == undisturbed["output"]["digest"]
 
 
 def test_from_apply_to_a_published_model(alice: Job, tmp_path: Path) -> None:
     status = alice.succeeds()
     assert status["attempts"] == 1
-    assert status["priors"] == {"wanted": PRIORS, "reused": 0, "generated": PRIORS}
-    assert len(alice.priors) == PRIORS
+    assert status["classImages"] == {"wanted": CLASS_IMAGES, "reused": 0, "generated": CLASS_IMAGES}
+    assert len(alice.class_images) == CLASS_IMAGES
     assert status["training"]["progress"] == f"{STEPS}/{STEPS}", "told from the pod, with its own token"
     assert {c["type"]: c["status"] for c in status["conditions"]} == dict.fromkeys(
-        ("Accepted", "ClusterReady", "PriorsReady", "Trained", "Evaluated", "Published", "Succeeded"), "True"
+        ("Accepted", "ClusterReady", "ClassImagesReady", "Trained", "Evaluated", "Published", "Succeeded"), "True"
     )
     assert 0 < float(status["scores"]["dino"]) < 1
     assert status["output"]["uri"] == "pvc://models/pink-dog/model"

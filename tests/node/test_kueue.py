@@ -45,7 +45,7 @@ def test_a_higher_priority_goes_first_and_the_other_goes_on(cluster: NodeCluster
     dave = Job(cluster, "dave", **one | long, runPolicy={"queueName": "gpus", "priorityClassName": "low"})
     until("dave's job has a checkpoint", lambda: dave.step > SAVED_EVERY, 300)
     until("it counts as admitted", lambda: _condition(dave, "Queued").get("status") == "False")
-    quick = {"priors": {"enabled": False}, "training": {"steps": 24}}
+    quick = {"priorPreservation": {"enabled": False}, "training": {"steps": 24}}
     erin = Job(cluster, "erin", **one | quick, runPolicy={"queueName": "gpus", "priorityClassName": "high"})
     until("dave's job waits", lambda: dave.status["phase"] == "Queued", 120)
     assert "Waits for queue gpus to admit it" in _condition(dave, "Queued")["message"]
@@ -56,7 +56,7 @@ def test_a_higher_priority_goes_first_and_the_other_goes_on(cluster: NodeCluster
     assert dave.step > put_off_at - SAVED_EVERY, "at its checkpoint, not from the start"
     status = dave.succeeds()
     assert (status["attempts"], status["failures"]) == (1, 0), "to be put off is no failure"
-    assert status["priors"]["generated"] + status["priors"]["reused"] == status["priors"]["wanted"]
+    assert status["classImages"]["generated"] + status["classImages"]["reused"] == status["classImages"]["wanted"]
     losses = (dave.volume / "pink-dog" / "work" / "losses.jsonl").read_text().splitlines()
     assert len(losses) == STEPS
 

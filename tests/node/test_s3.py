@@ -9,7 +9,7 @@ import s3fs
 from devcluster import NodeCluster
 from devcluster.services import start_s3
 from devcluster.system import add_namespace, sprites_runtime
-from jobs import PRIORS, Job, until
+from jobs import CLASS_IMAGES, Job, until
 
 from dreambooth_trainer.sprites.examples import write_examples
 
@@ -44,18 +44,20 @@ def test_a_job_lives_on_s3_and_leaves_nothing_there(
         "carol",
         runtimeRef={"name": "s3"},
         subject={"images": {"uri": f"s3://{photos}"}, "class": "cat"},
-        priors={"count": PRIORS, "sharing": "Cluster"},
+        priorPreservation={"numClassImages": CLASS_IMAGES, "sharing": "Cluster"},
         cluster={"workers": 1},
-        output={"eraseOnDelete": True},
+        output={"deletionPolicy": "Delete"},
     )
     status = carol.succeeds()
     assert status["output"]["uri"] == "s3://dreambooth/models/carol/pink-dog"
     store.get("dreambooth/models/carol/pink-dog/", str(tmp_path / "model"), recursive=True)
     assert (tmp_path / "model" / "model_index.json").exists()
     assert (tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size > 1_000_000
-    assert len(store.glob("dreambooth/models/.priors/**/*.png")) == PRIORS
+    assert len(store.glob("dreambooth/models/.class-images/**/*.png")) == CLASS_IMAGES
     cluster.kubectl("delete", "dbj", "pink-dog", "-n", "carol", "--wait=false")
     until("the job is gone", lambda: not cluster.get("dbj", "-n", "carol")["items"], 120)
     assert store.find("dreambooth/models/carol") == []
     assert not (carol.volume / "pink-dog").exists()
-    assert len(store.glob("dreambooth/models/.priors/**/*.png")) == PRIORS, "class images hold nothing of the subject"
+    assert len(store.glob("dreambooth/models/.class-images/**/*.png")) == CLASS_IMAGES, (
+        "class images hold nothing of the subject"
+    )

@@ -63,7 +63,7 @@ def make_job(**run_policy: object) -> Job:
             },
             "spec": {
                 "subject": {"images": {"uri": "s3://b/dog"}, "class": "dog"},
-                "output": {"uri": "s3://b/out", "eraseOnDelete": erase},
+                "output": {"uri": "s3://b/out", "deletionPolicy": "Delete" if erase else "Retain"},
                 "runPolicy": run_policy,
             },
         }
@@ -226,7 +226,7 @@ class World:
             attempt=attempt,
             step=10,
             steps=10,
-            priors={"wanted": 2, "generated": 2},
+            class_images={"wanted": 2, "generated": 2},
             scores={"dino": 0.7},
             output={"uri": "s3://b/out/model", "digest": "sha256:0"},
         )

@@ -36,10 +36,10 @@ REFUSED = {
         {"uri": "photos/dog"},
         "for images on your machine write configMap: {name: ...} after kubectl create configmap",
     ),
-    "a prompt without the identifier": ("spec.subject.prompt", "a dog", "write for example 'a sks dog'"),
+    "a prompt without the identifier": ("spec.subject.instancePrompt", "a dog", "write for example 'a sks dog'"),
     "a prompt with identifier auto": (
         "spec.subject",
-        {"images": {"configMap": {"name": "p"}}, "class": "dog", "identifier": "auto", "prompt": "a dog"},
+        {"images": {"configMap": {"name": "p"}}, "class": "dog", "identifier": "auto", "instancePrompt": "a dog"},
         "write identifier: sks, say, in place of auto",
     ),
     "a caption without the identifier": ("spec.subject.captions", {"1.png": "a dog"}, "each of captions must contain"),
@@ -58,7 +58,7 @@ REFUSED = {
         "spec.cluster.elastic", {"minWorkers": 4, "maxWorkers": 2}, "maxWorkers must not be below minWorkers",
     ),
     "a name that is no label": ("metadata.name", "my.dog", "write for example my-dog"),
-    "a control character in a prompt": ("spec.priors.prompt", "a\ndog", "should match"),
+    "a control character in a prompt": ("spec.priorPreservation.classPrompt", "a\ndog", "should match"),
     "no class": ("spec.subject", {"images": {"uri": "s3://b/x"}}, "spec.subject.class: Required value"),
 }  # fmt: skip
 
@@ -95,7 +95,7 @@ SAME_JOBS: list[dict[str, Any]] = [
     {},
     {"training": {}},
     {"training": {"deepspeed": {"stage": "2"}, "lora": {"rank": 4}, "textEncoder": {"train": True}}},
-    {"priors": {"enabled": False, "sampler": {"steps": 5}}},
+    {"priorPreservation": {"enabled": False, "sampler": {"steps": 5}}},
     {"evaluation": {"thresholds": {"dino": 0.5}, "encoders": {"clip": "a/b"}}},
     {"output": {"pvc": {"claimName": "models"}}},
     {"cluster": {"workers": 2, "resources": {"gpu": 2}}},

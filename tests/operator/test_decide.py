@@ -308,7 +308,7 @@ def test_progress_becomes_conditions() -> None:
     world.reconcile()
     told = {c.type.value: (c.status, c.reason) for c in world.status.conditions}
     assert told["ClusterReady"] == ("True", "Ready")
-    assert told["PriorsReady"] == ("True", "Done")
+    assert told["ClassImagesReady"] == ("True", "Done")
     assert told["Trained"] == ("False", "UnderWay")
     assert told["Published"] == ("False", "Waiting")
     times = [c.last_transition_time for c in world.status.conditions]
@@ -338,7 +338,7 @@ def test_what_was_left_out_is_not_called_done() -> None:
     succeed(world)
     world.reconcile()
     told = conditions(world)
-    assert told["PriorsReady"] == told["Trained"] == ("True", "Done")
+    assert told["ClassImagesReady"] == told["Trained"] == ("True", "Done")
     assert told["Evaluated"] == ("True", "Skipped")
     assert told["Published"] == ("Unknown", "NotReported")
 
@@ -350,7 +350,7 @@ def test_nothing_is_claimed_that_was_not_reported_until_it_is() -> None:
     world.reconcile()
     succeed(world)
     world.reconcile()
-    steps = ("PriorsReady", "Trained", "Evaluated", "Published")
+    steps = ("ClassImagesReady", "Trained", "Evaluated", "Published")
     assert {conditions(world)[step] for step in steps} == {("Unknown", "NotReported")}
     assert conditions(world)["Succeeded"] == ("True", "Succeeded")
     kinds = {c.type.value: c for c in world.status.conditions}

@@ -26,7 +26,7 @@ class Job:
                 "metadata": {"name": name, "namespace": namespace},
                 "spec": {
                     "subject": {"images": {"uri": "s3://photos/dog"}, "class": "dog"},
-                    "output": {"uri": "s3://models/dog", "eraseOnDelete": erase},
+                    "output": {"uri": "s3://models/dog", "deletionPolicy": "Delete" if erase else "Retain"},
                     "runPolicy": run_policy,
                 },
             }
@@ -78,7 +78,7 @@ def test_a_job_runs_reports_and_succeeds(plane: ControlPlane, ray: FakeRay, oper
     assert answer == (202, "written")
     row = plane.kubectl("get", "dbj", "-n", namespace).splitlines()[1].split()
     assert row[:5] == ["good", "Running", "120/1000", "0.04231", "5m"]
-    until("priors are told", lambda: job.condition("PriorsReady").get("status") == "True")
+    until("the class images are reported", lambda: job.condition("ClassImagesReady").get("status") == "True")
     report(
         plane,
         operator,
@@ -87,7 +87,7 @@ def test_a_job_runs_reports_and_succeeds(plane: ControlPlane, ray: FakeRay, oper
             "phase": "publish",
             "step": 1000,
             "scores": {"dino": 0.7124, "clip_i": 0.8, "clipT": 0.3},
-            "priors": {"wanted": 200, "reused": 50, "generated": 150},
+            "classImages": {"wanted": 200, "reused": 50, "generated": 150},
             "output": {"uri": "s3://models/dog/model", "digest": "sha256:abc"},
         },
     )
@@ -95,10 +95,10 @@ def test_a_job_runs_reports_and_succeeds(plane: ControlPlane, ray: FakeRay, oper
     job.reaches("Succeeded")
     status = job.status
     assert status["scores"] == {"dino": "0.712", "clipI": "0.800", "clipT": "0.300"}
-    assert status["priors"] == {"wanted": 200, "reused": 50, "generated": 150}
+    assert status["classImages"] == {"wanted": 200, "reused": 50, "generated": 150}
     assert status["output"]["digest"] == "sha256:abc"
     assert {c["type"]: c["status"] for c in status["conditions"]} == dict.fromkeys(
-        ("Accepted", "ClusterReady", "PriorsReady", "Trained", "Evaluated", "Published", "Succeeded"), "True"
+        ("Accepted", "ClusterReady", "ClassImagesReady", "Trained", "Evaluated", "Published", "Succeeded"), "True"
     )
     assert sorted(job.events()) == ["AttemptStarted", "Running", "Succeeded"], "each told once"
 
@@ -164,7 +164,7 @@ def test_values_of_a_report_that_the_schema_could_refuse_are_left_out(
         ({"output": {"uri": "\x00é\n", "digest": "\x1b[2J"}}, 202),
         ({"failure": {"reason": "", "message": "x" * 9000}}, 202),
         ({"failure": {"reason": "a(b(c d))", "message": "\x00\x1b[2J"}}, 202),
-        ({"priors": {"wanted": 2**63}}, 202),
+        ({"classImages": {"wanted": 2**63}}, 202),
     ):
         assert report(plane, operator, job, body, token=token)[0] == answer, body
     assert job.status["report"]["failure"]["reason"] == "CD"

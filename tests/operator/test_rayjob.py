@@ -51,7 +51,7 @@ def test_nothing_of_the_users_reaches_a_shell() -> None:
             "subject": {
                 "images": {"uri": "s3://b/x;$(id)"},
                 "class": evil,
-                "prompt": f"a sks {evil}",
+                "instancePrompt": f"a sks {evil}",
             },
             "output": {"uri": "s3://b/out;$(id)"},
         }
@@ -76,7 +76,7 @@ def test_the_trainer_reads_the_job_that_the_pods_mount() -> None:
     env = {e["name"]: e["value"] for e in head["containers"][0]["env"]}
     assert env[environment.OUT] == f"{environment.OUTPUT_PATH}/dog"
     assert env[environment.OUT_SHOWN] == "pvc://work/dog", "what the status tells"
-    assert env[environment.STORE] == f"{environment.OUTPUT_PATH}/.priors"
+    assert env[environment.STORE] == f"{environment.OUTPUT_PATH}/.class-images"
     assert head["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
     assert env[environment.PROGRESS_URL].endswith(":8082/v1/jobs/team/dog/attempts/1")
     claims = {

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulation import World, make_job
 
-from dreambooth_api.progress import ProgressMessage, read_message
+from dreambooth_api.progress import ProgressMessage, parse_message
 from dreambooth_api.status import (
     REASON,
     Failure,
@@ -40,13 +40,13 @@ def told(*reports: dict[str, object], attempts: tuple[int, ...] = (1, 1, 1)) -> 
 def test_what_is_not_said_stays_as_it_was() -> None:
     status = told(
         {"phase": "Train", "step": 5, "steps": 10, "loss": 0.123456},
-        {"step": 6, "priors": {"wanted": 2, "reused": 1, "generated": 1}},
+        {"step": 6, "classImages": {"wanted": 2, "reused": 1, "generated": 1}},
         {"phase": "Evaluate"},
     )
     assert status.training
     assert (status.training.progress, status.training.loss) == ("6/10", 0.1235)
-    assert status.priors
-    assert status.priors.wanted == 2
+    assert status.class_images
+    assert status.class_images.wanted == 2
     assert status.report
     assert status.report.phase is TrainerPhase.EVALUATE
 
@@ -75,12 +75,18 @@ def test_a_failure_belongs_to_its_attempt() -> None:
 
 
 def test_scores_and_output_are_those_of_the_attempt_that_reported() -> None:
-    first = {"scores": {"dino": 0.7}, "output": {"uri": "s3://b/1"}, "priors": {"wanted": 2}, "step": 5, "steps": 10}
+    first = {
+        "scores": {"dino": 0.7},
+        "output": {"uri": "s3://b/1"},
+        "classImages": {"wanted": 2},
+        "step": 5,
+        "steps": 10,
+    }
     same = told(first, {"phase": "Publish"})
     assert (same.scores, same.output) != (None, None)
     later = told(first, {"phase": "Train"}, attempts=(1, 2))
     assert (later.scores, later.output) == (None, None)
-    assert later.priors, "class images are there for all attempts"
+    assert later.class_images, "class images are there for all attempts"
     assert later.training, "it goes on from the last checkpoint"
 
 
@@ -134,7 +140,8 @@ REPORTS = st.fixed_dictionaries(
     optional={
         "phase": st.sampled_from([*TrainerPhase, "train", "PUBLISH"]) | JSON,
         **dict.fromkeys(("step", "steps", "loss", "stepsPerSecond", "etaSeconds"), NUMBERS),
-        "priors": st.fixed_dictionaries({}, optional=dict.fromkeys(("wanted", "reused", "generated"), NUMBERS)) | JSON,
+        "classImages": st.fixed_dictionaries({}, optional=dict.fromkeys(("wanted", "reused", "generated"), NUMBERS))
+        | JSON,
         "scores": st.dictionaries(st.sampled_from(["dino", "clip_i", "clipT", "pres", "x"]), NUMBERS) | JSON,
         "output": st.fixed_dictionaries({}, optional={"uri": st.text() | JSON, "digest": st.text() | JSON}) | JSON,
         "failure": st.fixed_dictionaries(
@@ -165,7 +172,7 @@ def test_no_report_breaks_a_decision_or_the_schema(reports: list[object], end: s
         if number == len(reports) - 1:
             ENDS[end](world)
             world.reconcile()
-        taken, _ = read_message(json.dumps(report))
+        taken, _ = parse_message(json.dumps(report))
         assert world.job
         merged = merge(world.status, taken, world.status.attempts, NOW)
         # What is written is what the schema takes: the CRD is generated from these types.
@@ -192,6 +199,6 @@ def test_steps_are_no_news_but_a_phase_is() -> None:
     assert news(phase="Train", step=1, loss=3.0) == news(phase="train", step=2, loss=float("nan"))
     assert news(phase="Train") != news(phase="Evaluate")
     assert news(step=9, steps=10) == news(step=8, steps=10) != news(step=10, steps=10), "the last step is final"
-    assert news(priors={"wanted": 2}) != news() != news(priors={"wanted": 2, "generated": 2})
+    assert news(class_images={"wanted": 2}) != news() != news(class_images={"wanted": 2, "generated": 2})
     assert news(scores={"dino": float("nan")}) == news(scores={"dino": float("nan")})
     assert news(phase="Train", scores={"dino": 0.1}) != news(phase="Train", scores={"dino": 0.2})

@@ -21,7 +21,7 @@ from dreambooth_api.job import BaseModelRef, DreamBoothJob
 from dreambooth_trainer import drawing
 from dreambooth_trainer.drawing import Drawing, Drawn, Style, draw, draw_all, draw_batch, load_pipeline, noise_seed
 from dreambooth_trainer.phases.base import Context
-from dreambooth_trainer.phases.priors import PRIORS, prior_key, prior_store
+from dreambooth_trainer.phases.class_images import CLASS_IMAGES, class_image_key, class_image_store
 from dreambooth_trainer.plan import SamplerPlan, resolve
 from dreambooth_trainer.pool import WorkerPool
 from dreambooth_trainer.store.folder import JobFolder, write_whole
@@ -43,12 +43,12 @@ def wanted(count: int) -> list[Drawing]:
 
 
 def test_what_is_there_is_not_drawn_again(pool: WorkerPool, tiny_model: Path, tmp_path: Path) -> None:
-    model, store = BaseModelRef(id=str(tiny_model)), PictureStore(str(tmp_path / "priors"))
+    model, store = BaseModelRef(id=str(tiny_model)), PictureStore(str(tmp_path / "class-images"))
     seen: list[int] = []
     assert draw_all(pool, model, STYLE, store, wanted(6), done=seen.append) == Drawn(reused=0, generated=6)
     assert seen[0] == 0
     assert seen[-1] == 6
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "priors").glob("*.png")}
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "class-images").glob("*.png")}
     assert draw_all(pool, model, STYLE, store, wanted(9)) == Drawn(reused=6, generated=3)
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in times.items())
     assert len(store.names()) == 9
@@ -57,7 +57,7 @@ def test_what_is_there_is_not_drawn_again(pool: WorkerPool, tiny_model: Path, tm
 
 def test_a_worker_that_is_killed_loses_nothing(pool: WorkerPool, tiny_model: Path, tmp_path: Path) -> None:
     slow = Style(SamplerPlan(steps=60, guidance_scale=2.0), resolution=32, precision="fp32", batch_size=4)
-    store, killed = PictureStore(str(tmp_path / "priors")), []
+    store, killed = PictureStore(str(tmp_path / "class-images")), []
 
     def kill_one(count: int) -> None:
         if count and not killed:
@@ -126,7 +126,7 @@ def test_a_picture_depends_on_its_seed_and_not_on_its_neighbours(tiny_model: Pat
 
 
 def make_context(
-    model: Path, folder: Path, store: Path, count: int, pool: WorkerPool | None = None, **priors: object
+    model: Path, folder: Path, store: Path, count: int, pool: WorkerPool | None = None, **preservation: object
 ) -> Context:
     job = DreamBoothJob.model_validate(
         {
@@ -137,7 +137,7 @@ def make_context(
                 "model": {"id": str(model)},
                 "subject": {"class": "dog", "images": {"uri": "x"}},
                 "training": {"resolution": 32},
-                "priors": {"count": count, "sampler": {"steps": 2}, **priors},
+                "priorPreservation": {"numClassImages": count, "sampler": {"steps": 2}, **preservation},
             },
         }
     )
@@ -157,30 +157,30 @@ def test_two_jobs_at_the_same_time_pay_once(pool: WorkerPool, tiny_model: Path, 
         for name, count in (("a", 12), ("b", 20))
     ]
     results: list[dict] = []
-    threads = [threading.Thread(target=lambda c=c: results.append(PRIORS.run(c, Silent()))) for c in contexts]
+    threads = [threading.Thread(target=lambda c=c: results.append(CLASS_IMAGES.run(c, Silent()))) for c in contexts]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert sum(result["generated"] for result in results) == 20
     assert {result["wanted"] for result in results} == {12, 20}
-    assert len(prior_store(contexts[0]).names()) == 20
+    assert len(class_image_store(contexts[0]).names()) == 20
 
 
 def test_sharing_ends_where_the_job_says(tiny_model: Path, tmp_path: Path) -> None:
     def url(sharing: str) -> str:
-        return prior_store(make_context(tiny_model, tmp_path / "a", Path("/store"), 3, sharing=sharing)).url
+        return class_image_store(make_context(tiny_model, tmp_path / "a", Path("/store"), 3, sharing=sharing)).url
 
-    assert url("Cluster").startswith("/store/cluster/priors/")
-    assert url("Namespace").startswith("/store/namespaces/team-a/priors/")
+    assert url("Cluster").startswith("/store/cluster/class-images/")
+    assert url("Namespace").startswith("/store/namespaces/team-a/class-images/")
     assert url("Job").startswith(str(tmp_path / "a"))
 
 
-@pytest.mark.parametrize("change", [{"prompt": "a photo of a dog"}, {"sampler": {"steps": 3}}])
+@pytest.mark.parametrize("change", [{"classPrompt": "a photo of a dog"}, {"sampler": {"steps": 3}}])
 def test_another_way_to_draw_is_another_key(tiny_model: Path, tmp_path: Path, change: dict) -> None:
-    contexts = [make_context(tiny_model, tmp_path / "a", tmp_path, 3, **priors) for priors in ({}, change)]
-    assert prior_key(contexts[0]) != prior_key(contexts[1])
-    assert prior_key(contexts[0]) == prior_key(make_context(tiny_model, tmp_path / "b", tmp_path, 9))
+    contexts = [make_context(tiny_model, tmp_path / "a", tmp_path, 3, **preservation) for preservation in ({}, change)]
+    assert class_image_key(contexts[0]) != class_image_key(contexts[1])
+    assert class_image_key(contexts[0]) == class_image_key(make_context(tiny_model, tmp_path / "b", tmp_path, 9))
 
 
 def test_a_batch_is_drawn_into_the_store(tiny_model: Path, tmp_path: Path) -> None:

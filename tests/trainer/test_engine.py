@@ -36,7 +36,7 @@ def make_plan(model: Path, stage: int = 1, precision: str = "fp32", **training: 
             "spec": {
                 "model": {"id": str(model)},
                 "subject": {"class": "dog", "images": {"uri": "x"}},
-                "training": {"steps": STEPS, "learningRate": 1e-3, "batchSize": 4, "resolution": 32, **training},
+                "training": {"steps": STEPS, "learningRate": 1e-3, "globalBatchSize": 4, "resolution": 32, **training},
             },
         }
     )

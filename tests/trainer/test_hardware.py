@@ -72,7 +72,7 @@ def test_a_kill_for_lack_of_memory_is_one_sentence_and_is_not_retried(tmp_path: 
 def test_every_gpu_of_a_pod_trains(
     ray_here: None, tmp_path: Path, cluster: dict, gpus: int, processes: int | tuple[int, int]
 ) -> None:
-    plan = make_plan({"cluster": cluster, "training": {"batchSize": 16}}, gpus=gpus)
+    plan = make_plan({"cluster": cluster, "training": {"globalBatchSize": 16}}, gpus=gpus)
     scaling = build_trainer(plan, JobFolder(tmp_path), "key", print).scaling_config
     assert scaling.num_workers == processes
     assert scaling.use_gpu == (gpus > 0)
@@ -119,7 +119,7 @@ def test_a_loaded_driver_without_cuda_is_an_error_not_a_run_on_the_cpu(monkeypat
 
 
 def test_the_stage_is_that_of_the_workers_gpu() -> None:
-    plan = make_plan({"model": {"id": "m"}, "training": {"batchSize": 8}}, gpus=8, precision="bf16")
+    plan = make_plan({"model": {"id": "m"}, "training": {"globalBatchSize": 8}}, gpus=8, precision="bf16")
     large = plan_stage(plan, SD15, Hardware(8, "A100", 80 * GIB, bf16=True))
     small = plan_stage(plan, SD15, Hardware(8, "T4", 7 * GIB, bf16=True))
     assert (large.stage, large.fits) == (1, True)
@@ -147,6 +147,6 @@ def test_what_does_not_fit_is_refused_with_numbers(tmp_path: Path, tiny_model: P
 def test_images_are_generated_by_as_many_processes_as_have_the_memory(
     workers: int, gib: int, gpus: int, processes: int
 ) -> None:
-    spec = {"model": {"id": "m"}, "cluster": {"workers": workers}, "training": {"batchSize": 8}}
+    spec = {"model": {"id": "m"}, "cluster": {"workers": workers}, "training": {"globalBatchSize": 8}}
     found = sampling_processes(make_plan(spec, gpus=gpus), SD15, Hardware(gpus, "any", gib * GIB, bf16=gpus > 0))
     assert found == processes

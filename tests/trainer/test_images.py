@@ -265,7 +265,7 @@ def test_any_damage_is_survived_or_told(kind: str, data: st.DataObject) -> None:
     try:
         image = prepare_image(RawImage("a", bytes(damaged)), 32)
     except UserError as error:
-        assert error.faults[0].path == "a"
+        assert error.issues[0].path == "a"
     else:
         assert (image.mode, image.size) == ("RGB", (32, 32))
 
@@ -274,7 +274,7 @@ def test_all_bad_files_and_captions_are_told_at_once() -> None:
     raws = [RawImage("00.png", encoded(gradient())), RawImage("01.png", b""), RawImage("02.png", b"text")]
     with pytest.raises(UserError) as told:
         prepare_images(raws, 32, {"00.png": "a sks dog", "03.png": "a sks dog"})
-    assert [str(fault) for fault in told.value.faults] == [
+    assert [str(issue) for issue in told.value.issues] == [
         'spec.subject.captions["03.png"]: names no image of the subject; did you mean 02.png?',
         f"01.png: is empty (0 bytes); {READABLE}",
         f"02.png: is text, whatever its name says; {READABLE}",
@@ -363,8 +363,8 @@ def test_a_folder_without_images_is_told(tmp_path: Path, make: Callable[[Path], 
     make(at)
     with pytest.raises(UserError) as told:
         read_folder(str(at))
-    assert str(told.value.faults[0]).endswith(sentence.format(at=at))
-    assert told.value.faults[0].path == "spec.subject.images.uri"
+    assert str(told.value.issues[0]).endswith(sentence.format(at=at))
+    assert told.value.issues[0].path == "spec.subject.images.uri"
 
 
 def test_sizes_are_judged_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,7 +374,7 @@ def test_sizes_are_judged_before_anything_is_read(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(sources, "_read", None)
     with pytest.raises(UserError) as told:
         read_folder(str(tmp_path))
-    assert [str(f) for f in told.value.faults] == [
+    assert [str(f) for f in told.value.issues] == [
         f"{name}: has 100 MiB; at most 64 are read; save it smaller" for name in "abc"
     ]
     monkeypatch.setattr(sources, "MAX_FILE_BYTES", 2**30)

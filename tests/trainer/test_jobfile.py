@@ -64,7 +64,8 @@ TOLD = {
     ),
     "a key like no other gets the list": (
         spec("output: {zzz: 1}"),
-        "spec.output.zzz (line 9): is not a known key; allowed here: uri, pvc, formats, keepCheckpoints, eraseOnDelete",
+        "spec.output.zzz (line 9): is not a known key; allowed here: uri, pvc, formats, keepCheckpoints, "
+        "deletionPolicy",
     ),
     "a missing key comes with an example": (
         JOB.replace("    class: dog\n", ""),
@@ -111,8 +112,9 @@ TOLD = {
         "spec.subject.class (line 8): False: must be text, not true or false; write it in quotes",
     ),
     "text where a truth value goes": (
-        spec("priors: {enabled: maybe}"),
-        "spec.priors.enabled (line 9): 'maybe': must be true or false, not text; write true or false, without quotes",
+        spec("priorPreservation: {enabled: maybe}"),
+        "spec.priorPreservation.enabled (line 9): 'maybe': must be true or false, not text; "
+        "write true or false, without quotes",
     ),
     "one value where a list goes": (
         spec("evaluation: {prompts: 'a {}'}"),
@@ -169,8 +171,8 @@ TOLD = {
         "write for example sks, or auto",
     ),
     "a prompt without the identifier": (
-        subject("prompt: a dog"),
-        "spec.subject.prompt (line 9): 'a dog' does not contain the identifier 'sks' as a word of its own; "
+        subject("instancePrompt: a dog"),
+        "spec.subject.instancePrompt (line 9): 'a dog' does not contain the identifier 'sks' as a word of its own; "
         "write for example 'a sks dog'",
     ),
     "a caption without the identifier": (
@@ -280,7 +282,7 @@ TOLD = {
 def test_a_fault_is_told(load: Callable[..., DreamBoothJob], text: str | bytes, sentence: str) -> None:
     with pytest.raises(UserError) as told:
         load(text)
-    assert len(told.value.faults) == 1
+    assert len(told.value.issues) == 1
     assert str(told.value).endswith(sentence)
 
 
@@ -339,12 +341,17 @@ def test_overrides_reach_every_kind_of_value(load: Callable[..., DreamBoothJob])
 
 def test_all_faults_come_at_once(load: Callable[..., DreamBoothJob]) -> None:
     with pytest.raises(UserError) as told:
-        load(spec("training: {steps: 0, methd: Full}\noutput: {uri: a, pvc: {claimName: X}}\npriors: {weight: 0}"))
-    assert {fault.path for fault in told.value.faults} == {
+        load(
+            spec(
+                "training: {steps: 0, methd: Full}\noutput: {uri: a, pvc: {claimName: X}}\n"
+                "priorPreservation: {lossWeight: 0}"
+            )
+        )
+    assert {issue.path for issue in told.value.issues} == {
         "spec.training.steps",
         "spec.training.methd",
         "spec.output.pvc.claimName",
-        "spec.priors.weight",
+        "spec.priorPreservation.lossWeight",
     }
 
 
@@ -354,7 +361,7 @@ def test_yaml_reads_as_kubectl_reads_it(load: Callable[..., DreamBoothJob]) -> N
 training:
   learningRate: 5e-6
   steps: 1e3
-  batchSize: 4.0
+  globalBatchSize: 4.0
   seed: 0x10
   deepspeed: {stage: 2, config: {a: 1_000, b: 0o17, c: null, d: 2026-01-01, e: 1:30, f: 1.5}}
   textEncoder:
@@ -362,14 +369,14 @@ cluster: {nodeSelector: {on: 'yes'}}
 """)
     )
     training = job.spec.training
-    assert (training.learning_rate, training.steps, training.batch_size, training.seed) == (5e-6, 1000, 4, 16)
+    assert (training.learning_rate, training.steps, training.global_batch_size, training.seed) == (5e-6, 1000, 4, 16)
     assert training.deepspeed.stage == "2"
     assert training.deepspeed.config == {"a": 1000, "b": 15, "c": None, "d": "2026-01-01", "e": "1:30", "f": 1.5}
     assert job.spec.cluster.node_selector == {"on": "yes"}
 
 
 def test_anchors_and_merge_keys_work(load: Callable[..., DreamBoothJob]) -> None:
-    job = load(spec("priors: {sampler: &s {steps: 9}}\ntraining:\n  <<: *s\n  seed: 3"))
+    job = load(spec("priorPreservation: {sampler: &s {steps: 9}}\ntraining:\n  <<: *s\n  seed: 3"))
     assert (job.spec.training.steps, job.spec.training.seed) == (9, 3)
 
 
@@ -419,7 +426,7 @@ def test_a_dumped_job_is_short_and_loads_again(load: Callable[..., DreamBoothJob
 FULL: dict[str, Any] = yaml.safe_load(
     spec("""\
 training: {steps: 5, learningRate: 0.001, deepspeed: {stage: auto, config: {a: [1]}}, textEncoder: {train: true}}
-priors: {count: 9, sampler: {steps: 3}}
+priorPreservation: {numClassImages: 9, sampler: {steps: 3}}
 evaluation: {prompts: ['a {} x', '{} y'], thresholds: {dino: 0.5}}
 output: {uri: out, formats: [diffusers]}
 cluster: {workers: 2, resources: {cpu: '4'}, nodeSelector: {a: b}, tolerations: [{key: x}]}
@@ -464,8 +471,8 @@ def test_any_change_of_a_job_is_accepted_or_told(
     try:
         job = load(text)
     except UserError as error:
-        assert error.faults
-        assert all(fault.path and fault.rule and fault.remedy for fault in error.faults)
+        assert error.issues
+        assert all(issue.path and issue.rule and issue.remedy for issue in error.issues)
     else:
         assert load(dump_job(job)) == job
 
@@ -484,7 +491,7 @@ def test_any_override_is_accepted_or_told(load: Callable[..., DreamBoothJob], te
         try:
             load(JOB, override)
         except UserError as error:
-            assert error.faults
+            assert error.issues
 
 
 @pytest.mark.parametrize("levels", [8, 9, 90, 150, 1500, 20_000])
@@ -499,8 +506,8 @@ def test_a_configuration_nested_too_deeply_is_a_fault(
     with pytest.raises(UserError) as error:
         load(text)
     if levels <= 90:
-        fault = "spec.training.deepspeed.config (line 9): is nested deeper than 8 levels; write DeepSpeed's keys"
-        assert fault in str(error.value)
+        issue = "spec.training.deepspeed.config (line 9): is nested deeper than 8 levels; write DeepSpeed's keys"
+        assert issue in str(error.value)
     else:
         assert "job.yaml" in str(error.value)
         assert "nested too deeply" in str(error.value) or "100 levels" in str(error.value)

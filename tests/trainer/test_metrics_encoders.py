@@ -122,7 +122,7 @@ def test_pickled_weights_are_refused(dino: Path, clip: Path, tmp_path: Path) -> 
 def test_a_checkpoint_of_another_kind_is_refused_not_filled_with_noise(dino: Path, clip: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"spec\.evaluation\.encoders\.dino") as caught:
         load_encoders(str(clip), str(clip))
-    assert len(caught.value.faults) == 1
+    assert len(caught.value.issues) == 1
     config = json.loads((dino / "config.json").read_text()) | {"num_hidden_layers": 3}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").write_bytes((dino / "model.safetensors").read_bytes())

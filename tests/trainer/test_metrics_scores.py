@@ -72,8 +72,8 @@ def test_thresholds_name_every_score_that_is_too_low() -> None:
     scores = Scores(dino=0.5, clip_i=0.7, clip_t=0.25)
     assert failed_thresholds(scores, Thresholds()) == []
     assert failed_thresholds(scores, Thresholds(dino=0.5, clip_i=0.7, clip_t=0.25)) == []
-    faults = failed_thresholds(scores, Thresholds(dino=0.6, clip_i=0.7, clip_t=0.3))
-    assert [str(fault) for fault in faults] == [
+    issues = failed_thresholds(scores, Thresholds(dino=0.6, clip_i=0.7, clip_t=0.3))
+    assert [str(issue) for issue in issues] == [
         "spec.evaluation.thresholds.dino: 0.6: the trained model scores 0.500; train longer (spec.training.steps), "
         "give clearer images, or write a lower threshold",
         "spec.evaluation.thresholds.clipT: 0.3: the trained model scores 0.250; train longer (spec.training.steps), "

@@ -29,9 +29,9 @@ def make_plan(spec: dict | None = None, images: int = 4, gpus: int = 0, precisio
 
 def test_the_papers_defaults_hold_for_any_model_but_the_built_in() -> None:
     plan = make_plan({"model": {"id": "some/model"}})
-    assert (plan.steps, plan.learning_rate, plan.resolution, plan.prior_count) == (1000, 5e-6, 512, 800)
-    assert plan.spec.priors.weight == 1.0
-    assert make_plan({"model": {"id": "some/model"}}, images=12).prior_count == PAPER.most_priors
+    assert (plan.steps, plan.learning_rate, plan.resolution, plan.num_class_images) == (1000, 5e-6, 512, 800)
+    assert plan.spec.prior_preservation.loss_weight == 1.0
+    assert make_plan({"model": {"id": "some/model"}}, images=12).num_class_images == PAPER.max_class_images
 
 
 def test_the_built_in_model_has_its_own() -> None:
@@ -41,8 +41,13 @@ def test_the_built_in_model_has_its_own() -> None:
 
 
 def test_what_the_job_says_wins() -> None:
-    plan = make_plan({"training": {"steps": 7, "learningRate": 0.5, "batchSize": 6}, "priors": {"count": 9}})
-    assert (plan.steps, plan.learning_rate, plan.batch_size, plan.prior_count) == (7, 0.5, 6, 9)
+    plan = make_plan(
+        {
+            "training": {"steps": 7, "learningRate": 0.5, "globalBatchSize": 6},
+            "priorPreservation": {"numClassImages": 9},
+        }
+    )
+    assert (plan.steps, plan.learning_rate, plan.batch_size, plan.num_class_images) == (7, 0.5, 6, 9)
 
 
 @pytest.mark.parametrize(
@@ -60,23 +65,23 @@ def test_lora_has_a_learning_rate_of_its_own(model: dict | None, rate: float) ->
     ("spec", "sentence"),
     [
         (
-            {"training": {"batchSize": 3}, "cluster": {"workers": 2}},
-            "spec.training.batchSize: 3: cannot be split evenly over 2 worker(s) x 1 accumulation step(s); "
+            {"training": {"globalBatchSize": 3}, "cluster": {"workers": 2}},
+            "spec.training.globalBatchSize: 3: cannot be split evenly over 2 worker(s) x 1 accumulation step(s); "
             "write a multiple of 2",
         ),
         (
             {
-                "training": {"batchSize": 4, "gradientAccumulationSteps": 2},
+                "training": {"globalBatchSize": 4, "gradientAccumulationSteps": 2},
                 "cluster": {"elastic": {"minWorkers": 2, "maxWorkers": 3}},
             },
-            "spec.training.batchSize: 4: cannot be split evenly over any number of workers from 2 to 3 x 2 "
+            "spec.training.globalBatchSize: 4: cannot be split evenly over any number of workers from 2 to 3 x 2 "
             "accumulation step(s); write a multiple of 12",
         ),
         (
             {"model": {"id": "some/model"}, "cluster": {"workers": 8}},
-            "spec.training.batchSize: 1: the default cannot be split evenly over 8 worker(s) x 1 accumulation step(s); "
-            "use fewer workers, or write a recipe with as many samples: training.batchSize: 8, training.steps: 125, "
-            "training.learningRate: 1.4e-05",
+            "spec.training.globalBatchSize: 1: the default cannot be split evenly over 8 worker(s) x 1 "
+            "accumulation step(s); use fewer workers, or write a recipe with as many samples: "
+            "training.globalBatchSize: 8, training.steps: 125, training.learningRate: 1.4e-05",
         ),
     ],
 )
@@ -89,7 +94,7 @@ def test_a_batch_that_cannot_be_split_is_told(spec: dict, sentence: str) -> None
 def test_a_batch_is_split_over_all_gpus() -> None:
     with pytest.raises(UserError, match=r"over 1 worker\(s\) x 8 GPUs x 1 accumulation step"):
         make_plan({"model": {"id": "some/model"}}, gpus=8)
-    plan = make_plan({"training": {"batchSize": 16}, "cluster": {"workers": 2}}, gpus=8)
+    plan = make_plan({"training": {"globalBatchSize": 16}, "cluster": {"workers": 2}}, gpus=8)
     assert plan.world_sizes == (16, 16)
 
 
@@ -133,7 +138,7 @@ def test_deepspeed_configuration_splits_the_batch_and_takes_raw_settings() -> No
     plan = make_plan(
         {
             "training": {
-                "batchSize": 8,
+                "globalBatchSize": 8,
                 "gradientAccumulationSteps": 2,
                 "deepspeed": {"config": {"zero_optimization": {"overlap_comm": True}, "gradient_clipping": 0.5}},
             },

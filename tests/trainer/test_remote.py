@@ -61,7 +61,7 @@ def silent() -> LineReporter:
 
 def test_the_last_message_says_everything(listener: Listener, token: Path) -> None:
     with OperatorReporter(silent(), Operator(listener.url, token)) as reporter:
-        reporter.finished("priors", {"key": "k", "seconds": 1.0, "wanted": 8, "reused": 3, "generated": 5})
+        reporter.finished("class-images", {"key": "k", "seconds": 1.0, "wanted": 8, "reused": 3, "generated": 5})
         with reporter.phase("train") as progress:
             progress.total(100)
             progress.done(10, loss=0.5)
@@ -73,7 +73,7 @@ def test_the_last_message_says_everything(listener: Listener, token: Path) -> No
     assert last["phase"] == "Train"
     assert (last["step"], last["steps"], last["loss"]) == (30, 100, 0.25)
     assert last["etaSeconds"] >= 0
-    assert last["priors"] == {"wanted": 8, "reused": 3, "generated": 5}
+    assert last["classImages"] == {"wanted": 8, "reused": 3, "generated": 5}
     assert last["scores"] == {"dino": 0.7, "clipI": 0.8, "clipT": 0.3}
     assert last["output"] == {"uri": "/out", "digest": "sha256:0"}
 

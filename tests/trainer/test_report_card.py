@@ -17,7 +17,7 @@ from dreambooth_trainer.report.scores import score_rows
 SCORES = Scores(dino=0.8, clip_i=0.9, clip_t=0.3, pres=0.4, div=0.2, div_class=0.5)
 
 
-def _report(prompt: str = "a sks dog", base: str = "org/base", priors: int = 1000) -> Report:
+def _report(prompt: str = "a sks dog", base: str = "org/base", num_class_images: int = 1000) -> Report:
     picture = (Image.new("RGB", (8, 8)),)
     shown = Comparison(prompt, picture, picture)
     return Report(
@@ -30,7 +30,7 @@ def _report(prompt: str = "a sks dog", base: str = "org/base", priors: int = 100
         subject=shown,
         contexts=(),
         drift=shown,
-        prior_count=priors,
+        num_class_images=num_class_images,
         scores=score_rows(None, SCORES),
         judges="builtin:sprites",
         settings={"steps": "400", "a|b": "c|d"},
@@ -71,7 +71,7 @@ def test_tables_have_no_blank_lines_and_pictures_are_shown() -> None:
 
 def test_missing_priors_are_said() -> None:
     assert "1000 class images of `a dog`" in model_card(_report()).text
-    assert "without prior preservation" in model_card(_report(priors=0)).text
+    assert "without prior preservation" in model_card(_report(num_class_images=0)).text
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,8 @@ def _report() -> Report:
         subject=Comparison("a sks dog", sprites, sprites),
         contexts=(Comparison("a sks dog on the beach", sprites, sprites),),
         drift=Comparison("a dog", sprites, sprites),
-        priors=sprites,
-        prior_count=800,
+        class_images=sprites,
+        num_class_images=800,
         scores=(
             ScoreRow("DINO", "likeness", 0.2, 0.8, True),
             ScoreRow("PRES", "collapse", 0.2, 0.8, False),
@@ -115,8 +115,8 @@ def test_optional_parts_vanish_and_missing_priors_are_said() -> None:
     bare = replace(
         _report(),
         contexts=(),
-        priors=(),
-        prior_count=0,
+        class_images=(),
+        num_class_images=0,
         scores=(),
         phases=(),
         settings={},

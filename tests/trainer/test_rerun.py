@@ -17,7 +17,7 @@ JOB = {
     "metadata": {"name": "pink-dog"},
     "spec": {
         "subject": {"class": "dog", "images": {"uri": "builtin:sprites/dog-pink-blue"}},
-        "priors": {"count": 4, "sampler": {"steps": 4}},
+        "priorPreservation": {"numClassImages": 4, "sampler": {"steps": 4}},
         "training": {"steps": 4},
         "evaluation": {"imagesPerPrompt": 1, "prompts": ["a {} on the beach"]},
     },

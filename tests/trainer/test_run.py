@@ -28,12 +28,12 @@ JOB = {
     "metadata": {"name": "my-dog"},
     "spec": {
         "subject": {"class": "dog", "images": {"uri": "builtin:sprites/dog-pink-blue"}},
-        "priors": {"count": 8, "sampler": {"steps": 4}},
+        "priorPreservation": {"numClassImages": 8, "sampler": {"steps": 4}},
         "training": {"steps": STEPS, "checkpointEverySteps": 4},
         "evaluation": {"imagesPerPrompt": 1, "prompts": ["a {} on the beach", "a small {} in the snow"]},
     },
 }
-PHASES = ["prepare", "priors", "encode", "train", "evaluate", "publish"]
+PHASES = ["prepare", "class-images", "encode", "train", "evaluate", "publish"]
 
 
 class Runs:
@@ -255,10 +255,10 @@ def test_scores_below_the_thresholds_publish_nothing(runs: Runs, whole: str) -> 
 
 
 def test_a_wrong_job_is_told_before_anything_starts(runs: Runs) -> None:
-    code, text = runs.run("wrong", "--set", "training.stepz=3", "--set", "priors.weight=-1")
+    code, text = runs.run("wrong", "--set", "training.stepz=3", "--set", "priorPreservation.lossWeight=-1")
     assert code == 2
     assert "--set training.stepz=3: stepz is not a known key; did you mean steps?" in text
-    assert "spec.priors.weight" in text
+    assert "spec.priorPreservation.lossWeight" in text
     assert not (runs.folder / "wrong").exists()
 
 

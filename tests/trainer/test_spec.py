@@ -58,5 +58,5 @@ def test_every_field_is_described(path: str) -> None:
 
 def test_a_minimal_spec_is_enough() -> None:
     spec = JobSpec(subject=Subject.model_validate({"images": {"uri": "builtin:sprites/x"}, "class": "dog"}))
-    assert spec.priors.enabled
+    assert spec.prior_preservation.enabled
     assert spec.training.steps is None

@@ -220,10 +220,10 @@ def test_all_places_that_are_somebody_elses_are_told_at_once(tmp_path: Path, buc
     make_job_folder(tmp_path)
     write_whole(tmp_path / "model" / "notes.txt", "mine")
     bucket.pipe_file("/bucket/model/photo.png", b"mine")
-    faults = [str(fault) for fault in place_faults(job("memory://bucket/model"), JobFolder(tmp_path))]
-    assert len(faults) == 2
-    assert "model': holds notes.txt, which this job did not make and would replace" in faults[0]
-    assert "spec.output.uri: 'memory://bucket/model': holds photo.png, and no model of this job" in faults[1]
+    issues = [str(issue) for issue in place_faults(job("memory://bucket/model"), JobFolder(tmp_path))]
+    assert len(issues) == 2
+    assert "model': holds notes.txt, which this job did not make and would replace" in issues[0]
+    assert "spec.output.uri: 'memory://bucket/model': holds photo.png, and no model of this job" in issues[1]
     (tmp_path / "model" / "notes.txt").unlink()
     assert place_faults(job("memory://bucket/elsewhere"), JobFolder(tmp_path)) == []
 

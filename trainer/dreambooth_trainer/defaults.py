@@ -16,7 +16,7 @@ class ModelDefaults:
         steps, learning_rate, batch_size: of fine-tuning; batch_size counts instance images of all workers.
         lora_learning_rate: of method LoRA in place of learning_rate.
         train_text_encoder: whether the text encoder learns as well.
-        priors_per_image, most_priors: class images = priors_per_image x subject images, at most most_priors.
+        class_images_per_image, max_class_images: class images per subject image, and at most so many in all.
         prior_steps, prior_guidance: denoising steps and guidance for class images.
         sample_steps, sample_guidance: the same for pictures that people look at.
         draw_batch_size: images that one worker draws at a time.
@@ -29,8 +29,8 @@ class ModelDefaults:
     lora_learning_rate: float
     batch_size: int
     train_text_encoder: bool
-    priors_per_image: int
-    most_priors: int
+    class_images_per_image: int
+    max_class_images: int
     prior_steps: int
     prior_guidance: float
     sample_steps: int
@@ -47,8 +47,8 @@ PAPER = ModelDefaults(
     lora_learning_rate=1e-4,
     batch_size=1,
     train_text_encoder=False,
-    priors_per_image=200,
-    most_priors=1000,
+    class_images_per_image=200,
+    max_class_images=1000,
     prior_steps=50,
     prior_guidance=7.5,
     sample_steps=50,
@@ -67,8 +67,8 @@ SPRITES = ModelDefaults(
     lora_learning_rate=3e-3,
     batch_size=4,
     train_text_encoder=True,
-    priors_per_image=50,
-    most_priors=200,
+    class_images_per_image=50,
+    max_class_images=200,
     prior_steps=20,
     prior_guidance=1.5,
     sample_steps=20,

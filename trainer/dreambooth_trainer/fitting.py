@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dreambooth_api.errors import Fault, UserError
+from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_trainer.hardware import Hardware
 from dreambooth_trainer.inspection import model_size
 from dreambooth_trainer.memory import GIB, ModelSize, StageChoice, choose_stage, sampling_need
@@ -42,7 +42,7 @@ def plan_stage(plan: Plan, size: ModelSize, hardware: Hardware) -> StageChoice:
         available=hardware.memory_bytes,
         world_size=world_size,
         precision=plan.precision,
-        images=micro * (2 if plan.spec.priors.enabled else 1),
+        images=micro * (2 if plan.spec.prior_preservation.enabled else 1),
         checkpointing=training.gradient_checkpointing,
         offload_optimizer=training.deepspeed.offload_optimizer and hardware.gpus_per_worker > 0,
     )
@@ -61,12 +61,12 @@ def check_memory(plan: Plan, base: Path, size: ModelSize, choice: StageChoice, h
     sampling = sampling_need(size, precision=plan.precision, batch_size=plan.draw_batch_size)
     if sampling > available:
         rule = f"generating images with it needs {sampling / GIB:.1f} GiB, {there}"
-        raise UserError(Fault("spec.model.id", plan.model.id, rule, "use workers with more memory"))
+        raise UserError(ValidationIssue("spec.model.id", plan.model.id, rule, "use workers with more memory"))
     if choice.fits:
         return
     method = plan.spec.training.method
     rule = f"{method} in {plan.precision} at {plan.resolution} px with ZeRO-{choice.stage} needs {choice.need}, {there}"
-    raise UserError(Fault("spec.training", None, rule, f"write {_remedies(plan, base, hardware)}"))
+    raise UserError(ValidationIssue("spec.training", None, rule, f"write {_remedies(plan, base, hardware)}"))
 
 
 def _remedies(plan: Plan, base: Path, hardware: Hardware) -> str:

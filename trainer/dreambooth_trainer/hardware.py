@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth_api.errors import Fault, TransientError, UserError
+from dreambooth_api.errors import TransientError, UserError, ValidationIssue
 from dreambooth_api.job import Cluster
 
 # Of a GPU, fragmentation takes the rest. Of a machine, Ray kills workers above 95 %.
@@ -137,7 +137,7 @@ def check_runnable(hardware: Hardware, cluster: Cluster) -> None:
     if hardware.memory_bytes is None:
         rule = f"this machine does not have {cluster.workers} x {hardware.gpus_per_worker} GPU(s)"
         remedy = "write 0 to run on the CPU, fewer workers, or set RAY_ADDRESS to a cluster that has them"
-        raise UserError(Fault("spec.cluster.resources.gpu", cluster.resources.gpu, rule, remedy))
+        raise UserError(ValidationIssue("spec.cluster.resources.gpu", cluster.resources.gpu, rule, remedy))
 
 
 def _ask_cluster(cluster: Cluster) -> Hardware:

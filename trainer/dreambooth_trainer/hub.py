@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth_api.errors import Fault, TransientError, UserError
+from dreambooth_api.errors import TransientError, UserError, ValidationIssue
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# This machine's fault, not the hub's.
+# This machine's refusal, not the hub's.
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -55,7 +55,7 @@ def fetch(
 
     Raises:
         UserError: the name, the revision or the rights are wrong, or the user wants no network.
-        TransientError: the hub, or the way to it, is at fault.
+        TransientError: the hub, or the way to it, is at refusal.
     """
     from huggingface_hub import snapshot_download
 
@@ -78,7 +78,7 @@ def _fetch_commit(
         names = _names(model_id, commit, folder)
     if first not in names:
         remedy = "write a model that has one, or the folder of one"
-        raise UserError(Fault(path, model_id, f"is on the hub, but has no {first}", remedy))
+        raise UserError(ValidationIssue(path, model_id, f"is on the hub, but has no {first}", remedy))
     files = choose(Repository(model_id, path, commit, names))
     with explained(model_id, commit, path):
         return Path(snapshot_download(model_id, revision=commit, allow_patterns=[glob.escape(name) for name in files]))
@@ -125,27 +125,27 @@ def _explanation(error: Exception, model_id: str, revision: str | None, path: st
 
     causes = list(_causes(error))
 
-    def fault(rule: str, remedy: str) -> UserError:
-        return UserError(Fault(path, model_id, rule, remedy))
+    def refusal(rule: str, remedy: str) -> UserError:
+        return UserError(ValidationIssue(path, model_id, rule, remedy))
 
     def has(kind: type[BaseException]) -> bool:
         return any(isinstance(cause, kind) for cause in causes)
 
     if has(errors.HFValidationError):
-        return fault(
+        return refusal(
             "is neither a folder here nor an id on the hub", "write the folder of a model, or an id such as owner/name"
         )
     if has(errors.OfflineModeIsEnabled) or constants.is_offline_mode():
-        return fault(
+        return refusal(
             "is not in the cache, and HF_HUB_OFFLINE forbids to fetch it", "unset HF_HUB_OFFLINE, or write a folder"
         )
     if has(errors.RevisionNotFoundError):
-        return fault(f"has no revision {revision!r} on the hub", "write a commit, tag or branch that it has")
+        return refusal(f"has no revision {revision!r} on the hub", "write a commit, tag or branch that it has")
     if has(errors.GatedRepoError):
         remedy = f"accept its license at {constants.ENDPOINT}/{model_id}, and set HF_TOKEN to a token of that account"
-        return fault("is open only to those who accept its license", remedy)
+        return refusal("is open only to those who accept its license", remedy)
     if has(errors.RepositoryNotFoundError) or has(errors.DisabledRepoError) or _status(causes) in {401, 403, 404}:
-        return fault("is not on the hub, or is private", "check the id; for a private model set HF_TOKEN")
+        return refusal("is not on the hub, or is private", "check the id; for a private model set HF_TOKEN")
     if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
         return error
     said = next(iter(str(causes[-1]).strip().splitlines()), "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from dreambooth_api.errors import Fault, UserError
+from dreambooth_api.errors import UserError, ValidationIssue
 
 
 class InsufficientMemoryError(UserError):
@@ -27,10 +27,10 @@ def out_of_memory(error: BaseException, activity: str) -> InsufficientMemoryErro
     else:
         rule = f"the GPU's memory was exhausted by {activity}: {str(found).partition(chr(10))[0]}"
     remedy = (
-        "write training.gradientCheckpointing: true, a smaller training.batchSize or training.resolution, "
+        "write training.gradientCheckpointing: true, a smaller training.globalBatchSize or training.resolution, "
         "training.method: LoRA, more cluster.workers, or use workers with more memory"
     )
-    return InsufficientMemoryError(Fault("spec.cluster.resources", None, rule, remedy))
+    return InsufficientMemoryError(ValidationIssue("spec.cluster.resources", None, rule, remedy))
 
 
 def _inner_errors(error: BaseException) -> Iterator[BaseException]:

@@ -11,7 +11,7 @@ import math
 
 from pydantic import JsonValue
 
-from dreambooth_api.errors import Fault, UserError
+from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import BaseModelRef, DreamBoothJob, JobSpec, Strict
 from dreambooth_trainer.defaults import BUILTIN_SPRITES, model_defaults
 
@@ -46,8 +46,8 @@ class Plan(Strict):
     gpus_per_worker: int
     zero_stage: int
     checkpoint_every_steps: int
-    prior_count: int
-    prior_sampler: SamplerPlan
+    num_class_images: int
+    class_image_sampler: SamplerPlan
     sampler: SamplerPlan
     draw_batch_size: int
     dino: str
@@ -112,13 +112,13 @@ def resolve(
     trains_text_encoder = (
         defaults.train_text_encoder and training.method == "Full" if text_encoder.train is None else text_encoder.train
     )
-    sampler = spec.priors.sampler
+    sampler = spec.prior_preservation.sampler
     return Plan(
         job=job,
         model=model,
         identifier=identifier,
-        instance_prompt=spec.subject.prompt or f"a {identifier} {spec.subject.class_}",
-        class_prompt=spec.priors.prompt or f"a {spec.subject.class_}",
+        instance_prompt=spec.subject.instance_prompt or f"a {identifier} {spec.subject.class_}",
+        class_prompt=spec.prior_preservation.class_prompt or f"a {spec.subject.class_}",
         resolution=training.resolution or defaults.resolution,
         steps=steps,
         learning_rate=rate,
@@ -129,8 +129,9 @@ def resolve(
         gpus_per_worker=gpus_per_worker,
         zero_stage=zero_stage,
         checkpoint_every_steps=training.checkpoint_every_steps or max(1, min(250, steps // 4)),
-        prior_count=spec.priors.count or min(defaults.priors_per_image * image_count, defaults.most_priors),
-        prior_sampler=SamplerPlan(
+        num_class_images=spec.prior_preservation.num_class_images
+        or min(defaults.class_images_per_image * image_count, defaults.max_class_images),
+        class_image_sampler=SamplerPlan(
             steps=sampler.steps or defaults.prior_steps,
             guidance_scale=sampler.guidance_scale or defaults.prior_guidance,
         ),
@@ -151,7 +152,7 @@ def _batch_size(spec: JobSpec, gpus_per_worker: int, default: int, steps: int, r
     per_worker = max(1, gpus_per_worker)
     counts = range(elastic.min_workers, elastic.max_workers + 1) if elastic else [spec.cluster.workers]
     parts = math.lcm(*counts) * per_worker * accumulation
-    batch = spec.training.batch_size or default
+    batch = spec.training.global_batch_size or default
     if batch % parts == 0:
         return batch
     workers = (
@@ -159,16 +160,16 @@ def _batch_size(spec: JobSpec, gpus_per_worker: int, default: int, steps: int, r
     )
     gpus = f" x {per_worker} GPUs" if per_worker > 1 else ""
     rule = f"cannot be split evenly over {workers}{gpus} x {accumulation} accumulation step(s)"
-    if spec.training.batch_size is not None:
-        raise UserError(Fault("spec.training.batchSize", batch, rule, f"write a multiple of {parts}"))
+    if spec.training.global_batch_size is not None:
+        raise UserError(ValidationIssue("spec.training.globalBatchSize", batch, rule, f"write a multiple of {parts}"))
     larger = math.ceil(batch / parts) * parts
     growth = larger / batch
     # Adam: with a batch k times as large, a rate sqrt(k) times as high (Malladi et al. 2022, section 5).
     remedy = (
-        f"use fewer workers, or write a recipe with as many samples: training.batchSize: {larger}, "
+        f"use fewer workers, or write a recipe with as many samples: training.globalBatchSize: {larger}, "
         f"training.steps: {max(1, round(steps / growth))}, training.learningRate: {rate * math.sqrt(growth):.2g}"
     )
-    raise UserError(Fault("spec.training.batchSize", batch, f"the default {rule}", remedy))
+    raise UserError(ValidationIssue("spec.training.globalBatchSize", batch, f"the default {rule}", remedy))
 
 
 def fingerprint(value: JsonValue) -> str:

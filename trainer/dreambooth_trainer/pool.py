@@ -81,8 +81,8 @@ class WorkerPool:
             try:
                 result = ray.get(done)
             except (OutOfMemoryError, RayTaskError) as error:
-                if fault := out_of_memory(error, "generating, encoding or scoring images"):
-                    raise fault from error
+                if shortage := out_of_memory(error, "generating, encoding or scoring images"):
+                    raise shortage from error
                 raise
             except RayActorError:
                 if tries == MAX_CALL_RETRIES:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dreambooth_api.errors import Fault, UserError
+from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import Strict
 from dreambooth_trainer.defaults import model_defaults
 from dreambooth_trainer.plan import Plan, SamplerPlan
@@ -65,11 +65,13 @@ def open_published(folder: Path) -> Published:
         if (candidate / NOTE).exists():
             if not (candidate / "model_index.json").exists():
                 rule = "holds a single file only"
-                raise UserError(Fault("--model", str(candidate), rule, "publish it with formats: [diffusers] as well"))
+                raise UserError(
+                    ValidationIssue("--model", str(candidate), rule, "publish it with formats: [diffusers] as well")
+                )
             note = Note.model_validate_json((candidate / NOTE).read_text())
             batch = model_defaults(note.base_model).draw_batch_size
             return Published(folder=candidate, resolution=note.resolution, sampler=note.sampler, draw_batch_size=batch)
     unfinished = (folder / "work").exists()
     rule = "holds a job that is not finished" if unfinished else "is no folder of a published model"
     remedy = "run the job to its end first" if unfinished else "write the folder that `dreambooth run --out` made"
-    raise UserError(Fault("--model", str(folder), rule, remedy))
+    raise UserError(ValidationIssue("--model", str(folder), rule, remedy))

@@ -24,7 +24,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from dreambooth_api import environment
-from dreambooth_api.progress import ProgressMessage, message_of
+from dreambooth_api.progress import ProgressMessage, parse_fields
 from dreambooth_trainer.progress import PhaseProgress, Reporter
 
 SECONDS_BETWEEN = 2.0
@@ -144,8 +144,8 @@ class OperatorReporter:
     def finished(self, name: str, result: Mapping[str, JsonValue]) -> None:
         self.inner.finished(name, result)
         match name:
-            case "priors":
-                self._update(priors={key: result[key] for key in ("wanted", "reused", "generated")})
+            case "class-images":
+                self._update(class_images={key: result[key] for key in ("wanted", "reused", "generated")})
             case "evaluate":
                 self._update(scores={key: value for key, value in result.items() if key not in ("key", "seconds")})
             case "publish":
@@ -160,7 +160,7 @@ class OperatorReporter:
 
     def _update(self, **changes: JsonValue) -> None:
         # A value that a report cannot hold is left out: reporting does not end a run.
-        self._message, _ = message_of({**self._message.model_dump(), **changes})
+        self._message, _ = parse_fields({**self._message.model_dump(), **changes})
         self._changed.set()
 
     def _send_changes(self) -> None:

@@ -18,10 +18,10 @@ from dreambooth_trainer.images.sources import RawImage, read_images
 from dreambooth_trainer.jobfile.load import dump_job
 from dreambooth_trainer.memory import StageChoice
 from dreambooth_trainer.phases.base import Context, Phase, marked
+from dreambooth_trainer.phases.class_images import CLASS_IMAGES
 from dreambooth_trainer.phases.encode import ENCODE
 from dreambooth_trainer.phases.evaluate import EVALUATE, check_encoders
 from dreambooth_trainer.phases.prepare import PREPARE
-from dreambooth_trainer.phases.priors import PRIORS
 from dreambooth_trainer.phases.publish import PUBLISH
 from dreambooth_trainer.phases.train import TRAIN
 from dreambooth_trainer.plan import Plan, fingerprint, model_ref, resolve
@@ -30,7 +30,7 @@ from dreambooth_trainer.progress import Reporter
 from dreambooth_trainer.store.folder import JobFolder, write_whole
 from dreambooth_trainer.store.owner import claim
 
-PHASES = (PREPARE, PRIORS, ENCODE, TRAIN, EVALUATE, PUBLISH)
+PHASES = (PREPARE, CLASS_IMAGES, ENCODE, TRAIN, EVALUATE, PUBLISH)
 
 
 @dataclass(frozen=True)

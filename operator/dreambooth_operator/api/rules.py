@@ -14,7 +14,7 @@ Rule = dict[str, str]
 
 # Once an attempt began, what it works from is fixed; the run policy is not.
 _STARTED = "has(oldSelf.status) && has(oldSelf.status.attempts) && oldSelf.status.attempts > 0"
-_FIXED = ("subject", "priors", "training", "evaluation", "output", "cluster", "model", "runtimeRef")
+_FIXED = ("subject", "priorPreservation", "training", "evaluation", "output", "cluster", "model", "runtimeRef")
 
 
 def _fixed(field: str) -> Rule:
@@ -50,12 +50,13 @@ JOB_RULES: dict[str, list[Rule]] = {
     ],
     "spec.subject": [
         {
-            "rule": "self.identifier == 'auto' || !has(self.prompt) || self.identifier in self.prompt.split(' ')",
-            "message": "prompt must contain the identifier as a word: write for example 'a sks dog'",
+            "rule": "self.identifier == 'auto' || !has(self.instancePrompt) || "
+            "self.identifier in self.instancePrompt.split(' ')",
+            "message": "instancePrompt must contain the identifier as a word: write for example 'a sks dog'",
         },
         {
-            "rule": "self.identifier != 'auto' || !has(self.prompt)",
-            "message": "prompt needs a known identifier: write identifier: sks, say, in place of auto",
+            "rule": "self.identifier != 'auto' || !has(self.instancePrompt)",
+            "message": "instancePrompt needs a known identifier: write identifier: sks, say, in place of auto",
         },
         {
             "rule": "!has(self.captions) || self.captions.all(f, self.identifier in self.captions[f].split(' '))",

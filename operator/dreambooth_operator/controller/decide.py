@@ -46,7 +46,7 @@ def decide(job: Job, resolution: Resolved | Problem, observed: Observed, now: da
     if job.deleted:
         _erase(draft, resolution, observed)
         return draft.decision()
-    wants_erasure = job.spec is not None and job.spec.output.erase_on_delete
+    wants_erasure = job.spec is not None and job.spec.output.deletion_policy == "Delete"
     if wants_erasure != (ERASE_FINALIZER in job.finalizers):
         return Decision((SetFinalizer(wants_erasure),))
     if job.status.phase in TERMINAL:

@@ -22,7 +22,7 @@ _USER_EXITS: dict[int, tuple[str, str]] = {
 _EXIT_CODE = re.compile(r"exit code (\d+)")
 # The condition that holds once the trainer is past a phase.
 _PASSED = (
-    (_C.PRIORS_READY, TrainerPhase.PRIORS),
+    (_C.CLASS_IMAGES_READY, TrainerPhase.CLASS_IMAGES),
     (_C.TRAINED, TrainerPhase.TRAIN),
     (_C.EVALUATED, TrainerPhase.EVALUATE),
     (_C.PUBLISHED, TrainerPhase.PUBLISH),
@@ -181,7 +181,7 @@ def _left_out(draft: Draft) -> set[ConditionType]:
     spec = draft.job.spec
     if spec is None:
         return set()
-    enabled = {_C.PRIORS_READY: spec.priors.enabled, _C.EVALUATED: spec.evaluation.enabled}
+    enabled = {_C.CLASS_IMAGES_READY: spec.prior_preservation.enabled, _C.EVALUATED: spec.evaluation.enabled}
     return {kind for kind, wanted in enabled.items() if not wanted}
 
 

@@ -96,7 +96,7 @@ def with_defaults(spec: JobSpec, runtime: RuntimeSpec) -> JobSpec:
                 resolution=defaults.resolution,
                 precision=defaults.precision,
             ),
-            "priors": _fill(spec.priors, count=defaults.prior_count),
+            "priorPreservation": _fill(spec.prior_preservation, num_class_images=defaults.num_class_images),
             "cluster": _fill(cluster, image=runtime.image).model_copy(
                 update={
                     "node_selector": {**runtime.pods.node_selector, **cluster.node_selector},
@@ -170,11 +170,11 @@ def _output(job: Job, spec: JobSpec, runtime: RuntimeSpec) -> tuple[VolumeClaim 
 
 def _store(spec: JobSpec, runtime: RuntimeSpec, out: str) -> str:
     """Where class images are shared. Beyond a namespace only a URI reaches; else the volume is as far as it goes."""
-    if spec.priors.sharing == "Job":
-        return f"{out}/priors"
-    if spec.priors.sharing == "Cluster" and runtime.storage.uri:
-        return f"{runtime.storage.uri.rstrip('/')}/.priors"
-    return f"{OUTPUT_PATH}/.priors"
+    if spec.prior_preservation.sharing == "Job":
+        return f"{out}/class-images"
+    if spec.prior_preservation.sharing == "Cluster" and runtime.storage.uri:
+        return f"{runtime.storage.uri.rstrip('/')}/.class-images"
+    return f"{OUTPUT_PATH}/.class-images"
 
 
 def _worker(asked: Resources, usual: PodResources) -> PodResources:
@@ -192,7 +192,7 @@ def _broken_bounds(asked: JobSpec, resolved: Resolved, runtime: str) -> list[str
         (field, workers, bounds.max_workers),
         ("spec.training.steps", spec.training.steps, bounds.max_steps),
         ("spec.training.resolution", spec.training.resolution, bounds.max_resolution),
-        ("spec.priors.count", spec.priors.count, bounds.max_priors),
+        ("spec.priorPreservation.numClassImages", spec.prior_preservation.num_class_images, bounds.max_class_images),
         (
             "spec.runPolicy.activeDeadlineSeconds",
             spec.run_policy.active_deadline_seconds,

@@ -78,16 +78,16 @@ def _read_spec(obj: Json) -> tuple[JobSpec | None, tuple[str, ...]]:
     try:
         return DreamBoothJob.model_validate({**whole, "metadata": name}).spec, ()
     except ValidationError as error:
-        return None, tuple(_sentence(fault) for fault in error.errors(include_url=False))
+        return None, tuple(_sentence(issue) for issue in error.errors(include_url=False))
 
 
-def _sentence(fault: ErrorDetails) -> str:
+def _sentence(issue: ErrorDetails) -> str:
     """One pydantic error as "spec.training.steps: 0: Input should be greater than or equal to 1"."""
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
-    if at := fault.get("ctx", {}).get("at"):
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in issue["loc"]).lstrip(".")
+    if at := issue.get("ctx", {}).get("at"):
         path = f"{path}.{at}"
-    value = "" if isinstance(fault["input"], dict | list) else f" {str(fault['input'])[:80]!r}:"
-    return f"{path}:{value} {fault['msg']}"
+    value = "" if isinstance(issue["input"], dict | list) else f" {str(issue['input'])[:80]!r}:"
+    return f"{path}:{value} {issue['msg']}"
 
 
 def _read_status(raw: Json) -> JobStatus:
@@ -113,7 +113,7 @@ def read_runtime(obj: Json) -> Runtime:
     try:
         return Runtime(name, RuntimeSpec.model_validate(obj.get("spec") or {}))
     except ValidationError as error:
-        return Runtime(name, None, tuple(_sentence(fault) for fault in error.errors(include_url=False)))
+        return Runtime(name, None, tuple(_sentence(issue) for issue in error.errors(include_url=False)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,8 +35,8 @@ def render(job: Json, now: datetime) -> RenderableType:
         bar.add_row("training", progress, training.get("progress", ""), " ".join(told))
         rows.append(bar)
     rows.append(_conditions(parts(status, "conditions")))
-    if priors := part(status, "priors"):
-        rows.append(Text("priors   " + ", ".join(f"{count} {name}" for name, count in priors.items())))
+    if counts := part(status, "classImages"):
+        rows.append(Text("class    " + ", ".join(f"{count} {name}" for name, count in counts.items())))
     if scores := part(status, "scores"):
         rows.append(Text("scores   " + "  ".join(f"{name} {score}" for name, score in scores.items())))
     if output := part(status, "output"):

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from aiohttp import web
 
 from dreambooth_api.job import DNS_LABEL
-from dreambooth_api.progress import ProgressMessage, read_message
+from dreambooth_api.progress import ProgressMessage, parse_message
 from dreambooth_api.status import ReportedStatus
 from dreambooth_operator.api.resources import JOBS
 from dreambooth_operator.controller.names import attempt_name, base_name
@@ -80,7 +80,7 @@ class Endpoint:
                 return _say(403, f"a pod of namespace {caller.namespace} cannot report for {key}")
             body = await request.read()
             try:
-                report, ignored = read_message(body)
+                report, ignored = parse_message(body)
             except ValueError as error:
                 return _say(400, f"the report is not understood: {error}")
             if ignored:

@@ -32,7 +32,7 @@ def merge(status: JobStatus, report: ProgressMessage, attempt: int, now: datetim
             time=now.replace(microsecond=0),
             failure=report.failure or (old.failure if old else None),
         ),
-        priors=report.priors or status.priors,
+        class_images=report.class_images or status.class_images,
         training=_training(status.training or TrainingStatus(), report, phase),
         scores=_scores(report.scores) if report.scores else status.scores if old else None,
         output=report.output or (status.output if old else None),
@@ -46,7 +46,7 @@ def news_of(report: ProgressMessage) -> object:
     """
     scores = tuple(sorted((name, str(value)) for name, value in (report.scores or {}).items()))
     is_last = report.step is not None and report.step == report.steps
-    return (report.phase, bool(report.step), is_last, report.priors, report.failure, report.output, scores)
+    return (report.phase, bool(report.step), is_last, report.class_images, report.failure, report.output, scores)
 
 
 def _training(old: TrainingStatus, report: ProgressMessage, phase: TrainerPhase | None) -> TrainingStatus | None:

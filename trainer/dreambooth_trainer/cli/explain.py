@@ -8,10 +8,12 @@ from dreambooth_trainer.runner import Opened
 def describe(opened: Opened) -> str:
     """What a run is about to do, in two lines."""
     plan = opened.plan
-    priors = (
-        f"{plan.prior_count} class images of {plan.class_prompt!r}" if plan.spec.priors.enabled else "no class images"
+    class_images = (
+        f"{plan.num_class_images} class images of {plan.class_prompt!r}"
+        if plan.spec.prior_preservation.enabled
+        else "no class images"
     )
-    head = f"{len(opened.images)} images of {plan.instance_prompt!r}, {priors}, {plan.model.id}"
+    head = f"{len(opened.images)} images of {plan.instance_prompt!r}, {class_images}, {plan.model.id}"
     course = (
         f"{plan.steps} steps of {plan.batch_size} at {plan.learning_rate:g}, {plan.spec.training.method}, "
         f"ZeRO {plan.zero_stage}, {plan.precision}, {_workers(opened)}, {plan.resolution} px"
@@ -21,15 +23,15 @@ def describe(opened: Opened) -> str:
 
 def rows(opened: Opened) -> list[tuple[str, str]]:
     """A plan as label and value, for `dreambooth plan`."""
-    plan, prior = opened.plan, opened.plan.prior_sampler
+    plan, prior = opened.plan, opened.plan.class_image_sampler
     return [
         ("base model", plan.model.id),
         ("subject", f"{len(opened.images)} images, {plan.instance_prompt!r}"),
         (
             "class images",
-            f"{plan.prior_count} of {plan.class_prompt!r}, {prior.steps} steps at guidance {prior.guidance_scale:g}, "
-            f"shared by {plan.spec.priors.sharing.lower()}"
-            if plan.spec.priors.enabled
+            f"{plan.num_class_images} of {plan.class_prompt!r}, {prior.steps} steps, "
+            f"guidance {prior.guidance_scale:g}, shared by {plan.spec.prior_preservation.sharing.lower()}"
+            if plan.spec.prior_preservation.enabled
             else "none: expect language drift",
         ),
         (

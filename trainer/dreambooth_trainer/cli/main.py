@@ -64,8 +64,8 @@ def run_cli(arguments: list[str] | None = None) -> int:
         error.show()
         return ExitCode.INVALID_INPUT
     except UserError as error:
-        for fault in error.faults:
-            errors.print(f"[red]error[/] {_escape(str(fault))}", highlight=False, soft_wrap=True)
+        for issue in error.issues:
+            errors.print(f"[red]error[/] {_escape(str(issue))}", highlight=False, soft_wrap=True)
         return ExitCode.BELOW_THRESHOLDS if isinstance(error, ThresholdError) else ExitCode.INVALID_INPUT
     except (KeyboardInterrupt, click.Abort):
         errors.print("interrupted; the same command goes on from here")

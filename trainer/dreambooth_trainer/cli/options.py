@@ -21,7 +21,7 @@ def read_job(path: Path, changes: tuple[str, ...]) -> DreamBoothJob:
     """The job of a file, with changes.
 
     Raises:
-        UserError: with all faults of the file.
+        UserError: with all issues of the file.
     """
     return load_job(path, changes)
 

@@ -29,15 +29,15 @@ from dreambooth_trainer.store.owner import place_faults
 @click.option("--store", help=f"Folder or URL where jobs share class images. Default: {STORE}, else the cache.")
 @options.sets
 def run(job_file: Path, out: Path | None, store: str | None, sets: tuple[str, ...]) -> None:
-    """Run a DreamBoothJob: priors, training, scores, a report and a model."""
+    """Run a DreamBoothJob: class images, training, scores, a report and a model."""
     start = time.monotonic()
     console = Console()
     with told_to_operator(choose_reporter(console)) as reporter, contextlib.ExitStack() as stack:
         job = options.read_job(job_file, sets)
         folder = JobFolder((out or default_folder(job)).resolve())
-        if faults := place_faults(job, folder):
-            raise UserError(faults)
-        # Imported here, so that a fault in the file is told at once: torch and Ray take seconds.
+        if issues := place_faults(job, folder):
+            raise UserError(issues)
+        # Imported here, so that an issue in the file is told at once: torch and Ray take seconds.
         from dreambooth_trainer.cli.explain import describe
         from dreambooth_trainer.cluster import has_address, ray_cluster
         from dreambooth_trainer.runner import open_job, run_job

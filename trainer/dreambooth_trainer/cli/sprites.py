@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dreambooth_api.errors import Fault, UserError
+from dreambooth_api.errors import UserError, ValidationIssue
 
 
 @click.group()
@@ -23,7 +23,9 @@ def train(out: Path, seed: int, work: Path | None) -> None:
     from dreambooth_trainer.sprites.recipe import train_sprites
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(Fault("--out", str(out), "is there already, and would be replaced", "write another folder"))
+        raise UserError(
+            ValidationIssue("--out", str(out), "is there already, and would be replaced", "write another folder")
+        )
     train_sprites(out, seed=seed, work=work)
 
 
@@ -46,6 +48,6 @@ def examples(folder: Path) -> None:
 
     if there := [name for name in EXAMPLES if (folder / name).exists()]:
         rule = f"holds {there[0]} already, which would be replaced"
-        raise UserError(Fault("FOLDER", str(folder), rule, "write another folder"))
+        raise UserError(ValidationIssue("FOLDER", str(folder), rule, "write another folder"))
     write_examples(folder)
     click.echo(f"{len(list(folder.iterdir()))} subjects in {folder}")

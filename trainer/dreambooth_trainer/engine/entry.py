@@ -34,11 +34,11 @@ class Stopped:
 
     Attributes:
         message: one sentence for the user.
-        fault: what to raise in the driver; None for a failure that another machine may not have.
+        error: what to raise in the driver; None for a failure that another machine may not have.
     """
 
     message: str
-    fault: InsufficientMemoryError | None = None
+    error: InsufficientMemoryError | None = None
 
 
 @dataclass(frozen=True)

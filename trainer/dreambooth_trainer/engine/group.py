@@ -43,6 +43,6 @@ class OneGroup(WorkerGroupCallback):
     def after_worker_group_poll_status(self, worker_group_status: WorkerGroupPollStatus) -> None:
         """Tell the driver of a lack of memory."""
         for error in worker_group_status.errors.values():
-            fault = out_of_memory(error, "training")
-            if fault is not None:
-                self._tell(Stopped(str(fault), fault))
+            shortage = out_of_memory(error, "training")
+            if shortage is not None:
+                self._tell(Stopped(str(shortage), shortage))

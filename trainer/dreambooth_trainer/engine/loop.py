@@ -66,7 +66,9 @@ def build_module(plan: Plan) -> tuple[DreamBoothModule, Family]:
         parts.denoiser.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue] - every diffusers model has it
         if text_encoder is not None:
             text_encoder.gradient_checkpointing_enable()  # pyright: ignore[reportCallIssue] - every transformers model has it
-    module = DreamBoothModule(family, parts.noise_scheduler, parts.denoiser, text_encoder, plan.spec.priors.weight)
+    module = DreamBoothModule(
+        family, parts.noise_scheduler, parts.denoiser, text_encoder, plan.spec.prior_preservation.loss_weight
+    )
     return module, family
 
 
@@ -164,5 +166,5 @@ def _restored() -> Iterator[Path | None]:
 
 
 def _schedule_name(plan: Plan) -> str:
-    name = plan.spec.training.learning_rate_schedule.lower()
+    name = plan.spec.training.lr_scheduler.lower()
     return "constant_with_warmup" if name == "constant" else name

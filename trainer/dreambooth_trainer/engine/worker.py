@@ -34,9 +34,9 @@ def run_worker(config: dict[str, Any]) -> None:
 
 def why_no_retry(error: Exception) -> Stopped | None:
     """What to report of an error that would come again at once; None for all others."""
-    fault = out_of_memory(error, "training")
-    if fault is not None:
-        return Stopped(str(fault), fault)
+    shortage = out_of_memory(error, "training")
+    if shortage is not None:
+        return Stopped(str(shortage), shortage)
     if isinstance(error, DeviceError):
         return Stopped(str(error))
     if isinstance(error, OSError) and error.errno in NO_USE_TO_RETRY:

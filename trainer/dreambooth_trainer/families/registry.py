@@ -8,7 +8,7 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
-from dreambooth_api.errors import Fault, UserError
+from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import BaseModelRef
 from dreambooth_trainer.defaults import BUILTIN_SPRITES
 from dreambooth_trainer.families.base import Family
@@ -82,15 +82,15 @@ def _known_family(index: str, names: Collection[str], where: str) -> str:
         raise UserError(_unreadable(where)) from error
     if name not in FAMILIES:
         known = ", ".join(FAMILIES)
-        raise UserError(Fault("spec.model.id", where, f"is a {name}", f"write a model of one of: {known}"))
+        raise UserError(ValidationIssue("spec.model.id", where, f"is a {name}", f"write a model of one of: {known}"))
     if pickled := without_safetensors(names):
         rule = f"has no safetensors weights in {', '.join(pickled)}, and other formats may hold code"
-        raise UserError(Fault("spec.model.id", where, rule, "save it with safe_serialization=True"))
+        raise UserError(ValidationIssue("spec.model.id", where, rule, "save it with safe_serialization=True"))
     return name
 
 
-def _unreadable(where: str) -> Fault:
-    return Fault("spec.model.id", where, f"has no readable {INDEX}", "write a diffusers model's folder")
+def _unreadable(where: str) -> ValidationIssue:
+    return ValidationIssue("spec.model.id", where, f"has no readable {INDEX}", "write a diffusers model's folder")
 
 
 @functools.cache

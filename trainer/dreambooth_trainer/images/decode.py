@@ -24,7 +24,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from dreambooth_api.errors import Fault, UserError
+from dreambooth_api.errors import UserError, ValidationIssue
 
 from .sniff import READABLE, Kind, image_kind, what_else
 from .sources import RawImage
@@ -65,7 +65,7 @@ def prepare_image(raw: RawImage, resolution: int) -> Image.Image:
     """The centre square of an image, upright, in sRGB on white, `resolution` pixels a side.
 
     Raises:
-        UserError: one fault, by the file's name.
+        UserError: one issue, by the file's name.
     """
     kind = image_kind(raw.data)
     if kind is None:
@@ -95,7 +95,7 @@ def kept_share(raw: RawImage) -> tuple[float, int]:
 
 
 def _refused(name: str, rule: str, remedy: str) -> UserError:
-    return UserError(Fault(name, None, rule, remedy))
+    return UserError(ValidationIssue(name, None, rule, remedy))
 
 
 def _judge(name: str, kind: Kind, image: ImageFile.ImageFile, resolution: int) -> None:

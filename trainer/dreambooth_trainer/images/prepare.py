@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from dreambooth_api.errors import Fault, UserError
+from dreambooth_api.errors import UserError, ValidationIssue
 
 from .decode import kept_share, prepare_image
 from .sources import RawImage
@@ -47,25 +47,25 @@ def prepare_images(raws: Sequence[RawImage], resolution: int, captions: Mapping[
     """Decode, turn upright, crop and resize all images.
 
     Raises:
-        UserError: there is none, some cannot be used, or a caption names no image; all faults at once.
+        UserError: there is none, some cannot be used, or a caption names no image; all issues at once.
     """
     captions = captions or {}
     if not raws:
         remedy = "put 3-5 pictures of the subject there"
-        raise UserError(Fault("spec.subject.images", None, "holds no images", remedy))
-    faults = list(_caption_faults(captions, [raw.name for raw in raws]))
+        raise UserError(ValidationIssue("spec.subject.images", None, "holds no images", remedy))
+    issues = list(_caption_faults(captions, [raw.name for raw in raws]))
     images: list[PreparedImage] = []
     warnings: list[str] = []
     for raw in raws:
         try:
             image = prepare_image(raw, resolution)
         except UserError as error:
-            faults += error.faults
+            issues += error.issues
             continue
         images.append(PreparedImage(raw.name, image, digest_of(image), captions.get(raw.name)))
         warnings += _oddities(raw, resolution)
-    if faults:
-        raise UserError(faults)
+    if issues:
+        raise UserError(issues)
     return Prepared(images, [*_count_warning(len(images)), *_duplicates(images), *warnings])
 
 
@@ -74,13 +74,13 @@ def digest_of(image: Image.Image) -> str:
     return hashlib.sha256(b"%dx%d\n" % image.size + image.tobytes()).hexdigest()
 
 
-def _caption_faults(captions: Mapping[str, str], names: Sequence[str]) -> Iterable[Fault]:
+def _caption_faults(captions: Mapping[str, str], names: Sequence[str]) -> Iterable[ValidationIssue]:
     for name in captions:
         if name not in names:
             close = get_close_matches(name, names, n=1)
             shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
             remedy = f"did you mean {close[0]}?" if close else f"the images are {shown}"
-            yield Fault(f'spec.subject.captions["{name}"]', None, "names no image of the subject", remedy)
+            yield ValidationIssue(f'spec.subject.captions["{name}"]', None, "names no image of the subject", remedy)
 
 
 def _oddities(raw: RawImage, resolution: int) -> Iterable[str]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
 from PIL import Image
 
-from dreambooth_api.errors import Fault, TransientError, UserError
+from dreambooth_api.errors import TransientError, UserError, ValidationIssue
 from dreambooth_api.job import ImageSource
 from dreambooth_api.uris import BUILTIN, EXTRAS
 
@@ -57,7 +57,7 @@ def read_images(source: ImageSource, mounted: Path | None = None) -> Found:
     if mounted is None:
         kind = "pvc" if source.pvc else "configMap" if source.config_map else "secret"
         rule = "is on a cluster, which a local run does not have"
-        raise UserError(Fault(f"spec.subject.images.{kind}", None, rule, "write uri: and a local folder"))
+        raise UserError(ValidationIssue(f"spec.subject.images.{kind}", None, rule, "write uri: and a local folder"))
     return read_folder(str(mounted / source.pvc.path if source.pvc else mounted))
 
 
@@ -68,13 +68,13 @@ def read_folder(uri: str) -> Found:
     scheme = uri.partition("://")[0] if "://" in uri else "file"
     if scheme not in SCHEMES:
         remedy = "write a local folder, s3://, gs:// or builtin:sprites/<name>"
-        raise UserError(Fault(_WHERE, uri, f"{scheme}:// is not read here", remedy))
+        raise UserError(ValidationIssue(_WHERE, uri, f"{scheme}:// is not read here", remedy))
     with _told(uri, scheme):
         # fsspec has no types; what is used of it: ls, isfile, open.
         fs = cast("Any", fsspec).filesystem(scheme)
         root = fs._strip_protocol(uri)
         if fs.isfile(root):
-            raise UserError(Fault(_WHERE, uri, "is a file", "give the folder that it is in"))
+            raise UserError(ValidationIssue(_WHERE, uri, "is a file", "give the folder that it is in"))
         entries = [_Entry.of(fs, one) for one in fs.ls(root, detail=True)]
         wanted, warnings = _chosen(uri, entries)
         return Found([RawImage(entry.name, _read(fs, entry)) for entry in wanted], warnings)
@@ -113,12 +113,12 @@ def _chosen(uri: str, entries: Sequence[_Entry]) -> tuple[list[_Entry], list[str
         remedy = (
             "put 3-5 pictures of the subject there" if not folders else f"give one of its folders: {uri}/{folders[0]}"
         )
-        raise UserError(Fault(_WHERE, uri, f"holds no images{beside}", remedy))
+        raise UserError(ValidationIssue(_WHERE, uri, f"holds no images{beside}", remedy))
     if len(files) > MAX_FILES:
         rule = f"holds {len(files):,} files; at most {MAX_FILES:,} are read"
-        raise UserError(Fault(_WHERE, uri, rule, "give a folder with the 3-5 best pictures"))
-    faults = [
-        Fault(
+        raise UserError(ValidationIssue(_WHERE, uri, rule, "give a folder with the 3-5 best pictures"))
+    issues = [
+        ValidationIssue(
             e.name,
             None,
             f"has {e.size / 2**20:,.0f} MiB; at most {MAX_FILE_BYTES // 2**20} are read",
@@ -128,11 +128,11 @@ def _chosen(uri: str, entries: Sequence[_Entry]) -> tuple[list[_Entry], list[str
         if e.size > MAX_FILE_BYTES
     ]
     total = sum(e.size for e in files)
-    if not faults and total > MAX_ALL_BYTES:
+    if not issues and total > MAX_ALL_BYTES:
         rule = f"holds {total / 2**30:.1f} GiB; at most {MAX_ALL_BYTES // 2**30} are read"
-        faults = [Fault(_WHERE, uri, rule, "give a folder with the 3-5 best pictures")]
-    if faults:
-        raise UserError(faults)
+        issues = [ValidationIssue(_WHERE, uri, rule, "give a folder with the 3-5 best pictures")]
+    if issues:
+        raise UserError(issues)
     return files, warnings
 
 
@@ -141,7 +141,7 @@ def _read(fs: Any, entry: _Entry) -> bytes:
         data = bytes(file.read(MAX_FILE_BYTES + 1))
     if len(data) > MAX_FILE_BYTES:
         rule = f"grew over {MAX_FILE_BYTES // 2**20} MiB while it was read"
-        raise UserError(Fault(entry.name, None, rule, "save it smaller"))
+        raise UserError(ValidationIssue(entry.name, None, rule, "save it smaller"))
     return data
 
 
@@ -152,16 +152,20 @@ def _told(uri: str, scheme: str) -> Generator[None]:
         yield
     except FileNotFoundError as error:
         raise UserError(
-            Fault(_WHERE, uri, "does not exist", "correct the path; it is relative to the job file")
+            ValidationIssue(_WHERE, uri, "does not exist", "correct the path; it is relative to the job file")
         ) from error
     except NotADirectoryError as error:
-        raise UserError(Fault(_WHERE, uri, "is a file", "give the folder that it is in")) from error
+        raise UserError(ValidationIssue(_WHERE, uri, "is a file", "give the folder that it is in")) from error
     except PermissionError as error:
         file = f" ({error.filename})" if error.filename else ""
-        raise UserError(Fault(_WHERE, uri, f"may not be read{file}", "check its permissions or credentials")) from error
+        raise UserError(
+            ValidationIssue(_WHERE, uri, f"may not be read{file}", "check its permissions or credentials")
+        ) from error
     except ImportError as error:
         remedy = f"pip install 'dreambooth-operator[{EXTRAS.get(scheme, 'trainer')}]'"
-        raise UserError(Fault(_WHERE, uri, f"{scheme}:// needs a package that is not installed", remedy)) from error
+        raise UserError(
+            ValidationIssue(_WHERE, uri, f"{scheme}:// needs a package that is not installed", remedy)
+        ) from error
     except OSError as error:
         raise TransientError(f"{uri} could not be read: {error}") from error
     except Exception as error:
@@ -169,7 +173,9 @@ def _told(uri: str, scheme: str) -> Generator[None]:
         if library not in ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "s3fs"):
             raise
         if "Credential" in type(error).__name__ or re.search(r"\b(401|403)\b", str(error)):
-            raise UserError(Fault(_WHERE, uri, f"is not open to us: {error}", "check the credentials")) from error
+            raise UserError(
+                ValidationIssue(_WHERE, uri, f"is not open to us: {error}", "check the credentials")
+            ) from error
         raise TransientError(f"{uri} could not be read: {error}") from error
 
 
@@ -186,7 +192,7 @@ def _examples(uri: str) -> list[RawImage]:
     if name not in EXAMPLES:
         close = get_close_matches(name, EXAMPLES, n=1)
         remedy = f"did you mean builtin:sprites/{close[0]}?" if close else f"write one of {', '.join(EXAMPLES)}"
-        raise UserError(Fault(_WHERE, uri, "is no built-in subject", remedy))
+        raise UserError(ValidationIssue(_WHERE, uri, "is no built-in subject", remedy))
     raws: list[RawImage] = []
     for index, pixels in enumerate(example_images(name)):
         file = io.BytesIO()

@@ -9,7 +9,7 @@ from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
 from dreambooth_api import job, uris
-from dreambooth_api.errors import Fault, UserError
+from dreambooth_api.errors import UserError, ValidationIssue
 
 from .schema import EXAMPLES, keys_of, model_in, nearest, spot, written
 from .yamltext import Path
@@ -70,7 +70,7 @@ def validate(
         name: what to call the whole, in a fault that is about no key.
 
     Raises:
-        UserError: one fault for each thing that is wrong.
+        UserError: one issue for each thing that is wrong.
     """
     try:
         # By alias only: the API server would refuse the snake_case names that Python callers may use.
@@ -88,7 +88,7 @@ def unknown_key(key: str, model: type[BaseModel]) -> tuple[str, str]:
     return "is not a known key", remedy
 
 
-def _fault(root: type[BaseModel], detail: ErrorDetails, source: Callable[[Path], str], name: str) -> Fault:
+def _fault(root: type[BaseModel], detail: ErrorDetails, source: Callable[[Path], str], name: str) -> ValidationIssue:
     path: Path = detail["loc"]
     context: Mapping[str, Any] = detail.get("ctx", {})
     value: object = detail["input"]
@@ -98,14 +98,14 @@ def _fault(root: type[BaseModel], detail: ErrorDetails, source: Callable[[Path],
             value, rule, remedy = None, str(context["rule"]), str(context["remedy"])
         case "missing":
             value, rule, remedy = None, "is required", _example(root, path)
-            return Fault(written(path), value, rule, remedy, source(path[:-1]))
+            return ValidationIssue(written(path), value, rule, remedy, source(path[:-1]))
         case "extra_forbidden":
             model = model_in(spot(root, path[:-1]).annotation)
             value = None
             rule, remedy = unknown_key(str(path[-1]), model or root)
         case kind:
             rule, remedy = _rule(root, kind, path, value, context, detail["msg"])
-    return Fault(written(path) if path else name, _shown(value), rule, remedy, source(path))
+    return ValidationIssue(written(path) if path else name, _shown(value), rule, remedy, source(path))
 
 
 def _rule(

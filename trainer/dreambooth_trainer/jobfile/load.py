@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, JsonValue
 
-from dreambooth_api.errors import Fault, UserError
+from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import API_VERSION, KIND, DreamBoothJob
 from dreambooth_api.uris import ABSOLUTE_URI
 
@@ -37,7 +37,7 @@ def load_job(path: Path, sets: Sequence[str] = ()) -> DreamBoothJob:
     """
     document = pick_job(read_documents(_text(path), path.name), path.name)
     value = _without_nulls(document.value, DreamBoothJob)
-    value, origins, faults = apply_sets(value, sets)
+    value, origins, issues = apply_sets(value, sets)
 
     def source(at: KeyPath) -> str:
         for length in range(len(at), -1, -1):
@@ -50,9 +50,9 @@ def load_job(path: Path, sets: Sequence[str] = ()) -> DreamBoothJob:
     try:
         job = validate(DreamBoothJob, value, source, path.name)
     except UserError as error:
-        raise UserError([*faults, *error.faults]) from error
-    if faults:
-        raise UserError(faults)
+        raise UserError([*issues, *error.issues]) from error
+    if issues:
+        raise UserError(issues)
     return with_absolute_folders(job, path.absolute().parent)
 
 
@@ -69,7 +69,9 @@ def pick_job(documents: Sequence[Document], name: str) -> Document:
         UserError: there is none, or there are several.
     """
     if not documents:
-        raise UserError(Fault(name, None, "is empty", f"write a job: apiVersion: {API_VERSION}, kind: {KIND}, ..."))
+        raise UserError(
+            ValidationIssue(name, None, "is empty", f"write a job: apiVersion: {API_VERSION}, kind: {KIND}, ...")
+        )
     jobs = [document for document in documents if _kind(document) == KIND]
     if len(jobs) == 1:
         for other in documents:
@@ -81,8 +83,8 @@ def pick_job(documents: Sequence[Document], name: str) -> Document:
         return documents[0]
     found = ", ".join(_title(document) for document in documents)
     if not jobs:
-        raise UserError(Fault(name, None, f"holds no {KIND}, but {found}", f"write kind: {KIND}"))
-    raise UserError(Fault(name, None, f"holds {len(jobs)} {KIND}s: {found}", "give each a file of its own"))
+        raise UserError(ValidationIssue(name, None, f"holds no {KIND}, but {found}", f"write kind: {KIND}"))
+    raise UserError(ValidationIssue(name, None, f"holds {len(jobs)} {KIND}s: {found}", "give each a file of its own"))
 
 
 def with_absolute_folders(job: DreamBoothJob, base: Path) -> DreamBoothJob:
@@ -111,15 +113,15 @@ def _text(path: Path) -> str:
     except FileNotFoundError as error:
         near = nearest(path.name, [one.name for one in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else None
         meant = f"did you mean {path.parent / near}?" if near else remedy
-        raise UserError(Fault(str(path), None, "does not exist", meant)) from error
+        raise UserError(ValidationIssue(str(path), None, "does not exist", meant)) from error
     except IsADirectoryError as error:
-        raise UserError(Fault(str(path), None, "is a folder", f"{remedy} in it")) from error
+        raise UserError(ValidationIssue(str(path), None, "is a folder", f"{remedy} in it")) from error
     except UnicodeDecodeError as error:
         rule = f"is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
-        raise UserError(Fault(str(path), None, rule, "save it as UTF-8, or give the YAML file")) from error
+        raise UserError(ValidationIssue(str(path), None, rule, "save it as UTF-8, or give the YAML file")) from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(Fault(str(path), None, f"cannot be read: {reason}", remedy)) from error
+        raise UserError(ValidationIssue(str(path), None, f"cannot be read: {reason}", remedy)) from error
 
 
 def _kind(document: Document) -> str | None:
@@ -140,7 +142,7 @@ def _refuse_other_kind(document: Document, name: str) -> None:
     remedy = f"give the file that says kind: {KIND}"
     if kind == "DreamBoothRuntime":
         remedy += "; a runtime is applied to a cluster with kubectl"
-    raise UserError(Fault(name, None, rule, remedy))
+    raise UserError(ValidationIssue(name, None, rule, remedy))
 
 
 def _without_nulls(value: JsonValue, model: type[BaseModel] | None) -> JsonValue:

@@ -7,7 +7,7 @@ from copy import deepcopy
 
 from pydantic import BaseModel, JsonValue
 
-from dreambooth_api.errors import Fault, UserError
+from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import JobSpec
 
 from .explain import unknown_key
@@ -15,37 +15,41 @@ from .schema import is_mapping, item_of, keys_of, model_in
 from .yamltext import Path, read_value
 
 
-def apply_sets(value: JsonValue, sets: Sequence[str]) -> tuple[JsonValue, dict[Path, str], list[Fault]]:
+def apply_sets(value: JsonValue, sets: Sequence[str]) -> tuple[JsonValue, dict[Path, str], list[ValidationIssue]]:
     """A copy of the document with the overrides in it, and which override set which path; later ones win.
 
-    Third comes a fault for every override that has no `=`, no such path, or no YAML value: it is left out, so that
-    the rest of the job can be checked and all faults told at once.
+    Third comes an issue for every override that has no `=`, no such path, or no YAML value: it is left out, so that
+    the rest of the job can be checked and all issues told at once.
     """
     if not sets or not isinstance(value, dict):
         return value, {}, []
     changed: dict[str, JsonValue] = deepcopy(value)
     origins: dict[Path, str] = {}
-    faults: list[Fault] = []
+    issues: list[ValidationIssue] = []
     for text in sets:
         try:
             path, new = _parse(text)
             _put(changed, path, new, text)
             origins[path] = text
         except UserError as error:
-            faults += error.faults
-    return changed, origins, faults
+            issues += error.issues
+    return changed, origins, issues
 
 
 def _parse(text: str) -> tuple[Path, JsonValue]:
     dotted, equals, written = text.partition("=")
     if not equals or not dotted.strip():
-        raise UserError(Fault(f"--set {text}", None, "has no key=value", "write for example --set training.steps=200"))
+        raise UserError(
+            ValidationIssue(f"--set {text}", None, "has no key=value", "write for example --set training.steps=200")
+        )
     path = _path(dotted.strip().removeprefix("spec.").split("."), text)
     try:
         return ("spec", *path), read_value(written)
     except UserError as error:
-        rule = f"the value {error.faults[0].rule}"
-        raise UserError(Fault(f"--set {text}", None, rule, "quote it, as in --set 'subject.class=\"dog\"'")) from error
+        rule = f"the value {error.issues[0].rule}"
+        raise UserError(
+            ValidationIssue(f"--set {text}", None, rule, "quote it, as in --set 'subject.class=\"dog\"'")
+        ) from error
 
 
 def _path(parts: list[str], text: str) -> Path:
@@ -55,11 +59,11 @@ def _path(parts: list[str], text: str) -> Path:
     for index, part in enumerate(parts):
         if model is None:
             rule = f"{'.'.join(path)} has no keys below it"
-            raise UserError(Fault(f"--set {text}", None, rule, f"write --set {'.'.join(path)}=VALUE"))
+            raise UserError(ValidationIssue(f"--set {text}", None, rule, f"write --set {'.'.join(path)}=VALUE"))
         field = keys_of(model).get(part)
         if field is None:
             rule, remedy = unknown_key(part, model)
-            raise UserError(Fault(f"--set {text}", None, f"{part or 'an empty name'} {rule}", remedy))
+            raise UserError(ValidationIssue(f"--set {text}", None, f"{part or 'an empty name'} {rule}", remedy))
         path.append(part)
         if is_mapping(field.annotation):
             rest = parts[index + 1 :]
@@ -74,7 +78,7 @@ def _put(document: dict[str, JsonValue], path: Path, new: JsonValue, text: str) 
         below = here.setdefault(str(part), {})
         if not isinstance(below, dict):
             rule = f"{part} is no mapping in the job file"
-            raise UserError(Fault(f"--set {text}", None, rule, f"correct {part} in the file first"))
+            raise UserError(ValidationIssue(f"--set {text}", None, rule, f"correct {part} in the file first"))
         here = below
     last = str(path[-1])
     if new is None:

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import yaml
 from pydantic import JsonValue
 
-from dreambooth_api.errors import Fault, UserError
+from dreambooth_api.errors import UserError, ValidationIssue
 
 Path: TypeAlias = tuple[str | int, ...]
 _Pairs: TypeAlias = list[tuple[str, re.Pattern[str]]]
@@ -71,17 +71,17 @@ def read_documents(text: str, name: str) -> list[Document]:
     """
     if len(text) > MAX_CHARACTERS:
         rule = f"has {len(text):,} characters; a Kubernetes object may have {MAX_CHARACTERS:,}"
-        raise UserError(Fault(name, None, rule, "give the job file itself"))
+        raise UserError(ValidationIssue(name, None, rule, "give the job file itself"))
     try:
         nodes = list(yaml.compose_all(text, _Loader))
-        faults = [fault for node in nodes if node for fault in _faults(node, name)]
-        if faults:
-            raise UserError(faults)
+        issues = [issue for node in nodes if node for issue in _faults(node, name)]
+        if issues:
+            raise UserError(issues)
         return [_document(node) for node in nodes if node and node.tag != _CORE + "null"]
     except yaml.YAMLError as error:
         raise UserError(_told(error, name)) from error
     except RecursionError as error:
-        raise UserError(Fault(name, None, "is nested too deeply", "give the job file itself")) from error
+        raise UserError(ValidationIssue(name, None, "is nested too deeply", "give the job file itself")) from error
 
 
 def read_value(text: str) -> JsonValue:
@@ -92,7 +92,7 @@ def read_value(text: str) -> JsonValue:
     """
     documents = read_documents(text, "value")
     if len(documents) > 1:
-        raise UserError(Fault("value", text, "holds several YAML documents", "write one value"))
+        raise UserError(ValidationIssue("value", text, "holds several YAML documents", "write one value"))
     return documents[0].value if documents else None
 
 
@@ -168,9 +168,9 @@ def _integer(text: str) -> int:
     return int(text, 0)
 
 
-def _faults(root: yaml.Node, name: str) -> list[Fault]:
+def _faults(root: yaml.Node, name: str) -> list[ValidationIssue]:
     """Duplicate and odd keys, and aliases that unfold too far, found before anything is built."""
-    faults: list[Fault] = []
+    issues: list[ValidationIssue] = []
     count = 0
     # Aliases are followed each time they occur, so one inside itself runs into the bounds.
     stack: list[tuple[yaml.Node, int]] = [(root, 0)]
@@ -179,24 +179,24 @@ def _faults(root: yaml.Node, name: str) -> list[Fault]:
         count += 1
         if count > MAX_NODES or depth > MAX_DEPTH:
             rule = f"has more than {MAX_NODES:,} values or {MAX_DEPTH} levels"
-            return [Fault(name, None, rule, "write the values out, without aliases (*name)", _line(node))]
+            return [ValidationIssue(name, None, rule, "write the values out, without aliases (*name)", _line(node))]
         if isinstance(node, yaml.SequenceNode):
             stack.extend((item, depth + 1) for item in node.value)
         elif isinstance(node, yaml.MappingNode):
-            faults += _key_faults(node, name)
+            issues += _key_faults(node, name)
             stack.extend((item, depth + 1) for _, item in node.value)
-    return faults
+    return issues
 
 
-def _key_faults(node: yaml.MappingNode, name: str) -> Iterator[Fault]:
+def _key_faults(node: yaml.MappingNode, name: str) -> Iterator[ValidationIssue]:
     first: dict[str, int] = {}
     for key, _ in node.value:
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
-            yield Fault(name, None, "has a list or a mapping as a key", "write a plain word", _line(key))
+            yield ValidationIssue(name, None, "has a list or a mapping as a key", "write a plain word", _line(key))
         elif key.value in first:
             rule = f"the key {key.value!r} is on line {first[key.value]} already"
-            yield Fault(name, None, rule, "keep one of the two", _line(key))
+            yield ValidationIssue(name, None, rule, "keep one of the two", _line(key))
         else:
             first[key.value] = line
 
@@ -205,12 +205,14 @@ def _line(node: yaml.Node) -> str:
     return f"line {node.start_mark.line + 1}"
 
 
-def _told(error: yaml.YAMLError, name: str) -> Fault:
+def _told(error: yaml.YAMLError, name: str) -> ValidationIssue:
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
         source = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = " ".join(filter(None, (error.context, error.problem)))
         if "\\t" in problem:
-            return Fault(name, None, "has a tab where YAML wants spaces", "indent with spaces", source)
-        return Fault(name, None, f"is not YAML: {problem}", "check indentation, colons and quotes there", source)
-    return Fault(name, None, "has characters that YAML does not allow", "save it as plain UTF-8 text")
+            return ValidationIssue(name, None, "has a tab where YAML wants spaces", "indent with spaces", source)
+        return ValidationIssue(
+            name, None, f"is not YAML: {problem}", "check indentation, colons and quotes there", source
+        )
+    return ValidationIssue(name, None, "has characters that YAML does not allow", "save it as plain UTF-8 text")

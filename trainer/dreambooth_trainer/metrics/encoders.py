@@ -14,7 +14,7 @@ from typing import Protocol
 from PIL import Image
 from torch import Tensor
 
-from dreambooth_api.errors import Fault, UserError
+from dreambooth_api.errors import UserError, ValidationIssue
 
 from .batches import unit_rows
 
@@ -111,20 +111,20 @@ def load_encoders(dino: str, clip: str, device: str = "cpu") -> Encoders:
         device: torch device of the models; features always come back on the CPU.
 
     Raises:
-        UserError: a model cannot be had or is of another kind; both encoders' faults at once.
+        UserError: a model cannot be had or is of another kind; both encoders' issues at once.
     """
-    faults: list[Fault] = []
+    issues: list[ValidationIssue] = []
     dino_encoder, clip_encoder = None, None
     try:
         dino_encoder = _load_dino(dino, device)
     except UserError as error:
-        faults += error.faults
+        issues += error.issues
     try:
         clip_encoder = _load_clip(clip, device)
     except UserError as error:
-        faults += error.faults
+        issues += error.issues
     if dino_encoder is None or clip_encoder is None:
-        raise UserError(faults)
+        raise UserError(issues)
     return Encoders(dino=dino_encoder, clip=clip_encoder)
 
 

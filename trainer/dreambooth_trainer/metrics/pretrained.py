@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, PreTrainedModel, ViTModel
 
-from dreambooth_api.errors import Fault, UserError
+from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_trainer.hub import Repository, converted_revision, fetch
 from dreambooth_trainer.modelfiles import local_weights, model_files
 
@@ -147,7 +147,7 @@ def _pretrained(kind: type[M], path: str, name: str, folder: Path, device: str, 
 
 def _unavailable(path: str, name: str, rule: str) -> UserError:
     remedy = "write a local folder with the model, builtin:sprites for drawn subjects, or evaluation.enabled: false"
-    return UserError(Fault(path, name, rule, remedy))
+    return UserError(ValidationIssue(path, name, rule, remedy))
 
 
 def _projected(output: object) -> Tensor:

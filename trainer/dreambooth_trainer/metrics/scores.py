@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 
-from dreambooth_api.errors import Fault
+from dreambooth_api.errors import ValidationIssue
 from dreambooth_api.job import Thresholds
 
 from . import fidelity
@@ -135,22 +135,22 @@ def measure(
     )
 
 
-def failed_thresholds(scores: Scores, thresholds: Thresholds) -> list[Fault]:
-    """One fault for each score below its threshold; reaching it exactly is enough."""
-    faults: list[Fault] = []
+def failed_thresholds(scores: Scores, thresholds: Thresholds) -> list[ValidationIssue]:
+    """One issue for each score below its threshold; reaching it exactly is enough."""
+    issues: list[ValidationIssue] = []
     for field, key in (("dino", "dino"), ("clip_i", "clipI"), ("clip_t", "clipT")):
         least: float | None = getattr(thresholds, field)
         got: float = getattr(scores, field)
         if least is not None and got < least:
-            faults.append(
-                Fault(
+            issues.append(
+                ValidationIssue(
                     path=f"spec.evaluation.thresholds.{key}",
                     value=least,
                     rule=f"the trained model scores {got:.3f}",
                     remedy="train longer (spec.training.steps), give clearer images, or write a lower threshold",
                 )
             )
-    return faults
+    return issues
 
 
 def _weighted(means: Sequence[float], sizes: Sequence[int]) -> float:

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from dreambooth_trainer.families.registry import local_folder, open_family
 from dreambooth_trainer.hardware import work_device
 from dreambooth_trainer.phases.base import Context, Phase
-from dreambooth_trainer.phases.priors import prior_names, prior_store
+from dreambooth_trainer.phases.class_images import class_image_names, class_image_store
 from dreambooth_trainer.plan import Plan
 from dreambooth_trainer.progress import PhaseProgress
 from dreambooth_trainer.store.folder import JobFolder
@@ -35,7 +35,7 @@ def _inputs(context: Context) -> JsonValue:
     plan = context.plan
     return {
         "prepare": context.keys["prepare"],
-        "priors": context.keys["priors"],
+        "class_images": context.keys["class-images"],
         "model": context.base_digest,
         "prompts": list(instance_prompts(context)),
         "text_encoder": plan.train_text_encoder,
@@ -47,15 +47,17 @@ def _complete(context: Context) -> bool:
 
 
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
-    names = prior_names(context)
+    names = class_image_names(context)
     count = len(context.images) + len(names)
     progress.total(count)
-    context.pool.call(encode, context.plan, context.folder, instance_prompts(context), prior_store(context), names)
+    context.pool.call(
+        encode, context.plan, context.folder, instance_prompts(context), class_image_store(context), names
+    )
     progress.done(count)
     return {"images": count}
 
 
-def encode(plan: Plan, folder: JobFolder, prompts: list[str], priors: PictureStore, names: list[str]) -> None:
+def encode(plan: Plan, folder: JobFolder, prompts: list[str], class_images: PictureStore, names: list[str]) -> None:
     """Encode all images with the base model and write the cache; runs on a worker, on its GPU if it has one."""
     from dreambooth_trainer.drawing import drop_models
     from dreambooth_trainer.engine.cache import TrainingData, save_data
@@ -73,7 +75,7 @@ def encode(plan: Plan, folder: JobFolder, prompts: list[str], priors: PictureSto
     instance = _latents(family, parts, subject, prompts, keep_text=keep_text)
     prior = None
     if names:
-        pictures = [priors.get(name) for name in names]
+        pictures = [class_images.get(name) for name in names]
         prior = _latents(
             family, parts, pictures, [plan.class_prompt] * len(names), keep_text=not plan.train_text_encoder
         )

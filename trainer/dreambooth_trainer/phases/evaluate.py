@@ -192,16 +192,16 @@ def check_thresholds(context: Context) -> None:
     """Stop a job whose model scores too low.
 
     Raises:
-        ThresholdError: with one fault for every score below its threshold.
+        ThresholdError: with one issue for every score below its threshold.
     """
     scores = read_scores(context)
     if scores is None:
         return
     from dreambooth_trainer.metrics.scores import failed_thresholds
 
-    faults = failed_thresholds(scores["after"], context.plan.spec.evaluation.thresholds)
-    if faults:
-        raise ThresholdError(faults)
+    issues = failed_thresholds(scores["after"], context.plan.spec.evaluation.thresholds)
+    if issues:
+        raise ThresholdError(issues)
 
 
 EVALUATE = Phase("evaluate", _inputs, _complete, _run)

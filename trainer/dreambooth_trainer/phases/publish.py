@@ -54,8 +54,8 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
         _fill(draft, context, report)
         note = note_of(plan, context.base_digest, draft)
         (draft / NOTE).write_text(note.model_dump_json(by_alias=True, indent=2))
-        if faults := model_faults(folder.model, plan.job):
-            raise UserError(faults)
+        if issues := model_faults(folder.model, plan.job):
+            raise UserError(issues)
     write_report(report, folder.report)
     digest, uri = weights_digest(folder.trained), str(folder.model)
     remote = plan.spec.output.uri
@@ -105,8 +105,8 @@ def upload(model: Path, note: Note, uri: str, job: DreamBoothJob, progress: Phas
     Raises:
         UserError: the place is not this job's, or holds a file of somebody else that would be replaced.
     """
-    if faults := remote_faults(uri, job, note.files):
-        raise UserError(faults)
+    if issues := remote_faults(uri, job, note.files):
+        raise UserError(issues)
     fs, root = fsspec.url_to_fs(uri)
     earlier = read_manifest(fs, root)
     dropped = set(earlier.files).difference(note.files) if earlier is not None else set[str]()

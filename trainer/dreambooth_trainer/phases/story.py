@@ -13,6 +13,7 @@ from dreambooth_trainer.engine.entry import Record
 from dreambooth_trainer.families.base import ADAPTER_FILE
 from dreambooth_trainer.metrics.scores import PAPER as PAPER_SCORES
 from dreambooth_trainer.phases.base import Context
+from dreambooth_trainer.phases.class_images import class_image_names, class_image_store
 from dreambooth_trainer.phases.evaluate import (
     CLASS_PICTURES,
     SUBJECT_PICTURES,
@@ -23,12 +24,11 @@ from dreambooth_trainer.phases.evaluate import (
     pictures_per_prompt,
     read_scores,
 )
-from dreambooth_trainer.phases.priors import prior_names, prior_store
 from dreambooth_trainer.report.contents import Comparison, PhaseTime, ReferenceRow, Report, ScoreRow, loading_code
 from dreambooth_trainer.report.curves import loss_curves
 from dreambooth_trainer.report.scores import score_rows
 
-PRIORS_SHOWN = 16
+MAX_CLASS_IMAGES_SHOWN = 16
 PROMPTS_SHOWN = 12
 
 
@@ -36,8 +36,8 @@ def tell_story(context: Context) -> Report:
     """Everything that the report and the model card show."""
     plan, folder = context.plan, context.folder
     scores, judges = _scores(context)
-    store = prior_store(context)
-    there = sorted(store.names().intersection(prior_names(context)))
+    store = class_image_store(context)
+    there = sorted(store.names().intersection(class_image_names(context)))
     return Report(
         name=plan.job.metadata.name,
         subject_prompt=plan.instance_prompt,
@@ -49,8 +49,8 @@ def tell_story(context: Context) -> Report:
         contexts=_contexts(context),
         drift=_compare(context, plan.class_prompt, CLASS_PICTURES // 2, CLASS_PICTURES // 2),
         # They may have been cleared since they were encoded.
-        priors=tuple(store.get(name) for name in there[:PRIORS_SHOWN]),
-        prior_count=len(prior_names(context)),
+        class_images=tuple(store.get(name) for name in there[:MAX_CLASS_IMAGES_SHOWN]),
+        num_class_images=len(class_image_names(context)),
         scores=scores,
         judges=judges,
         references=_references(context),
@@ -100,7 +100,7 @@ def _phases(context: Context) -> tuple[PhaseTime, ...]:
         path = context.folder.marker(name)
         if path.exists():
             content = json.loads(path.read_text())
-            note = f"{content['reused']} of {content['wanted']} reused" if name == "priors" else ""
+            note = f"{content['reused']} of {content['wanted']} reused" if name == "class-images" else ""
             times.append(PhaseTime(name, content["seconds"], note))
     return tuple(times)
 
@@ -113,7 +113,9 @@ def _settings(context: Context) -> dict[str, str]:
         "learning rate": f"{plan.learning_rate:g}",
         "batch size": f"{plan.batch_size}",
         "text encoder": f"learned at {plan.text_encoder_learning_rate:g}" if plan.train_text_encoder else "frozen",
-        "prior weight": f"{plan.spec.priors.weight:g}" if plan.spec.priors.enabled else "no prior preservation",
+        "prior weight": f"{plan.spec.prior_preservation.loss_weight:g}"
+        if plan.spec.prior_preservation.enabled
+        else "no prior preservation",
         "resolution": f"{plan.resolution} px",
         "precision": plan.precision,
         "ZeRO stage": str(plan.zero_stage),

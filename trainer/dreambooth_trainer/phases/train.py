@@ -45,7 +45,7 @@ def _inputs(context: Context) -> JsonValue:
         "rates": [plan.learning_rate, plan.text_encoder_learning_rate],
         "batch_size": plan.batch_size,
         "precision": plan.precision,
-        "prior_weight": plan.spec.priors.weight,
+        "prior_weight": plan.spec.prior_preservation.loss_weight,
     }
 
 
@@ -66,8 +66,8 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
         checkpoint = _fit(trainer, bulletin, progress)
     except Exception as error:
         # Ray may kill the controller or the bulletin in place of a worker.
-        if fault := out_of_memory(error, "training"):
-            raise fault from error
+        if shortage := out_of_memory(error, "training"):
+            raise shortage from error
         raise
     finally:
         ray.kill(bulletin)
@@ -100,7 +100,7 @@ def _fit(trainer: TorchTrainer, bulletin: Any, progress: PhaseProgress) -> Path:
         over = wait([future], timeout=WATCH_SECONDS).done
         news: Any = ray.get(bulletin.read.remote())
         if isinstance(news, Stopped):
-            raise news.fault or TransientError(news.message)
+            raise news.error or TransientError(news.message)
         if over:
             return future.result()
         if news is not None:

@@ -85,9 +85,9 @@ class Report:
     contexts: tuple[Comparison, ...]
     drift: Comparison
     """The class prompt before and after: it must not have become the subject."""
-    priors: Images = ()
+    class_images: Images = ()
     """A sample of the class images that the training kept in view."""
-    prior_count: int = 0
+    num_class_images: int = 0
     """0: trained without prior preservation."""
     scores: tuple[ScoreRow, ...] = ()
     judges: str = ""

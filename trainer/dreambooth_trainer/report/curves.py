@@ -78,8 +78,8 @@ def _draw_losses(axes: Axes, steps: Floats, records: Sequence[TrainingRecord]) -
     lines: list[tuple[str, str, list[float]]] = [("total", _TEXT, [r.loss for r in records])]
     if any(r.prior_loss is not None for r in records):
         lines.append(("instance: your images", _INSTANCE, [r.instance_loss for r in records]))
-        priors = [float("nan") if r.prior_loss is None else r.prior_loss for r in records]
-        lines.append(("prior: the class", _PRIOR, priors))
+        prior_losses = [float("nan") if r.prior_loss is None else r.prior_loss for r in records]
+        lines.append(("prior: the class", _PRIOR, prior_losses))
     for label, colour, values in lines:
         raw = np.array(values, dtype=np.float64)
         axes.plot(steps[::stride], raw[::stride], color=colour, alpha=0.18, linewidth=0.8)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from dreambooth_api.errors import Fault, UserError
+from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.store.owner import MANIFEST, MARKER, job_id, list_names, named, read_manifest, read_marker
 
@@ -49,7 +49,7 @@ def erase_job(job: DreamBoothJob, folder: str) -> Iterator[Erased]:
     owner, names = read_marker(fs, path), list_names(fs, path)
     if names and owner != job_id(job):
         rule = f"is the folder of job {owner}" if owner else f"holds {named(names)}, and no marker of a job"
-        raise UserError(Fault("--out", folder, rule, "write the folder that the job ran in"))
+        raise UserError(ValidationIssue("--out", folder, rule, "write the folder that the job ran in"))
     published = job.spec.output.uri
     if published is not None and "://" in published and published != folder:
         yield from _erase_published(job, published)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth_api.errors import Fault, UserError
+from dreambooth_api.errors import UserError, ValidationIssue
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class JobFolder:
             except BlockingIOError:
                 file.seek(0)
                 raise UserError(
-                    Fault(
+                    ValidationIssue(
                         "--out", str(self.root), f"is in use by process {file.read().strip()}", "wait, or write another"
                     )
                 ) from None

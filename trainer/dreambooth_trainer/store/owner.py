@@ -16,7 +16,7 @@ import fsspec
 from pydantic import BaseModel, ValidationError, field_validator
 from pydantic.alias_generators import to_camel
 
-from dreambooth_api.errors import Fault, UserError
+from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.store.folder import JobFolder
 
@@ -92,16 +92,16 @@ def read_manifest(fs: fsspec.AbstractFileSystem, path: str) -> Manifest | None:
         return None
 
 
-def owner_faults(root: Path, job: DreamBoothJob) -> list[Fault]:
+def owner_faults(root: Path, job: DreamBoothJob) -> list[ValidationIssue]:
     """What keeps a job from working in a folder. Writes nothing."""
     if root.exists() and not root.is_dir():
-        return [Fault("--out", str(root), "is not a folder", "write another folder")]
+        return [ValidationIssue("--out", str(root), "is not a folder", "write another folder")]
     fs, path = fsspec.url_to_fs(str(root))
     owner, names = read_marker(fs, path), list_names(fs, path)
     if owner == job_id(job) or not names or _is_half_claimed(owner, names):
         return []
     rule = f"is the folder of job {owner}" if owner else f"holds {named(names)}, and no marker of a job"
-    return [Fault("--out", str(root), rule, "write an empty folder, or one that does not exist")]
+    return [ValidationIssue("--out", str(root), rule, "write an empty folder, or one that does not exist")]
 
 
 def claim(root: Path, job: DreamBoothJob) -> None:
@@ -110,8 +110,8 @@ def claim(root: Path, job: DreamBoothJob) -> None:
     Raises:
         UserError: it is another job's, or holds something and has no marker.
     """
-    if faults := owner_faults(root, job):
-        raise UserError(faults)
+    if issues := owner_faults(root, job):
+        raise UserError(issues)
     root.mkdir(parents=True, exist_ok=True)
     marker, content = root / MARKER, f"{job_id(job)}\n"
     with contextlib.suppress(FileExistsError), marker.open("x") as file:
@@ -122,11 +122,11 @@ def claim(root: Path, job: DreamBoothJob) -> None:
         time.sleep(0.05)
     if _is_half_claimed(marker.read_text(), [p.name for p in root.iterdir()]):
         marker.write_text(content)
-    if faults := owner_faults(root, job):
-        raise UserError(faults)
+    if issues := owner_faults(root, job):
+        raise UserError(issues)
 
 
-def model_faults(model: Path, job: DreamBoothJob) -> list[Fault]:
+def model_faults(model: Path, job: DreamBoothJob) -> list[ValidationIssue]:
     """What keeps a job from replacing the folder that its model is published in: files that it did not make."""
     manifest = read_manifest(*fsspec.url_to_fs(str(model)))
     ours = set(manifest.files) if manifest is not None and manifest.job == job_id(job) else set[str]()
@@ -134,10 +134,10 @@ def model_faults(model: Path, job: DreamBoothJob) -> list[Fault]:
     if not (strangers := there - ours):
         return []
     rule = f"holds {named(strangers)}, which this job did not make and would replace"
-    return [Fault("--out", str(model), rule, "move them elsewhere, or write another folder")]
+    return [ValidationIssue("--out", str(model), rule, "move them elsewhere, or write another folder")]
 
 
-def remote_faults(uri: str, job: DreamBoothJob, files: Collection[str] = ()) -> list[Fault]:
+def remote_faults(uri: str, job: DreamBoothJob, files: Collection[str] = ()) -> list[ValidationIssue]:
     """What keeps a job from publishing at a URL.
 
     Args:
@@ -152,14 +152,18 @@ def remote_faults(uri: str, job: DreamBoothJob, files: Collection[str] = ()) -> 
     else:
         strangers = [name for name in set(files) - set(manifest.files) if fs.exists(f"{root}/{name}")]
         rule = f"holds {named(strangers)}, which this job did not make and would replace" if strangers else ""
-    return [Fault("spec.output.uri", uri, rule, "write an empty place, or one that does not exist")] if rule else []
+    return (
+        [ValidationIssue("spec.output.uri", uri, rule, "write an empty place, or one that does not exist")]
+        if rule
+        else []
+    )
 
 
-def place_faults(job: DreamBoothJob, folder: JobFolder) -> list[Fault]:
+def place_faults(job: DreamBoothJob, folder: JobFolder) -> list[ValidationIssue]:
     """Everything that keeps a job from writing where it is to write. Looks only."""
-    faults = owner_faults(folder.root, job) or model_faults(folder.model, job)
+    issues = owner_faults(folder.root, job) or model_faults(folder.model, job)
     uri = job.spec.output.uri
-    return [*faults, *(remote_faults(uri, job) if uri is not None and "://" in uri else [])]
+    return [*issues, *(remote_faults(uri, job) if uri is not None and "://" in uri else [])]
 
 
 def _is_half_claimed(owner: str | None, names: Collection[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Priors: class images that the base model makes, on all workers, shared between jobs (paper, section 3.2)."""
+"""Class images that the base model makes, on all workers, shared between jobs (paper, section 3.2)."""
 
 from __future__ import annotations
 
@@ -13,56 +13,60 @@ from dreambooth_trainer.store.lease import lease
 from dreambooth_trainer.store.pictures import PictureStore
 
 
-def prior_key(context: Context) -> str:
+def class_image_key(context: Context) -> str:
     """What a class image is made of, less its number: the same key, the same images, whoever asks."""
     plan = context.plan
     return fingerprint(
         {
             "model": context.base_digest,
             "prompt": plan.class_prompt,
-            "sampler": plan.prior_sampler.model_dump(),
+            "sampler": plan.class_image_sampler.model_dump(),
             "resolution": plan.resolution,
             "precision": plan.precision,
         }
     )
 
 
-def prior_store(context: Context) -> PictureStore:
+def class_image_store(context: Context) -> PictureStore:
     """Where this job's class images are: shared as the job says, never beyond."""
     job = context.plan.job
-    match job.spec.priors.sharing:
+    match job.spec.prior_preservation.sharing:
         case "Cluster":
             root = f"{context.store}/cluster"
         case "Namespace":
             root = f"{context.store}/namespaces/{job.metadata.namespace}"
         case "Job":
             root = str(context.folder.work)
-    return PictureStore(f"{root}/priors/{prior_key(context)}")
+    return PictureStore(f"{root}/class-images/{class_image_key(context)}")
 
 
-def prior_names(context: Context) -> list[str]:
+def class_image_names(context: Context) -> list[str]:
     """Names of the class images that this job trains on."""
-    return [f"{index:06d}" for index in range(context.plan.prior_count)] if context.plan.spec.priors.enabled else []
+    return (
+        [f"{index:06d}" for index in range(context.plan.num_class_images)]
+        if context.plan.spec.prior_preservation.enabled
+        else []
+    )
 
 
 def _inputs(context: Context) -> JsonValue:
-    if not context.plan.spec.priors.enabled:
+    if not context.plan.spec.prior_preservation.enabled:
         return None
-    return {"key": prior_key(context), "count": context.plan.prior_count}
+    return {"key": class_image_key(context), "count": context.plan.num_class_images}
 
 
 def _complete(context: Context) -> bool:
     # Training reads the encoded images. The class images are needed again only where those have to be encoded again.
     encoded = marked("encode", context) is not None and context.folder.latents.exists()
-    names = prior_names(context)
-    return encoded or not names or set(names) <= prior_store(context).names()
+    names = class_image_names(context)
+    return encoded or not names or set(names) <= class_image_store(context).names()
 
 
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
-    names = prior_names(context)
+    names = class_image_names(context)
     if not names:
         return {"wanted": 0, "reused": 0, "generated": 0}
-    plan, store, key = context.plan, prior_store(context), prior_key(context)
+    plan, store, key = context.plan, class_image_store(context), class_image_key(context)
     wanted = [Drawing(name, plan.class_prompt, noise_seed(key, name)) for name in names]
     progress.total(len(wanted))
 
@@ -73,10 +77,12 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     fs.makedirs(path, exist_ok=True)
     if not set(names) <= store.names():
         with lease(fs, f"{path}/lease.json", watch):
-            drawn = draw_all(context.pool, plan.model, context.style(plan.prior_sampler), store, wanted, progress.done)
+            drawn = draw_all(
+                context.pool, plan.model, context.style(plan.class_image_sampler), store, wanted, progress.done
+            )
         return {"wanted": len(names), "reused": drawn.reused, "generated": drawn.generated}
     progress.done(len(names), reused=len(names))
     return {"wanted": len(names), "reused": len(names), "generated": 0}
 
 
-PRIORS = Phase("priors", _inputs, _complete, _run)
+CLASS_IMAGES = Phase("class-images", _inputs, _complete, _run)
