@@ -39,7 +39,7 @@ packages: setup ## Install the Debian packages that a test node needs; not root,
 # Tests of single modules: no cluster, no Ray, no training. A new file of such tests is added here.
 UNIT_TESTS := tests/api $(addprefix tests/operator/test_,$(addsuffix .py,decide jsontext queue report)) \
 	$(addprefix tests/trainer/test_,$(addsuffix .py,batches hub images jobfile metrics_encoders metrics_fidelity \
-	metrics_prompts metrics_scores phases plan remote report_card report_page report_pictures spec store))
+	metrics_prompts metrics_scores phases plan progress_http report_card report_page report_pictures spec store))
 
 .PHONY: test-unit
 test-unit: setup ## Run the tests that need no cluster and no training

@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dreambooth_api.job import DreamBoothJob
-from dreambooth_trainer.cluster import ray_cluster
-from dreambooth_trainer.progress import LineReporter
-from dreambooth_trainer.runner import open_job, run_job
+from dreambooth_trainer.cluster.session import ray_cluster
+from dreambooth_trainer.progress.console import LineReporter
+from dreambooth_trainer.runner import prepare_job, run_job
 from dreambooth_trainer.store.folder import JobFolder
 
 SUBJECTS = ("dog-pink-blue", "cat-lime-purple", "teapot-slate-orange", "robot-lime-magenta")
@@ -56,7 +56,7 @@ def main(out: Path, seeds: int, subjects: tuple[str, ...], json_file: Path | Non
             for seed in range(seeds):
                 for arm, preserve in (("prior preservation", True), ("no prior loss", False)):
                     folder = JobFolder((out / f"{subject}-{seed}-{arm.split()[0]}").resolve())
-                    opened = open_job(make_job(subject, seed, preserve=preserve))
+                    opened = prepare_job(make_job(subject, seed, preserve=preserve))
                     console.print(f"[bold]{subject}, seed {seed}, {arm}")
                     run_job(opened, folder, str((out / "store").resolve()), LineReporter(console))
                     scores = json.loads(folder.scores.read_text())

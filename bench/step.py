@@ -18,12 +18,12 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from dreambooth_api.job import DreamBoothJob
-from dreambooth_trainer.engine.cache import Latents, TrainingData
-from dreambooth_trainer.engine.config import deepspeed_config
-from dreambooth_trainer.engine.loop import run_step
-from dreambooth_trainer.engine.module import DreamBoothModule
 from dreambooth_trainer.families.stable_diffusion import StableDiffusion
-from dreambooth_trainer.plan import Plan, resolve
+from dreambooth_trainer.planning.plan import Plan, resolve
+from dreambooth_trainer.training.cache import Latents, TrainingData
+from dreambooth_trainer.training.deepspeed_config import deepspeed_config
+from dreambooth_trainer.training.loop import run_step
+from dreambooth_trainer.training.module import DreamBoothModule
 
 WIDTH, TOKENS, TEXT = 64, 77, 256
 

@@ -78,7 +78,7 @@ def tiny_model(make_model) -> Path:
 @pytest.fixture(scope="session")
 def ray_here() -> Iterator[None]:
     """A Ray of the tests' own, for those that need no process to themselves."""
-    from dreambooth_trainer.cluster import ray_cluster
+    from dreambooth_trainer.cluster.session import ray_cluster
 
     with ray_cluster():
         yield

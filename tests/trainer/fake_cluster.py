@@ -22,8 +22,8 @@ def two_nodes_with_gpus() -> dict[str, Any]:
     from ray.cluster_utils import Cluster as Nodes
 
     from dreambooth_api.job import Cluster, Resources
-    from dreambooth_trainer import hardware
-    from dreambooth_trainer.pool import WorkerPool
+    from dreambooth_trainer.cluster import hardware
+    from dreambooth_trainer.cluster.pool import WorkerPool
 
     def a100() -> hardware.Device:
         gpus = len(ray.get_runtime_context().get_accelerator_ids()["GPU"])
@@ -38,14 +38,14 @@ def two_nodes_with_gpus() -> dict[str, Any]:
     head = ray.get_runtime_context().get_node_id()
     answer: dict[str, Any] = {}
     try:
-        hardware.ask_workers(Cluster(workers=2, resources=Resources(gpu=4)))
+        hardware.query_workers(Cluster(workers=2, resources=Resources(gpu=4)))
     except hardware.DeviceError as error:
         answer["without CUDA"] = str(error)
     hardware.cuda_device = a100
     for gpu in (4, None):
-        found = hardware.ask_workers(Cluster(workers=2, resources=Resources(gpu=gpu)))
+        found = hardware.query_workers(Cluster(workers=2, resources=Resources(gpu=gpu)))
         answer[f"gpu {gpu}"] = [found.gpus_per_worker, found.device, found.memory_bytes, found.bf16]
-    answer["cpu"] = hardware.ask_workers(Cluster(workers=2, resources=Resources(gpu=0))).gpus_per_worker
+    answer["cpu"] = hardware.query_workers(Cluster(workers=2, resources=Resources(gpu=0))).gpus_per_worker
     answer["pool of 6"] = len(WorkerPool(6, gpu=True).start())
     return answer
 
@@ -54,10 +54,10 @@ def broken_gpu() -> dict[str, Any]:
     """What the phases answer in a process for which Ray reserved a GPU, where CUDA does not work."""
     import ray
 
-    from dreambooth_trainer.engine.entry import Stopped
-    from dreambooth_trainer.engine.worker import run_worker
-    from dreambooth_trainer.hardware import work_device
-    from dreambooth_trainer.pool import WorkerPool
+    from dreambooth_trainer.cluster.hardware import work_device
+    from dreambooth_trainer.cluster.pool import WorkerPool
+    from dreambooth_trainer.training.messages import FatalWorkerError
+    from dreambooth_trainer.training.worker import run_worker
 
     ray.init(address="local", num_gpus=2, include_dashboard=False, log_to_driver=False)
     answer: dict[str, Any] = {"cpu": WorkerPool(1).call(work_device)}
@@ -68,10 +68,10 @@ def broken_gpu() -> dict[str, Any]:
         answer["pool"] = str(error).splitlines()[-1]
 
     def train() -> str:
-        stopped: list[Stopped] = []
+        stopped: list[FatalWorkerError] = []
 
         class Loop:
-            def tell(self, news: Stopped) -> Any:
+            def tell(self, news: FatalWorkerError) -> Any:
                 stopped.append(news)
                 return ray.put(None)
 
@@ -102,12 +102,12 @@ def out_of_memory() -> dict[str, Any]:
     os.environ["RAY_memory_usage_threshold"] = str((memory.total - memory.available + 5 * 2**30) / memory.total)  # noqa: SIM112 - Ray's name
     os.environ["RAY_memory_monitor_refresh_ms"] = "50"  # noqa: SIM112 - Ray's name
     import ray
-    from test_engine import make_plan
+    from test_training import make_plan
 
-    from dreambooth_trainer.cluster import ray_cluster
-    from dreambooth_trainer.memory_errors import InsufficientMemoryError, out_of_memory
+    from dreambooth_trainer.cluster.memory_errors import InsufficientMemoryError, out_of_memory
+    from dreambooth_trainer.cluster.pool import WorkerPool
+    from dreambooth_trainer.cluster.session import ray_cluster
     from dreambooth_trainer.phases import train
-    from dreambooth_trainer.pool import WorkerPool
     from dreambooth_trainer.sprites import WEIGHTS
     from dreambooth_trainer.store.folder import JobFolder
 
@@ -119,11 +119,11 @@ def out_of_memory() -> dict[str, Any]:
         except InsufficientMemoryError as error:
             answer["pool"] = [str(error), len((folder / "pool").read_text().split())]
         plan = make_plan(WEIGHTS)
-        bulletin: Any = ray.remote(num_cpus=0)(train.Bulletin).remote()
-        trainer = train.build_trainer(plan, JobFolder(folder), "key", train.partial(train.post, bulletin))
+        progress_actor: Any = ray.remote(num_cpus=0)(train.ProgressActor).remote()
+        trainer = train.build_trainer(plan, JobFolder(folder), "key", train.partial(train.post, progress_actor))
         trainer.train_loop_per_worker = lambda config: eat(folder / "training")
         try:
-            train._fit(trainer, bulletin, Silent())
+            train._fit(trainer, progress_actor, Silent())
         except Exception as caught:
             error = caught if isinstance(caught, InsufficientMemoryError) else out_of_memory(caught, "training")
             answer["training"] = [str(error), len((folder / "training").read_text().split())]

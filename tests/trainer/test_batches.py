@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from dreambooth_trainer.engine.batches import BatchOrder, noise
+from dreambooth_trainer.training.batches import DeterministicSampler, noise
 
 
-def whole(order: BatchOrder, step: int, parts: int) -> dict[str, list[int]]:
-    draws = [order.draws(step, part, parts) for part in range(parts)]
+def whole(order: DeterministicSampler, step: int, parts: int) -> dict[str, list[int]]:
+    draws = [order.sample(step, part, parts) for part in range(parts)]
     return {
         name: torch.cat([getattr(draw, name) for draw in draws]).tolist()
         for name in ("indices", "timesteps", "noise_seeds")
@@ -16,28 +16,28 @@ def whole(order: BatchOrder, step: int, parts: int) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize("parts", [2, 4, 8])
 def test_parts_make_up_the_same_batch_however_many_share_it(parts: int) -> None:
-    order = BatchOrder(images=5, batch_size=8, timesteps=1000, seed=3)
+    order = DeterministicSampler(images=5, batch_size=8, timesteps=1000, seed=3)
     for step in range(4):
         assert whole(order, step, parts) == whole(order, step, 1)
 
 
 def test_every_image_comes_once_before_any_comes_again() -> None:
-    order = BatchOrder(images=6, batch_size=4, timesteps=1000, seed=0)
-    row = [i for step in range(9) for i in order.draws(step, 0, 1).indices.tolist()]
+    order = DeterministicSampler(images=6, batch_size=4, timesteps=1000, seed=0)
+    row = [i for step in range(9) for i in order.sample(step, 0, 1).indices.tolist()]
     rounds = [row[i : i + 6] for i in range(0, len(row), 6)]
     assert all(sorted(round_) == list(range(6)) for round_ in rounds)
     assert len({tuple(round_) for round_ in rounds}) > 1
 
 
 def test_steps_and_seeds_differ() -> None:
-    a, b = (BatchOrder(images=4, batch_size=4, timesteps=1000, seed=seed) for seed in (0, 1))
-    assert a.draws(0, 0, 1).timesteps.tolist() != a.draws(1, 0, 1).timesteps.tolist()
-    assert a.draws(0, 0, 1).noise_seeds.tolist() != b.draws(0, 0, 1).noise_seeds.tolist()
+    a, b = (DeterministicSampler(images=4, batch_size=4, timesteps=1000, seed=seed) for seed in (0, 1))
+    assert a.sample(0, 0, 1).timesteps.tolist() != a.sample(1, 0, 1).timesteps.tolist()
+    assert a.sample(0, 0, 1).noise_seeds.tolist() != b.sample(0, 0, 1).noise_seeds.tolist()
 
 
 def test_timesteps_cover_the_schedule_evenly() -> None:
-    order = BatchOrder(images=4, batch_size=8, timesteps=1000, seed=0)
-    steps = torch.cat([order.draws(step, 0, 1).timesteps for step in range(500)]).float()
+    order = DeterministicSampler(images=4, batch_size=8, timesteps=1000, seed=0)
+    steps = torch.cat([order.sample(step, 0, 1).timesteps for step in range(500)]).float()
     assert steps.min() >= 0 and steps.max() <= 999
     assert steps.mean() == pytest.approx(499.5, abs=20)
     assert steps.std() == pytest.approx(1000 / 12**0.5, abs=15)

@@ -29,7 +29,7 @@ def test_shapes_of_everything_a_family_answers(tiny_model: Path, images: list[Im
     mean, std = family.encode_images(parts, images)
     assert mean.shape == std.shape == (3, 4, 8, 8)
     ids = family.tokenize(parts, ["a sks dog", "a dog on the beach"])
-    conditioning = family.condition(parts.text_encoder, ids)
+    conditioning = family.encode_prompts(parts.text_encoder, ids)
     assert conditioning.shape == (2, parts.tokenizer.model_max_length, 32)
     answer = family.predict(parts.denoiser, mean[:2], torch.tensor([1, 900]), conditioning)
     assert answer.shape == (2, 4, 8, 8)
@@ -83,12 +83,12 @@ def test_lora_starts_as_the_base_and_merges_into_it(tiny_model: Path) -> None:
     family, method = open_family(tiny_model), open_method("LoRA")
     training = Training.model_validate({"method": "LoRA", "lora": {"rank": 4}})
     parts = family.load(tiny_model, with_vae=False)
-    text = family.condition(parts.text_encoder, family.tokenize(parts, ["a dog"]))
+    text = family.encode_prompts(parts.text_encoder, family.tokenize(parts, ["a dog"]))
     noisy, timestep = torch.randn(1, 4, 8, 8), torch.tensor([500])
     with torch.no_grad():
         before = family.predict(parts.denoiser, noisy, timestep, text)
         names = set(parts.denoiser.state_dict())
-        method.prepare(parts.denoiser, training, family.adaptable_modules()["denoiser"])
+        method.prepare(parts.denoiser, training, family.lora_target_modules()["denoiser"])
         torch.testing.assert_close(family.predict(parts.denoiser, noisy, timestep, text), before)
         trained = {name: p + 0.05 for name, p in parts.denoiser.named_parameters() if p.requires_grad}
         assert 0 < sum(p.numel() for p in trained.values()) < sum(p.numel() for p in parts.denoiser.parameters()) / 2
@@ -111,7 +111,7 @@ def test_the_adapter_on_the_base_draws_what_the_merged_model_draws(
     modules = {"denoiser": loaded.denoiser, "text_encoder": loaded.text_encoder}
     generator, adapters = torch.Generator().manual_seed(1), {}
     for part in parts:
-        layers = family.adaptable_modules()[part]
+        layers = family.lora_target_modules()[part]
         method.prepare(modules[part], training, layers)
         trained = {
             name: 0.1 * torch.randn(p.shape, generator=generator)

@@ -13,11 +13,11 @@ from test_plan import make_plan
 
 from dreambooth_api.errors import UserError
 from dreambooth_api.job import Cluster, Resources
-from dreambooth_trainer import hardware
-from dreambooth_trainer.fitting import check_memory, plan_stage, sampling_processes
-from dreambooth_trainer.hardware import Hardware, check_runnable
-from dreambooth_trainer.memory import GIB, ModelSize
+from dreambooth_trainer.cluster import hardware
+from dreambooth_trainer.cluster.hardware import Hardware, check_runnable
 from dreambooth_trainer.phases.train import build_trainer
+from dreambooth_trainer.planning.fit import check_memory, plan_stage, sampling_processes
+from dreambooth_trainer.planning.memory import GIB, ModelSize
 from dreambooth_trainer.store.folder import JobFolder
 
 SD15 = ModelSize(trainable=860_000_000, frozen=0, whole=1_066_000_000, latent_side=64, width=320)

@@ -19,12 +19,12 @@ from hubserver import COMMIT, Hub, run_hub
 from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTModel
 
-import dreambooth_trainer.hub
+import dreambooth_trainer.models.hub
 from dreambooth_api.errors import TransientError, UserError
 from dreambooth_api.job import BaseModelRef
 from dreambooth_trainer.families.registry import family_name, local_folder, open_family, pinned, weights_digest
-from dreambooth_trainer.inspection import model_size
 from dreambooth_trainer.metrics.pretrained import load_dino
+from dreambooth_trainer.planning.model_facts import model_size
 
 MODEL = BaseModelRef(id="team/model")
 LOADED = {
@@ -52,9 +52,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
-        dreambooth_trainer.hub._fetch_commit.cache_clear()
+        dreambooth_trainer.models.hub._fetch_commit.cache_clear()
         yield hub
-    dreambooth_trainer.hub._fetch_commit.cache_clear()
+    dreambooth_trainer.models.hub._fetch_commit.cache_clear()
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_a_commit_in_the_cache_needs_no_hub(hub: Hub, tiny_model: Path) -> None:
     model = pinned(MODEL)
     assert model.revision == COMMIT
     hub.requests.clear()
-    dreambooth_trainer.hub._fetch_commit.cache_clear()  # another process
+    dreambooth_trainer.models.hub._fetch_commit.cache_clear()  # another process
     assert local_folder(model).name == COMMIT
     assert hub.requests == []
 

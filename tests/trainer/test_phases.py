@@ -11,12 +11,12 @@ import pytest
 from rich.console import Console
 
 from dreambooth_api.job import DreamBoothJob
-from dreambooth_trainer.phases.base import Phase, marked
-from dreambooth_trainer.phases.evaluate import pictures_of, wanted_pictures
-from dreambooth_trainer.plan import Plan, SamplerPlan, resolve
-from dreambooth_trainer.progress import LineReporter
+from dreambooth_trainer.phases.base import Phase, read_completion
+from dreambooth_trainer.phases.evaluate import evaluation_store, image_requests
+from dreambooth_trainer.planning.plan import Plan, SamplerSettings, resolve
+from dreambooth_trainer.progress.console import LineReporter
 from dreambooth_trainer.runner import run_phase
-from dreambooth_trainer.store.folder import JobFolder, write_whole
+from dreambooth_trainer.store.folder import JobFolder, atomic_write
 
 
 def make_plan(*prompts: str) -> Plan:
@@ -36,23 +36,23 @@ def make_plan(*prompts: str) -> Plan:
 
 def test_a_phase_that_broke_off_is_not_done(tmp_path: Path) -> None:
     context: Any = SimpleNamespace(folder=JobFolder(tmp_path), keys={"encode": "key"})
-    write_whole(context.folder.marker("encode"), json.dumps({"key": "key"}))
-    assert marked("encode", context)
+    atomic_write(context.folder.completion_record("encode"), json.dumps({"key": "key"}))
+    assert read_completion("encode", context)
 
     def overwrite_and_die(*_: object) -> dict[str, Any]:
         # Another run's inputs: the outputs are no longer those of the marker.
-        write_whole(context.folder.latents, b"other")
+        atomic_write(context.folder.latents, b"other")
         raise OSError("the node is gone")
 
     phase = Phase("encode", lambda _: None, lambda _: True, overwrite_and_die)
     with pytest.raises(OSError, match="the node is gone"):
         run_phase(phase, context, LineReporter(Console()))
-    assert marked("encode", context) is None
+    assert read_completion("encode", context) is None
 
 
 def test_both_models_draw_from_the_same_noise() -> None:
     before, after = (
-        {d.name: d for d in wanted_pictures(make_plan("a {} on the beach"), w)} for w in ("before", "after")
+        {d.name: d for d in image_requests(make_plan("a {} on the beach"), w)} for w in ("before", "after")
     )
     assert before.keys() < after.keys()
     assert all(after[name] == drawing for name, drawing in before.items())
@@ -60,22 +60,22 @@ def test_both_models_draw_from_the_same_noise() -> None:
 
 
 def test_a_picture_is_named_by_its_prompt_and_not_by_its_place() -> None:
-    first = {d.prompt: d for d in wanted_pictures(make_plan("a {} on the beach", "a {} in the snow"), "before")}
-    second = {d.prompt: d for d in wanted_pictures(make_plan("a {} in the snow", "a red {}"), "before")}
+    first = {d.prompt: d for d in image_requests(make_plan("a {} on the beach", "a {} in the snow"), "before")}
+    second = {d.prompt: d for d in image_requests(make_plan("a {} in the snow", "a red {}"), "before")}
     assert first["a sks dog in the snow"] == second["a sks dog in the snow"]
     assert first["a sks dog on the beach"].name not in {d.name for d in second.values()}
 
 
 def test_a_prompt_that_is_asked_for_twice_is_drawn_once() -> None:
-    names = [d.name for d in wanted_pictures(make_plan("a {}", "a {}", "a {} on the beach"), "after")]
-    assert len(names) == len(set(names)) == len(wanted_pictures(make_plan("a {} on the beach"), "after"))
+    names = [d.name for d in image_requests(make_plan("a {}", "a {}", "a {} on the beach"), "after")]
+    assert len(names) == len(set(names)) == len(image_requests(make_plan("a {} on the beach"), "after"))
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"sampler": SamplerPlan(steps=7, guidance_scale=3)},
-        {"sampler": SamplerPlan(steps=20, guidance_scale=4)},
+        {"sampler": SamplerSettings(steps=7, guidance_scale=3)},
+        {"sampler": SamplerSettings(steps=20, guidance_scale=4)},
         {"resolution": 64},
         {"precision": "bf16"},
     ],
@@ -83,7 +83,7 @@ def test_a_prompt_that_is_asked_for_twice_is_drawn_once() -> None:
 def test_another_way_to_draw_is_another_folder(tmp_path: Path, change: dict[str, object]) -> None:
     def urls(plan: Plan, train: str = "t", base: str = "b") -> set[str]:
         context: Any = SimpleNamespace(plan=plan, folder=JobFolder(tmp_path), keys={"train": train}, base_digest=base)
-        return {pictures_of(context, which).url for which in ("before", "after")}
+        return {evaluation_store(context, which).url for which in ("before", "after")}
 
     plan = make_plan("a {}")
     assert urls(plan) == urls(plan)

@@ -4,10 +4,10 @@ import pytest
 
 from dreambooth_api.errors import UserError
 from dreambooth_api.job import DreamBoothJob
-from dreambooth_trainer.defaults import PAPER, SPRITES
-from dreambooth_trainer.engine.config import deepspeed_config, merge
-from dreambooth_trainer.memory import GIB, ModelSize, choose_stage, memory_need
-from dreambooth_trainer.plan import Plan, fingerprint, resolve
+from dreambooth_trainer.planning.defaults import PAPER, SPRITES
+from dreambooth_trainer.planning.memory import GIB, ModelSize, choose_stage, memory_need
+from dreambooth_trainer.planning.plan import Plan, fingerprint, resolve
+from dreambooth_trainer.training.deepspeed_config import deepspeed_config, merge
 
 STABLE_DIFFUSION = ModelSize(trainable=860_000_000, frozen=0, whole=1_066_000_000, latent_side=64, width=320)
 

@@ -19,13 +19,13 @@ from PIL import Image
 from dreambooth_api.errors import UserError
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.phases.publish import upload
-from dreambooth_trainer.plan import SamplerPlan
-from dreambooth_trainer.published import NOTE, Note
+from dreambooth_trainer.planning.plan import SamplerSettings
 from dreambooth_trainer.store.erase import Erased, erase_job
-from dreambooth_trainer.store.folder import JobFolder, whole_folder, write_whole
+from dreambooth_trainer.store.folder import JobFolder, atomic_directory, atomic_write
+from dreambooth_trainer.store.image_store import ImageStore
 from dreambooth_trainer.store.lease import lease
-from dreambooth_trainer.store.owner import MARKER, claim, place_faults
-from dreambooth_trainer.store.pictures import PictureStore
+from dreambooth_trainer.store.owner import SENTINEL, claim, output_issues
+from dreambooth_trainer.store.published import MANIFEST, ModelManifest
 
 
 def job(uri: str | None = None, name: str = "my-dog") -> DreamBoothJob:
@@ -46,20 +46,20 @@ def contents(folder: Path) -> dict[str, str]:
     return {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
 
 
-def note(files: tuple[str, ...], name: str = "my-dog") -> Note:
-    sampler = SamplerPlan(steps=1, guidance_scale=1)
-    return Note(
+def note(files: tuple[str, ...], name: str = "my-dog") -> ModelManifest:
+    sampler = SamplerSettings(steps=1, guidance_scale=1)
+    return ModelManifest(
         job=f"default/{name}", files=files, base_model="x", base_digest="x", instance_prompt="x", class_prompt="x",
         resolution=32, sampler=sampler,
     )  # fmt: skip
 
 
-def make_model(folder: Path, *names: str, owner: str = "my-dog") -> Note:
+def make_model(folder: Path, *names: str, owner: str = "my-dog") -> ModelManifest:
     """A published model as a job leaves it."""
     for name in names:
-        write_whole(folder / name, f"content of {name}")
-    made = note(tuple(sorted({*names, NOTE})), owner)
-    write_whole(folder / NOTE, made.model_dump_json(by_alias=True))
+        atomic_write(folder / name, f"content of {name}")
+    made = note(tuple(sorted({*names, MANIFEST})), owner)
+    atomic_write(folder / MANIFEST, made.model_dump_json(by_alias=True))
     return made
 
 
@@ -67,15 +67,15 @@ def make_job_folder(root: Path) -> None:
     """A finished job's folder."""
     claim(root, job())
     for name in ("job.yaml", "report.html", "work/latents", *(f"work/picture-{n}.png" for n in range(6))):
-        write_whole(root / name, "x")
+        atomic_write(root / name, "x")
     make_model(root / "model", "model_index.json", "unet/weights")
 
 
 def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    write_whole(path, "old")
+    atomic_write(path, "old")
     with pytest.raises(TypeError):
-        write_whole(path, 5)  # type: ignore[arg-type]
+        atomic_write(path, 5)  # type: ignore[arg-type]
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -84,7 +84,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "model"
 
     def fill(text: str, *, fail: bool) -> None:
-        with whole_folder(path) as draft:
+        with atomic_directory(path) as draft:
             (draft / "weights").write_text(text)
             if fail:
                 raise OSError("disk full")
@@ -103,14 +103,14 @@ def test_a_crash_between_the_two_renames_is_mended(tmp_path: Path) -> None:
     path, old = tmp_path / "model", tmp_path / ".model.old"
     old.mkdir()
     (old / "weights").write_text("kept")
-    with pytest.raises(OSError), whole_folder(path):
+    with pytest.raises(OSError), atomic_directory(path):
         raise OSError
     assert (path / "weights").read_text() == "kept"
 
 
 @pytest.mark.parametrize("url", ["{tmp}/pictures", "memory://pictures"])
 def test_pictures_come_back_as_they_went(tmp_path: Path, url: str) -> None:
-    store = PictureStore(url.format(tmp=tmp_path))
+    store = ImageStore(url.format(tmp=tmp_path))
     assert store.names() == set()
     image = Image.effect_noise((32, 32), 80).convert("RGB")
     store.put("000001", image)
@@ -170,14 +170,14 @@ def test_a_folder_that_is_new_empty_or_its_own_is_a_jobs(tmp_path: Path) -> None
     (tmp_path / "empty").mkdir()
     for name in ("new", "empty", "empty"):
         claim(tmp_path / name, job())
-        assert [p.name for p in (tmp_path / name).iterdir()] == [MARKER]
-    write_whole(tmp_path / "new" / "job.yaml", "x")
+        assert [p.name for p in (tmp_path / name).iterdir()] == [SENTINEL]
+    atomic_write(tmp_path / "new" / "job.yaml", "x")
     claim(tmp_path / "new", job())
 
 
 def test_a_folder_of_somebody_else_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
-    write_whole(tmp_path / "mine" / "job.yaml", "# a comment")
-    write_whole(tmp_path / "mine" / "photos" / "1.jpg", "x")
+    atomic_write(tmp_path / "mine" / "job.yaml", "# a comment")
+    atomic_write(tmp_path / "mine" / "photos" / "1.jpg", "x")
     claim(tmp_path / "other", job(name="another-dog"))
     before = contents(tmp_path)
     with pytest.raises(UserError, match=r"--out: '.*mine': holds job.yaml, photos, and no marker of a job; write an"):
@@ -207,25 +207,25 @@ def test_of_two_jobs_that_want_one_empty_folder_one_gets_it(tmp_path: Path) -> N
         for thread in threads:
             thread.join()
         assert (len(won), len(lost)) == (1, 3)
-        assert (root / MARKER).read_text() == f"default/{won[0]}\n"
+        assert (root / SENTINEL).read_text() == f"default/{won[0]}\n"
 
 
 def test_a_marker_that_was_never_written_holds_nobody_up(tmp_path: Path) -> None:
-    (tmp_path / MARKER).touch()
+    (tmp_path / SENTINEL).touch()
     claim(tmp_path, job())
-    assert (tmp_path / MARKER).read_text() == "default/my-dog\n"
+    assert (tmp_path / SENTINEL).read_text() == "default/my-dog\n"
 
 
 def test_all_places_that_are_somebody_elses_are_told_at_once(tmp_path: Path, bucket: Any) -> None:
     make_job_folder(tmp_path)
-    write_whole(tmp_path / "model" / "notes.txt", "mine")
+    atomic_write(tmp_path / "model" / "notes.txt", "mine")
     bucket.pipe_file("/bucket/model/photo.png", b"mine")
-    issues = [str(issue) for issue in place_faults(job("memory://bucket/model"), JobFolder(tmp_path))]
+    issues = [str(issue) for issue in output_issues(job("memory://bucket/model"), JobFolder(tmp_path))]
     assert len(issues) == 2
     assert "model': holds notes.txt, which this job did not make and would replace" in issues[0]
     assert "spec.output.uri: 'memory://bucket/model': holds photo.png, and no model of this job" in issues[1]
     (tmp_path / "model" / "notes.txt").unlink()
-    assert place_faults(job("memory://bucket/elsewhere"), JobFolder(tmp_path)) == []
+    assert output_issues(job("memory://bucket/elsewhere"), JobFolder(tmp_path)) == []
 
 
 class Silent:
@@ -241,8 +241,8 @@ def test_publishing_again_removes_what_the_model_no_longer_has(tmp_path: Path, b
     second = make_model(tmp_path / "second", "my-dog.safetensors", "scores.json")
     upload(tmp_path / "second", second, "memory://bucket/model", job(), Silent())
     there = {path.removeprefix("/bucket/model/") for path in bucket.find("/bucket/model")}
-    assert there == {NOTE, "my-dog.safetensors", "scores.json", "notes.txt"}
-    assert Note.model_validate_json(bucket.cat_file(f"/bucket/model/{NOTE}")) == second
+    assert there == {MANIFEST, "my-dog.safetensors", "scores.json", "notes.txt"}
+    assert ModelManifest.model_validate_json(bucket.cat_file(f"/bucket/model/{MANIFEST}")) == second
 
 
 def test_an_upload_that_is_cut_short_lists_all_that_is_there(tmp_path: Path, bucket: Any) -> None:
@@ -252,7 +252,7 @@ def test_an_upload_that_is_cut_short_lists_all_that_is_there(tmp_path: Path, buc
     (tmp_path / "second" / "newer").unlink()
     with pytest.raises(FileNotFoundError):
         upload(tmp_path / "second", second, "memory://bucket/model", job(), Silent())
-    listed = Note.model_validate_json(bucket.cat_file(f"/bucket/model/{NOTE}")).files
+    listed = ModelManifest.model_validate_json(bucket.cat_file(f"/bucket/model/{MANIFEST}")).files
     assert {path.removeprefix("/bucket/model/") for path in bucket.find("/bucket/model")} <= set(listed)
 
 
@@ -284,8 +284,8 @@ def test_erasing_leaves_what_others_put_there_and_names_it(tmp_path: Path, bucke
     make_job_folder(root)
     upload(root / "model", make_model(root / "model", "a"), "memory://bucket/model", published, Silent())
     bucket.pipe_file("/bucket/model/photo.png", b"mine")
-    write_whole(root / "notes.txt", "mine")
-    write_whole(root / "model" / "unet" / "mine.txt", "mine")
+    atomic_write(root / "notes.txt", "mine")
+    atomic_write(root / "model" / "unet" / "mine.txt", "mine")
     (root / "model" / "unet" / "weights").unlink()
     (root / "model" / "model_index.json").unlink()
     places = list(erase_job(published, str(root)))
@@ -321,20 +321,20 @@ def test_erasing_touches_no_folder_of_somebody_else(tmp_path: Path, kind: str) -
     root = tmp_path / "x"
     match kind:
         case "photos":
-            write_whole(root / "photo.png", "mine")
+            atomic_write(root / "photo.png", "mine")
         case "a work folder":
-            write_whole(root / "work" / "thesis.txt", "mine")
-            write_whole(root / "job.yaml", "mine")
+            atomic_write(root / "work" / "thesis.txt", "mine")
+            atomic_write(root / "job.yaml", "mine")
         case "a parent of jobs":
             make_job_folder(root / "work")
             make_job_folder(root / "my-dog")
         case "another job":
             claim(root, job(name="another-dog"))
-            write_whole(root / "work" / "latents", "x")
+            atomic_write(root / "work" / "latents", "x")
         case "a model":
             make_model(root, "model_index.json")
         case _:
-            write_whole(root, "mine")
+            atomic_write(root, "mine")
     before = contents(tmp_path)
     with pytest.raises(UserError, match=r"--out: .*(and no marker of a job|is the folder of job default/another-dog)"):
         list(erase_job(job(), str(root)))
@@ -346,9 +346,9 @@ def test_erasing_takes_no_other_folder_for_the_published_model(tmp_path: Path, b
     bucket.pipe_file("/bucket/model/work/photos.txt", b"mine")
     bucket.pipe_file("/bucket/victim", b"theirs")
     if kind != "files":
-        files = ("work/photos.txt", NOTE) if kind == "another job's model" else ("../victim", NOTE)
+        files = ("work/photos.txt", MANIFEST) if kind == "another job's model" else ("../victim", MANIFEST)
         made = note(files, "another-dog" if kind == "another job's model" else "my-dog")
-        bucket.pipe_file(f"/bucket/model/{NOTE}", made.model_dump_json(by_alias=True).encode())
+        bucket.pipe_file(f"/bucket/model/{MANIFEST}", made.model_dump_json(by_alias=True).encode())
     before = bucket.find("/bucket")
     (place,) = erase_job(job("memory://bucket/model"), str(tmp_path / "nothing"))
     assert not place.ours

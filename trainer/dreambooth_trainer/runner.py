@@ -10,31 +10,31 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from dreambooth_api.job import DreamBoothJob
-from dreambooth_trainer.cluster import ray_cluster
+from dreambooth_trainer.cluster.hardware import Hardware, check_runnable, query_workers
+from dreambooth_trainer.cluster.pool import WorkerPool
+from dreambooth_trainer.cluster.session import ray_cluster
 from dreambooth_trainer.families.registry import family_name, local_folder, pinned, rare_identifier
-from dreambooth_trainer.fitting import check_memory, plan_stage, sampling_processes, size_of
-from dreambooth_trainer.hardware import Hardware, ask_workers, check_runnable
 from dreambooth_trainer.images.sources import RawImage, read_images
 from dreambooth_trainer.jobfile.load import dump_job
-from dreambooth_trainer.memory import StageChoice
-from dreambooth_trainer.phases.base import Context, Phase, marked
+from dreambooth_trainer.phases.base import Context, Phase, read_completion
 from dreambooth_trainer.phases.class_images import CLASS_IMAGES
 from dreambooth_trainer.phases.encode import ENCODE
 from dreambooth_trainer.phases.evaluate import EVALUATE, check_encoders
 from dreambooth_trainer.phases.prepare import PREPARE
 from dreambooth_trainer.phases.publish import PUBLISH
 from dreambooth_trainer.phases.train import TRAIN
-from dreambooth_trainer.plan import Plan, fingerprint, model_ref, resolve
-from dreambooth_trainer.pool import WorkerPool
-from dreambooth_trainer.progress import Reporter
-from dreambooth_trainer.store.folder import JobFolder, write_whole
+from dreambooth_trainer.planning.fit import check_memory, plan_stage, sampling_processes, size_of
+from dreambooth_trainer.planning.memory import StageChoice
+from dreambooth_trainer.planning.plan import Plan, fingerprint, model_ref, resolve
+from dreambooth_trainer.progress.console import Reporter
+from dreambooth_trainer.store.folder import JobFolder, atomic_write
 from dreambooth_trainer.store.owner import claim
 
 PHASES = (PREPARE, CLASS_IMAGES, ENCODE, TRAIN, EVALUATE, PUBLISH)
 
 
 @dataclass(frozen=True)
-class Opened:
+class PreparedJob:
     """A job with its images read and its plan made: what `plan` prints and `run` does."""
 
     plan: Plan
@@ -45,7 +45,7 @@ class Opened:
     sampling_processes: int
 
 
-def open_job(job: DreamBoothJob) -> Opened:
+def prepare_job(job: DreamBoothJob) -> PreparedJob:
     """Read the images, look at the model, ask the workers for their hardware, and make the plan.
 
     Raises:
@@ -59,7 +59,7 @@ def open_job(job: DreamBoothJob) -> Opened:
     identifier = job.spec.subject.identifier
     if identifier == "auto":
         identifier = rare_identifier(base, f"{job.metadata.namespace}/{job.metadata.name}")
-    hardware = ask_workers(job.spec.cluster)
+    hardware = query_workers(job.spec.cluster)
     draft = resolve(
         job,
         image_count=len(found.images),
@@ -74,10 +74,10 @@ def open_job(job: DreamBoothJob) -> Opened:
     warnings = (*found.warnings, *([hardware.note] if hardware.note else []))
     plan = draft.model_copy(update={"zero_stage": choice.stage})
     processes = sampling_processes(draft, size, hardware)
-    return Opened(plan, tuple(found.images), warnings, hardware, choice, processes)
+    return PreparedJob(plan, tuple(found.images), warnings, hardware, choice, processes)
 
 
-def run_job(opened: Opened, folder: JobFolder, store: str, reporter: Reporter) -> dict[str, dict[str, JsonValue]]:
+def run_job(opened: PreparedJob, folder: JobFolder, store: str, reporter: Reporter) -> dict[str, dict[str, JsonValue]]:
     """Run what is not done yet.
 
     Args:
@@ -96,13 +96,13 @@ def run_job(opened: Opened, folder: JobFolder, store: str, reporter: Reporter) -
     results: dict[str, dict[str, JsonValue]] = {}
     claim(folder.root, opened.plan.job)
     with folder.locked(), contextlib.ExitStack() as stack:
-        write_whole(folder.root / "job.yaml", dump_job(opened.plan.job))
-        write_whole(folder.work / "plan.json", opened.plan.model_dump_json(by_alias=True, indent=2))
+        atomic_write(folder.root / "job.yaml", dump_job(opened.plan.job))
+        atomic_write(folder.work / "plan.json", opened.plan.model_dump_json(by_alias=True, indent=2))
         started = False
         for phase in PHASES:
             keys[phase.name] = fingerprint({"phase": phase.name, "inputs": phase.inputs(context)})
         for phase in PHASES:
-            done = marked(phase.name, context) if phase.complete(context) else None
+            done = read_completion(phase.name, context) if phase.complete(context) else None
             if done is not None:
                 reporter.skipped(phase.name)
             elif not started:
@@ -121,11 +121,11 @@ def run_phase(phase: Phase, context: Context, reporter: Reporter) -> dict[str, J
     """Run one phase and leave its marker; returns what the marker holds."""
     start = time.monotonic()
     # From here on the outputs may be those of other inputs than an earlier marker names.
-    context.folder.marker(phase.name).unlink(missing_ok=True)
+    context.folder.completion_record(phase.name).unlink(missing_ok=True)
     with reporter.phase(phase.name) as progress:
         result = phase.run(context, progress)
     content = {"key": context.keys[phase.name], "seconds": round(time.monotonic() - start, 2), **result}
-    write_whole(context.folder.marker(phase.name), json.dumps(content, indent=2))
+    atomic_write(context.folder.completion_record(phase.name), json.dumps(content, indent=2))
     warnings = result.get("warnings")
     for warning in warnings if isinstance(warnings, list) else []:
         reporter.note(f"  {warning}")

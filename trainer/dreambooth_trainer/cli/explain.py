@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dreambooth_trainer.runner import Opened
+from dreambooth_trainer.runner import PreparedJob
 
 
-def describe(opened: Opened) -> str:
+def describe(opened: PreparedJob) -> str:
     """What a run is about to do, in two lines."""
     plan = opened.plan
     class_images = (
@@ -21,7 +21,7 @@ def describe(opened: Opened) -> str:
     return "\n".join([head, course, *(f"note: {warning}" for warning in opened.warnings)])
 
 
-def rows(opened: Opened) -> list[tuple[str, str]]:
+def rows(opened: PreparedJob) -> list[tuple[str, str]]:
     """A plan as label and value, for `dreambooth plan`."""
     plan, prior = opened.plan, opened.plan.class_image_sampler
     return [
@@ -48,7 +48,7 @@ def rows(opened: Opened) -> list[tuple[str, str]]:
     ]
 
 
-def _workers(opened: Opened) -> str:
+def _workers(opened: PreparedJob) -> str:
     """Workers, their devices, and the world size: the number of training processes."""
     plan, hardware = opened.plan, opened.hardware
     low, high = plan.world_sizes

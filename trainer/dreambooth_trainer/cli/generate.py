@@ -30,33 +30,39 @@ def generate(
     """Draw pictures with a trained model."""
     from rich.progress import track
 
-    from dreambooth_trainer.drawing import Drawing, Style, draw_batch, load_pipeline, noise_seed
-    from dreambooth_trainer.hardware import local_devices
-    from dreambooth_trainer.published import open_published
+    from dreambooth_trainer.cluster.hardware import local_devices
+    from dreambooth_trainer.sampling.generate import (
+        ImageRequest,
+        SamplingConfig,
+        load_pipeline,
+        noise_seed,
+        sample_batch,
+    )
+    from dreambooth_trainer.store.published import open_published
 
     published = open_published(folder)
     devices, note = local_devices()
     if note:
         click.echo(note, err=True)
     sampler = published.sampler
-    style = Style(
+    style = SamplingConfig(
         sampler.model_copy(
             update={"steps": steps or sampler.steps, "guidance_scale": guidance or sampler.guidance_scale}
         ),
         published.resolution,
         "bf16" if any(device.bf16 for device in devices) else "fp32",
-        published.draw_batch_size,
+        published.sampling_batch_size,
     )
     pipeline = load_pipeline(published.folder, style.precision, "cuda" if devices else "cpu")
     out.mkdir(parents=True, exist_ok=True)
     drawings = [
-        Drawing(f"{number:02d}-{image:03d}", prompt, noise_seed(seed, image))
+        ImageRequest(f"{number:02d}-{image:03d}", prompt, noise_seed(seed, image))
         for number, prompt in enumerate(prompts, first_number(out))
         for image in range(count)
     ]
     orders = [drawings[i : i + style.batch_size] for i in range(0, len(drawings), style.batch_size)]
     for order in track(orders, "drawing", transient=True):
-        for drawing, image in zip(order, draw_batch(pipeline, style, order), strict=True):
+        for drawing, image in zip(order, sample_batch(pipeline, style, order), strict=True):
             # "x": a file that appeared meanwhile is not overwritten either.
             with (out / f"{drawing.name}.png").open("xb") as file:
                 image.save(file, "PNG")

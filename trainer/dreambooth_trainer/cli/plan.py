@@ -28,11 +28,11 @@ def plan(job_file: Path, sets: tuple[str, ...]) -> None:
     """Show what a job would do: defaults filled, memory a worker, the ZeRO stage and why."""
     job = options.read_job(job_file, sets)
     from dreambooth_trainer.cli.explain import rows
-    from dreambooth_trainer.cluster import has_address, ray_cluster
-    from dreambooth_trainer.runner import open_job
+    from dreambooth_trainer.cluster.session import has_address, ray_cluster
+    from dreambooth_trainer.runner import prepare_job
 
     with ray_cluster() if has_address() else contextlib.nullcontext():
-        opened = open_job(job)
+        opened = prepare_job(job)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()

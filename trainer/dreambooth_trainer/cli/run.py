@@ -14,11 +14,11 @@ from dreambooth_api.environment import BELOW_THRESHOLDS, INVALID_INPUT, OUT_OF_M
 from dreambooth_api.errors import ThresholdError, UserError
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.cli import options
-from dreambooth_trainer.memory_errors import InsufficientMemoryError
-from dreambooth_trainer.progress import Reporter, choose_reporter
-from dreambooth_trainer.remote import OperatorReporter, operator_from_environment
+from dreambooth_trainer.cluster.memory_errors import InsufficientMemoryError
+from dreambooth_trainer.progress.console import Reporter, choose_reporter
+from dreambooth_trainer.progress.http import OperatorReporter, operator_from_environment
 from dreambooth_trainer.store.folder import JobFolder
-from dreambooth_trainer.store.owner import place_faults
+from dreambooth_trainer.store.owner import output_issues
 
 
 @click.command()
@@ -35,16 +35,16 @@ def run(job_file: Path, out: Path | None, store: str | None, sets: tuple[str, ..
     with told_to_operator(choose_reporter(console)) as reporter, contextlib.ExitStack() as stack:
         job = options.read_job(job_file, sets)
         folder = JobFolder((out or default_folder(job)).resolve())
-        if issues := place_faults(job, folder):
+        if issues := output_issues(job, folder):
             raise UserError(issues)
         # Imported here, so that an issue in the file is told at once: torch and Ray take seconds.
         from dreambooth_trainer.cli.explain import describe
-        from dreambooth_trainer.cluster import has_address, ray_cluster
-        from dreambooth_trainer.runner import open_job, run_job
+        from dreambooth_trainer.cluster.session import has_address, ray_cluster
+        from dreambooth_trainer.runner import prepare_job, run_job
 
         if has_address():
             stack.enter_context(ray_cluster())
-        opened = open_job(job)
+        opened = prepare_job(job)
         reporter.note(describe(opened))
         run_job(opened, folder, store or options.default_store(), reporter)
     reporter.note(f"\nReport  {folder.report}\nModel   {folder.model}\nin {time.monotonic() - start:.0f} s")

@@ -52,7 +52,7 @@ class Family(Protocol):
         """Token ids [N, L], padded."""
         ...
 
-    def condition(self, text_encoder: nn.Module, token_ids: Tensor) -> Tensor:
+    def encode_prompts(self, text_encoder: nn.Module, token_ids: Tensor) -> Tensor:
         """What the denoiser is conditioned on, [N, L, D]."""
         ...
 
@@ -64,7 +64,7 @@ class Family(Protocol):
         """What `predict` should have answered, [N, C, h, w]."""
         ...
 
-    def adaptable_modules(self) -> Mapping[str, Sequence[str]]:
+    def lora_target_modules(self) -> Mapping[str, Sequence[str]]:
         """Name endings of the linear and convolution layers that adapters may change, by field of `Components`."""
         ...
 

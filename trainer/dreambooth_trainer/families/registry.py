@@ -10,10 +10,16 @@ from pathlib import Path
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import BaseModelRef
-from dreambooth_trainer.defaults import BUILTIN_SPRITES
 from dreambooth_trainer.families.base import Family
-from dreambooth_trainer.hub import Repository, fetch
-from dreambooth_trainer.modelfiles import INDEX, local_names, local_pipeline_files, pipeline_files, without_safetensors
+from dreambooth_trainer.models.files import (
+    INDEX,
+    local_names,
+    local_pipeline_files,
+    pipeline_files,
+    without_safetensors,
+)
+from dreambooth_trainer.models.hub import Repository, fetch
+from dreambooth_trainer.planning.defaults import BUILTIN_SPRITES
 
 # A family is one module and one line here; the key is `_class_name` of model_index.json.
 FAMILIES = {"StableDiffusionPipeline": "dreambooth_trainer.families.stable_diffusion:StableDiffusion"}

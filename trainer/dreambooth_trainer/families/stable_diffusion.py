@@ -61,7 +61,7 @@ class StableDiffusion:
             return_tensors="pt",
         ).input_ids
 
-    def condition(self, text_encoder: nn.Module, token_ids: Tensor) -> Tensor:
+    def encode_prompts(self, text_encoder: nn.Module, token_ids: Tensor) -> Tensor:
         return text_encoder(token_ids).last_hidden_state
 
     def predict(self, denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class StableDiffusion:
             f"scheduler/scheduler_config.json: prediction_type {kind!r} is neither epsilon nor v_prediction"
         )
 
-    def adaptable_modules(self) -> dict[str, list[str]]:
+    def lora_target_modules(self) -> dict[str, list[str]]:
         attention = ["to_q", "to_k", "to_v", "to_out.0"]
         return {
             "denoiser": [*attention, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2"],

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, PreTrainedModel, ViTModel
 
 from dreambooth_api.errors import UserError, ValidationIssue
-from dreambooth_trainer.hub import Repository, converted_revision, fetch
-from dreambooth_trainer.modelfiles import local_weights, model_files
+from dreambooth_trainer.models.files import local_weights, model_files
+from dreambooth_trainer.models.hub import Repository, converted_revision, fetch
 
 from .batches import unit_rows
 

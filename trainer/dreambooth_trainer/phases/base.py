@@ -9,12 +9,12 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from dreambooth_trainer.drawing import Style
+from dreambooth_trainer.cluster.pool import WorkerPool
 from dreambooth_trainer.families.registry import local_folder, weights_digest
 from dreambooth_trainer.images.sources import RawImage
-from dreambooth_trainer.plan import Plan, SamplerPlan
-from dreambooth_trainer.pool import WorkerPool
-from dreambooth_trainer.progress import PhaseProgress
+from dreambooth_trainer.planning.plan import Plan, SamplerSettings
+from dreambooth_trainer.progress.console import PhaseProgress
+from dreambooth_trainer.sampling.generate import SamplingConfig
 from dreambooth_trainer.store.folder import JobFolder
 
 
@@ -45,9 +45,9 @@ class Context:
     def base_digest(self) -> str:
         return weights_digest(self.base)
 
-    def style(self, sampler: SamplerPlan) -> Style:
+    def style(self, sampler: SamplerSettings) -> SamplingConfig:
         """How this job's pictures are drawn, with one of its samplers."""
-        return Style(sampler, self.plan.resolution, self.plan.precision, self.plan.draw_batch_size)
+        return SamplingConfig(sampler, self.plan.resolution, self.plan.precision, self.plan.sampling_batch_size)
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class Phase:
     run: Callable[[Context, PhaseProgress], dict[str, JsonValue]]
 
 
-def marked(name: str, context: Context) -> dict[str, JsonValue] | None:
+def read_completion(name: str, context: Context) -> dict[str, JsonValue] | None:
     """The marker of a phase, if this job's inputs are those that it finished with."""
-    marker = context.folder.marker(name)
+    marker = context.folder.completion_record(name)
     if not marker.exists():
         return None
     content = json.loads(marker.read_text())

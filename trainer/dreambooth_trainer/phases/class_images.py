@@ -5,12 +5,12 @@ from __future__ import annotations
 import fsspec
 from pydantic import JsonValue
 
-from dreambooth_trainer.drawing import Drawing, draw_all, noise_seed
-from dreambooth_trainer.phases.base import Context, Phase, marked
-from dreambooth_trainer.plan import fingerprint
-from dreambooth_trainer.progress import PhaseProgress
+from dreambooth_trainer.phases.base import Context, Phase, read_completion
+from dreambooth_trainer.planning.plan import fingerprint
+from dreambooth_trainer.progress.console import PhaseProgress
+from dreambooth_trainer.sampling.generate import ImageRequest, generate_images, noise_seed
+from dreambooth_trainer.store.image_store import ImageStore
 from dreambooth_trainer.store.lease import lease
-from dreambooth_trainer.store.pictures import PictureStore
 
 
 def class_image_key(context: Context) -> str:
@@ -27,7 +27,7 @@ def class_image_key(context: Context) -> str:
     )
 
 
-def class_image_store(context: Context) -> PictureStore:
+def class_image_store(context: Context) -> ImageStore:
     """Where this job's class images are: shared as the job says, never beyond."""
     job = context.plan.job
     match job.spec.prior_preservation.sharing:
@@ -37,7 +37,7 @@ def class_image_store(context: Context) -> PictureStore:
             root = f"{context.store}/namespaces/{job.metadata.namespace}"
         case "Job":
             root = str(context.folder.work)
-    return PictureStore(f"{root}/class-images/{class_image_key(context)}")
+    return ImageStore(f"{root}/class-images/{class_image_key(context)}")
 
 
 def class_image_names(context: Context) -> list[str]:
@@ -57,7 +57,7 @@ def _inputs(context: Context) -> JsonValue:
 
 def _complete(context: Context) -> bool:
     # Training reads the encoded images. The class images are needed again only where those have to be encoded again.
-    encoded = marked("encode", context) is not None and context.folder.latents.exists()
+    encoded = read_completion("encode", context) is not None and context.folder.latents.exists()
     names = class_image_names(context)
     return encoded or not names or set(names) <= class_image_store(context).names()
 
@@ -67,7 +67,7 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     if not names:
         return {"wanted": 0, "reused": 0, "generated": 0}
     plan, store, key = context.plan, class_image_store(context), class_image_key(context)
-    wanted = [Drawing(name, plan.class_prompt, noise_seed(key, name)) for name in names]
+    wanted = [ImageRequest(name, plan.class_prompt, noise_seed(key, name)) for name in names]
     progress.total(len(wanted))
 
     def watch() -> None:
@@ -77,7 +77,7 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     fs.makedirs(path, exist_ok=True)
     if not set(names) <= store.names():
         with lease(fs, f"{path}/lease.json", watch):
-            drawn = draw_all(
+            drawn = generate_images(
                 context.pool, plan.model, context.style(plan.class_image_sampler), store, wanted, progress.done
             )
         return {"wanted": len(names), "reused": drawn.reused, "generated": drawn.generated}

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from pydantic import JsonValue
 
+from dreambooth_trainer.cluster.hardware import work_device
 from dreambooth_trainer.families.registry import local_folder, open_family
-from dreambooth_trainer.hardware import work_device
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.phases.class_images import class_image_names, class_image_store
-from dreambooth_trainer.plan import Plan
-from dreambooth_trainer.progress import PhaseProgress
+from dreambooth_trainer.planning.plan import Plan
+from dreambooth_trainer.progress.console import PhaseProgress
 from dreambooth_trainer.store.folder import JobFolder
-from dreambooth_trainer.store.pictures import PictureStore
+from dreambooth_trainer.store.image_store import ImageStore
 
 # Heavy imports stand in the functions that need them: the driver has no use for them.
 if TYPE_CHECKING:
-    from dreambooth_trainer.engine.cache import Latents
     from dreambooth_trainer.families.base import Components, Family
+    from dreambooth_trainer.training.cache import Latents
 
 IMAGES_AT_A_TIME = 8
 
@@ -57,10 +57,10 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     return {"images": count}
 
 
-def encode(plan: Plan, folder: JobFolder, prompts: list[str], class_images: PictureStore, names: list[str]) -> None:
+def encode(plan: Plan, folder: JobFolder, prompts: list[str], class_images: ImageStore, names: list[str]) -> None:
     """Encode all images with the base model and write the cache; runs on a worker, on its GPU if it has one."""
-    from dreambooth_trainer.drawing import drop_models
-    from dreambooth_trainer.engine.cache import TrainingData, save_data
+    from dreambooth_trainer.sampling.generate import drop_models
+    from dreambooth_trainer.training.cache import TrainingData, save_data
 
     drop_models()  # this process may not have room for two models
     base = local_folder(plan.model)
@@ -89,7 +89,7 @@ def _latents(
 ) -> Latents:
     import torch
 
-    from dreambooth_trainer.engine.cache import Latents
+    from dreambooth_trainer.training.cache import Latents
 
     means, stds = [], []
     for first in range(0, len(images), IMAGES_AT_A_TIME):
@@ -103,7 +103,7 @@ def _latents(
     if keep_text:
         device = next(parts.text_encoder.parameters()).device
         with torch.no_grad():
-            conditioning = family.condition(parts.text_encoder, ids.to(device)).float().cpu()
+            conditioning = family.encode_prompts(parts.text_encoder, ids.to(device)).float().cpu()
     return Latents(torch.cat(means), torch.cat(stds), torch.tensor(prompt_of), ids, conditioning)
 
 

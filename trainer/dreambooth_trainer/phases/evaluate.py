@@ -11,23 +11,23 @@ from pydantic import JsonValue
 
 from dreambooth_api.errors import ThresholdError
 from dreambooth_api.job import BaseModelRef
-from dreambooth_trainer.defaults import BUILTIN_SPRITES
-from dreambooth_trainer.drawing import Drawing, draw_all, noise_seed
-from dreambooth_trainer.hardware import work_device
+from dreambooth_trainer.cluster.hardware import work_device
 from dreambooth_trainer.metrics.prompts import paper_prompts
 from dreambooth_trainer.phases.base import Context, Phase
-from dreambooth_trainer.plan import Plan, fingerprint
-from dreambooth_trainer.progress import PhaseProgress
-from dreambooth_trainer.store.folder import JobFolder, write_whole
-from dreambooth_trainer.store.pictures import PictureStore
+from dreambooth_trainer.planning.defaults import BUILTIN_SPRITES
+from dreambooth_trainer.planning.plan import Plan, fingerprint
+from dreambooth_trainer.progress.console import PhaseProgress
+from dreambooth_trainer.sampling.generate import ImageRequest, generate_images, noise_seed
+from dreambooth_trainer.store.folder import JobFolder, atomic_write
+from dreambooth_trainer.store.image_store import ImageStore
 
 # Heavy imports stand in the functions that need them: the driver has no use for them.
 if TYPE_CHECKING:
     from dreambooth_trainer.metrics.scores import Scores
 
 # Pictures of the class prompt and of the subject alone that each model draws, for PRES, DIV and the report.
-CLASS_PICTURES = 32
-SUBJECT_PICTURES = 8
+NUM_CLASS_PROMPT_IMAGES = 32
+NUM_SUBJECT_IMAGES = 8
 WHICH = ("before", "after")
 
 
@@ -42,18 +42,18 @@ def evaluation_prompts(plan: Plan) -> list[str]:
     return paper_prompts(plan.spec.subject.class_)
 
 
-def picture_names(prompt: str, count: int) -> list[str]:
+def image_names(prompt: str, count: int) -> list[str]:
     """Names of the first pictures of a prompt; another prompt has other names."""
     digest = hashlib.sha256(prompt.encode()).hexdigest()[:12]
     return [f"prompt-{digest}-{image:02d}" for image in range(count)]
 
 
-def pictures_per_prompt(plan: Plan, which: str) -> int:
+def images_per_prompt(plan: Plan, which: str) -> int:
     """How many pictures a model draws of an evaluation prompt. One of the base's is enough to show what changed."""
     return plan.spec.evaluation.images_per_prompt if plan.spec.evaluation.enabled and which == "after" else 1
 
 
-def pictures_of(context: Context, which: str) -> PictureStore:
+def evaluation_store(context: Context, which: str) -> ImageStore:
     """Where the pictures of one model are: a folder for all that changes a picture besides its prompt and number."""
     plan = context.plan
     key = fingerprint(
@@ -65,18 +65,18 @@ def pictures_of(context: Context, which: str) -> PictureStore:
             "seed": plan.spec.training.seed,
         }
     )
-    return PictureStore(str(context.folder.pictures.resolve() / key[:16] / which))
+    return ImageStore(str(context.folder.evaluation_images.resolve() / key[:16] / which))
 
 
-def wanted_pictures(plan: Plan, which: str) -> list[Drawing]:
+def image_requests(plan: Plan, which: str) -> list[ImageRequest]:
     """What one model draws. Before and after start from the same noise, so that they can be compared."""
-    per_prompt = pictures_per_prompt(plan, which)
+    per_prompt = images_per_prompt(plan, which)
     counts = [(template.replace("{}", plan.subject_noun), per_prompt) for template in evaluation_prompts(plan)]
-    counts += [(plan.instance_prompt, SUBJECT_PICTURES), (plan.class_prompt, CLASS_PICTURES)]
+    counts += [(plan.instance_prompt, NUM_SUBJECT_IMAGES), (plan.class_prompt, NUM_CLASS_PROMPT_IMAGES)]
     # A prompt that is asked for twice is drawn once.
-    prompts = {name: prompt for prompt, count in counts for name in picture_names(prompt, count)}
+    prompts = {name: prompt for prompt, count in counts for name in image_names(prompt, count)}
     seed = plan.spec.training.seed
-    return [Drawing(name, prompt, noise_seed("evaluate", seed, name)) for name, prompt in prompts.items()]
+    return [ImageRequest(name, prompt, noise_seed("evaluate", seed, name)) for name, prompt in prompts.items()]
 
 
 def read_scores(context: Context) -> dict[str, Scores] | None:
@@ -92,7 +92,7 @@ def read_scores(context: Context) -> dict[str, Scores] | None:
 def _inputs(context: Context) -> JsonValue:
     plan = context.plan
     pictures: JsonValue = {
-        which: [pictures_of(context, which).url.rsplit("/", 2)[1], [d.name for d in wanted_pictures(plan, which)]]
+        which: [evaluation_store(context, which).url.rsplit("/", 2)[1], [d.name for d in image_requests(plan, which)]]
         for which in WHICH
     }
     if not plan.spec.evaluation.enabled:
@@ -109,32 +109,32 @@ def _inputs(context: Context) -> JsonValue:
 def _complete(context: Context) -> bool:
     if context.plan.spec.evaluation.enabled and not context.folder.scores.exists():
         return False
-    wanted = {which: {drawing.name for drawing in wanted_pictures(context.plan, which)} for which in WHICH}
-    return all(names <= pictures_of(context, which).names() for which, names in wanted.items())
+    wanted = {which: {drawing.name for drawing in image_requests(context.plan, which)} for which in WHICH}
+    return all(names <= evaluation_store(context, which).names() for which, names in wanted.items())
 
 
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     plan, style = context.plan, context.style(context.plan.sampler)
     models = {"before": plan.model, "after": BaseModelRef(id=str(context.folder.trained.resolve()))}
-    counts = {which: len(wanted_pictures(plan, which)) for which in WHICH}
+    counts = {which: len(image_requests(plan, which)) for which in WHICH}
     progress.total(sum(counts.values()))
     done = 0
     for which in WHICH:
         offset = done
-        draw_all(
+        generate_images(
             context.pool,
             models[which],
             style,
-            pictures_of(context, which),
-            wanted_pictures(plan, which),
+            evaluation_store(context, which),
+            image_requests(plan, which),
             lambda count, offset=offset: progress.done(offset + count),
         )
         done += counts[which]
     if not plan.spec.evaluation.enabled:
         return {}
-    stores = {which: pictures_of(context, which) for which in WHICH}
+    stores = {which: evaluation_store(context, which) for which in WHICH}
     scores = context.pool.call(score, plan, context.folder, stores)
-    write_whole(context.folder.scores, json.dumps({which: s.model_dump(mode="json") for which, s in scores.items()}))
+    atomic_write(context.folder.scores, json.dumps({which: s.model_dump(mode="json") for which, s in scores.items()}))
     after = scores["after"]
     progress.done(done, DINO=after.dino, CLIP_I=after.clip_i, CLIP_T=after.clip_t)
     return {
@@ -146,7 +146,7 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     }
 
 
-def score(plan: Plan, folder: JobFolder, stores: dict[str, PictureStore]) -> dict[str, Scores]:
+def score(plan: Plan, folder: JobFolder, stores: dict[str, ImageStore]) -> dict[str, Scores]:
     """Score what both models drew; runs on a worker, on its GPU if it has one."""
     from dreambooth_trainer.metrics.encoders import load_encoders
     from dreambooth_trainer.metrics.scores import PromptImages, measure
@@ -155,20 +155,20 @@ def score(plan: Plan, folder: JobFolder, stores: dict[str, PictureStore]) -> dic
     real = [Image.open(path) for path in sorted(folder.prepared.glob("*.png"))]
     scores = {}
     for which, store in stores.items():
-        count = pictures_per_prompt(plan, which)
+        count = images_per_prompt(plan, which)
         groups = [
             PromptImages(
-                _scored_text(plan, template), get_pictures(store, template.replace("{}", plan.subject_noun), count)
+                _scored_text(plan, template), load_images(store, template.replace("{}", plan.subject_noun), count)
             )
             for template in evaluation_prompts(plan)
         ]
-        scores[which] = measure(encoders, real, groups, get_pictures(store, plan.class_prompt, CLASS_PICTURES))
+        scores[which] = measure(encoders, real, groups, load_images(store, plan.class_prompt, NUM_CLASS_PROMPT_IMAGES))
     return scores
 
 
-def get_pictures(store: PictureStore, prompt: str, count: int) -> list[Image.Image]:
+def load_images(store: ImageStore, prompt: str, count: int) -> list[Image.Image]:
     """The first pictures of a prompt."""
-    return [store.get(name) for name in picture_names(prompt, count)]
+    return [store.get(name) for name in image_names(prompt, count)]
 
 
 def _scored_text(plan: Plan, template: str) -> str:

@@ -9,8 +9,8 @@ from pydantic import JsonValue
 
 from dreambooth_trainer.images.prepare import prepare_images
 from dreambooth_trainer.phases.base import Context, Phase
-from dreambooth_trainer.progress import PhaseProgress
-from dreambooth_trainer.store.folder import whole_folder
+from dreambooth_trainer.progress.console import PhaseProgress
+from dreambooth_trainer.store.folder import atomic_directory
 
 
 def _inputs(context: Context) -> JsonValue:
@@ -25,7 +25,7 @@ def _complete(context: Context) -> bool:
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     progress.total(len(context.images))
     images, warnings = prepare_images(context.images, context.plan.resolution, context.plan.spec.subject.captions)
-    with whole_folder(context.folder.prepared) as draft:
+    with atomic_directory(context.folder.prepared) as draft:
         for number, prepared in enumerate(images):
             buffer = io.BytesIO()
             prepared.image.save(buffer, "PNG")

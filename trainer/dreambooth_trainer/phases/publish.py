@@ -16,10 +16,10 @@ from dreambooth_trainer.families.base import ADAPTER_FILE
 from dreambooth_trainer.families.registry import open_family, weights_digest
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.phases.evaluate import check_thresholds
-from dreambooth_trainer.progress import PhaseProgress
-from dreambooth_trainer.published import NOTE, Note, note_of
-from dreambooth_trainer.store.folder import whole_folder
-from dreambooth_trainer.store.owner import model_faults, read_manifest, remote_faults
+from dreambooth_trainer.progress.console import PhaseProgress
+from dreambooth_trainer.store.folder import atomic_directory
+from dreambooth_trainer.store.owner import model_issues, read_manifest, remote_issues
+from dreambooth_trainer.store.published import MANIFEST, ModelManifest, build_manifest
 
 # The report's libraries are imported when there is something to report: a run that is done already ends at once.
 if TYPE_CHECKING:
@@ -44,17 +44,17 @@ def _complete(context: Context) -> bool:
 
 
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
-    from dreambooth_trainer.phases.story import tell_story
+    from dreambooth_trainer.report.collect import collect_report
     from dreambooth_trainer.report.page import write_report
 
     check_thresholds(context)
     folder, plan = context.folder, context.plan
-    report = tell_story(context)
-    with whole_folder(folder.model) as draft:
+    report = collect_report(context)
+    with atomic_directory(folder.model) as draft:
         _fill(draft, context, report)
-        note = note_of(plan, context.base_digest, draft)
-        (draft / NOTE).write_text(note.model_dump_json(by_alias=True, indent=2))
-        if issues := model_faults(folder.model, plan.job):
+        note = build_manifest(plan, context.base_digest, draft)
+        (draft / MANIFEST).write_text(note.model_dump_json(by_alias=True, indent=2))
+        if issues := model_issues(folder.model, plan.job):
             raise UserError(issues)
     write_report(report, folder.report)
     digest, uri = weights_digest(folder.trained), str(folder.model)
@@ -99,13 +99,13 @@ def _save_single_file(model: Path, target: Path) -> None:
     open_family(model).save_single_file(model, target)
 
 
-def upload(model: Path, note: Note, uri: str, job: DreamBoothJob, progress: PhaseProgress) -> None:
+def upload(model: Path, note: ModelManifest, uri: str, job: DreamBoothJob, progress: PhaseProgress) -> None:
     """Bring a model to a URL, in place of this job's earlier one there.
 
     Raises:
         UserError: the place is not this job's, or holds a file of somebody else that would be replaced.
     """
-    if issues := remote_faults(uri, job, note.files):
+    if issues := remote_issues(uri, job, note.files):
         raise UserError(issues)
     fs, root = fsspec.url_to_fs(uri)
     earlier = read_manifest(fs, root)
@@ -114,10 +114,10 @@ def upload(model: Path, note: Note, uri: str, job: DreamBoothJob, progress: Phas
     draft = note.model_copy(update={"files": tuple(sorted(dropped.union(note.files)))})
     fs.makedirs(root, exist_ok=True)
     # Of two jobs that find the place empty, one creates the note.
-    with fs.open(f"{root}/{NOTE}", "wb" if earlier is not None else "xb") as file:
+    with fs.open(f"{root}/{MANIFEST}", "wb" if earlier is not None else "xb") as file:
         cast("Any", file).write(draft.model_dump_json(by_alias=True, indent=2).encode())
     progress.total(len(note.files))
-    for number, name in enumerate(sorted({*note.files} - {NOTE}, key=lambda name: (name == INDEX, name))):
+    for number, name in enumerate(sorted({*note.files} - {MANIFEST}, key=lambda name: (name == INDEX, name))):
         target = f"{root}/{name}"
         fs.makedirs(target.rpartition("/")[0], exist_ok=True)
         fs.put_file(str(model / name), target)
@@ -125,7 +125,7 @@ def upload(model: Path, note: Note, uri: str, job: DreamBoothJob, progress: Phas
     for name in dropped:
         with contextlib.suppress(FileNotFoundError):
             fs.rm_file(f"{root}/{name}")
-    fs.put_file(str(model / NOTE), f"{root}/{NOTE}")
+    fs.put_file(str(model / MANIFEST), f"{root}/{MANIFEST}")
     progress.done(len(note.files))
 
 

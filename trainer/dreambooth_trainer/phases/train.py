@@ -15,16 +15,16 @@ import ray
 from pydantic import JsonValue
 
 from dreambooth_api.errors import TransientError
-from dreambooth_trainer.drawing import drop_models
-from dreambooth_trainer.engine.entry import Bulletin, LoopConfig, Record, Stopped, post, read_records
-from dreambooth_trainer.engine.worker import run_worker
+from dreambooth_trainer.cluster.memory_errors import out_of_memory
 from dreambooth_trainer.families.registry import local_folder, open_family
-from dreambooth_trainer.memory_errors import out_of_memory
 from dreambooth_trainer.methods.registry import open_method
 from dreambooth_trainer.phases.base import Context, Phase
-from dreambooth_trainer.plan import Plan
-from dreambooth_trainer.progress import PhaseProgress
-from dreambooth_trainer.store.folder import JobFolder, whole_folder, write_whole
+from dreambooth_trainer.planning.plan import Plan
+from dreambooth_trainer.progress.console import PhaseProgress
+from dreambooth_trainer.sampling.generate import drop_models
+from dreambooth_trainer.store.folder import JobFolder, atomic_directory, atomic_write
+from dreambooth_trainer.training.messages import FatalWorkerError, LoopConfig, ProgressActor, Record, post, read_records
+from dreambooth_trainer.training.worker import run_worker
 
 # Heavy imports stand in the functions that need them: the driver has no use for them.
 if TYPE_CHECKING:
@@ -59,26 +59,26 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     context.pool.free_memory(drop_models)
     # Beside the driver: on a worker's node it would die with that, and the run with it.
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    bulletin: Any = ray.remote(num_cpus=0, label_selector=here)(Bulletin).remote()
+    progress_actor: Any = ray.remote(num_cpus=0, label_selector=here)(ProgressActor).remote()
     try:
         # A method handle travels to the workers; a lambda over it would as well but says less.
-        trainer = build_trainer(plan, folder, context.keys["train"], partial(post, bulletin))
-        checkpoint = _fit(trainer, bulletin, progress)
+        trainer = build_trainer(plan, folder, context.keys["train"], partial(post, progress_actor))
+        checkpoint = _fit(trainer, progress_actor, progress)
     except Exception as error:
-        # Ray may kill the controller or the bulletin in place of a worker.
+        # Ray may kill the controller or the progress_actor in place of a worker.
         if shortage := out_of_memory(error, "training"):
             raise shortage from error
         raise
     finally:
-        ray.kill(bulletin)
+        ray.kill(progress_actor)
     records = read_records(checkpoint)
     progress.done(len(records), loss=records[-1].loss)
     context.pool.call(assemble, plan, checkpoint, folder)
-    write_whole(folder.losses, "".join(json.dumps(asdict(record)) + "\n" for record in records))
+    atomic_write(folder.losses, "".join(json.dumps(asdict(record)) + "\n" for record in records))
     return {"steps": len(records), "loss": records[-1].loss}
 
 
-def _fit(trainer: TorchTrainer, bulletin: Any, progress: PhaseProgress) -> Path:
+def _fit(trainer: TorchTrainer, progress_actor: Any, progress: PhaseProgress) -> Path:
     """Train to the end, telling progress meanwhile; returns the last checkpoint.
 
     Ray Train starts the workers anew whatever ended them. Where that cannot help they say so, and nobody waits for it.
@@ -98,8 +98,8 @@ def _fit(trainer: TorchTrainer, bulletin: Any, progress: PhaseProgress) -> Path:
     threading.Thread(target=fit, daemon=True).start()
     while True:
         over = wait([future], timeout=WATCH_SECONDS).done
-        news: Any = ray.get(bulletin.read.remote())
-        if isinstance(news, Stopped):
+        news: Any = ray.get(progress_actor.read.remote())
+        if isinstance(news, FatalWorkerError):
             raise news.error or TransientError(news.message)
         if over:
             return future.result()
@@ -107,17 +107,19 @@ def _fit(trainer: TorchTrainer, bulletin: Any, progress: PhaseProgress) -> Path:
             progress.done(news.step, loss=news.loss)
 
 
-def build_trainer(plan: Plan, folder: JobFolder, key: str, tell: Callable[[Record | Stopped], object]) -> TorchTrainer:
+def build_trainer(
+    plan: Plan, folder: JobFolder, key: str, tell: Callable[[Record | FatalWorkerError], object]
+) -> TorchTrainer:
     """Ray Train's trainer for a plan; the same key finds the checkpoints of an earlier run."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from dreambooth_trainer.engine.group import OneGroup
+    from dreambooth_trainer.training.worker_group import WorkerGroupCleanup
 
     low, high = plan.world_sizes
     threads = max(1, int(ray.cluster_resources().get("CPU", 1)) // high)
     gpu = plan.gpus_per_worker > 0
-    callbacks: list[Any] = [OneGroup(tell)]
+    callbacks: list[Any] = [WorkerGroupCleanup(tell)]
     return TorchTrainer(
         run_worker,
         train_loop_config={"loop": LoopConfig(plan, folder.latents.resolve(), threads, tell)},
@@ -138,7 +140,7 @@ def build_trainer(plan: Plan, folder: JobFolder, key: str, tell: Callable[[Recor
 
 def assemble(plan: Plan, checkpoint: Path, folder: JobFolder) -> None:
     """Put the trained weights into the base model and write it as a diffusers folder, an adapter beside it."""
-    from dreambooth_trainer.engine.checkpoint import trained_weights
+    from dreambooth_trainer.training.checkpoint import trained_weights
 
     base = local_folder(plan.model)
     family, method = open_family(base), open_method(plan.spec.training.method)
@@ -147,12 +149,12 @@ def assemble(plan: Plan, checkpoint: Path, folder: JobFolder) -> None:
     modules, adapters = {"denoiser": parts.denoiser, "text_encoder": parts.text_encoder}, {}
     for part in plan.trained_parts:
         trained = _under(weights, f"{part}.")
-        method.prepare(modules[part], training, family.adaptable_modules()[part])
+        method.prepare(modules[part], training, family.lora_target_modules()[part])
         adapter = method.adapter(modules[part], trained)
         if adapter is not None:
             adapters[part] = adapter
         modules[part] = method.restore(modules[part], trained, training)
-    with whole_folder(folder.trained) as draft:
+    with atomic_directory(folder.trained) as draft:
         family.save(base, modules["denoiser"], modules["text_encoder"], draft)
         if adapters:
             family.save_adapter(adapters, draft)

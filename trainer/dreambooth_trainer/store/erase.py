@@ -15,9 +15,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import DreamBoothJob
-from dreambooth_trainer.store.owner import MANIFEST, MARKER, job_id, list_names, named, read_manifest, read_marker
+from dreambooth_trainer.store.owner import MANIFEST, SENTINEL, job_id, list_names, named, read_manifest, read_sentinel
 
-# What `whole_folder` leaves beside the model after a crash.
+# What `atomic_directory` leaves beside the model after a crash.
 _MODEL_LEFTOVERS = (".model.draft", ".model.old")
 _FILES = ("report.html", "job.yaml")
 
@@ -46,7 +46,7 @@ def erase_job(job: DreamBoothJob, folder: str) -> Iterator[Erased]:
         UserError: the folder holds something and is not this job's; nothing is removed anywhere.
     """
     fs, path = fsspec.url_to_fs(folder)
-    owner, names = read_marker(fs, path), list_names(fs, path)
+    owner, names = read_sentinel(fs, path), list_names(fs, path)
     if names and owner != job_id(job):
         rule = f"is the folder of job {owner}" if owner else f"holds {named(names)}, and no marker of a job"
         raise UserError(ValidationIssue("--out", folder, rule, "write the folder that the job ran in"))
@@ -84,7 +84,7 @@ def _erase_folder(fs: fsspec.AbstractFileSystem, path: str, job: DreamBoothJob) 
         elif name == "work" or name in _MODEL_LEFTOVERS:
             with contextlib.suppress(FileNotFoundError):
                 fs.rm(f"{path}/{name}", recursive=True)
-    _remove(fs, f"{path}/{MARKER}")
+    _remove(fs, f"{path}/{SENTINEL}")
 
 
 def _erase_model(fs: fsspec.AbstractFileSystem, root: str, job: DreamBoothJob) -> bool:

@@ -61,7 +61,7 @@ class JobFolder:
         return self.work / "losses.jsonl"
 
     @property
-    def pictures(self) -> Path:
+    def evaluation_images(self) -> Path:
         """What the evaluation drew."""
         return self.work / "pictures"
 
@@ -69,7 +69,7 @@ class JobFolder:
     def scores(self) -> Path:
         return self.work / "scores.json"
 
-    def marker(self, phase: str) -> Path:
+    def completion_record(self, phase: str) -> Path:
         """What a finished phase leaves behind."""
         return self.work / "phases" / f"{phase}.json"
 
@@ -97,7 +97,7 @@ class JobFolder:
             yield
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
+def atomic_write(path: Path, content: bytes | str) -> None:
     """Write a file that readers see complete or not at all.
 
     Raises:
@@ -115,7 +115,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path) -> Iterator[Path]:
     """Give a draft folder to fill; it takes the place of `path` when the block ends well.
 
     The old folder goes only when the new one is complete. A crash between the two renames leaves the old one

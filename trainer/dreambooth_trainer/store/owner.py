@@ -20,7 +20,7 @@ from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.store.folder import JobFolder
 
-MARKER = ".dreambooth-job"
+SENTINEL = ".dreambooth-job"
 MANIFEST = "dreambooth.json"
 # Another process creates the marker and then writes its content: a few bytes.
 _MARKER_SECONDS = 2.0
@@ -77,9 +77,9 @@ def list_names(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
     return sorted(entry.rpartition("/")[2] for entry in there)
 
 
-def read_marker(fs: fsspec.AbstractFileSystem, path: str) -> str | None:
+def read_sentinel(fs: fsspec.AbstractFileSystem, path: str) -> str | None:
     """The job that a folder belongs to."""
-    content = _read(fs, f"{path}/{MARKER}")
+    content = _read(fs, f"{path}/{SENTINEL}")
     return None if content is None else content.decode(errors="replace").strip()
 
 
@@ -92,12 +92,12 @@ def read_manifest(fs: fsspec.AbstractFileSystem, path: str) -> Manifest | None:
         return None
 
 
-def owner_faults(root: Path, job: DreamBoothJob) -> list[ValidationIssue]:
+def ownership_issues(root: Path, job: DreamBoothJob) -> list[ValidationIssue]:
     """What keeps a job from working in a folder. Writes nothing."""
     if root.exists() and not root.is_dir():
         return [ValidationIssue("--out", str(root), "is not a folder", "write another folder")]
     fs, path = fsspec.url_to_fs(str(root))
-    owner, names = read_marker(fs, path), list_names(fs, path)
+    owner, names = read_sentinel(fs, path), list_names(fs, path)
     if owner == job_id(job) or not names or _is_half_claimed(owner, names):
         return []
     rule = f"is the folder of job {owner}" if owner else f"holds {named(names)}, and no marker of a job"
@@ -110,10 +110,10 @@ def claim(root: Path, job: DreamBoothJob) -> None:
     Raises:
         UserError: it is another job's, or holds something and has no marker.
     """
-    if issues := owner_faults(root, job):
+    if issues := ownership_issues(root, job):
         raise UserError(issues)
     root.mkdir(parents=True, exist_ok=True)
-    marker, content = root / MARKER, f"{job_id(job)}\n"
+    marker, content = root / SENTINEL, f"{job_id(job)}\n"
     with contextlib.suppress(FileExistsError), marker.open("x") as file:
         file.write(content)
         return
@@ -122,11 +122,11 @@ def claim(root: Path, job: DreamBoothJob) -> None:
         time.sleep(0.05)
     if _is_half_claimed(marker.read_text(), [p.name for p in root.iterdir()]):
         marker.write_text(content)
-    if issues := owner_faults(root, job):
+    if issues := ownership_issues(root, job):
         raise UserError(issues)
 
 
-def model_faults(model: Path, job: DreamBoothJob) -> list[ValidationIssue]:
+def model_issues(model: Path, job: DreamBoothJob) -> list[ValidationIssue]:
     """What keeps a job from replacing the folder that its model is published in: files that it did not make."""
     manifest = read_manifest(*fsspec.url_to_fs(str(model)))
     ours = set(manifest.files) if manifest is not None and manifest.job == job_id(job) else set[str]()
@@ -137,7 +137,7 @@ def model_faults(model: Path, job: DreamBoothJob) -> list[ValidationIssue]:
     return [ValidationIssue("--out", str(model), rule, "move them elsewhere, or write another folder")]
 
 
-def remote_faults(uri: str, job: DreamBoothJob, files: Collection[str] = ()) -> list[ValidationIssue]:
+def remote_issues(uri: str, job: DreamBoothJob, files: Collection[str] = ()) -> list[ValidationIssue]:
     """What keeps a job from publishing at a URL.
 
     Args:
@@ -159,16 +159,16 @@ def remote_faults(uri: str, job: DreamBoothJob, files: Collection[str] = ()) -> 
     )
 
 
-def place_faults(job: DreamBoothJob, folder: JobFolder) -> list[ValidationIssue]:
+def output_issues(job: DreamBoothJob, folder: JobFolder) -> list[ValidationIssue]:
     """Everything that keeps a job from writing where it is to write. Looks only."""
-    issues = owner_faults(folder.root, job) or model_faults(folder.model, job)
+    issues = ownership_issues(folder.root, job) or model_issues(folder.model, job)
     uri = job.spec.output.uri
-    return [*issues, *(remote_faults(uri, job) if uri is not None and "://" in uri else [])]
+    return [*issues, *(remote_issues(uri, job) if uri is not None and "://" in uri else [])]
 
 
 def _is_half_claimed(owner: str | None, names: Collection[str]) -> bool:
     # Whoever created the marker died before it wrote to it, and so before anything else.
-    return owner == "" and set(names) == {MARKER}
+    return owner == "" and set(names) == {SENTINEL}
 
 
 def _read(fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:

@@ -13,10 +13,10 @@ from pydantic import JsonValue
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import BaseModelRef, DreamBoothJob, JobSpec, Strict
-from dreambooth_trainer.defaults import BUILTIN_SPRITES, model_defaults
+from dreambooth_trainer.planning.defaults import BUILTIN_SPRITES, model_defaults
 
 
-class SamplerPlan(Strict):
+class SamplerSettings(Strict):
     """Denoising steps and classifier-free guidance of one kind of picture."""
 
     steps: int
@@ -47,9 +47,9 @@ class Plan(Strict):
     zero_stage: int
     checkpoint_every_steps: int
     num_class_images: int
-    class_image_sampler: SamplerPlan
-    sampler: SamplerPlan
-    draw_batch_size: int
+    class_image_sampler: SamplerSettings
+    sampler: SamplerSettings
+    sampling_batch_size: int
     dino: str
     clip: str
 
@@ -131,12 +131,12 @@ def resolve(
         checkpoint_every_steps=training.checkpoint_every_steps or max(1, min(250, steps // 4)),
         num_class_images=spec.prior_preservation.num_class_images
         or min(defaults.class_images_per_image * image_count, defaults.max_class_images),
-        class_image_sampler=SamplerPlan(
+        class_image_sampler=SamplerSettings(
             steps=sampler.steps or defaults.prior_steps,
             guidance_scale=sampler.guidance_scale or defaults.prior_guidance,
         ),
-        sampler=SamplerPlan(steps=defaults.sample_steps, guidance_scale=defaults.sample_guidance),
-        draw_batch_size=defaults.draw_batch_size,
+        sampler=SamplerSettings(steps=defaults.sample_steps, guidance_scale=defaults.sample_guidance),
+        sampling_batch_size=defaults.sampling_batch_size,
         dino=spec.evaluation.encoders.dino or defaults.dino,
         clip=spec.evaluation.encoders.clip or defaults.clip,
     )

@@ -11,11 +11,11 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
-from dreambooth_trainer.store.folder import write_whole
+from dreambooth_trainer.store.folder import atomic_write
 
 
 @dataclass(frozen=True)
-class PictureStore:
+class ImageStore:
     """One folder of PNG files, by URL. Small enough to travel to every worker."""
 
     url: str
@@ -38,7 +38,7 @@ class PictureStore:
         fs, path = self._open()
         if isinstance(fs, LocalFileSystem):
             # Its transactions write below /tmp and move: onto another disk that is a copy, which may break off halfway.
-            write_whole(Path(path) / f"{name}.png", buffer.getvalue())
+            atomic_write(Path(path) / f"{name}.png", buffer.getvalue())
         else:
             fs.pipe_file(f"{path}/{name}.png", buffer.getvalue())
 

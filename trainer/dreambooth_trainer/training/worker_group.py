@@ -14,17 +14,17 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus
 from ray.util import get_current_placement_group, remove_placement_group
 
-from dreambooth_trainer.engine.entry import Stopped
-from dreambooth_trainer.memory_errors import out_of_memory
+from dreambooth_trainer.cluster.memory_errors import out_of_memory
+from dreambooth_trainer.training.messages import FatalWorkerError
 
 
-class OneGroup(WorkerGroupCallback):
+class WorkerGroupCleanup(WorkerGroupCallback):
     """A callback of Ray Train's controller: before a group starts, nothing is left of the one before.
 
     It also reports a worker that Ray killed for lack of memory: Ray Train would start the group again, in vain.
     """
 
-    def __init__(self, tell: Callable[[Stopped], object]) -> None:
+    def __init__(self, tell: Callable[[FatalWorkerError], object]) -> None:
         self._last: Any = None
         self._tell = tell
 
@@ -45,4 +45,4 @@ class OneGroup(WorkerGroupCallback):
         for error in worker_group_status.errors.values():
             shortage = out_of_memory(error, "training")
             if shortage is not None:
-                self._tell(Stopped(str(shortage), shortage))
+                self._tell(FatalWorkerError(str(shortage), shortage))

@@ -8,31 +8,31 @@ from importlib.metadata import version
 
 from PIL import Image
 
-from dreambooth_trainer.defaults import PAPER
-from dreambooth_trainer.engine.entry import Record
 from dreambooth_trainer.families.base import ADAPTER_FILE
 from dreambooth_trainer.metrics.scores import PAPER as PAPER_SCORES
 from dreambooth_trainer.phases.base import Context
 from dreambooth_trainer.phases.class_images import class_image_names, class_image_store
 from dreambooth_trainer.phases.evaluate import (
-    CLASS_PICTURES,
-    SUBJECT_PICTURES,
+    NUM_CLASS_PROMPT_IMAGES,
+    NUM_SUBJECT_IMAGES,
     WHICH,
     evaluation_prompts,
-    get_pictures,
-    pictures_of,
-    pictures_per_prompt,
+    evaluation_store,
+    images_per_prompt,
+    load_images,
     read_scores,
 )
+from dreambooth_trainer.planning.defaults import PAPER
 from dreambooth_trainer.report.contents import Comparison, PhaseTime, ReferenceRow, Report, ScoreRow, loading_code
 from dreambooth_trainer.report.curves import loss_curves
 from dreambooth_trainer.report.scores import score_rows
+from dreambooth_trainer.training.messages import Record
 
 MAX_CLASS_IMAGES_SHOWN = 16
 PROMPTS_SHOWN = 12
 
 
-def tell_story(context: Context) -> Report:
+def collect_report(context: Context) -> Report:
     """Everything that the report and the model card show."""
     plan, folder = context.plan, context.folder
     scores, judges = _scores(context)
@@ -45,9 +45,9 @@ def tell_story(context: Context) -> Report:
         base_model=plan.model.id,
         created=datetime.now(UTC),
         subject_images=tuple(Image.open(path) for path in sorted(folder.prepared.glob("*.png"))),
-        subject=_compare(context, plan.instance_prompt, SUBJECT_PICTURES, SUBJECT_PICTURES),
+        subject=_compare(context, plan.instance_prompt, NUM_SUBJECT_IMAGES, NUM_SUBJECT_IMAGES),
         contexts=_contexts(context),
-        drift=_compare(context, plan.class_prompt, CLASS_PICTURES // 2, CLASS_PICTURES // 2),
+        drift=_compare(context, plan.class_prompt, NUM_CLASS_PROMPT_IMAGES // 2, NUM_CLASS_PROMPT_IMAGES // 2),
         # They may have been cleared since they were encoded.
         class_images=tuple(store.get(name) for name in there[:MAX_CLASS_IMAGES_SHOWN]),
         num_class_images=len(class_image_names(context)),
@@ -65,12 +65,12 @@ def tell_story(context: Context) -> Report:
 
 
 def _compare(context: Context, prompt: str, before: int, after: int) -> Comparison:
-    base, trained = (pictures_of(context, which) for which in WHICH)
-    return Comparison(prompt, tuple(get_pictures(base, prompt, before)), tuple(get_pictures(trained, prompt, after)))
+    base, trained = (evaluation_store(context, which) for which in WHICH)
+    return Comparison(prompt, tuple(load_images(base, prompt, before)), tuple(load_images(trained, prompt, after)))
 
 
 def _contexts(context: Context) -> tuple[Comparison, ...]:
-    before, after = (pictures_per_prompt(context.plan, which) for which in WHICH)
+    before, after = (images_per_prompt(context.plan, which) for which in WHICH)
     templates = evaluation_prompts(context.plan)
     # Evenly over the list: its neighbours are alike.
     chosen = range(0, len(templates), max(1, len(templates) // PROMPTS_SHOWN))
@@ -97,7 +97,7 @@ def _references(context: Context) -> tuple[ReferenceRow, ...]:
 def _phases(context: Context) -> tuple[PhaseTime, ...]:
     times: list[PhaseTime] = []
     for name in context.keys:
-        path = context.folder.marker(name)
+        path = context.folder.completion_record(name)
         if path.exists():
             content = json.loads(path.read_text())
             note = f"{content['reused']} of {content['wanted']} reused" if name == "class-images" else ""

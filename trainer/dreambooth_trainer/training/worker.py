@@ -8,9 +8,9 @@ from typing import Any
 
 import ray
 
-from dreambooth_trainer.engine.entry import LoopConfig, Stopped
-from dreambooth_trainer.hardware import DeviceError, work_device
-from dreambooth_trainer.memory_errors import out_of_memory
+from dreambooth_trainer.cluster.hardware import DeviceError, work_device
+from dreambooth_trainer.cluster.memory_errors import out_of_memory
+from dreambooth_trainer.training.messages import FatalWorkerError, LoopConfig
 
 # Not every OSError: that a neighbour hung up is one as well, and then starting anew is just what helps.
 NO_USE_TO_RETRY = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
@@ -21,7 +21,7 @@ def run_worker(config: dict[str, Any]) -> None:
     loop: LoopConfig = config["loop"]
     try:
         work_device()
-        from dreambooth_trainer.engine.loop import train_loop
+        from dreambooth_trainer.training.loop import train_loop
 
         train_loop(loop)
     except Exception as error:
@@ -32,14 +32,14 @@ def run_worker(config: dict[str, Any]) -> None:
         raise
 
 
-def why_no_retry(error: Exception) -> Stopped | None:
+def why_no_retry(error: Exception) -> FatalWorkerError | None:
     """What to report of an error that would come again at once; None for all others."""
     shortage = out_of_memory(error, "training")
     if shortage is not None:
-        return Stopped(str(shortage), shortage)
+        return FatalWorkerError(str(shortage), shortage)
     if isinstance(error, DeviceError):
-        return Stopped(str(error))
+        return FatalWorkerError(str(error))
     if isinstance(error, OSError) and error.errno in NO_USE_TO_RETRY:
         first_line = str(error).partition("\n")[0]
-        return Stopped(f"training cannot go on: {os.strerror(error.errno)} ({first_line})")
+        return FatalWorkerError(f"training cannot go on: {os.strerror(error.errno)} ({first_line})")
     return None

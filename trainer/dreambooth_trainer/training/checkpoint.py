@@ -17,7 +17,7 @@ SHAPE_FILE = "saved-by.json"
 
 
 @dataclass(frozen=True)
-class SavedBy:
+class CheckpointMetadata:
     """Who wrote a checkpoint: optimizer steps done, number of workers, ZeRO stage, number format."""
 
     step: int
@@ -26,17 +26,17 @@ class SavedBy:
     precision: str
 
 
-def read_saved_by(folder: Path) -> SavedBy:
+def read_metadata(folder: Path) -> CheckpointMetadata:
     """What a checkpoint folder says of itself."""
-    return SavedBy(**json.loads((folder / SHAPE_FILE).read_text()))
+    return CheckpointMetadata(**json.loads((folder / SHAPE_FILE).read_text()))
 
 
-def write_saved_by(folder: Path, saved_by: SavedBy) -> None:
+def write_metadata(folder: Path, metadata: CheckpointMetadata) -> None:
     """Say in a checkpoint folder who wrote it."""
-    (folder / SHAPE_FILE).write_text(json.dumps(asdict(saved_by)))
+    (folder / SHAPE_FILE).write_text(json.dumps(asdict(metadata)))
 
 
-def as_universal(folder: Path) -> None:
+def convert_to_universal(folder: Path) -> None:
     """Add DeepSpeed's universal form to a checkpoint, once a machine: it loads at any world size.
 
     Safe to call from every worker of a machine at once.

@@ -1,6 +1,7 @@
-"""What driver, Ray Train's controller and the workers tell each other.
+"""Messages between the driver, the Ray Train controller and the training workers.
 
-Light on purpose: the controller and the bulletin unpickle it, and must not wait for torch and diffusers to be imported.
+Imports no heavy library: the controller and the progress actor unpickle these types and must not wait for torch and
+diffusers to be imported.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dreambooth_trainer.memory_errors import InsufficientMemoryError
-from dreambooth_trainer.plan import Plan
+from dreambooth_trainer.cluster.memory_errors import InsufficientMemoryError
+from dreambooth_trainer.planning.plan import Plan
 
 RECORDS_FILE = "losses.jsonl"
 
@@ -29,7 +30,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Stopped:
+class FatalWorkerError:
     """Why a worker cannot go on and another could not either: no use in starting the workers anew.
 
     Attributes:
@@ -54,28 +55,28 @@ class LoopConfig:
     plan: Plan
     data: Path
     threads: int
-    tell: Callable[[Record | Stopped], object]
+    tell: Callable[[Record | FatalWorkerError], object]
 
 
-class Bulletin:
+class ProgressActor:
     """A Ray actor: the latest of a running training, for whoever asks."""
 
     def __init__(self) -> None:
-        self.latest: Record | Stopped | None = None
+        self.latest: Record | FatalWorkerError | None = None
 
-    def post(self, news: Record | Stopped) -> None:
+    def post(self, news: Record | FatalWorkerError) -> None:
         """Replace the latest; that a worker stopped is the last."""
-        if not isinstance(self.latest, Stopped):
+        if not isinstance(self.latest, FatalWorkerError):
             self.latest = news
 
-    def read(self) -> Record | Stopped | None:
+    def read(self) -> Record | FatalWorkerError | None:
         """The latest."""
         return self.latest
 
 
-def post(bulletin: Any, news: Record | Stopped) -> object:
-    """Put something on a bulletin, waiting for nothing; `ray.get` of what is returned waits until it is there."""
-    return bulletin.post.remote(news)
+def post(progress_actor: Any, news: Record | FatalWorkerError) -> object:
+    """Put something on a progress_actor, waiting for nothing; `ray.get` of what is returned waits until it is there."""
+    return progress_actor.post.remote(news)
 
 
 def read_records(checkpoint: Path) -> list[Record]:

@@ -25,7 +25,7 @@ from pydantic import JsonValue
 
 from dreambooth_api import environment
 from dreambooth_api.progress import ProgressMessage, parse_fields
-from dreambooth_trainer.progress import PhaseProgress, Reporter
+from dreambooth_trainer.progress.console import PhaseProgress, Reporter
 
 SECONDS_BETWEEN = 2.0
 TIMEOUT_SECONDS = 5.0

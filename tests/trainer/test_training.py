@@ -18,10 +18,16 @@ import torch
 import torch.multiprocessing as mp
 
 from dreambooth_api.job import DreamBoothJob
-from dreambooth_trainer.engine.cache import Latents, TrainingData, load_data, save_data
-from dreambooth_trainer.engine.checkpoint import TAG, SavedBy, read_saved_by, trained_weights, write_saved_by
-from dreambooth_trainer.engine.worker import why_no_retry
-from dreambooth_trainer.plan import Plan, resolve
+from dreambooth_trainer.planning.plan import Plan, resolve
+from dreambooth_trainer.training.cache import Latents, TrainingData, load_data, save_data
+from dreambooth_trainer.training.checkpoint import (
+    TAG,
+    CheckpointMetadata,
+    read_metadata,
+    trained_weights,
+    write_metadata,
+)
+from dreambooth_trainer.training.worker import why_no_retry
 
 STEPS = 4
 FP32 = {"atol": 2e-5, "rtol": 2e-4}
@@ -64,7 +70,7 @@ def data(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _rank(rank: int, world_size: int, port: int, cases: list[dict[str, Any]], data: Path, out: Path) -> None:
     import torch.distributed as dist
 
-    from dreambooth_trainer.engine.loop import build_engine, run_step
+    from dreambooth_trainer.training.loop import build_engine, run_step
 
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)  # DeepSpeed insists on a launcher's variable
@@ -80,9 +86,9 @@ def _rank(rank: int, world_size: int, port: int, cases: list[dict[str, Any]], da
         engine = build_engine(plan, world_size, saved)
         first = 0
         if saved is not None:
-            saved_by = read_saved_by(saved)
-            first = saved_by.step
-            tag = TAG if saved_by.world_size == world_size else None
+            metadata = read_metadata(saved)
+            first = metadata.step
+            tag = TAG if metadata.world_size == world_size else None
             engine.load_checkpoint(str(saved), tag=tag, load_module_strict=plan.spec.training.method == "Full")
         losses[case["name"]] = []
         for step in range(first, case.get("until", STEPS) + 1):
@@ -90,7 +96,7 @@ def _rank(rank: int, world_size: int, port: int, cases: list[dict[str, Any]], da
                 folder: Path = case["save"]
                 engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=True)
                 if rank == 0:
-                    write_saved_by(folder, SavedBy(step, world_size, plan.zero_stage, plan.precision))
+                    write_metadata(folder, CheckpointMetadata(step, world_size, plan.zero_stage, plan.precision))
                 dist.barrier()
             if step < case.get("until", STEPS):
                 losses[case["name"]].append(run_step(engine, plan, cached, step, rank, world_size).loss)
@@ -243,7 +249,7 @@ def test_lora_trains_adapters_in_denoiser_and_text_encoder(runs: dict) -> None:
 
 
 def test_lora_rates_are_those_of_the_plan_and_nothing_else_learns(tiny_model: Path) -> None:
-    from dreambooth_trainer.engine.loop import build_module, optimizer_groups
+    from dreambooth_trainer.training.loop import build_module, optimizer_groups
 
     plan = make_plan(tiny_model, **{**LORA, "textEncoder": {"train": True, "learningRate": 1e-5}})
     module, _ = build_module(plan)

@@ -1,4 +1,4 @@
-"""Drawing pictures with a model on all workers of a Ray cluster.
+"""ImageRequest pictures with a model on all workers of a Ray cluster.
 
 Small batches go to whichever worker is free. A picture is its name, prompt and seed: its noise does not depend on who
 draws it or with which others, so a batch that a dead worker left is drawn again, the same.
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambooth_api.job import BaseModelRef
+from dreambooth_trainer.cluster.hardware import work_device
+from dreambooth_trainer.cluster.pool import WorkerPool
 from dreambooth_trainer.families.registry import local_folder, open_family
-from dreambooth_trainer.hardware import work_device
-from dreambooth_trainer.plan import SamplerPlan
-from dreambooth_trainer.pool import WorkerPool
-from dreambooth_trainer.store.pictures import PictureStore
+from dreambooth_trainer.planning.plan import SamplerSettings
+from dreambooth_trainer.store.image_store import ImageStore
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class ImageRequest:
     """One picture wanted: its name in the store, its prompt, the seed of its noise."""
 
     name: str
@@ -37,17 +37,17 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Style:
+class SamplingConfig:
     """How pictures are drawn: sampler, side in pixels, weights' number format, pictures at a time."""
 
-    sampler: SamplerPlan
+    sampler: SamplerSettings
     resolution: int
     precision: str
     batch_size: int
 
 
 @dataclass(frozen=True)
-class Drawn:
+class GenerationResult:
     """How many of the wanted pictures were there already, how many were made."""
 
     reused: int
@@ -70,7 +70,7 @@ def load_pipeline(folder: Path, precision: str, device: str) -> DiffusionPipelin
     return pipeline
 
 
-def draw_batch(pipeline: Any, style: Style, drawings: Sequence[Drawing]) -> list[Image.Image]:
+def sample_batch(pipeline: Any, style: SamplingConfig, drawings: Sequence[ImageRequest]) -> list[Image.Image]:
     """Draw a batch, each picture from its own noise."""
     import torch
 
@@ -84,10 +84,10 @@ def draw_batch(pipeline: Any, style: Style, drawings: Sequence[Drawing]) -> list
     ).images
 
 
-def draw(model: BaseModelRef, style: Style, store: PictureStore, drawings: Sequence[Drawing]) -> int:
+def draw(model: BaseModelRef, style: SamplingConfig, store: ImageStore, drawings: Sequence[ImageRequest]) -> int:
     """Draw and store a batch, here; returns how many there were. The model stays loaded for the next batch."""
     pipeline = _kept_pipeline(local_folder(model), style.precision, work_device())
-    for drawing, image in zip(drawings, draw_batch(pipeline, style, drawings), strict=True):
+    for drawing, image in zip(drawings, sample_batch(pipeline, style, drawings), strict=True):
         store.put(drawing.name, image)
     return len(drawings)
 
@@ -106,14 +106,14 @@ def _kept_pipeline(folder: Path, precision: str, device: str) -> DiffusionPipeli
     return load_pipeline(folder, precision, device)
 
 
-def draw_all(
+def generate_images(
     pool: WorkerPool,
     model: BaseModelRef,
-    style: Style,
-    store: PictureStore,
-    wanted: Sequence[Drawing],
+    style: SamplingConfig,
+    store: ImageStore,
+    wanted: Sequence[ImageRequest],
     done: Callable[[int], None] = lambda count: None,
-) -> Drawn:
+) -> GenerationResult:
     """Have every wanted picture in the store, drawing those that are missing.
 
     Args:
@@ -124,7 +124,7 @@ def draw_all(
     reused = len(wanted) - len(missing)
     done(reused)
     if not missing:
-        return Drawn(reused, 0)
+        return GenerationResult(reused, 0)
     # Every worker gets something to do, also of a small order.
     size = max(1, min(style.batch_size, len(missing) // len(pool.start())))
     batches = ((model, style, store, missing[i : i + size]) for i in range(0, len(missing), size))
@@ -135,4 +135,4 @@ def draw_all(
     lost = {d.name for d in wanted} - store.names()
     if lost:
         raise RuntimeError(f"{store.url} lacks {len(lost)} pictures that were drawn, for example {min(lost)}")
-    return Drawn(reused, len(missing))
+    return GenerationResult(reused, len(missing))

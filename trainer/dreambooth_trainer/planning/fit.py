@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from dreambooth_api.errors import UserError, ValidationIssue
-from dreambooth_trainer.hardware import Hardware
-from dreambooth_trainer.inspection import model_size
-from dreambooth_trainer.memory import GIB, ModelSize, StageChoice, choose_stage, sampling_need
-from dreambooth_trainer.plan import Plan
+from dreambooth_trainer.cluster.hardware import Hardware
+from dreambooth_trainer.planning.memory import GIB, ModelSize, StageChoice, choose_stage, sampling_need
+from dreambooth_trainer.planning.model_facts import model_size
+from dreambooth_trainer.planning.plan import Plan
 
 
 def size_of(plan: Plan, base: Path, *, method: str | None = None) -> ModelSize:
@@ -28,7 +28,7 @@ def sampling_processes(plan: Plan, size: ModelSize, hardware: Hardware) -> int:
     _, processes = plan.world_sizes
     if hardware.gpus_per_worker or hardware.memory_bytes is None:
         return processes
-    need = sampling_need(size, precision=plan.precision, batch_size=plan.draw_batch_size)
+    need = sampling_need(size, precision=plan.precision, batch_size=plan.sampling_batch_size)
     return max(1, min(max(processes, 2), int(hardware.memory_bytes * plan.spec.cluster.workers // need)))
 
 
@@ -58,7 +58,7 @@ def check_memory(plan: Plan, base: Path, size: ModelSize, choice: StageChoice, h
     if available is None:
         return
     there = f"{available / GIB:.1f} GiB are available per process ({hardware.device})"
-    sampling = sampling_need(size, precision=plan.precision, batch_size=plan.draw_batch_size)
+    sampling = sampling_need(size, precision=plan.precision, batch_size=plan.sampling_batch_size)
     if sampling > available:
         rule = f"generating images with it needs {sampling / GIB:.1f} GiB, {there}"
         raise UserError(ValidationIssue("spec.model.id", plan.model.id, rule, "use workers with more memory"))

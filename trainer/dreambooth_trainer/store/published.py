@@ -6,14 +6,12 @@ from pathlib import Path
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import Strict
-from dreambooth_trainer.defaults import model_defaults
-from dreambooth_trainer.plan import Plan, SamplerPlan
+from dreambooth_trainer.planning.defaults import model_defaults
+from dreambooth_trainer.planning.plan import Plan, SamplerSettings
 from dreambooth_trainer.store.owner import MANIFEST, job_id
 
-NOTE = MANIFEST
 
-
-class Note(Strict):
+class ModelManifest(Strict):
     """What a model's user should know, and what belongs to the model; lies in the folder as dreambooth.json.
 
     Attributes:
@@ -28,7 +26,7 @@ class Note(Strict):
     instance_prompt: str
     class_prompt: str
     resolution: int
-    sampler: SamplerPlan
+    sampler: SamplerSettings
 
 
 class Published(Strict):
@@ -36,16 +34,16 @@ class Published(Strict):
 
     folder: Path
     resolution: int
-    sampler: SamplerPlan
-    draw_batch_size: int
+    sampler: SamplerSettings
+    sampling_batch_size: int
 
 
-def note_of(plan: Plan, base_digest: str, model: Path) -> Note:
+def build_manifest(plan: Plan, base_digest: str, model: Path) -> ModelManifest:
     """The note of a plan's model, all whose other files are in a folder."""
     files = {path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()}
-    return Note(
+    return ModelManifest(
         job=job_id(plan.job),
-        files=tuple(sorted(files | {NOTE})),
+        files=tuple(sorted(files | {MANIFEST})),
         base_model=plan.model.id,
         base_digest=base_digest,
         instance_prompt=plan.instance_prompt,
@@ -62,15 +60,17 @@ def open_published(folder: Path) -> Published:
         UserError: no published model there.
     """
     for candidate in (folder / "model", folder):
-        if (candidate / NOTE).exists():
+        if (candidate / MANIFEST).exists():
             if not (candidate / "model_index.json").exists():
                 rule = "holds a single file only"
                 raise UserError(
                     ValidationIssue("--model", str(candidate), rule, "publish it with formats: [diffusers] as well")
                 )
-            note = Note.model_validate_json((candidate / NOTE).read_text())
-            batch = model_defaults(note.base_model).draw_batch_size
-            return Published(folder=candidate, resolution=note.resolution, sampler=note.sampler, draw_batch_size=batch)
+            note = ModelManifest.model_validate_json((candidate / MANIFEST).read_text())
+            batch = model_defaults(note.base_model).sampling_batch_size
+            return Published(
+                folder=candidate, resolution=note.resolution, sampler=note.sampler, sampling_batch_size=batch
+            )
     unfinished = (folder / "work").exists()
     rule = "holds a job that is not finished" if unfinished else "is no folder of a published model"
     remedy = "run the job to its end first" if unfinished else "write the folder that `dreambooth run --out` made"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Draws:
+class BatchSample:
     """For one kind of image: which ones [B], their time steps [B], and seeds [B] of their noise."""
 
     indices: Tensor
@@ -23,7 +23,7 @@ class Draws:
 
 
 @dataclass(frozen=True)
-class BatchOrder:
+class DeterministicSampler:
     """How the images of one kind are drawn: each once, in an order that changes every time around.
 
     Attributes:
@@ -37,7 +37,7 @@ class BatchOrder:
     timesteps: int
     seed: int
 
-    def draws(self, step: int, part: int, parts: int) -> Draws:
+    def sample(self, step: int, part: int, parts: int) -> BatchSample:
         """Part `part` of `parts` of the batch of optimizer step `step`."""
         share = self.batch_size // parts
         generator = torch.Generator().manual_seed(_mix(self.seed, step))
@@ -46,7 +46,7 @@ class BatchOrder:
         mine = slice(part * share, (part + 1) * share)
         first = step * self.batch_size
         indices = [self._index(first + i) for i in range(part * share, (part + 1) * share)]
-        return Draws(torch.tensor(indices), timesteps[mine], seeds[mine])
+        return BatchSample(torch.tensor(indices), timesteps[mine], seeds[mine])
 
     def _index(self, position: int) -> int:
         round_, place = divmod(position, self.images)

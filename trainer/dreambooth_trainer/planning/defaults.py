@@ -19,7 +19,7 @@ class ModelDefaults:
         class_images_per_image, max_class_images: class images per subject image, and at most so many in all.
         prior_steps, prior_guidance: denoising steps and guidance for class images.
         sample_steps, sample_guidance: the same for pictures that people look at.
-        draw_batch_size: images that one worker draws at a time.
+        sampling_batch_size: images that one worker draws at a time.
         dino, clip: encoders that judge fidelity.
     """
 
@@ -35,7 +35,7 @@ class ModelDefaults:
     prior_guidance: float
     sample_steps: int
     sample_guidance: float
-    draw_batch_size: int
+    sampling_batch_size: int
     dino: str
     clip: str
 
@@ -53,7 +53,7 @@ PAPER = ModelDefaults(
     prior_guidance=7.5,
     sample_steps=50,
     sample_guidance=7.5,
-    draw_batch_size=4,
+    sampling_batch_size=4,
     dino="facebook/dino-vits16",
     clip="openai/clip-vit-base-patch32",
 )
@@ -73,7 +73,7 @@ SPRITES = ModelDefaults(
     prior_guidance=1.5,
     sample_steps=20,
     sample_guidance=3.0,
-    draw_batch_size=25,
+    sampling_batch_size=25,
     dino=BUILTIN_SPRITES,
     clip=BUILTIN_SPRITES,
 )

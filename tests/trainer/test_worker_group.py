@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import ray
-from test_engine import make_plan
+from test_training import make_plan
 
 from dreambooth_trainer.phases.train import build_trainer
 from dreambooth_trainer.store.folder import JobFolder
@@ -18,7 +18,7 @@ def test_a_start_that_failed_holds_nothing(ray_here: None, tmp_path: Path, monke
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
-    from dreambooth_trainer.engine.group import OneGroup
+    from dreambooth_trainer.training.worker_group import WorkerGroupCleanup
 
     class KillOnce(WorkerGroupCallback):
         killed = False
@@ -42,7 +42,7 @@ def test_a_start_that_failed_holds_nothing(ray_here: None, tmp_path: Path, monke
         run_config=RunConfig(
             storage_path=str(tmp_path),
             failure_config=FailureConfig(controller_failure_limit=1),
-            callbacks=[KillOnce(), OneGroup(print)],
+            callbacks=[KillOnce(), WorkerGroupCleanup(print)],
         ),
     )
     trainer.fit()
@@ -50,7 +50,7 @@ def test_a_start_that_failed_holds_nothing(ray_here: None, tmp_path: Path, monke
 
 
 def test_every_training_does_so(ray_here: None, tiny_model: Path, tmp_path: Path) -> None:
-    from dreambooth_trainer.engine.group import OneGroup
+    from dreambooth_trainer.training.worker_group import WorkerGroupCleanup
 
     callbacks = build_trainer(make_plan(tiny_model), JobFolder(tmp_path), "key", print).run_config.callbacks
-    assert any(isinstance(callback, OneGroup) for callback in callbacks or [])
+    assert any(isinstance(callback, WorkerGroupCleanup) for callback in callbacks or [])

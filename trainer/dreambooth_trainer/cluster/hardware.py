@@ -114,7 +114,7 @@ def machine_memory() -> int:
     return get_system_memory()
 
 
-def ask_workers(cluster: Cluster) -> Hardware:
+def query_workers(cluster: Cluster) -> Hardware:
     """The hardware of a job's workers.
 
     Connected to a Ray cluster, it waits for a worker. On one machine it counts that machine's GPUs; a job that asks

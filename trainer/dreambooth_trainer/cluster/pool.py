@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
-from dreambooth_trainer.memory_errors import out_of_memory
+from dreambooth_trainer.cluster.memory_errors import out_of_memory
 
 # Times that a call is repeated after the death of the worker that ran it.
 MAX_CALL_RETRIES = 5

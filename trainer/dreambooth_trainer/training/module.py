@@ -11,9 +11,9 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from dreambooth_trainer.engine.batches import BatchOrder, noise
-from dreambooth_trainer.engine.cache import Latents, TrainingData, sample
 from dreambooth_trainer.families.base import Family
+from dreambooth_trainer.training.batches import DeterministicSampler, noise
+from dreambooth_trainer.training.cache import Latents, TrainingData, sample
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class DreamBoothModule(nn.Module):
         if batch.conditioning is not None:
             conditioning = batch.conditioning
         elif self.text_encoder is not None:
-            conditioning = self.family.condition(self.text_encoder, batch.token_ids)
+            conditioning = self.family.encode_prompts(self.text_encoder, batch.token_ids)
         else:
             raise ValueError("a batch without conditioning needs a text encoder")
         answer = self.family.predict(
@@ -77,15 +77,19 @@ class DreamBoothModule(nn.Module):
 
 
 def make_batch(
-    data: TrainingData, orders: tuple[BatchOrder, BatchOrder | None], step: int, part: int, parts: int
+    data: TrainingData,
+    orders: tuple[DeterministicSampler, DeterministicSampler | None],
+    step: int,
+    part: int,
+    parts: int,
 ) -> Batch:
     """Part `part` of `parts` of the batch of optimizer step `step`."""
-    kinds: list[tuple[Latents, BatchOrder]] = [(data.instance, orders[0])]
+    kinds: list[tuple[Latents, DeterministicSampler]] = [(data.instance, orders[0])]
     if data.prior is not None and orders[1] is not None:
         kinds.append((data.prior, orders[1]))
     latents, noises, timesteps, ids, conditionings = [], [], [], [], []
     for kind, order in kinds:
-        draws = order.draws(step, part, parts)
+        draws = order.sample(step, part, parts)
         shape = tuple(kind.mean.shape[1:])
         both = noise(draws.noise_seeds, (2, *shape))
         latents.append(sample(kind, draws.indices, both[:, 0]))

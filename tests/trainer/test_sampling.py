@@ -18,17 +18,26 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from dreambooth_api.job import BaseModelRef, DreamBoothJob
-from dreambooth_trainer import drawing
-from dreambooth_trainer.drawing import Drawing, Drawn, Style, draw, draw_all, draw_batch, load_pipeline, noise_seed
+from dreambooth_trainer.cluster.pool import WorkerPool
 from dreambooth_trainer.phases.base import Context
 from dreambooth_trainer.phases.class_images import CLASS_IMAGES, class_image_key, class_image_store
-from dreambooth_trainer.plan import SamplerPlan, resolve
-from dreambooth_trainer.pool import WorkerPool
-from dreambooth_trainer.store.folder import JobFolder, write_whole
-from dreambooth_trainer.store.pictures import PictureStore
+from dreambooth_trainer.planning.plan import SamplerSettings, resolve
+from dreambooth_trainer.sampling import generate
+from dreambooth_trainer.sampling.generate import (
+    GenerationResult,
+    ImageRequest,
+    SamplingConfig,
+    draw,
+    generate_images,
+    load_pipeline,
+    noise_seed,
+    sample_batch,
+)
+from dreambooth_trainer.store.folder import JobFolder, atomic_write
+from dreambooth_trainer.store.image_store import ImageStore
 
 pytestmark = pytest.mark.usefixtures("ray_here")
-STYLE = Style(SamplerPlan(steps=2, guidance_scale=2.0), resolution=32, precision="fp32", batch_size=4)
+STYLE = SamplingConfig(SamplerSettings(steps=2, guidance_scale=2.0), resolution=32, precision="fp32", batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -38,26 +47,28 @@ def pool(ray_here: None) -> Iterator[WorkerPool]:
     made.stop()
 
 
-def wanted(count: int) -> list[Drawing]:
-    return [Drawing(f"{i:06d}", "a dog", noise_seed("test", i)) for i in range(count)]
+def wanted(count: int) -> list[ImageRequest]:
+    return [ImageRequest(f"{i:06d}", "a dog", noise_seed("test", i)) for i in range(count)]
 
 
 def test_what_is_there_is_not_drawn_again(pool: WorkerPool, tiny_model: Path, tmp_path: Path) -> None:
-    model, store = BaseModelRef(id=str(tiny_model)), PictureStore(str(tmp_path / "class-images"))
+    model, store = BaseModelRef(id=str(tiny_model)), ImageStore(str(tmp_path / "class-images"))
     seen: list[int] = []
-    assert draw_all(pool, model, STYLE, store, wanted(6), done=seen.append) == Drawn(reused=0, generated=6)
+    assert generate_images(pool, model, STYLE, store, wanted(6), done=seen.append) == GenerationResult(
+        reused=0, generated=6
+    )
     assert seen[0] == 0
     assert seen[-1] == 6
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "class-images").glob("*.png")}
-    assert draw_all(pool, model, STYLE, store, wanted(9)) == Drawn(reused=6, generated=3)
+    assert generate_images(pool, model, STYLE, store, wanted(9)) == GenerationResult(reused=6, generated=3)
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in times.items())
     assert len(store.names()) == 9
-    assert draw_all(pool, model, STYLE, store, wanted(4)) == Drawn(reused=4, generated=0)
+    assert generate_images(pool, model, STYLE, store, wanted(4)) == GenerationResult(reused=4, generated=0)
 
 
 def test_a_worker_that_is_killed_loses_nothing(pool: WorkerPool, tiny_model: Path, tmp_path: Path) -> None:
-    slow = Style(SamplerPlan(steps=60, guidance_scale=2.0), resolution=32, precision="fp32", batch_size=4)
-    store, killed = PictureStore(str(tmp_path / "class-images")), []
+    slow = SamplingConfig(SamplerSettings(steps=60, guidance_scale=2.0), resolution=32, precision="fp32", batch_size=4)
+    store, killed = ImageStore(str(tmp_path / "class-images")), []
 
     def kill_one(count: int) -> None:
         if count and not killed:
@@ -67,9 +78,9 @@ def test_a_worker_that_is_killed_loses_nothing(pool: WorkerPool, tiny_model: Pat
             worker.kill()
             killed.append(worker.pid)
 
-    drawn = draw_all(pool, BaseModelRef(id=str(tiny_model)), slow, store, wanted(40), kill_one)
+    drawn = generate_images(pool, BaseModelRef(id=str(tiny_model)), slow, store, wanted(40), kill_one)
     assert killed
-    assert drawn == Drawn(reused=0, generated=40)
+    assert drawn == GenerationResult(reused=0, generated=40)
     assert store.names() == {d.name for d in wanted(40)}
     for name in store.names():
         assert store.get(name).size == (32, 32)
@@ -96,29 +107,29 @@ def test_one_model_at_a_time_is_kept(tiny_model: Path, tmp_path: Path, monkeypat
         kept.append(weakref.ref(pipeline))
         return pipeline
 
-    monkeypatch.setattr(drawing, "load_pipeline", load)
+    monkeypatch.setattr(generate, "load_pipeline", load)
     other = shutil.copytree(tiny_model, tmp_path / "other")
     for number, folder in enumerate((tiny_model, tiny_model, other, other, tiny_model)):
-        draw(BaseModelRef(id=str(folder)), STYLE, PictureStore(str(tmp_path / str(number))), wanted(1))
+        draw(BaseModelRef(id=str(folder)), STYLE, ImageStore(str(tmp_path / str(number))), wanted(1))
     assert len(kept) == 3
 
 
 def test_a_full_disk_is_named_and_holds_no_half_a_picture(small_disk: Path) -> None:
-    store = PictureStore(str(small_disk))
+    store = ImageStore(str(small_disk))
     noise = Image.frombytes("RGB", (400, 400), os.urandom(480_000))
     with pytest.raises(OSError, match=rf"No space left on device: '{small_disk}/big.png'"):
         store.put("big", noise)
     assert not store.names()
     with pytest.raises(OSError, match=rf"No space left on device: '{small_disk}/note'"):
-        write_whole(small_disk / "note", os.urandom(480_000))
+        atomic_write(small_disk / "note", os.urandom(480_000))
 
 
 def test_a_picture_depends_on_its_seed_and_not_on_its_neighbours(tiny_model: Path) -> None:
     import numpy as np
 
     pipeline = load_pipeline(tiny_model, "fp32", "cpu")
-    together = draw_batch(pipeline, STYLE, wanted(3))
-    alone = draw_batch(pipeline, STYLE, wanted(3)[1:2])[0]
+    together = sample_batch(pipeline, STYLE, wanted(3))
+    alone = sample_batch(pipeline, STYLE, wanted(3)[1:2])[0]
     difference = np.abs(np.asarray(together[1], int) - np.asarray(alone, int))
     # Another batch size may round differently, by one grey level; another noise would be tens of levels away.
     assert difference.max() <= 1
@@ -184,6 +195,6 @@ def test_another_way_to_draw_is_another_key(tiny_model: Path, tmp_path: Path, ch
 
 
 def test_a_batch_is_drawn_into_the_store(tiny_model: Path, tmp_path: Path) -> None:
-    store = PictureStore(str(tmp_path))
+    store = ImageStore(str(tmp_path))
     assert draw(BaseModelRef(id=str(tiny_model)), STYLE, store, wanted(2)) == 2
     assert isinstance(store.get("000001"), Image.Image)

@@ -6,8 +6,8 @@ from typing import cast
 
 from pydantic import JsonValue
 
-from dreambooth_trainer.memory import bucket_elements
-from dreambooth_trainer.plan import Plan
+from dreambooth_trainer.planning.memory import bucket_elements
+from dreambooth_trainer.planning.plan import Plan
 
 
 def deepspeed_config(plan: Plan, *, world_size: int, trainable: int, universal: bool) -> dict[str, JsonValue]:

@@ -15,9 +15,9 @@ from rich.console import Console
 
 from dreambooth_api import environment
 from dreambooth_api.progress import ProgressMessage
-from dreambooth_trainer import remote
-from dreambooth_trainer.progress import LineReporter
-from dreambooth_trainer.remote import Delivery, Operator, OperatorReporter, as_shown, operator_from_environment
+from dreambooth_trainer.progress import http
+from dreambooth_trainer.progress.console import LineReporter
+from dreambooth_trainer.progress.http import Delivery, Operator, OperatorReporter, as_shown, operator_from_environment
 
 
 class Listener:
@@ -130,7 +130,7 @@ def test_a_refusal_for_good_ends_the_retries(token: Path, status: int) -> None:
 
 
 def test_an_interrupted_run_ends_within_its_grace_period(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "INTERRUPTED_SECONDS", 0.5)
+    monkeypatch.setattr(http, "INTERRUPTED_SECONDS", 0.5)
     start = time.monotonic()
     with (
         pytest.raises(KeyboardInterrupt),
@@ -138,11 +138,11 @@ def test_an_interrupted_run_ends_within_its_grace_period(token: Path, monkeypatc
     ):
         reporter.failed("X", "y", retryable=True)
         raise KeyboardInterrupt
-    assert time.monotonic() - start < remote.LAST_MESSAGE_SECONDS / 2
+    assert time.monotonic() - start < http.LAST_MESSAGE_SECONDS / 2
 
 
 def test_an_operator_that_stays_away_does_not_stop_a_run(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "LAST_MESSAGE_SECONDS", 0.5)
+    monkeypatch.setattr(http, "LAST_MESSAGE_SECONDS", 0.5)
     with OperatorReporter(silent(), Operator("http://127.0.0.1:9/v1", token)) as reporter:
         reporter.failed(environment.INVALID_INPUT, "spec.subject.class: ...", retryable=False)
         with reporter.phase("prepare") as progress:

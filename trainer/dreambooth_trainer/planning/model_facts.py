@@ -7,8 +7,8 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from dreambooth_trainer.memory import ModelSize
-from dreambooth_trainer.modelfiles import local_weights
+from dreambooth_trainer.models.files import local_weights
+from dreambooth_trainer.planning.memory import ModelSize
 
 
 def model_size(folder: Path, *, resolution: int, train_text_encoder: bool, lora_rank: int | None) -> ModelSize:

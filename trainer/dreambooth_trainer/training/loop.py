@@ -14,16 +14,22 @@ import ray.train
 import torch
 from diffusers.optimization import get_scheduler
 
-from dreambooth_trainer.engine.batches import BatchOrder
-from dreambooth_trainer.engine.cache import TrainingData, load_data
-from dreambooth_trainer.engine.checkpoint import TAG, SavedBy, as_universal, read_saved_by, write_saved_by
-from dreambooth_trainer.engine.config import deepspeed_config
-from dreambooth_trainer.engine.entry import RECORDS_FILE, LoopConfig, Record, read_records
-from dreambooth_trainer.engine.module import DreamBoothModule, make_batch, to_device
 from dreambooth_trainer.families.base import Family
 from dreambooth_trainer.families.registry import local_folder, open_family
 from dreambooth_trainer.methods.registry import open_method
-from dreambooth_trainer.plan import Plan
+from dreambooth_trainer.planning.plan import Plan
+from dreambooth_trainer.training.batches import DeterministicSampler
+from dreambooth_trainer.training.cache import TrainingData, load_data
+from dreambooth_trainer.training.checkpoint import (
+    TAG,
+    CheckpointMetadata,
+    convert_to_universal,
+    read_metadata,
+    write_metadata,
+)
+from dreambooth_trainer.training.deepspeed_config import deepspeed_config
+from dreambooth_trainer.training.messages import RECORDS_FILE, LoopConfig, Record, read_records
+from dreambooth_trainer.training.module import DreamBoothModule, make_batch, to_device
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -41,7 +47,7 @@ def train_loop(loop: LoopConfig) -> None:
     with _restored() as saved:
         engine = build_engine(plan, world_size, saved)
         if saved is not None:
-            same_size = read_saved_by(saved).world_size == world_size
+            same_size = read_metadata(saved).world_size == world_size
             strict = plan.spec.training.method == "Full"
             engine.load_checkpoint(str(saved), tag=TAG if same_size else None, load_module_strict=strict)
             records = read_records(saved)
@@ -50,7 +56,9 @@ def train_loop(loop: LoopConfig) -> None:
         if rank == 0:
             loop.tell(records[-1])
         if (step + 1) % plan.checkpoint_every_steps == 0 or step + 1 == plan.steps:
-            report_checkpoint(engine, SavedBy(step + 1, world_size, plan.zero_stage, plan.precision), records)
+            report_checkpoint(
+                engine, CheckpointMetadata(step + 1, world_size, plan.zero_stage, plan.precision), records
+            )
 
 
 def build_module(plan: Plan) -> tuple[DreamBoothModule, Family]:
@@ -60,7 +68,7 @@ def build_module(plan: Plan) -> tuple[DreamBoothModule, Family]:
     parts = family.load(folder, with_vae=False)
     for part in plan.trained_parts:
         learning = getattr(parts, part).train()
-        method.prepare(learning, plan.spec.training, family.adaptable_modules()[part])
+        method.prepare(learning, plan.spec.training, family.lora_target_modules()[part])
     text_encoder = parts.text_encoder if plan.train_text_encoder else None
     if plan.spec.training.gradient_checkpointing:
         parts.denoiser.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue] - every diffusers model has it
@@ -77,13 +85,13 @@ def build_engine(plan: Plan, world_size: int, saved: Path | None) -> DeepSpeedEn
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 
-    from dreambooth_trainer.engine.masters import set_masters
+    from dreambooth_trainer.training.master_weights import set_masters
 
     # gloo serves the CPU; DeepSpeed's shared-memory op would be compiled on first use, half a minute.
     __compatible_ops__["deepspeed_shm_comm"] = False
-    universal = saved is not None and read_saved_by(saved).world_size != world_size
+    universal = saved is not None and read_metadata(saved).world_size != world_size
     if saved is not None and universal:
-        as_universal(saved)
+        convert_to_universal(saved)
     module, _ = build_module(plan)
     trainable = [p for p in module.parameters() if p.requires_grad]
     # Only references: DeepSpeed's cast replaces the tensors. A checkpoint brings weights of its own.
@@ -126,8 +134,8 @@ def run_step(engine: DeepSpeedEngine, plan: Plan, data: TrainingData, step: int,
     seed = plan.spec.training.seed
     timesteps = int(cast("DreamBoothModule", engine.module).scheduler.config["num_train_timesteps"])
     orders = (
-        BatchOrder(len(data.instance), plan.batch_size, timesteps, 4 * seed),
-        None if data.prior is None else BatchOrder(len(data.prior), plan.batch_size, timesteps, 4 * seed + 2),
+        DeterministicSampler(len(data.instance), plan.batch_size, timesteps, 4 * seed),
+        None if data.prior is None else DeterministicSampler(len(data.prior), plan.batch_size, timesteps, 4 * seed + 2),
     )
     device = cast("torch.device", engine.device)
     sums = torch.zeros(3, device=device)
@@ -144,15 +152,15 @@ def run_step(engine: DeepSpeedEngine, plan: Plan, data: TrainingData, step: int,
     return Record(step + 1, total, instance, None if data.prior is None else prior, rate)
 
 
-def report_checkpoint(engine: DeepSpeedEngine, saved_by: SavedBy, records: list[Record]) -> None:
+def report_checkpoint(engine: DeepSpeedEngine, metadata: CheckpointMetadata, records: list[Record]) -> None:
     """Hand this worker's shard to Ray Train, which shows the checkpoint once all shards are there."""
     with tempfile.TemporaryDirectory() as folder:
         engine.save_checkpoint(folder, tag=TAG, client_state={}, exclude_frozen_parameters=True)
-        write_saved_by(Path(folder), saved_by)
+        write_metadata(Path(folder), metadata)
         lines = "".join(json.dumps(asdict(record)) + "\n" for record in records)
         (Path(folder) / RECORDS_FILE).write_text(lines)
         checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report({"step": saved_by.step}, checkpoint=checkpoint)
+        ray.train.report({"step": metadata.step}, checkpoint=checkpoint)
 
 
 @contextlib.contextmanager
