@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.families.stable_diffusion import StableDiffusion
-from dreambooth_trainer.planning.plan import Plan, resolve
+from dreambooth_trainer.planning.plan import Plan, fill_defaults
 from dreambooth_trainer.training.cache import Latents, TrainingData
 from dreambooth_trainer.training.deepspeed_config import deepspeed_config
 from dreambooth_trainer.training.loop import run_step
@@ -61,7 +61,7 @@ def make_plan(resolution: int) -> Plan:
             },
         }
     )
-    return resolve(job, image_count=1, identifier="sks", zero_stage=1, precision="fp32")
+    return fill_defaults(job, image_count=1, identifier="sks", zero_stage=1, precision="fp32")
 
 
 def plain_step(vae: AutoencoderKL, text: CLIPTextModel, unet: UNet2DConditionModel, pixels: torch.Tensor):

@@ -14,7 +14,7 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
 from dreambooth_api.nesting import MAX_DEPTH, is_deeper
-from dreambooth_api.uris import OUTPUT_URI, SOURCE_URI
+from dreambooth_api.uris import BUILTIN_SPRITES, OUTPUT_URI, SOURCE_URI
 
 API_VERSION = "dreambooth.dev/v1alpha1"
 KIND = "DreamBoothJob"
@@ -357,7 +357,7 @@ class BaseModelRef(Strict):
     """The text-to-image model to start from."""
 
     id: str = Field(
-        default="builtin:sprites", min_length=1, description="Hub id, folder of a diffusers model, or builtin:sprites."
+        default=BUILTIN_SPRITES, min_length=1, description="Hub id, folder of a diffusers model, or builtin:sprites."
     )
     revision: str | None = Field(default=None, min_length=1, description="Commit or tag on the hub.")
 

@@ -8,12 +8,19 @@ from typing import Final
 EXTRAS: Final = {"s3": "s3", "gs": "gcs"}
 OBJECT_STORE: Final = f"({'|'.join(EXTRAS)})://"
 BUILTIN: Final = "builtin:"
+# The embedded base model, its encoders and, with /<name>, its subjects.
+BUILTIN_SPRITES: Final = f"{BUILTIN}sprites"
 
 _OBJECT_STORE_FOLDER = rf"{OBJECT_STORE}[^/\x00-\x20]+(/[^\x00-\x1f]*)?"
 # A colon that starts no scheme that is read is a typo of one (s3:/bucket) more often than a part of a file name.
 _FOLDER = rf"{_OBJECT_STORE_FOLDER}|file:///[^\x00-\x1f]+|[^:\x00-\x1f]+"
 OBJECT_STORE_URI: Final = rf"^{_OBJECT_STORE_FOLDER}$"
-SOURCE_URI: Final = rf"^({_FOLDER}|{BUILTIN}sprites/[-_a-z0-9]+)$"
+SOURCE_URI: Final = rf"^({_FOLDER}|{BUILTIN_SPRITES}/[-_a-z0-9]+)$"
 OUTPUT_URI: Final = rf"^({_FOLDER})$"
 # What is the same place on every machine, so that it is not relative to the folder of a job file.
 ABSOLUTE_URI: Final = rf"^({OBJECT_STORE}|file:///|{BUILTIN})"
+
+
+def is_url(uri: str) -> bool:
+    """Whether a URI names a scheme. All others are paths on this machine."""
+    return "://" in uri

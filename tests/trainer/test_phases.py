@@ -13,7 +13,7 @@ from rich.console import Console
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.phases.base import Phase, read_completion
 from dreambooth_trainer.phases.evaluate import evaluation_store, image_requests
-from dreambooth_trainer.planning.plan import Plan, SamplerSettings, resolve
+from dreambooth_trainer.planning.plan import Plan, SamplerSettings, fill_defaults
 from dreambooth_trainer.progress.console import LineReporter
 from dreambooth_trainer.runner import run_phase
 from dreambooth_trainer.store.folder import JobFolder, atomic_write
@@ -31,7 +31,7 @@ def make_plan(*prompts: str) -> Plan:
             },
         }
     )
-    return resolve(job, image_count=4, identifier="sks", zero_stage=1, precision="fp32")
+    return fill_defaults(job, image_count=4, identifier="sks", zero_stage=1, precision="fp32")
 
 
 def test_a_phase_that_broke_off_is_not_done(tmp_path: Path) -> None:

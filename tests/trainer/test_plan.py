@@ -6,7 +6,7 @@ from dreambooth_api.errors import UserError
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.planning.defaults import PAPER, SPRITES
 from dreambooth_trainer.planning.memory import GIB, ModelSize, choose_stage, memory_need
-from dreambooth_trainer.planning.plan import Plan, fingerprint, resolve
+from dreambooth_trainer.planning.plan import Plan, fill_defaults, fingerprint
 from dreambooth_trainer.training.deepspeed_config import deepspeed_config, merge
 
 STABLE_DIFFUSION = ModelSize(trainable=860_000_000, frozen=0, whole=1_066_000_000, latent_side=64, width=320)
@@ -22,7 +22,7 @@ def make_plan(spec: dict | None = None, images: int = 4, gpus: int = 0, precisio
         }
     )
     identifier = job.spec.subject.identifier
-    return resolve(
+    return fill_defaults(
         job, image_count=images, identifier=identifier, zero_stage=1, precision=precision, gpus_per_worker=gpus
     )
 

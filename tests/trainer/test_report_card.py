@@ -32,7 +32,7 @@ def _report(prompt: str = "a sks dog", base: str = "org/base", num_class_images:
         drift=shown,
         num_class_images=num_class_images,
         scores=score_rows(None, SCORES),
-        judges="builtin:sprites",
+        encoders="builtin:sprites",
         settings={"steps": "400", "a|b": "c|d"},
         loading_code="print('hello')",
     )

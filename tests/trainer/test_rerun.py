@@ -43,7 +43,7 @@ def run(folder: Path, *sets: str, out: str = "out") -> tuple[int, str]:
 
 
 def pictures(folder: Path) -> set[Path]:
-    return set((folder / "out" / "work" / "pictures").rglob("*.png"))
+    return set((folder / "out" / "work" / "evaluation-images").rglob("*.png"))
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,30 @@ def test_changed_prompts_are_drawn_and_nothing_else(job: Path) -> None:
     assert [row["prompt"] for row in scores["after"]["prompts"]] == ["a dog in the snow"]
 
 
+def test_the_report_is_written_again_from_the_folder_alone(job: Path) -> None:
+    report = job / "out" / "report.html"
+    before = report.read_text()
+    report.unlink()
+    shutil.rmtree(job / "store")
+    (job / "job.yaml").unlink()
+    code, text = dreambooth(job.parent, "report", str(job / "out"))
+    assert code == 0, text
+    after = report.read_text()
+    assert after.count("data:image/png;base64,") == before.count("data:image/png;base64,") - 4, "less the class images"
+    assert "DINO" in after
+    assert "4 class images" in before or "of 4" in before
+
+
+def test_there_is_no_report_of_a_job_that_has_not_finished(job: Path, tmp_path: Path) -> None:
+    code, text = dreambooth(job, "report", str(tmp_path))
+    assert code == 2
+    assert "is not the folder of a job that ran; write the folder that `dreambooth run --out` made" in text
+    (job / "out" / "work" / "phases" / "evaluate.json").unlink()
+    code, text = dreambooth(job, "report", "out")
+    assert code == 2
+    assert "has no finished evaluation; run the job again" in text
+
+
 def test_scores_of_an_earlier_run_are_not_used_without_an_evaluation(job: Path) -> None:
     assert "DINO" in (job / "out" / "report.html").read_text()
     code, text = run(job, "evaluation.enabled=false")
@@ -101,7 +125,7 @@ def test_cleared_class_images_are_drawn_again_where_they_are_needed(job: Path) -
 
 
 def test_pictures_that_were_removed_are_drawn_again(job: Path) -> None:
-    shutil.rmtree(job / "out" / "work" / "pictures")
+    shutil.rmtree(job / "out" / "work" / "evaluation-images")
     code, text = run(job, "output.formats=[diffusers]")
     assert code == 0, text
     assert pictures(job)

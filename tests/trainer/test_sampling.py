@@ -21,7 +21,7 @@ from dreambooth_api.job import BaseModelRef, DreamBoothJob
 from dreambooth_trainer.cluster.pool import WorkerPool
 from dreambooth_trainer.phases.base import Context
 from dreambooth_trainer.phases.class_images import CLASS_IMAGES, class_image_key, class_image_store
-from dreambooth_trainer.planning.plan import SamplerSettings, resolve
+from dreambooth_trainer.planning.plan import SamplerSettings, fill_defaults
 from dreambooth_trainer.sampling import generate
 from dreambooth_trainer.sampling.generate import (
     GenerationResult,
@@ -152,7 +152,7 @@ def make_context(
             },
         }
     )
-    plan = resolve(job, image_count=4, identifier="sks", zero_stage=1, precision="fp32")
+    plan = fill_defaults(job, image_count=4, identifier="sks", zero_stage=1, precision="fp32")
     return Context(plan, JobFolder(folder), (), str(store), {}, pool or WorkerPool(1))
 
 

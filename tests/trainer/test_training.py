@@ -18,7 +18,7 @@ import torch
 import torch.multiprocessing as mp
 
 from dreambooth_api.job import DreamBoothJob
-from dreambooth_trainer.planning.plan import Plan, resolve
+from dreambooth_trainer.planning.plan import Plan, fill_defaults
 from dreambooth_trainer.training.cache import Latents, TrainingData, load_data, save_data
 from dreambooth_trainer.training.checkpoint import (
     TAG,
@@ -46,7 +46,7 @@ def make_plan(model: Path, stage: int = 1, precision: str = "fp32", **training: 
             },
         }
     )
-    return resolve(job, image_count=4, identifier="sks", zero_stage=stage, precision=precision)
+    return fill_defaults(job, image_count=4, identifier="sks", zero_stage=stage, precision=precision)
 
 
 @pytest.fixture(scope="module")

@@ -10,39 +10,40 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from dreambooth_api.job import DreamBoothJob
-from dreambooth_trainer.cluster.hardware import Hardware, check_runnable, query_workers
+from dreambooth_trainer.cluster.hardware import check_runnable, query_workers
 from dreambooth_trainer.cluster.pool import WorkerPool
 from dreambooth_trainer.cluster.session import ray_cluster
-from dreambooth_trainer.families.registry import family_name, local_folder, pinned, rare_identifier
+from dreambooth_trainer.families.registry import family_module, family_name, local_folder, pinned, rare_identifier
 from dreambooth_trainer.images.sources import RawImage, read_images
 from dreambooth_trainer.jobfile.load import dump_job
-from dreambooth_trainer.phases.base import Context, Phase, read_completion
+from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.phases.class_images import CLASS_IMAGES
 from dreambooth_trainer.phases.encode import ENCODE
 from dreambooth_trainer.phases.evaluate import EVALUATE, check_encoders
 from dreambooth_trainer.phases.prepare import PREPARE
 from dreambooth_trainer.phases.publish import PUBLISH
 from dreambooth_trainer.phases.train import TRAIN
-from dreambooth_trainer.planning.fit import check_memory, plan_stage, sampling_processes, size_of
-from dreambooth_trainer.planning.memory import StageChoice
-from dreambooth_trainer.planning.plan import Plan, fingerprint, model_ref, resolve
+from dreambooth_trainer.planning.make_plan import JobFacts, PlannedJob, make_plan
+from dreambooth_trainer.planning.plan import Plan, fingerprint, model_ref
 from dreambooth_trainer.progress.console import Reporter
 from dreambooth_trainer.store.folder import JobFolder, atomic_write
 from dreambooth_trainer.store.owner import claim
+from dreambooth_trainer.store.run_record import RunRecord, read_completion, write_run
 
 PHASES = (PREPARE, CLASS_IMAGES, ENCODE, TRAIN, EVALUATE, PUBLISH)
 
 
 @dataclass(frozen=True)
 class PreparedJob:
-    """A job with its images read and its plan made: what `plan` prints and `run` does."""
+    """A planned job with its subject images: what `plan` prints and `run` does."""
 
-    plan: Plan
+    planned: PlannedJob
     images: tuple[RawImage, ...]
     warnings: tuple[str, ...]
-    hardware: Hardware
-    choice: StageChoice
-    sampling_processes: int
+
+    @property
+    def plan(self) -> Plan:
+        return self.planned.plan
 
 
 def prepare_job(job: DreamBoothJob) -> PreparedJob:
@@ -54,30 +55,20 @@ def prepare_job(job: DreamBoothJob) -> PreparedJob:
     """
     found = read_images(job.spec.subject.images)
     model = pinned(model_ref(job))
-    base = local_folder(model)
-    family_name(base)
+    folder = local_folder(model)
+    family_name(folder)
     identifier = job.spec.subject.identifier
     if identifier == "auto":
-        identifier = rare_identifier(base, f"{job.metadata.namespace}/{job.metadata.name}")
+        identifier = rare_identifier(folder, f"{job.metadata.namespace}/{job.metadata.name}")
     hardware = query_workers(job.spec.cluster)
-    draft = resolve(
-        job,
-        image_count=len(found.images),
-        identifier=identifier,
-        zero_stage=1,
-        precision="bf16" if hardware.bf16 else "fp32",
-        gpus_per_worker=hardware.gpus_per_worker,
-    ).model_copy(update={"model": model})
-    size = size_of(draft, base)
-    choice = plan_stage(draft, size, hardware)
-    check_memory(draft, base, size, choice, hardware)
+    planned = make_plan(job, JobFacts(model, folder, identifier, len(found.images), hardware))
     warnings = (*found.warnings, *([hardware.note] if hardware.note else []))
-    plan = draft.model_copy(update={"zero_stage": choice.stage})
-    processes = sampling_processes(draft, size, hardware)
-    return PreparedJob(plan, tuple(found.images), warnings, hardware, choice, processes)
+    return PreparedJob(planned, tuple(found.images), warnings)
 
 
-def run_job(opened: PreparedJob, folder: JobFolder, store: str, reporter: Reporter) -> dict[str, dict[str, JsonValue]]:
+def run_job(
+    prepared: PreparedJob, folder: JobFolder, store: str, reporter: Reporter
+) -> dict[str, dict[str, JsonValue]]:
     """Run what is not done yet.
 
     Args:
@@ -90,24 +81,28 @@ def run_job(opened: PreparedJob, folder: JobFolder, store: str, reporter: Report
         UserError: the job cannot be done as it is written, or the folder is not this job's.
     """
     keys: dict[str, str] = {}
-    check_runnable(opened.hardware, opened.plan.spec.cluster)
-    pool = WorkerPool(opened.sampling_processes, gpu=opened.plan.gpus_per_worker > 0)
-    context = Context(opened.plan, folder, opened.images, store, keys, pool)
+    check_runnable(prepared.planned.hardware, prepared.plan.spec.cluster)
+    pool = WorkerPool(
+        prepared.planned.sampling_processes,
+        gpu=prepared.plan.gpus_per_worker > 0,
+        preload=family_module(local_folder(prepared.plan.model)),
+    )
+    context = Context(prepared.plan, folder, prepared.images, store, keys, pool)
     results: dict[str, dict[str, JsonValue]] = {}
-    claim(folder.root, opened.plan.job)
+    claim(folder.root, prepared.plan.job)
     with folder.locked(), contextlib.ExitStack() as stack:
-        atomic_write(folder.root / "job.yaml", dump_job(opened.plan.job))
-        atomic_write(folder.work / "plan.json", opened.plan.model_dump_json(by_alias=True, indent=2))
+        atomic_write(folder.root / "job.yaml", dump_job(prepared.plan.job))
         started = False
         for phase in PHASES:
             keys[phase.name] = fingerprint({"phase": phase.name, "inputs": phase.inputs(context)})
+        write_run(folder, RunRecord(plan=prepared.plan, keys=keys))
         for phase in PHASES:
-            done = read_completion(phase.name, context) if phase.complete(context) else None
+            done = read_completion(folder, keys, phase.name) if phase.complete(context) else None
             if done is not None:
                 reporter.skipped(phase.name)
             elif not started:
                 # A run with nothing left to do ends before encoders are loaded and Ray is started.
-                check_encoders(opened.plan)
+                check_encoders(prepared.plan)
                 stack.enter_context(ray_cluster())
                 started = True
                 if phase is PREPARE:

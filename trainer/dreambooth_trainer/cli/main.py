@@ -22,6 +22,7 @@ COMMANDS = {
     "run": "dreambooth_trainer.cli.run:run",
     "plan": "dreambooth_trainer.cli.plan:plan",
     "validate": "dreambooth_trainer.cli.plan:validate",
+    "report": "dreambooth_trainer.cli.report:report",
     "generate": "dreambooth_trainer.cli.generate:generate",
     "erase": "dreambooth_trainer.cli.erase:erase",
     "sprites": "dreambooth_trainer.cli.sprites:sprites",

@@ -9,6 +9,7 @@ import click
 
 from dreambooth_api import environment
 from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.uris import is_url
 from dreambooth_trainer.jobfile.load import load_job
 
 job_file = click.argument("job_file", metavar="JOB.yaml", type=click.Path(path_type=Path))
@@ -26,7 +27,8 @@ def read_job(path: Path, changes: tuple[str, ...]) -> DreamBoothJob:
     return load_job(path, changes)
 
 
-def default_store() -> str:
-    """Where class images are shared between this user's jobs: DREAMBOOTH_STORE, else the user's cache folder."""
+def store_url(store: str | None) -> str:
+    """Where jobs share class images: `store`, else DREAMBOOTH_STORE, else the cache folder. Paths become absolute."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return os.environ.get(environment.STORE) or str(cache / "dreambooth" / "store")
+    chosen = store or os.environ.get(environment.STORE) or str(cache / "dreambooth" / "store")
+    return chosen if is_url(chosen) else str(Path(chosen).resolve())

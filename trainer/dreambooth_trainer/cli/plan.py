@@ -27,18 +27,18 @@ def validate(job_file: Path, sets: tuple[str, ...]) -> None:
 def plan(job_file: Path, sets: tuple[str, ...]) -> None:
     """Show what a job would do: defaults filled, memory a worker, the ZeRO stage and why."""
     job = options.read_job(job_file, sets)
-    from dreambooth_trainer.cli.explain import rows
     from dreambooth_trainer.cluster.session import has_address, ray_cluster
+    from dreambooth_trainer.planning.describe import rows
     from dreambooth_trainer.runner import prepare_job
 
     with ray_cluster() if has_address() else contextlib.nullcontext():
-        opened = prepare_job(job)
+        prepared = prepare_job(job)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    for label, value in rows(opened):
+    for label, value in rows(prepared.planned):
         table.add_row(label, value)
     console = Console()
     console.print(table, highlight=False, markup=False)
-    for warning in opened.warnings:
+    for warning in prepared.warnings:
         console.print(f"note: {warning}", highlight=False, markup=False, soft_wrap=True)

@@ -13,6 +13,7 @@ from rich.console import Console
 from dreambooth_api.environment import BELOW_THRESHOLDS, INVALID_INPUT, OUT_OF_MEMORY, STORE
 from dreambooth_api.errors import ThresholdError, UserError
 from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.uris import is_url
 from dreambooth_trainer.cli import options
 from dreambooth_trainer.cluster.memory_errors import InsufficientMemoryError
 from dreambooth_trainer.progress.console import Reporter, choose_reporter
@@ -38,15 +39,15 @@ def run(job_file: Path, out: Path | None, store: str | None, sets: tuple[str, ..
         if issues := output_issues(job, folder):
             raise UserError(issues)
         # Imported here, so that an issue in the file is told at once: torch and Ray take seconds.
-        from dreambooth_trainer.cli.explain import describe
         from dreambooth_trainer.cluster.session import has_address, ray_cluster
+        from dreambooth_trainer.planning.describe import describe
         from dreambooth_trainer.runner import prepare_job, run_job
 
         if has_address():
             stack.enter_context(ray_cluster())
-        opened = prepare_job(job)
-        reporter.note(describe(opened))
-        run_job(opened, folder, store or options.default_store(), reporter)
+        prepared = prepare_job(job)
+        reporter.note("\n".join([describe(prepared.planned), *(f"note: {warning}" for warning in prepared.warnings)]))
+        run_job(prepared, folder, options.store_url(store), reporter)
     reporter.note(f"\nReport  {folder.report}\nModel   {folder.model}\nin {time.monotonic() - start:.0f} s")
 
 
@@ -78,6 +79,6 @@ def told_to_operator(inner: Reporter) -> Iterator[Reporter]:
 def default_folder(job: DreamBoothJob) -> Path:
     """Where a job's folder is when nobody says: its output if that is on this machine, else out/<name>."""
     uri = job.spec.output.uri
-    if uri is not None and "://" not in uri:
+    if uri is not None and not is_url(uri):
         return Path(uri)
     return Path("out") / job.metadata.name

@@ -5,6 +5,7 @@ A process needs ten seconds of CPU and more to import diffusers, so phases do no
 
 from __future__ import annotations
 
+import importlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -21,11 +22,12 @@ MAX_CALL_RETRIES = 5
 class PoolWorker:
     """A Ray actor that runs functions, one at a time; what they cache in their modules stays between calls."""
 
-    def __init__(self, threads: int) -> None:
-        # What takes long, while the driver still prepares images.
+    def __init__(self, threads: int, preload: str) -> None:
+        # Slow imports happen while the driver still prepares images.
         import torch
 
-        import dreambooth_trainer.families.stable_diffusion  # noqa: F401
+        if preload:
+            importlib.import_module(preload)
 
         torch.set_num_threads(threads)
 
@@ -42,10 +44,11 @@ class WorkerPool:
     Args:
         processes: the most workers; fewer where the cluster has fewer GPUs or cores.
         gpu: whether each worker has a GPU.
+        preload: a module that workers import when they start; empty for none.
     """
 
-    def __init__(self, processes: int, *, gpu: bool = False) -> None:
-        self._processes, self._gpu = processes, gpu
+    def __init__(self, processes: int, *, gpu: bool = False, preload: str = "") -> None:
+        self._processes, self._gpu, self._preload = processes, gpu, preload
         self._actors: list[Any] = []
         self._threads = 1
 
@@ -110,7 +113,7 @@ class WorkerPool:
         # Without num_cpus an actor is placed where a core is free and then holds none: training needs them all.
         options: dict[str, Any] = {"num_gpus": 1} if self._gpu else {"scheduling_strategy": "SPREAD"}
         actor: Any = ray.remote(**options)(PoolWorker)
-        return actor.remote(self._threads)
+        return actor.remote(self._threads, self._preload)
 
     def _replace(self, dead: Any) -> Any:
         new = self._new()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import BaseModelRef
+from dreambooth_api.uris import BUILTIN_SPRITES
 from dreambooth_trainer.families.base import Family
 from dreambooth_trainer.models.files import (
     INDEX,
@@ -19,7 +20,6 @@ from dreambooth_trainer.models.files import (
     without_safetensors,
 )
 from dreambooth_trainer.models.hub import Repository, fetch
-from dreambooth_trainer.planning.defaults import BUILTIN_SPRITES
 
 # A family is one module and one line here; the key is `_class_name` of model_index.json.
 FAMILIES = {"StableDiffusionPipeline": "dreambooth_trainer.families.stable_diffusion:StableDiffusion"}
@@ -66,6 +66,15 @@ def open_family(folder: Path) -> Family:
     """
     module, _, attribute = FAMILIES[family_name(folder)].partition(":")
     return getattr(__import__(module, fromlist=[attribute]), attribute)()
+
+
+def family_module(folder: Path) -> str:
+    """The module that implements the family of a diffusers folder.
+
+    Raises:
+        UserError: as `family_name`.
+    """
+    return FAMILIES[family_name(folder)].partition(":")[0]
 
 
 def family_name(folder: Path) -> str:

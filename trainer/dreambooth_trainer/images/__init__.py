@@ -1,8 +1,8 @@
 """The subject's images: from a folder, bucket or the built-in examples to square RGB pictures."""
 
-from .decode import prepare_image
-from .prepare import Prepared, PreparedImage, prepare_images
-from .sources import Found, RawImage, read_folder, read_images
+from dreambooth_trainer.images.decode import prepare_image
+from dreambooth_trainer.images.prepare import Prepared, PreparedImage, prepare_images
+from dreambooth_trainer.images.sources import Found, RawImage, read_folder, read_images
 
 __all__ = [
     "Found",

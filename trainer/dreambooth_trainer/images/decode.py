@@ -25,9 +25,8 @@ from PIL import (
 )
 
 from dreambooth_api.errors import UserError, ValidationIssue
-
-from .sniff import READABLE, Kind, image_kind, what_else
-from .sources import RawImage
+from dreambooth_trainer.images.sniff import READABLE, Kind, image_kind, what_else
+from dreambooth_trainer.images.sources import RawImage
 
 MAX_PIXELS = 80_000_000
 """Pixels held at once; measured peaks: 0.4 GB (RGB PNG) to 1.3 GB (WebP). Pillow's own alarm rings at 89 million."""

@@ -11,9 +11,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from dreambooth_api.errors import UserError, ValidationIssue
-
-from .decode import kept_share, prepare_image
-from .sources import RawImage
+from dreambooth_trainer.images.decode import kept_share, prepare_image
+from dreambooth_trainer.images.sources import RawImage
 
 FEW, MANY = 3, 20
 """The paper uses 3-5 images; outside these bounds we say so."""

@@ -16,7 +16,7 @@ from PIL import Image
 
 from dreambooth_api.errors import TransientError, UserError, ValidationIssue
 from dreambooth_api.job import ImageSource
-from dreambooth_api.uris import BUILTIN, EXTRAS
+from dreambooth_api.uris import BUILTIN, BUILTIN_SPRITES, EXTRAS, is_url
 
 MAX_FILE_BYTES = 64 * 2**20
 MAX_ALL_BYTES = 2 * 2**30
@@ -65,7 +65,7 @@ def read_folder(uri: str) -> Found:
     """All files of a folder, without its subfolders, hidden files and sidecars."""
     if uri.startswith(BUILTIN):
         return Found(_examples(uri), [])
-    scheme = uri.partition("://")[0] if "://" in uri else "file"
+    scheme = uri.partition("://")[0] if is_url(uri) else "file"
     if scheme not in SCHEMES:
         remedy = "write a local folder, s3://, gs:// or builtin:sprites/<name>"
         raise UserError(ValidationIssue(_WHERE, uri, f"{scheme}:// is not read here", remedy))
@@ -186,9 +186,9 @@ def _listed(names: Sequence[str]) -> str:
 def _examples(uri: str) -> list[RawImage]:
     """The pictures of a drawn subject that ships with the package, as PNG files."""
     # Imported here, because most jobs draw nothing.
-    from ..sprites.examples import EXAMPLES, example_images
+    from dreambooth_trainer.sprites.examples import EXAMPLES, example_images
 
-    name = uri.removeprefix("builtin:sprites/")
+    name = uri.removeprefix(f"{BUILTIN_SPRITES}/")
     if name not in EXAMPLES:
         close = get_close_matches(name, EXAMPLES, n=1)
         remedy = f"did you mean builtin:sprites/{close[0]}?" if close else f"write one of {', '.join(EXAMPLES)}"

@@ -10,9 +10,8 @@ from pydantic_core import ErrorDetails
 
 from dreambooth_api import job, uris
 from dreambooth_api.errors import UserError, ValidationIssue
-
-from .schema import EXAMPLES, keys_of, model_in, nearest, spot, written
-from .yamltext import Path
+from dreambooth_trainer.jobfile.schema import EXAMPLES, keys_of, model_in, nearest, spot, written
+from dreambooth_trainer.jobfile.yamltext import Path
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -13,12 +13,11 @@ from pydantic import BaseModel, JsonValue
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import API_VERSION, KIND, DreamBoothJob
 from dreambooth_api.uris import ABSOLUTE_URI
-
-from .explain import validate
-from .overrides import apply_sets
-from .schema import keys_of, model_in, nearest
-from .yamltext import Document, Dumper, read_documents
-from .yamltext import Path as KeyPath
+from dreambooth_trainer.jobfile.explain import validate
+from dreambooth_trainer.jobfile.overrides import apply_sets
+from dreambooth_trainer.jobfile.schema import keys_of, model_in, nearest
+from dreambooth_trainer.jobfile.yamltext import Document, Dumper, read_documents
+from dreambooth_trainer.jobfile.yamltext import Path as KeyPath
 
 log = logging.getLogger(__name__)
 

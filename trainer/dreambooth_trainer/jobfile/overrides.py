@@ -9,10 +9,9 @@ from pydantic import BaseModel, JsonValue
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import JobSpec
-
-from .explain import unknown_key
-from .schema import is_mapping, item_of, keys_of, model_in
-from .yamltext import Path, read_value
+from dreambooth_trainer.jobfile.explain import unknown_key
+from dreambooth_trainer.jobfile.schema import is_mapping, item_of, keys_of, model_in
+from dreambooth_trainer.jobfile.yamltext import Path, read_value
 
 
 def apply_sets(value: JsonValue, sets: Sequence[str]) -> tuple[JsonValue, dict[Path, str], list[ValidationIssue]]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from .yamltext import Path
+from dreambooth_trainer.jobfile.yamltext import Path
 
 EXAMPLES = {
     "apiVersion": "apiVersion: dreambooth.dev/v1alpha1",

@@ -15,10 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from dreambooth_api.errors import UserError, ValidationIssue
+from dreambooth_api.uris import BUILTIN_SPRITES
+from dreambooth_trainer.metrics.batches import unit_rows
 
-from .batches import unit_rows
-
-SPRITES = "builtin:sprites"
 PAPER_DINO = "facebook/dino-vits16"
 PAPER_CLIP = "openai/clip-vit-base-patch32"
 
@@ -79,7 +78,7 @@ class SpriteSubjectEncoder:
     """The embedded evaluator in DINO's part."""
 
     evaluator: SpriteEvaluator
-    name: str = SPRITES
+    name: str = BUILTIN_SPRITES
 
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
         """float32 [N, D]."""
@@ -91,7 +90,7 @@ class SpriteTextEncoder:
     """The embedded evaluator in CLIP's part."""
 
     evaluator: SpriteEvaluator
-    name: str = SPRITES
+    name: str = BUILTIN_SPRITES
 
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
         """float32 [N, D]."""
@@ -129,17 +128,17 @@ def load_encoders(dino: str, clip: str, device: str = "cpu") -> Encoders:
 
 
 def _load_dino(name: str, device: str) -> ImageEncoder:
-    if name == SPRITES:
+    if name == BUILTIN_SPRITES:
         return SpriteSubjectEncoder(_sprite_evaluator())
-    from . import pretrained
+    from dreambooth_trainer.metrics import pretrained
 
     return pretrained.load_dino(name, device)
 
 
 def _load_clip(name: str, device: str) -> TextImageEncoder:
-    if name == SPRITES:
+    if name == BUILTIN_SPRITES:
         return SpriteTextEncoder(_sprite_evaluator())
-    from . import pretrained
+    from dreambooth_trainer.metrics import pretrained
 
     return pretrained.load_clip(name, device)
 

@@ -12,10 +12,9 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, PreTrainedModel, ViTModel
 
 from dreambooth_api.errors import UserError, ValidationIssue
+from dreambooth_trainer.metrics.batches import unit_rows
 from dreambooth_trainer.models.files import local_weights, model_files
 from dreambooth_trainer.models.hub import Repository, converted_revision, fetch
-
-from .batches import unit_rows
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]

@@ -12,9 +12,8 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 from dreambooth_api.errors import ValidationIssue
 from dreambooth_api.job import Thresholds
-
-from . import fidelity
-from .encoders import Encoders
+from dreambooth_trainer.metrics import fidelity
+from dreambooth_trainer.metrics.encoders import Encoders
 
 DIVERSITY_DISTANCE = "1 - cosine (DINO)"
 

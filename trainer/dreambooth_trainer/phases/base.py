@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,12 +63,3 @@ class Phase:
     inputs: Callable[[Context], JsonValue]
     complete: Callable[[Context], bool]
     run: Callable[[Context, PhaseProgress], dict[str, JsonValue]]
-
-
-def read_completion(name: str, context: Context) -> dict[str, JsonValue] | None:
-    """The marker of a phase, if this job's inputs are those that it finished with."""
-    marker = context.folder.completion_record(name)
-    if not marker.exists():
-        return None
-    content = json.loads(marker.read_text())
-    return content if content["key"] == context.keys[name] else None

@@ -5,12 +5,13 @@ from __future__ import annotations
 import fsspec
 from pydantic import JsonValue
 
-from dreambooth_trainer.phases.base import Context, Phase, read_completion
+from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.planning.plan import fingerprint
 from dreambooth_trainer.progress.console import PhaseProgress
 from dreambooth_trainer.sampling.generate import ImageRequest, generate_images, noise_seed
 from dreambooth_trainer.store.image_store import ImageStore
 from dreambooth_trainer.store.lease import lease
+from dreambooth_trainer.store.run_record import read_completion
 
 
 def class_image_key(context: Context) -> str:
@@ -57,7 +58,7 @@ def _inputs(context: Context) -> JsonValue:
 
 def _complete(context: Context) -> bool:
     # Training reads the encoded images. The class images are needed again only where those have to be encoded again.
-    encoded = read_completion("encode", context) is not None and context.folder.latents.exists()
+    encoded = read_completion(context.folder, context.keys, "encode") is not None and context.folder.latents.exists()
     names = class_image_names(context)
     return encoded or not names or set(names) <= class_image_store(context).names()
 
@@ -65,7 +66,7 @@ def _complete(context: Context) -> bool:
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     names = class_image_names(context)
     if not names:
-        return {"wanted": 0, "reused": 0, "generated": 0}
+        return {"wanted": 0, "reused": 0, "generated": 0, "store": ""}
     plan, store, key = context.plan, class_image_store(context), class_image_key(context)
     wanted = [ImageRequest(name, plan.class_prompt, noise_seed(key, name)) for name in names]
     progress.total(len(wanted))
@@ -80,9 +81,9 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
             drawn = generate_images(
                 context.pool, plan.model, context.style(plan.class_image_sampler), store, wanted, progress.done
             )
-        return {"wanted": len(names), "reused": drawn.reused, "generated": drawn.generated}
+        return {"wanted": len(names), "reused": drawn.reused, "generated": drawn.generated, "store": store.url}
     progress.done(len(names), reused=len(names))
-    return {"wanted": len(names), "reused": len(names), "generated": 0}
+    return {"wanted": len(names), "reused": len(names), "generated": 0, "store": store.url}
 
 
 CLASS_IMAGES = Phase("class-images", _inputs, _complete, _run)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import TYPE_CHECKING
 
@@ -11,46 +10,26 @@ from pydantic import JsonValue
 
 from dreambooth_api.errors import ThresholdError
 from dreambooth_api.job import BaseModelRef
+from dreambooth_api.uris import BUILTIN_SPRITES
 from dreambooth_trainer.cluster.hardware import work_device
-from dreambooth_trainer.metrics.prompts import paper_prompts
 from dreambooth_trainer.phases.base import Context, Phase
-from dreambooth_trainer.planning.defaults import BUILTIN_SPRITES
 from dreambooth_trainer.planning.plan import Plan, fingerprint
 from dreambooth_trainer.progress.console import PhaseProgress
-from dreambooth_trainer.sampling.generate import ImageRequest, generate_images, noise_seed
+from dreambooth_trainer.sampling.evaluation_set import (
+    NUM_CLASS_PROMPT_IMAGES,
+    WHICH,
+    evaluation_prompts,
+    image_requests,
+    images_per_prompt,
+    load_images,
+)
+from dreambooth_trainer.sampling.generate import generate_images
 from dreambooth_trainer.store.folder import JobFolder, atomic_write
 from dreambooth_trainer.store.image_store import ImageStore
 
 # Heavy imports stand in the functions that need them: the driver has no use for them.
 if TYPE_CHECKING:
     from dreambooth_trainer.metrics.scores import Scores
-
-# Pictures of the class prompt and of the subject alone that each model draws, for PRES, DIV and the report.
-NUM_CLASS_PROMPT_IMAGES = 32
-NUM_SUBJECT_IMAGES = 8
-WHICH = ("before", "after")
-
-
-def evaluation_prompts(plan: Plan) -> list[str]:
-    """Templates: the job's, or the paper's 25 for the class, or the list that the built-in base can read."""
-    if plan.spec.evaluation.prompts:
-        return list(plan.spec.evaluation.prompts)
-    if plan.model.id == BUILTIN_SPRITES:
-        from dreambooth_trainer.sprites.captions import SPRITES_PROMPTS
-
-        return list(SPRITES_PROMPTS)
-    return paper_prompts(plan.spec.subject.class_)
-
-
-def image_names(prompt: str, count: int) -> list[str]:
-    """Names of the first pictures of a prompt; another prompt has other names."""
-    digest = hashlib.sha256(prompt.encode()).hexdigest()[:12]
-    return [f"prompt-{digest}-{image:02d}" for image in range(count)]
-
-
-def images_per_prompt(plan: Plan, which: str) -> int:
-    """How many pictures a model draws of an evaluation prompt. One of the base's is enough to show what changed."""
-    return plan.spec.evaluation.images_per_prompt if plan.spec.evaluation.enabled and which == "after" else 1
 
 
 def evaluation_store(context: Context, which: str) -> ImageStore:
@@ -66,17 +45,6 @@ def evaluation_store(context: Context, which: str) -> ImageStore:
         }
     )
     return ImageStore(str(context.folder.evaluation_images.resolve() / key[:16] / which))
-
-
-def image_requests(plan: Plan, which: str) -> list[ImageRequest]:
-    """What one model draws. Before and after start from the same noise, so that they can be compared."""
-    per_prompt = images_per_prompt(plan, which)
-    counts = [(template.replace("{}", plan.subject_noun), per_prompt) for template in evaluation_prompts(plan)]
-    counts += [(plan.instance_prompt, NUM_SUBJECT_IMAGES), (plan.class_prompt, NUM_CLASS_PROMPT_IMAGES)]
-    # A prompt that is asked for twice is drawn once.
-    prompts = {name: prompt for prompt, count in counts for name in image_names(prompt, count)}
-    seed = plan.spec.training.seed
-    return [ImageRequest(name, prompt, noise_seed("evaluate", seed, name)) for name, prompt in prompts.items()]
 
 
 def read_scores(context: Context) -> dict[str, Scores] | None:
@@ -130,14 +98,19 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
             lambda count, offset=offset: progress.done(offset + count),
         )
         done += counts[which]
+    images: JsonValue = {
+        which: evaluation_store(context, which).url.removeprefix(f"{context.folder.evaluation_images.resolve()}/")
+        for which in WHICH
+    }
     if not plan.spec.evaluation.enabled:
-        return {}
+        return {"images": images}
     stores = {which: evaluation_store(context, which) for which in WHICH}
     scores = context.pool.call(score, plan, context.folder, stores)
     atomic_write(context.folder.scores, json.dumps({which: s.model_dump(mode="json") for which, s in scores.items()}))
     after = scores["after"]
     progress.done(done, DINO=after.dino, CLIP_I=after.clip_i, CLIP_T=after.clip_t)
     return {
+        "images": images,
         "dino": after.dino,
         "clipI": after.clip_i,
         "clipT": after.clip_t,
@@ -164,11 +137,6 @@ def score(plan: Plan, folder: JobFolder, stores: dict[str, ImageStore]) -> dict[
         ]
         scores[which] = measure(encoders, real, groups, load_images(store, plan.class_prompt, NUM_CLASS_PROMPT_IMAGES))
     return scores
-
-
-def load_images(store: ImageStore, prompt: str, count: int) -> list[Image.Image]:
-    """The first pictures of a prompt."""
-    return [store.get(name) for name in image_names(prompt, count)]
 
 
 def _scored_text(plan: Plan, template: str) -> str:

@@ -12,6 +12,7 @@ from pydantic import JsonValue
 
 from dreambooth_api.errors import UserError
 from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.uris import is_url
 from dreambooth_trainer.families.base import ADAPTER_FILE
 from dreambooth_trainer.families.registry import open_family, weights_digest
 from dreambooth_trainer.phases.base import Context, Phase
@@ -49,7 +50,7 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
 
     check_thresholds(context)
     folder, plan = context.folder, context.plan
-    report = collect_report(context)
+    report = collect_report(folder)
     with atomic_directory(folder.model) as draft:
         _fill(draft, context, report)
         note = build_manifest(plan, context.base_digest, draft)
@@ -59,7 +60,7 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     write_report(report, folder.report)
     digest, uri = weights_digest(folder.trained), str(folder.model)
     remote = plan.spec.output.uri
-    if remote is not None and "://" in remote:
+    if remote is not None and is_url(remote):
         uri = remote
         upload(folder.model, note, remote, plan.job, progress)
     if not plan.spec.output.keep_checkpoints:

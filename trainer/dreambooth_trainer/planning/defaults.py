@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-BUILTIN_SPRITES = "builtin:sprites"
+from dreambooth_api.uris import BUILTIN_SPRITES
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from pydantic import JsonValue
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import BaseModelRef, DreamBoothJob, JobSpec, Strict
-from dreambooth_trainer.planning.defaults import BUILTIN_SPRITES, model_defaults
+from dreambooth_api.uris import BUILTIN_SPRITES
+from dreambooth_trainer.planning.defaults import model_defaults
 
 
 class SamplerSettings(Strict):
@@ -82,7 +83,7 @@ def model_ref(job: DreamBoothJob) -> BaseModelRef:
     return job.spec.model or BaseModelRef(id=BUILTIN_SPRITES)
 
 
-def resolve(
+def fill_defaults(
     job: DreamBoothJob,
     *,
     image_count: int,

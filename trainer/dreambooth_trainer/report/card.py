@@ -6,8 +6,8 @@ import re
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .contents import Report, ScoreRow
-from .page import template_environment
+from dreambooth_trainer.report.contents import Report, ScoreRow
+from dreambooth_trainer.report.page import template_environment
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

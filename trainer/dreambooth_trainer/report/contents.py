@@ -90,8 +90,8 @@ class Report:
     num_class_images: int = 0
     """0: trained without prior preservation."""
     scores: tuple[ScoreRow, ...] = ()
-    judges: str = ""
-    """Who scored: the encoders' names."""
+    encoders: str = ""
+    """Names of the encoders that scored."""
     references: tuple[ReferenceRow, ...] = ()
     curves_svg: str = ""
     """From `curves.loss_curves`; trusted, as it holds no words of a user."""

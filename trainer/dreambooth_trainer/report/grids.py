@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .contents import Comparison
+from dreambooth_trainer.report.contents import Comparison
 
 TILE = 192
 """Side of a picture in a grid, pixels."""

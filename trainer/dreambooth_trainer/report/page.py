@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from .contents import Report
+from dreambooth_trainer.report.contents import Report
 
 PIXELATED_BELOW = 128
 """Pictures with shorter sides (sprites) are kept as they are, and the browser enlarges their pixels sharply."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dreambooth_trainer.metrics.encoders import Encoders
 from dreambooth_trainer.metrics.scores import PAPER, Scores
-
-from .contents import ReferenceRow, ScoreRow
+from dreambooth_trainer.report.contents import ReferenceRow, ScoreRow
 
 # Field of Scores, name, meaning, whether higher is better.
 _ROWS: tuple[tuple[str, str, str, bool | None], ...] = (

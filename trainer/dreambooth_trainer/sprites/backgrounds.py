@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from .randomness import seeded
+from dreambooth_trainer.sprites.randomness import seeded
 
 BACKGROUNDS: dict[str, str] = {
     "beach": "on the beach",

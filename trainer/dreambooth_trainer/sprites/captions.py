@@ -2,8 +2,8 @@
 
 import random
 
-from .backgrounds import BACKGROUNDS
-from .world import CLASSES, COLOURS, PATTERNS, Scene, Subject
+from dreambooth_trainer.sprites.backgrounds import BACKGROUNDS
+from dreambooth_trainer.sprites.world import CLASSES, COLOURS, PATTERNS, Scene, Subject
 
 RARE_TOKENS: tuple[str, ...] = (
     "sks", "zwx", "olis", "ktn", "pll", "xxy", "ucd", "phol", "qrv", "vtk", "mzb", "bnh",

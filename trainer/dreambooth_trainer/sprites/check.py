@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from .backgrounds import BACKGROUNDS
-from .captions import RARE_TOKENS, phrase
-from .evaluator import SpritesEvaluator, load_evaluator
-from .sheets import contact_sheet
-from .world import CLASSES, COLOURS, PATTERNS, SIZE
+from dreambooth_trainer.sprites.backgrounds import BACKGROUNDS
+from dreambooth_trainer.sprites.captions import RARE_TOKENS, phrase
+from dreambooth_trainer.sprites.evaluator import SpritesEvaluator, load_evaluator
+from dreambooth_trainer.sprites.sheets import contact_sheet
+from dreambooth_trainer.sprites.world import CLASSES, COLOURS, PATTERNS, SIZE
 
 Pixels = NDArray[np.uint8]
 CHUNK = 64

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .captions import caption
-from .randomness import seeded
-from .world import SIZE, random_scene, random_subject, render
+from dreambooth_trainer.sprites.captions import caption
+from dreambooth_trainer.sprites.randomness import seeded
+from dreambooth_trainer.sprites.world import SIZE, random_scene, random_subject, render
 
 CHUNK = 500
 """Images a work unit. A unit's seed depends on its index only, so the number of processes changes nothing."""

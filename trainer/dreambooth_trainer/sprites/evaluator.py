@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import normalize
 
-from . import EVALUATOR_WEIGHTS
-from .captions import RARE_TOKENS, WORDS
-from .world import SIZE
+from dreambooth_trainer.sprites import EVALUATOR_WEIGHTS
+from dreambooth_trainer.sprites.captions import RARE_TOKENS, WORDS
+from dreambooth_trainer.sprites.world import SIZE
 
 Sprite = Image.Image | NDArray[np.uint8] | torch.Tensor
 """One image: PIL, or uint8 [H, W, 3]."""

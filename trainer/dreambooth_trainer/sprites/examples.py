@@ -4,9 +4,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from .backgrounds import BACKGROUNDS
-from .randomness import seeded
-from .world import Pixels, Rgb, Scene, Subject, random_scene, render
+from dreambooth_trainer.sprites.backgrounds import BACKGROUNDS
+from dreambooth_trainer.sprites.randomness import seeded
+from dreambooth_trainer.sprites.world import Pixels, Rgb, Scene, Subject, random_scene, render
 
 IMAGES = 5
 """Pictures of each subject."""

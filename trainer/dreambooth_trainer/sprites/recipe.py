@@ -11,12 +11,12 @@ from pathlib import Path
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from rich.console import Console
 
-from .data import SpriteSet, load_sprites, make_sprites, save_sprites
-from .publish import publish_pipeline
-from .tokenizer import build_tokenizer, encode
-from .train_evaluator import EvaluatorTraining, train_evaluator
-from .train_unet import Examples, UnetConfig, train_unet
-from .train_vae import VaeConfig, encode_all, load_latents, reconstruction_psnr, train_vae
+from dreambooth_trainer.sprites.data import SpriteSet, load_sprites, make_sprites, save_sprites
+from dreambooth_trainer.sprites.publish import publish_pipeline
+from dreambooth_trainer.sprites.tokenizer import build_tokenizer, encode
+from dreambooth_trainer.sprites.train_evaluator import EvaluatorTraining, train_evaluator
+from dreambooth_trainer.sprites.train_unet import Examples, UnetConfig, train_unet
+from dreambooth_trainer.sprites.train_vae import VaeConfig, encode_all, load_latents, reconstruction_psnr, train_vae
 
 HELD_OUT = 500
 """Images at the end of the set that the autoencoder never trains on: they measure it."""

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from transformers import CLIPTokenizer
 
-from .captions import WORDS
+from dreambooth_trainer.sprites.captions import WORDS
 
 CONTEXT = 16
 """Tokens in a prompt, start and end included."""

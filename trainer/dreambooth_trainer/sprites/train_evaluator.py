@@ -8,12 +8,12 @@ import torch
 from rich.console import Console
 from torch.nn.functional import cross_entropy, normalize, pad
 
-from .captions import caption
-from .evaluator import EvaluatorConfig, EvaluatorNet, SpritesEvaluator, bag_of_words
-from .randomness import seeded
-from .train_vae import to_tensor
-from .training import Checkpoint, make_optimizer, progress, step_generator
-from .world import SIZE, Scene, Subject, random_scene, random_subject, render
+from dreambooth_trainer.sprites.captions import caption
+from dreambooth_trainer.sprites.evaluator import EvaluatorConfig, EvaluatorNet, SpritesEvaluator, bag_of_words
+from dreambooth_trainer.sprites.randomness import seeded
+from dreambooth_trainer.sprites.train_vae import to_tensor
+from dreambooth_trainer.sprites.training import Checkpoint, make_optimizer, progress, step_generator
+from dreambooth_trainer.sprites.world import SIZE, Scene, Subject, random_scene, random_subject, render
 
 TEMPERATURE = 0.1
 """Of the subject loss."""

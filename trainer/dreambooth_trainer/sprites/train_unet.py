@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from .tokenizer import CONTEXT
-from .training import Checkpoint, make_optimizer, progress, step_generator
+from dreambooth_trainer.sprites.tokenizer import CONTEXT
+from dreambooth_trainer.sprites.training import Checkpoint, make_optimizer, progress, step_generator
 
 SNR_CAP = 5.0
 """Above this signal-to-noise ratio a timestep's weight falls: too little noise left to learn from (min-SNR)."""

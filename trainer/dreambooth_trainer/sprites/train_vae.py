@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import l1_loss, mse_loss
 
-from .training import Checkpoint, make_optimizer, progress, step_generator
+from dreambooth_trainer.sprites.training import Checkpoint, make_optimizer, progress, step_generator
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from .backgrounds import BACKGROUNDS, VARIANTS, paint_background
-from .shapes import PARTS
+from dreambooth_trainer.sprites.backgrounds import BACKGROUNDS, VARIANTS, paint_background
+from dreambooth_trainer.sprites.shapes import PARTS
 
 SIZE = 32
 """Side of a sprite, pixels."""

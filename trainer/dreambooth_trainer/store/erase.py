@@ -15,6 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.uris import is_url
 from dreambooth_trainer.store.owner import MANIFEST, SENTINEL, job_id, list_names, named, read_manifest, read_sentinel
 
 # What `atomic_directory` leaves beside the model after a crash.
@@ -51,7 +52,7 @@ def erase_job(job: DreamBoothJob, folder: str) -> Iterator[Erased]:
         rule = f"is the folder of job {owner}" if owner else f"holds {named(names)}, and no marker of a job"
         raise UserError(ValidationIssue("--out", folder, rule, "write the folder that the job ran in"))
     published = job.spec.output.uri
-    if published is not None and "://" in published and published != folder:
+    if published is not None and is_url(published) and published != folder:
         yield from _erase_published(job, published)
     if not fs.exists(path):
         return

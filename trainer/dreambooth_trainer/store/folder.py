@@ -62,12 +62,17 @@ class JobFolder:
 
     @property
     def evaluation_images(self) -> Path:
-        """What the evaluation drew."""
-        return self.work / "pictures"
+        """Images that the evaluation generated."""
+        return self.work / "evaluation-images"
 
     @property
     def scores(self) -> Path:
         return self.work / "scores.json"
+
+    @property
+    def run(self) -> Path:
+        """Plan and phase keys of the last run."""
+        return self.work / "run.json"
 
     def completion_record(self, phase: str) -> Path:
         """What a finished phase leaves behind."""

@@ -18,6 +18,7 @@ from pydantic.alias_generators import to_camel
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.uris import is_url
 from dreambooth_trainer.store.folder import JobFolder
 
 SENTINEL = ".dreambooth-job"
@@ -163,7 +164,7 @@ def output_issues(job: DreamBoothJob, folder: JobFolder) -> list[ValidationIssue
     """Everything that keeps a job from writing where it is to write. Looks only."""
     issues = ownership_issues(folder.root, job) or model_issues(folder.model, job)
     uri = job.spec.output.uri
-    return [*issues, *(remote_issues(uri, job) if uri is not None and "://" in uri else [])]
+    return [*issues, *(remote_issues(uri, job) if uri is not None and is_url(uri) else [])]
 
 
 def _is_half_claimed(owner: str | None, names: Collection[str]) -> bool:
