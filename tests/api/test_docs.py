@@ -7,12 +7,15 @@ import re
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from dreambooth_api import environment
 from dreambooth_api.environment import ExitCode
+from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_api.status import REASON, ConditionType, Phase, TrainerPhase
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,6 +24,8 @@ TROUBLESHOOTING = DOCS / "troubleshooting.md"
 STATUS = DOCS / "reference" / "status.md"
 # Calls whose arguments contain a reason; `reason=` in any other call does as well.
 TAKE_A_REASON = {"condition", "fail", "Failure", "Problem", "ResolutionError"}
+# A fragment that begins with `spec:` is completed by it.
+SUBJECT = {"class": "dog", "images": {"uri": "./photos"}}
 STATUS_VALUES = {"True", "False", "Unknown"}
 CAMEL_CASE = re.compile(r"[A-Z][a-z]+(?:[A-Z][a-z]+)*")
 # Set by KubeRay or Python and passed on; they are documented as well.
@@ -147,3 +152,28 @@ def test_every_test_that_the_pages_name_exists() -> None:
 def test_links_of_the_repository_pages_lead_somewhere(page: str) -> None:
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)", (ROOT / page).read_text())
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def examples() -> Iterator[tuple[str, str]]:
+    """Name and text of every YAML example in README and docs, and of every sample."""
+    for page in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]:
+        for block in re.finditer(r"^```yaml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            line = page.read_text()[: block.start()].count("\n") + 1
+            yield f"{page.relative_to(ROOT)}:{line}", block[1]
+    for sample in sorted((ROOT / "manifests" / "samples").glob("*.yaml")):
+        yield str(sample.relative_to(ROOT)), sample.read_text()
+
+
+@pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in examples()])
+def test_every_example_is_valid(text: str) -> None:
+    example: dict[str, Any] = yaml.safe_load(text)
+    spec: dict[str, Any] = example["spec"]
+    match example.get("kind"):
+        case "DreamBoothRuntime":
+            RuntimeSpec.model_validate(spec)
+        case "DreamBoothJob":
+            DreamBoothJob.model_validate(example)
+        case _:
+            head = {"apiVersion": "dreambooth.dev/v1alpha1", "kind": "DreamBoothJob", "metadata": {"name": "my-dog"}}
+            subject = {**SUBJECT, **spec.get("subject", {})}
+            DreamBoothJob.model_validate({**head, "spec": {**spec, "subject": subject}})
