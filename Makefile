@@ -73,6 +73,18 @@ format: setup ## Mend style
 .PHONY: generate
 generate: setup ## Remake every generated file
 	$(BIN)/python -m dreambooth_operator.api.crd
+	$(BIN)/python docs/generate_cli.py
+
+# An environment of its own, made of uv.lock's docs group: the site needs none of the project's libraries.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(UV) run --quiet --frozen --isolated --only-group docs mkdocs
+
+.PHONY: docs
+docs: | $(UV) ## Build the documentation site into .cache/site; broken links are errors
+	$(MKDOCS) build --strict # not --quiet, which turns strictness off
+
+.PHONY: docs-serve
+docs-serve: | $(UV) ## Serve the documentation site with live reload
+	$(MKDOCS) serve
 
 .PHONY: lock
 lock: | $(UV) ## Pin every dependency anew, keeping the pins that still hold
