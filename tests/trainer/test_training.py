@@ -128,7 +128,7 @@ def untrained(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFac
         cases: list[dict[str, Any]] = []
         for stage in (1, 2, 3):
             name = f"{workers}-{stage}"
-            plan = make_plan(tiny_model, stage, "bf16", textEncoder={"train": True}, batchSize=6)
+            plan = make_plan(tiny_model, stage, "bf16", textEncoder={"train": True}, globalBatchSize=6)
             cases.append({"name": name, "plan": plan, "save": folder / name, "save_at": 0, "until": 0})
         run_cases(workers, cases, data, folder)
     return folder
