@@ -12,13 +12,11 @@ help: ## List the targets
 
 .cache/uv/bin/uv:
 	python3 -m venv .cache/uv
-	.cache/uv/bin/pip install --quiet uv
+	.cache/uv/bin/pip install --quiet 'uv~=0.13.0'
 
-# Compiled here, once: who may not write to the environment, as pods may not, would compile it in each process anew.
-$(VENV)/.installed: requirements.lock pyproject.toml | $(UV)
-	$(UV) venv --quiet --allow-existing --python '>=3.11,<3.13' $(VENV)
-	$(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
-	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+# Bytecode is compiled here: a process that may not write to the environment, as in pods, would compile it at each start.
+$(VENV)/.installed: uv.lock pyproject.toml | $(UV)
+	UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --quiet --frozen --all-extras --compile-bytecode
 	touch $@
 
 .PHONY: setup
@@ -87,9 +85,15 @@ docs-serve: | $(UV) ## Serve the documentation site with live reload
 	$(MKDOCS) serve
 
 .PHONY: lock
-lock: | $(UV) ## Pin every dependency anew, keeping the pins that still hold
-	$(UV) pip compile pyproject.toml --all-extras --group dev --generate-hashes --universal --python-version 3.11 \
-		--no-annotate --custom-compile-command 'make lock' --output-file requirements.lock
+lock: | $(UV) ## Update uv.lock after a change of dependencies; pins that still fit stay
+	$(UV) lock
+
+.PHONY: images
+images: | $(UV) ## Build both images, tagged with the version; CONTAINER_TOOL=podman or buildah instead of docker
+	for image in operator trainer; do $(CONTAINER_TOOL) build $(BASES:%=--build-arg %) \
+		-f docker/$$image.Dockerfile -t "dreambooth-$$image:$$($(UV) version --short)" .; done
+CONTAINER_TOOL ?= docker
+BASES = $(shell grep -v '^#' docker/bases.env)
 
 .PHONY: clean
 clean: ## Delete what was installed here; out/, where your jobs are, and caches outside the checkout stay

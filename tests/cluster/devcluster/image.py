@@ -36,12 +36,12 @@ def mounts() -> list[dict[str, object]]:
 
 
 def trainer_image(name: str, target: Path) -> Path:
-    """What images/trainer.Dockerfile makes."""
+    """What docker/trainer.Dockerfile makes."""
     return _python_image(name, target, {"User": "1000:1000"})
 
 
 def operator_image(name: str, target: Path) -> Path:
-    """What images/operator.Dockerfile makes."""
+    """What docker/operator.Dockerfile makes."""
     return _python_image(name, target, {"Entrypoint": ["python", "-m", "dreambooth_operator"], "User": "65532:65532"})
 
 
