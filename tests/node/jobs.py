@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from devcluster import NodeCluster
+from devcluster import NodeCluster, binary
 from devcluster.system import add_namespace, sample, sprites_runtime
 
 from dreambooth_api.job import API_VERSION
@@ -88,7 +89,9 @@ class Job:
         """What `kubectl dreambooth` says of the job."""
         command = [str(Path(sys.executable).parent / "kubectl-dreambooth"), verb, "pink-dog", "-n", self.tenant]
         flags = [f"--kubeconfig={self.cluster.kubeconfig}", *arguments]
-        return subprocess.run([*command, *flags], check=True, capture_output=True, text=True).stdout
+        path = f"{os.environ['PATH']}:{binary('kubectl').parent}"
+        env = {**os.environ, "PATH": path}
+        return subprocess.run([*command, *flags], env=env, check=True, capture_output=True, text=True).stdout
 
     def until(self, what: str, holds: Callable[[], object], seconds: float) -> None:
         """Wait until `holds`; if it does not, say where the job stands."""

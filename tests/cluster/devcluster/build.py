@@ -59,6 +59,7 @@ PROGRAMS = {
     "versitygw": Program("versitygw", "github.com/versity/versitygw/cmd/versitygw", seldom=True),
     "kuberay": Program("kuberay", "github.com/ray-project/kuberay/ray-operator"),
     "helm": Program("helm", "helm.sh/helm/v3/cmd/helm", _HELM_STAMP, assets=True),
+    "kubectl": Program("kubectl", "k8s.io/kubernetes/cmd/kubectl", _STAMP, assets=True),
 }
 
 

@@ -157,7 +157,12 @@ class ControlPlane:
         Raises ProcessError with kubectl's own words if it fails.
         """
         done = subprocess.run(
-            ["kubectl", f"--kubeconfig={self.kubeconfig}", f"--cache-dir={self.folder}/kubectl", *arguments],
+            [
+                str(binary("kubectl")),
+                f"--kubeconfig={self.kubeconfig}",
+                f"--cache-dir={self.folder}/kubectl",
+                *arguments,
+            ],
             input=stdin,
             capture_output=True,
             text=True,
