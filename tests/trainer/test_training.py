@@ -29,6 +29,8 @@ from dreambooth_trainer.training.checkpoint import (
 )
 from dreambooth_trainer.training.worker import why_no_retry
 
+pytestmark = pytest.mark.trainer
+
 STEPS = 4
 FP32 = {"atol": 2e-5, "rtol": 2e-4}
 

@@ -45,8 +45,10 @@ def _install_packages() -> None:
     if not wanted:
         return
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        print(f"Tests that need a node are skipped: as root, install {' '.join(wanted)}")
+        print(f"The e2e tests need root and the Debian packages {' '.join(wanted)}", flush=True)
         return
+    print(f"Installing Debian packages for the e2e tests: {' '.join(wanted)}", flush=True)
+    print("`make test PACKAGES=no` installs none of them and leaves out these tests.", flush=True)
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *wanted]
     if subprocess.run(install, env=quiet, check=False).returncode:

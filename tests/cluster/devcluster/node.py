@@ -31,13 +31,14 @@ def lacking_packages() -> list[str]:
 
 def missing() -> str:
     """One sentence on what this machine lacks for a node; empty if nothing."""
+    packages = lacking_packages()
     if os.geteuid() != 0:
-        return "a node needs root, for containerd and kubelet"
+        also = f" and the Debian packages {' '.join(packages)}" if packages else ""
+        return f"a node needs root, for containerd and kubelet{also}"
     hidden = [path for path in mounted() if path.is_relative_to("/tmp")]
     if hidden:
         return f"a node needs {hidden[0]} elsewhere: in its pods, /tmp is a volume of their own"
-    packages = lacking_packages()
-    return f"a node needs {' '.join(packages)}; make packages installs them" if packages else ""
+    return f"a node needs the Debian packages {' '.join(packages)}; `make packages` installs them" if packages else ""
 
 
 class NodeCluster(ControlPlane):
