@@ -77,11 +77,12 @@ dev-cluster: setup $(if $(NODE),packages) | $(GO) ## A real control plane with K
 	$(DEVCLUSTER) up $(if $(NODE),--node,--apply charts/dreambooth-operator/crds)
 
 .PHONY: lint
-lint: setup ## Check style, types, layers and sizes; changes nothing
+lint: setup ## Check style, types, layers, sizes and versions; changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
+	$(PYTEST) --quiet tests/repository -m unit
 
 .PHONY: format
 format: setup ## Fix style
@@ -107,6 +108,15 @@ docs-serve: | $(UV) ## Serve the documentation site with live reload
 .PHONY: lock
 lock: | $(UV) ## Update uv.lock after a change of dependencies; pins that still fit stay
 	$(UV) lock
+
+.PHONY: version
+version: | $(UV) ## Set the version everywhere: make version VERSION=0.2.0
+	@[[ "$${VERSION:-}" =~ ^[0-9]+\.[0-9]+\.[0-9]+$$ ]] || { echo 'Write make version VERSION=0.2.0' >&2; exit 2; }
+	$(UV) version --frozen "$$VERSION"
+	$(UV) lock
+	git grep -lE '$(VERSIONED)' -- charts manifests docs README.md | xargs sed -i -E "s/$(VERSIONED)/\1$$VERSION/"
+# Places of our version in YAML and in documentation. tests/repository/test_version.py finds them by the same words.
+VERSIONED := (dreambooth-(operator|trainer)(:| --version )|^(version|appVersion): |app\.kubernetes\.io\/version: )[0-9]+\.[0-9]+\.[0-9]+
 
 .PHONY: images
 images: | $(UV) ## Build both images, tagged with the version; CONTAINER_TOOL=podman or buildah instead of docker

@@ -27,6 +27,7 @@ Command = Callable[..., Any]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dreambooth-operator", prog_name="kubectl-dreambooth")
 def cli() -> None:
     """Look after DreamBoothJobs."""
 
