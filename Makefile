@@ -77,11 +77,13 @@ dev-cluster: setup $(if $(NODE),packages) | $(GO) ## A real control plane with K
 	$(DEVCLUSTER) up $(if $(NODE),--node,--apply charts/dreambooth-operator/crds)
 
 .PHONY: lint
-lint: setup ## Check style, types, layers, sizes and versions; changes nothing
+lint: setup ## Check style, types, layers, sizes, versions and Dockerfiles; changes nothing
+	$(UV) lock --check --quiet
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
+	$(BIN)/hadolint docker/*.Dockerfile
 	$(PYTEST) --quiet tests/repository -m unit
 
 .PHONY: format

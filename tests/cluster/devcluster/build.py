@@ -60,6 +60,7 @@ PROGRAMS = {
     "kuberay": Program("kuberay", "github.com/ray-project/kuberay/ray-operator"),
     "helm": Program("helm", "helm.sh/helm/v3/cmd/helm", _HELM_STAMP, assets=True),
     "kubectl": Program("kubectl", "k8s.io/kubernetes/cmd/kubectl", _STAMP, assets=True),
+    "actionlint": Program("actionlint", "github.com/rhysd/actionlint/cmd/actionlint"),
 }
 
 
