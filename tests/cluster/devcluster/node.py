@@ -25,7 +25,8 @@ _FILES = {Path("/usr/lib/cni/bridge"): "containernetworking-plugins", BUSYBOX: "
 
 def lacking_packages() -> list[str]:
     """Debian packages that a node needs and this machine lacks."""
-    lacking = {package for program, package in _PROGRAMS.items() if not shutil.which(program)}
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # which Debian gives to root only
+    lacking = {package for program, package in _PROGRAMS.items() if not shutil.which(program, path=path)}
     return sorted(lacking | {package for file, package in _FILES.items() if not file.exists()})
 
 
@@ -33,7 +34,7 @@ def missing() -> str:
     """One sentence on what this machine lacks for a node; empty if nothing."""
     packages = lacking_packages()
     if os.geteuid() != 0:
-        also = f" and the Debian packages {' '.join(packages)}" if packages else ""
+        also = f", and the Debian packages {' '.join(packages)}" if packages else ""
         return f"a node needs root, for containerd and kubelet{also}"
     hidden = [path for path in mounted() if path.is_relative_to("/tmp")]
     if hidden:
