@@ -11,12 +11,13 @@ import pytest
 from rich.console import Console
 
 from dreambooth_api.job import DreamBoothJob
-from dreambooth_trainer.phases.base import Phase, read_completion
+from dreambooth_trainer.phases.base import Phase
 from dreambooth_trainer.phases.evaluate import evaluation_store, image_requests
 from dreambooth_trainer.planning.plan import Plan, SamplerSettings, fill_defaults
 from dreambooth_trainer.progress.console import LineReporter
 from dreambooth_trainer.runner import run_phase
 from dreambooth_trainer.store.folder import JobFolder, atomic_write
+from dreambooth_trainer.store.run_record import read_completion
 
 
 def make_plan(*prompts: str) -> Plan:
@@ -37,7 +38,7 @@ def make_plan(*prompts: str) -> Plan:
 def test_a_phase_that_broke_off_is_not_done(tmp_path: Path) -> None:
     context: Any = SimpleNamespace(folder=JobFolder(tmp_path), keys={"encode": "key"})
     atomic_write(context.folder.completion_record("encode"), json.dumps({"key": "key"}))
-    assert read_completion("encode", context)
+    assert read_completion(context.folder, context.keys, "encode")
 
     def overwrite_and_die(*_: object) -> dict[str, Any]:
         # Another run's inputs: the outputs are no longer those of the marker.
@@ -47,7 +48,7 @@ def test_a_phase_that_broke_off_is_not_done(tmp_path: Path) -> None:
     phase = Phase("encode", lambda _: None, lambda _: True, overwrite_and_die)
     with pytest.raises(OSError, match="the node is gone"):
         run_phase(phase, context, LineReporter(Console()))
-    assert read_completion("encode", context) is None
+    assert read_completion(context.folder, context.keys, "encode") is None
 
 
 def test_both_models_draw_from_the_same_noise() -> None:
