@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import yaml
 from devcluster import ControlPlane
+from pydantic.alias_generators import to_snake
 from simulation import RUNTIME, SETTINGS, make_job
 
 from dreambooth_api import environment
-from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.job import DreamBoothJob, JobSpec
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_operator.controller.names import attempt_name, erase_name
 from dreambooth_operator.controller.rayjob import ENTRYPOINT, attempt_children, erase_children
-from dreambooth_operator.controller.resolve import Problem, Resolved, resolve
+from dreambooth_operator.controller.resolve import Problem, Resolved, resolve, with_defaults
 from dreambooth_operator.controller.views import Job, Runtime, read_job
 
 
@@ -32,6 +33,12 @@ def job_with(spec: dict[str, Any], name: str = "dog") -> Job:
             "spec": {"subject": {"images": {"uri": "s3://b/dog"}, "class": "dog"}, **spec},
         }
     )  # fmt: skip
+
+
+def read_spec(spec: dict[str, Any]) -> JobSpec:
+    read = job_with(spec).spec
+    assert read
+    return read
 
 
 def resolved(job: Job, runtime: Runtime = RUNTIME) -> Resolved:
@@ -109,6 +116,20 @@ def test_builders_leave_what_they_are_given_alone() -> None:
         obj.clear()
     assert found == before
     assert attempt_children(job, 1, found, SETTINGS) == attempt_children(job, 1, before, SETTINGS)
+
+
+def test_runtime_defaults_fill_only_what_the_job_leaves_unset() -> None:
+    defaults = {
+        "steps": 7, "learningRate": 0.5, "resolution": 64, "precision": "fp32", "numClassImages": 9,
+        "activeDeadlineSeconds": 60, "ttlSecondsAfterFinished": 61, "queueName": "gpus", "priorityClassName": "low",
+    }  # fmt: skip
+    runtime = RuntimeSpec.model_validate({"image": "t:1", "defaults": defaults})
+    spec = with_defaults(read_spec({}), runtime)
+    found = {**dict(spec.training), **dict(spec.prior_preservation), **dict(spec.run_policy)}
+    assert {name: found[to_snake(name)] for name in defaults} == defaults
+    own = with_defaults(read_spec({"priorPreservation": {"numClassImages": 5}}), runtime)
+    assert own.prior_preservation.num_class_images == 5
+    assert type(own).model_validate(own.model_dump(by_alias=True)) == own, "no field is misnamed"
 
 
 BOUNDED = {
