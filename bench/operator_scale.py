@@ -21,12 +21,12 @@ from pathlib import Path
 
 from devcluster import ControlPlane, kuberay_crds
 
-from dreambooth_operator.api.resources import JOBS, RAY_JOBS
 from dreambooth_operator.controller.rayjob import Settings, attempt_children
 from dreambooth_operator.controller.resolve import Resolved, resolve
 from dreambooth_operator.controller.views import read_job, read_runtime
 from dreambooth_operator.machinery.client import Api
 from dreambooth_operator.machinery.resources import Json, Key
+from dreambooth_operator.resources import JOBS, RAY_JOBS
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMESPACES = 20

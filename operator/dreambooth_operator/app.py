@@ -25,8 +25,8 @@ from dreambooth_operator.machinery.reflector import Reflector
 from dreambooth_operator.machinery.resources import Key
 from dreambooth_operator.machinery.serving import health_app, serving
 from dreambooth_operator.machinery.workers import run_workers
-from dreambooth_operator.progress.endpoint import Endpoint
-from dreambooth_operator.progress.tokens import TokenChecker
+from dreambooth_operator.statusserver.auth import TokenChecker
+from dreambooth_operator.statusserver.server import Endpoint
 
 log = logging.getLogger("dreambooth_operator")
 

@@ -21,9 +21,9 @@ import pytest
 from aiohttp import web
 from devcluster import ControlPlane
 
-from dreambooth_operator.api.resources import JOB_LABEL
 from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiError
 from dreambooth_operator.machinery.resources import Json, Key, Resource, key_of
+from dreambooth_operator.resources import JOB_LABEL
 
 PODS = Resource("", "v1", "pods", "Pod")
 SERVICES = Resource("", "v1", "services", "Service")

@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from dreambooth_api.progress import ProgressMessage
 from dreambooth_api.runtime import RuntimeSpec, Storage
 from dreambooth_api.status import Failure, JobStatus, ReportedStatus, TrainerPhase
-from dreambooth_operator.api.resources import BATCH_JOBS, RAY_JOBS
 from dreambooth_operator.controller.decide import decide
 from dreambooth_operator.controller.draft import (
     Action,
@@ -36,7 +35,8 @@ from dreambooth_operator.controller.views import (
     read_job,
     read_ray_job,
 )
-from dreambooth_operator.progress.report import merge
+from dreambooth_operator.resources import BATCH_JOBS, RAY_JOBS
+from dreambooth_operator.statusserver.merge import merge
 
 SETTINGS = Settings(retry_seconds=10, head_grace_seconds=60, pods_ready_seconds=200)
 RUNTIME = Runtime("default", RuntimeSpec(image="trainer:1", storage=Storage(claim_name="work")))

@@ -12,8 +12,8 @@ from devcluster import ControlPlane, ProcessError
 
 from dreambooth_api.job import JobSpec
 from dreambooth_api.runtime import RuntimeSpec
-from dreambooth_operator.api.resources import JOBS, RUNTIMES
 from dreambooth_operator.machinery.client import Api
+from dreambooth_operator.resources import JOBS, RUNTIMES
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAST = {
@@ -192,7 +192,7 @@ def test_the_columns_tell_how_a_job_does(plane: ControlPlane, namespace: str) ->
 
 
 def test_generated_files_are_as_generated(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dreambooth_operator.api.crd", "--root", str(tmp_path)]
+    command = [sys.executable, "-m", "dreambooth_operator.crd", "--root", str(tmp_path)]
     subprocess.run(command, check=True)
     assert subprocess.run([*command[:3], "--check", "--root", str(ROOT)], check=False).returncode == 0
     stray = tmp_path / "manifests" / "crd" / "stray.yaml"

@@ -14,15 +14,15 @@ import yaml
 from devcluster import ControlPlane
 from test_crd import LEAST
 
-from dreambooth_operator.api.resources import JOBS
 from dreambooth_operator.controller.names import base_name
 from dreambooth_operator.controller.rayjob import AUDIENCE
 from dreambooth_operator.controller.views import read_job
 from dreambooth_operator.machinery.client import Api, ApiError
 from dreambooth_operator.machinery.resources import CONFIG_MAPS, Key, Resource
 from dreambooth_operator.machinery.serving import serving
-from dreambooth_operator.progress.endpoint import Endpoint
-from dreambooth_operator.progress.tokens import TokenChecker
+from dreambooth_operator.resources import JOBS
+from dreambooth_operator.statusserver.auth import TokenChecker
+from dreambooth_operator.statusserver.server import Endpoint
 
 NO_SEGMENT = (".", "..", "a/b", "../x", "/", "a\nb", "a\rb", "a\x00", "\x7f", "%2F", "a%2e%2eb")
 

@@ -8,7 +8,7 @@ from click.testing import CliRunner, Result
 from devcluster import ControlPlane
 from test_crd import LEAST
 
-from dreambooth_operator.plugin.cli import cli
+from dreambooth_operator.kubectl_plugin.cli import cli
 
 
 def run(plane: ControlPlane, namespace: str, *arguments: str) -> Result:

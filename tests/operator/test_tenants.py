@@ -14,11 +14,11 @@ from fakeray import FakeRay
 from test_crd import LEAST
 from test_jsontext import nested
 
-from dreambooth_operator.api.resources import JOBS
 from dreambooth_operator.app import Options, _run_until_signal
 from dreambooth_operator.machinery.client import Api
 from dreambooth_operator.machinery.reflector import Reflector
 from dreambooth_operator.machinery.resources import CONFIG_MAPS, Json, Key
+from dreambooth_operator.resources import JOBS
 
 LEVELS = 1500
 

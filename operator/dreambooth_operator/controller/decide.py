@@ -16,7 +16,6 @@ from datetime import datetime, timedelta
 
 from dreambooth_api.job import RunPolicy
 from dreambooth_api.status import TERMINAL, ConditionType, Failure, Phase, fit_message
-from dreambooth_operator.api.resources import BATCH_JOBS, ERASE_FINALIZER, RAY_JOBS
 from dreambooth_operator.controller.draft import Create, Decision, Delete, DeleteJob, Draft, SetFinalizer
 from dreambooth_operator.controller.ending import (
     DEADLINE,
@@ -35,6 +34,7 @@ from dreambooth_operator.controller.resolve import Problem, Resolved
 from dreambooth_operator.controller.states import OPEN
 from dreambooth_operator.controller.views import EraseJob, Job, Observed, RayJob
 from dreambooth_operator.machinery.resources import Key
+from dreambooth_operator.resources import BATCH_JOBS, ERASE_FINALIZER, RAY_JOBS
 
 _ERASE_RETRY_SECONDS = 60
 _C = ConditionType

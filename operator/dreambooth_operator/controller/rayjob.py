@@ -14,7 +14,6 @@ import yaml
 from dreambooth_api import environment
 from dreambooth_api.job import API_VERSION, KIND
 from dreambooth_api.runtime import PodResources
-from dreambooth_operator.api.resources import ATTEMPT_LABEL, BATCH_JOBS, JOB_LABEL, RAY_JOBS
 from dreambooth_operator.controller.names import attempt_name, base_name, erase_name
 from dreambooth_operator.controller.resolve import Resolved
 from dreambooth_operator.controller.views import Job
@@ -25,6 +24,7 @@ from dreambooth_operator.machinery.resources import (
     Json,
     Resource,
 )
+from dreambooth_operator.resources import ATTEMPT_LABEL, BATCH_JOBS, JOB_LABEL, RAY_JOBS
 
 ENTRYPOINT = f'{" ".join(environment.TRAINER_COMMAND)} run {environment.JOB_FILE} --out "${environment.OUT}"'
 AUDIENCE = "dreambooth-progress"

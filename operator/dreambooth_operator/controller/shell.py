@@ -16,15 +16,6 @@ from typing import Protocol
 from pydantic_core import from_json
 
 from dreambooth_api.status import CONTROL_FIELDS, TERMINAL, Failure, JobStatus
-from dreambooth_operator.api.resources import (
-    BATCH_JOBS,
-    ERASE_FINALIZER,
-    JOB_LABEL,
-    JOBS,
-    RAY_CLUSTERS,
-    RAY_JOBS,
-    RUNTIMES,
-)
 from dreambooth_operator.controller.decide import decide
 from dreambooth_operator.controller.draft import Create, Decision, Delete, DeleteJob, SetFinalizer, WriteStatus
 from dreambooth_operator.controller.names import erase_name
@@ -49,6 +40,15 @@ from dreambooth_operator.machinery.events import Event, Recorder
 from dreambooth_operator.machinery.queue import WorkQueue
 from dreambooth_operator.machinery.reflector import Reflector
 from dreambooth_operator.machinery.resources import Json, Key, Resource
+from dreambooth_operator.resources import (
+    BATCH_JOBS,
+    ERASE_FINALIZER,
+    JOB_LABEL,
+    JOBS,
+    RAY_CLUSTERS,
+    RAY_JOBS,
+    RUNTIMES,
+)
 
 log = logging.getLogger(__name__)
 FIELD_MANAGER = "dreambooth-controller"

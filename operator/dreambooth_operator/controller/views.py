@@ -15,8 +15,8 @@ from pydantic_core import ErrorDetails
 from dreambooth_api.job import DreamBoothJob, JobSpec
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_api.status import Failure, JobStatus, fit_message
-from dreambooth_operator.api.resources import JOB_LABEL, JOBS
 from dreambooth_operator.machinery.resources import Json, Key, part, parts
+from dreambooth_operator.resources import JOB_LABEL, JOBS
 
 
 @dataclass(frozen=True, slots=True)

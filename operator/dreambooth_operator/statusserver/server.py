@@ -26,13 +26,13 @@ from aiohttp import web
 from dreambooth_api.job import DNS_LABEL
 from dreambooth_api.progress import ProgressMessage, parse_message
 from dreambooth_api.status import ReportedStatus
-from dreambooth_operator.api.resources import JOBS
 from dreambooth_operator.controller.names import attempt_name, base_name
 from dreambooth_operator.controller.views import Job, read_job
 from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiError
 from dreambooth_operator.machinery.resources import Json, Key
-from dreambooth_operator.progress.report import merge, news_of
-from dreambooth_operator.progress.tokens import Caller, TokenChecker
+from dreambooth_operator.resources import JOBS
+from dreambooth_operator.statusserver.auth import Caller, TokenChecker
+from dreambooth_operator.statusserver.merge import merge, news_of
 
 log = logging.getLogger(__name__)
 FIELD_MANAGER = "dreambooth-progress"

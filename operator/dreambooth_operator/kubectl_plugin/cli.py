@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.live import Live
 
 from dreambooth_api.job import DNS_LABEL
-from dreambooth_operator.api.resources import JOB_LABEL, JOBS, RAY_JOBS
+from dreambooth_operator.kubectl_plugin.fetch import fetch
+from dreambooth_operator.kubectl_plugin.view import event_rows, is_over, render
 from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiError
 from dreambooth_operator.machinery.resources import EVENTS, PODS, Json, Key, part
-from dreambooth_operator.plugin.fetch import fetch
-from dreambooth_operator.plugin.view import event_rows, is_over, render
+from dreambooth_operator.resources import JOB_LABEL, JOBS, RAY_JOBS
 
 T = TypeVar("T")
 Command = Callable[..., Any]

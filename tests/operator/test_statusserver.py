@@ -23,7 +23,7 @@ from dreambooth_api.status import (
     fit_message,
     legal_reason,
 )
-from dreambooth_operator.progress.report import merge, news_of
+from dreambooth_operator.statusserver.merge import merge, news_of
 
 NOW = datetime(2026, 11, 24, 7, 0, 0, 123, tzinfo=UTC)
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import click
 
 from dreambooth_api import environment
-from dreambooth_operator.api.resources import JOB_LABEL, JOBS, RAY_JOBS
 from dreambooth_operator.machinery.client import Api
 from dreambooth_operator.machinery.resources import PODS, Json, Key, part, parts
+from dreambooth_operator.resources import JOB_LABEL, JOBS, RAY_JOBS
 
 # What every published job has, judged or not.
 FILES = ("report.html", "pictures.png", "subject.png", "recontextualised.png", "class.png")
