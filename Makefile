@@ -93,7 +93,7 @@ format: setup ## Fix style
 
 .PHONY: generate
 generate: setup ## Write the generated files again
-	$(BIN)/python -m dreambooth_operator.api.crd
+	$(BIN)/python -m dreambooth_operator.crd
 	$(BIN)/python docs/generate_cli.py
 
 # An environment of its own, made of uv.lock's docs group: the site needs none of the project's libraries.

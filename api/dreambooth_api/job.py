@@ -1,8 +1,8 @@
-"""The training contract: what a `DreamBoothJob` says.
+"""The `DreamBoothJob` API: pydantic models of its spec.
 
-One source for the YAML a user writes, the CRD that the API server enforces and the values that the
-trainer reads. A field that is None means "the base model's tuned default"; the trainer fills it in.
-Nothing here imports torch or touches a disk.
+The single source for the YAML that users write, the CRD that the API server enforces and the values that the
+trainer reads. A field that is None takes the default of the base model, which the trainer fills in. This module
+does not import torch or access a disk.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ API_VERSION = "dreambooth.dev/v1alpha1"
 KIND = "DreamBoothJob"
 DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
-# One line of printable text; braces are kept for templates, where {} stands for "sks dog".
+# A single line of printable text. Braces are reserved for templates, where {} is replaced by "sks dog".
 TEMPLATE = r"^[^\x00-\x1f{}]*\{\}[^\x00-\x1f{}]*$"
 PHRASE = r"^[^\x00-\x1f{}]*[^\x00-\x20{}][^\x00-\x1f{}]*$"
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
-TOKEN = r"^[^\s{}]{1,32}$"  # noqa: S105 - a word, no secret
+TOKEN = r"^[^\s{}]{1,32}$"  # noqa: S105 - a word, not a secret
 RELATIVE_PATH = r"^([^/.:\x00-\x1f][^/:\x00-\x1f]*(/[^/.:\x00-\x1f][^/:\x00-\x1f]*)*)?$"
 
 Phrase = Annotated[str, Field(pattern=PHRASE, max_length=300)]
@@ -34,12 +34,12 @@ Quantity = Annotated[str, Field(pattern=QUANTITY)]
 
 
 def _wrong(at: str, rule: str, remedy: str) -> PydanticCustomError:
-    """A rule over several fields is broken: the field to change (camelCase, "" for all), the rule, what to write."""
+    """A broken rule over several fields: the field to change (camelCase, "" for the object), the rule, the remedy."""
     return PydanticCustomError("rule", "{rule}; {remedy}", {"at": at, "rule": rule, "remedy": remedy})
 
 
 class Strict(BaseModel):
-    """camelCase in YAML, snake_case in Python, immutable, and no key that is not declared."""
+    """Base of all spec models: camelCase in YAML, snake_case in Python, immutable; unknown keys are rejected."""
 
     model_config = ConfigDict(
         alias_generator=to_camel,
@@ -55,51 +55,57 @@ class VolumeClaim(Strict):
     """A folder on a PersistentVolumeClaim in the job's namespace."""
 
     claim_name: ObjectName = Field(description="Name of the PersistentVolumeClaim.")
-    path: str = Field(default="", pattern=RELATIVE_PATH, description="Folder inside the volume, relative.")
+    path: str = Field(default="", pattern=RELATIVE_PATH, description="Folder in the volume, relative to its root.")
 
 
 class ObjectRef(Strict):
-    """A ConfigMap or Secret in the job's namespace."""
+    """Reference to a ConfigMap or Secret in the job's namespace."""
 
     name: ObjectName = Field(description="Name of the object.")
 
 
 class ImageSource(Strict):
-    """Where the subject's images are. Exactly one of the four."""
+    """Source of the subject's images. Exactly one of uri, pvc, configMap, secret must be set."""
 
     uri: str | None = Field(
         default=None,
         pattern=SOURCE_URI,
-        description="A folder: local path, s3://, gs://, or builtin:sprites/<name> for a drawn subject.",
+        description="Folder of images: a local path, s3://, gs://, or builtin:sprites/<name> for a built-in cartoon "
+        "subject.",
     )
-    pvc: VolumeClaim | None = Field(default=None, description="A folder on a volume.")
-    config_map: ObjectRef | None = Field(default=None, description="A ConfigMap whose binaryData are image files.")
-    secret: ObjectRef | None = Field(default=None, description="A Secret whose data are image files.")
+    pvc: VolumeClaim | None = Field(default=None, description="Folder of images on a PersistentVolumeClaim.")
+    config_map: ObjectRef | None = Field(
+        default=None, description="ConfigMap whose binaryData entries are image files."
+    )
+    secret: ObjectRef | None = Field(default=None, description="Secret whose data entries are image files.")
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         given = [to_camel(n) for n in ("uri", "pvc", "config_map", "secret") if getattr(self, n) is not None]
         if len(given) != 1:
             got = " and ".join(given) or "nothing"
-            raise _wrong("", f"says {got}", "give exactly one of uri, pvc, configMap, secret")
+            raise _wrong("", f"sets {got}", "set exactly one of uri, pvc, configMap, secret")
         return self
 
 
 class Subject(Strict):
-    """The thing to learn: 3-5 images, its class, and the rare token that will name it."""
+    """The subject to learn: 3-5 images, its class, and the rare token that identifies it in prompts."""
 
-    images: ImageSource = Field(description="The subject's images; 3-5 work best.")
-    class_: Phrase = Field(alias="class", description="The kind of thing it is, as one would say it: dog, teapot.")
+    images: ImageSource = Field(description="Images of the subject. 3-5 images work best.")
+    class_: Phrase = Field(alias="class", description="Class noun of the subject, for example dog or teapot.")
     identifier: str = Field(
         default="sks",
         pattern=TOKEN,
-        description="Rare token that will name the subject; auto picks one that the tokenizer keeps whole.",
+        description="Rare token that identifies the subject in prompts. auto selects one that the tokenizer encodes "
+        "as a single token.",
     )
     instance_prompt: Phrase | None = Field(
-        default=None, description="Instance prompt. Default: a <identifier> <class>. It must contain the identifier."
+        default=None, description='Instance prompt. Must contain the identifier. Defaults to "a <identifier> <class>".'
     )
     captions: dict[str, Phrase] = Field(
-        default_factory=dict, description="Instance prompt of single images, by file name, in place of instancePrompt."
+        default_factory=dict,
+        description="Instance prompts of individual images, keyed by file name. They take precedence over "
+        "instancePrompt.",
     )
 
     @model_validator(mode="after")
@@ -108,68 +114,93 @@ class Subject(Strict):
         if self.identifier == "auto":
             named = [k for k, v in prompts.items() if v is not None]
             if named:
-                remedy = "write identifier: sks, say, in place of auto"
-                raise _wrong(named[0], "a prompt of your own needs a known identifier", remedy)
+                remedy = "set an identifier, for example identifier: sks"
+                raise _wrong(named[0], "a custom prompt requires a fixed identifier, and identifier is auto", remedy)
             return self
         for where, text in prompts.items():
             if text is not None and self.identifier not in text.split():
-                rule = f"{text!r} does not contain the identifier {self.identifier!r} as a word of its own"
-                raise _wrong(where, rule, f"write for example 'a {self.identifier} {self.class_}'")
+                rule = f"{text!r} does not contain the identifier {self.identifier!r} as a separate word"
+                raise _wrong(where, rule, f"write, for example, 'a {self.identifier} {self.class_}'")
         return self
 
 
 class Sampler(Strict):
-    """How images are drawn from a model."""
+    """Sampling settings for image generation."""
 
-    steps: int | None = Field(default=None, ge=1, le=1000, description="Denoising steps an image.")
+    steps: int | None = Field(default=None, ge=1, le=1000, description="Denoising steps per image.")
     guidance_scale: float | None = Field(
-        default=None, ge=1, le=50, description="Classifier-free guidance; lower is more diverse. 1 turns it off."
+        default=None,
+        ge=1,
+        le=50,
+        description="Classifier-free guidance scale. Lower values give more diverse images; 1 disables guidance.",
     )
 
 
 class PriorPreservation(Strict):
-    """Class images that the base model itself makes, for the prior-preservation loss (paper, section 3.2)."""
+    """Prior preservation (paper, section 3.2).
 
-    enabled: bool = Field(default=True, description="False trains without prior preservation: expect language drift.")
+    The base model generates class images, and training on them keeps what the model knows about the class.
+    """
+
+    enabled: bool = Field(
+        default=True,
+        description="Whether to train with prior preservation. Without it, expect language drift and less diverse "
+        "class images.",
+    )
     num_class_images: int | None = Field(
         default=None,
         ge=1,
         le=100_000,
-        description="Number of class images. Default: 200 for each subject image, up to 1000.",
+        description="Number of class images. Defaults to 200 per subject image, at most 1000; builtin:sprites has its "
+        "own default.",
     )
-    loss_weight: float = Field(default=1.0, gt=0, le=100, description="Weight of the prior loss (lambda in the paper).")
-    class_prompt: Phrase | None = Field(default=None, description="Class prompt. Default: a <class>.")
-    sampler: Sampler = Field(default_factory=Sampler, description="How class images are drawn.")
+    loss_weight: float = Field(
+        default=1.0, gt=0, le=100, description="Weight of the prior-preservation loss (lambda in the paper)."
+    )
+    class_prompt: Phrase | None = Field(
+        default=None, description='Prompt for generating class images and training on them. Defaults to "a <class>".'
+    )
+    sampler: Sampler = Field(default_factory=Sampler, description="Sampling settings for class images.")
     sharing: Literal["Cluster", "Namespace", "Job"] = Field(
-        default="Namespace", description="Who may reuse these class images. They hold nothing of the subject."
+        default="Namespace",
+        description="Scope in which other jobs may reuse these class images. They contain no subject data.",
     )
 
 
 class TextEncoder(Strict):
-    """Fine-tuning of the text encoder beside the denoiser; better faces, more memory."""
+    """Fine-tuning of the text encoder together with the denoiser.
 
-    train: bool | None = Field(default=None, description="Train the text encoder as well; with LoRA, adapters in it.")
+    It improves faces and other fine detail, and needs more memory.
+    """
+
+    train: bool | None = Field(
+        default=None, description="Whether to train the text encoder. With method LoRA, adapters are added to it."
+    )
     learning_rate: float | None = Field(
-        default=None, gt=0, lt=1, description="Its own learning rate. Default: that of the denoiser."
+        default=None, gt=0, lt=1, description="Learning rate of the text encoder. Defaults to training.learningRate."
     )
 
 
 class Lora(Strict):
-    """Low-rank adapters (method LoRA)."""
+    """Settings of method LoRA."""
 
-    rank: int = Field(default=16, ge=1, le=1024, description="Rank of the update.")
-    alpha: float | None = Field(default=None, gt=0, description="Scale of the update. Default: the rank.")
+    rank: int = Field(default=16, ge=1, le=1024, description="Rank of the low-rank update.")
+    alpha: float | None = Field(
+        default=None,
+        gt=0,
+        description="Scaling numerator: the update is multiplied by alpha / rank. Defaults to the rank.",
+    )
 
 
 class DeepSpeed(Strict):
-    """ZeRO: how model, gradients and optimizer state are split over the workers."""
+    """DeepSpeed ZeRO: how optimizer state, gradients and parameters are partitioned across workers."""
 
     stage: Literal["auto", "1", "2", "3"] = Field(
-        default="auto", description="ZeRO stage; auto takes the lowest that fits the GPU's memory."
+        default="auto", description="ZeRO stage. auto selects the lowest stage that fits into the workers' memory."
     )
-    offload_optimizer: bool = Field(default=False, description="Keep the optimizer's state in host memory.")
+    offload_optimizer: bool = Field(default=False, description="Whether to offload optimizer state to host memory.")
     config: dict[str, JsonValue] = Field(
-        default_factory=dict, description="Raw DeepSpeed configuration, merged over the generated one."
+        default_factory=dict, description="DeepSpeed configuration that is merged over the generated one."
     )
 
     @model_validator(mode="before")
@@ -185,209 +216,293 @@ class DeepSpeed(Strict):
     @classmethod
     def _config_is_shallow(cls, config: object) -> object:
         if is_deeper(config, MAX_DEPTH):
-            raise _wrong("", f"is nested deeper than {MAX_DEPTH} levels", "write DeepSpeed's keys, which have 4 levels")
+            raise _wrong(
+                "", f"is nested deeper than {MAX_DEPTH} levels", "use DeepSpeed's own keys, which need at most 4 levels"
+            )
         return config
 
 
 class Training(Strict):
-    """Fine-tuning with the class-specific prior-preservation loss (paper, equation 2)."""
+    """Fine-tuning hyperparameters. The loss is equation 2 of the paper."""
 
-    method: Literal["Full", "LoRA"] = Field(default="Full", description="What is trained.")
-    steps: int | None = Field(default=None, ge=1, le=1_000_000, description="Optimizer steps. Paper: 1000.")
+    method: Literal["Full", "LoRA"] = Field(
+        default="Full",
+        description="Fine-tuning method: Full trains all weights of the denoiser, LoRA trains low-rank adapters.",
+    )
+    steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Number of optimizer steps. Defaults to 1000, as in the paper; builtin:sprites has its own "
+        "default.",
+    )
     learning_rate: float | None = Field(
         default=None,
         gt=0,
         lt=1,
-        description="Default: 5e-6 for Full, as in the paper, 1e-4 for LoRA; builtin:sprites has its own.",
+        description="Peak learning rate. Defaults to 5e-6 for Full, as in the paper, and 1e-4 for LoRA; "
+        "builtin:sprites has its own defaults.",
     )
     lr_scheduler: Literal["Constant", "Linear", "Cosine"] = Field(
-        default="Constant", description="Course of the learning rate after the warm-up."
+        default="Constant", description="Learning rate schedule after warmup."
     )
-    warmup_steps: int = Field(default=0, ge=0, description="Steps over which the learning rate rises from zero.")
+    warmup_steps: int = Field(
+        default=0, ge=0, description="Number of steps over which the learning rate increases linearly from zero."
+    )
     global_batch_size: int | None = Field(
         default=None,
         ge=1,
         le=4096,
-        description="Instance images per optimizer step, over all workers. As many class images are added to them.",
+        description="Instance images per optimizer step, across all workers and accumulation steps. With prior "
+        "preservation, the same number of class images is added.",
     )
     gradient_accumulation_steps: int = Field(
-        default=1, ge=1, le=1024, description="Micro-batches that one optimizer step adds up."
+        default=1,
+        ge=1,
+        le=1024,
+        description="Number of micro-batches whose gradients are accumulated for one optimizer step.",
     )
-    gradient_checkpointing: bool = Field(default=False, description="Recompute activations: less memory, 1/3 slower.")
-    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradient clipping.")
-    weight_decay: float = Field(default=0.01, ge=0, lt=1, description="AdamW's weight decay.")
-    text_encoder: TextEncoder = Field(default_factory=TextEncoder, description="The text encoder's part.")
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Whether to recompute activations in the backward pass. Uses less memory and is about a third "
+        "slower.",
+    )
+    max_grad_norm: float = Field(default=1.0, gt=0, description="Maximum gradient norm; gradients are clipped to it.")
+    weight_decay: float = Field(default=0.01, ge=0, lt=1, description="Weight decay of AdamW.")
+    text_encoder: TextEncoder = Field(default_factory=TextEncoder, description="Fine-tuning of the text encoder.")
     resolution: int | None = Field(
-        default=None, ge=16, le=4096, multiple_of=8, description="Side of the square training images, pixels."
+        default=None, ge=16, le=4096, multiple_of=8, description="Side length of the square training images in pixels."
     )
     precision: Literal["bf16", "fp32"] | None = Field(
-        default=None, description="Number format of weights and activations; the optimizer's is always fp32."
+        default=None,
+        description="Number format of weights and activations. Optimizer state and master weights are always fp32.",
     )
     lora: Lora = Field(default_factory=Lora, description="Settings of method LoRA.")
-    deepspeed: DeepSpeed = Field(default_factory=DeepSpeed, description="ZeRO.")
+    deepspeed: DeepSpeed = Field(default_factory=DeepSpeed, description="DeepSpeed ZeRO settings.")
     checkpoint_every_steps: int | None = Field(
-        default=None, ge=1, description="Steps between checkpoints. Default: a fifth of steps, at most 250."
+        default=None,
+        ge=1,
+        description="Number of steps between checkpoints. Defaults to a quarter of steps, at most 250.",
     )
-    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of all noise, order and time steps.")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed for noise, data order and timesteps.")
 
 
 class Encoders(Strict):
-    """Image and text encoders that judge fidelity: hub id or local folder; builtin:sprites for drawn subjects."""
+    """Encoders used for scoring.
 
-    dino: str | None = Field(default=None, min_length=1, description="Default: facebook/dino-vits16, as the paper.")
-    clip: str | None = Field(default=None, min_length=1, description="Default: openai/clip-vit-base-patch32.")
+    Each is a Hub ID, a local folder, or builtin:sprites for the built-in cartoon subjects.
+    """
+
+    dino: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Image encoder of the DINO score. Defaults to facebook/dino-vits16, the model of the paper.",
+    )
+    clip: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Image and text encoder of the CLIP-I and CLIP-T scores. Defaults to openai/clip-vit-base-patch32.",
+    )
 
 
 class Thresholds(Strict):
-    """A job that scores lower fails, and publishes nothing."""
+    """Minimum scores. A job that scores lower fails and does not publish."""
 
-    dino: float | None = Field(default=None, ge=-1, le=1, description="Least DINO subject fidelity.")
-    clip_i: float | None = Field(default=None, ge=-1, le=1, description="Least CLIP-I subject fidelity.")
-    clip_t: float | None = Field(default=None, ge=-1, le=1, description="Least CLIP-T prompt fidelity.")
+    dino: float | None = Field(default=None, ge=-1, le=1, description="Minimum DINO subject fidelity.")
+    clip_i: float | None = Field(default=None, ge=-1, le=1, description="Minimum CLIP-I subject fidelity.")
+    clip_t: float | None = Field(default=None, ge=-1, le=1, description="Minimum CLIP-T prompt fidelity.")
 
 
 class Evaluation(Strict):
-    """Subject and prompt fidelity as the paper measures them (section 4.2), and prior preservation."""
+    """Subject fidelity, prompt fidelity and prior preservation, measured as in the paper (section 4.2)."""
 
-    enabled: bool = Field(default=True, description="False skips the scores; the report has pictures only.")
+    enabled: bool = Field(
+        default=True, description="Whether to compute scores. If false, the report contains images only."
+    )
     prompts: list[Template] = Field(
         default_factory=list,
         max_length=200,
-        description="{} stands for the subject: a {} on the beach. Default: the paper's 25 for the class, or those "
-        "that the built-in base can read.",
+        description='Evaluation prompts; {} is replaced by the subject, for example "a {} on the beach". Defaults to '
+        "the paper's 25 prompts for the kind of class, or to a set that the built-in base model "
+        "supports.",
     )
-    images_per_prompt: int = Field(default=4, ge=1, le=64, description="Images a prompt.")
-    encoders: Encoders = Field(default_factory=Encoders, description="Who judges.")
-    thresholds: Thresholds = Field(default_factory=Thresholds, description="Scores that gate success.")
+    images_per_prompt: int = Field(default=4, ge=1, le=64, description="Images per prompt.")
+    encoders: Encoders = Field(default_factory=Encoders, description="Encoders used for scoring.")
+    thresholds: Thresholds = Field(
+        default_factory=Thresholds, description="Minimum scores that the job must reach to succeed."
+    )
 
     @model_validator(mode="after")
     def _thresholds_are_measured(self) -> Self:
-        given = [to_camel(name) for name, least in self.thresholds if least is not None]
+        given = [to_camel(name) for name, minimum in self.thresholds if minimum is not None]
         if given and not self.enabled:
-            rule = f"{' and '.join(given)} cannot be checked, because enabled is false and no score is measured"
-            raise _wrong("thresholds", rule, "remove thresholds, or write enabled: true")
+            rule = f"{' and '.join(given)} cannot be checked, because enabled is false and no scores are computed"
+            raise _wrong("thresholds", rule, "remove thresholds, or set enabled: true")
         return self
 
 
 class Output(Strict):
-    """Where the model goes. At most one of uri and pvc; a local run defaults to out/<name>."""
+    """Destination of the published model. At most one of uri and pvc may be set. A local run defaults to out/<name>."""
 
-    uri: str | None = Field(default=None, pattern=OUTPUT_URI, description="A folder: local path, s3:// or gs://.")
-    pvc: VolumeClaim | None = Field(default=None, description="A folder on a volume.")
-    formats: list[Literal["diffusers", "safetensors"]] = Field(
-        default=["diffusers", "safetensors"], min_length=1, max_length=2, description="Folder, single file, or both."
+    uri: str | None = Field(
+        default=None, pattern=OUTPUT_URI, description="Destination folder: a local path, s3:// or gs://."
     )
-    keep_checkpoints: bool = Field(default=False, description="Keep the training checkpoints after publishing.")
+    pvc: VolumeClaim | None = Field(default=None, description="Destination folder on a PersistentVolumeClaim.")
+    formats: list[Literal["diffusers", "safetensors"]] = Field(
+        default=["diffusers", "safetensors"],
+        min_length=1,
+        max_length=2,
+        description="Formats to publish: a diffusers folder, a single safetensors file, or both.",
+    )
+    keep_checkpoints: bool = Field(
+        default=False, description="Whether to keep the training checkpoints after publishing."
+    )
     deletion_policy: Literal["Retain", "Delete"] = Field(
         default="Retain",
-        description="Delete removes images, latents, checkpoints and weights when the job is deleted. Retain keeps "
-        "them.",
+        description="What happens to the job's data when the job is deleted. Retain keeps it. Delete also deletes its "
+        "images, latents, checkpoints and published weights.",
     )
 
     @model_validator(mode="after")
     def _at_most_one(self) -> Self:
         if self.uri is not None and self.pvc is not None:
-            raise _wrong("", "says uri and pvc", "give one of the two")
+            raise _wrong("", "uri and pvc are both set", "set only one of them")
         return self
 
 
 class Resources(Strict):
-    """What one worker gets."""
+    """Resources for each worker."""
 
-    cpu: Quantity | None = Field(default=None, description="CPU cores.")
-    memory: Quantity | None = Field(default=None, description="Memory.")
-    gpu: int | None = Field(default=None, ge=0, le=16, description="GPUs.")
+    cpu: Quantity | None = Field(default=None, description="Number of CPU cores.")
+    memory: Quantity | None = Field(default=None, description="Memory, for example 16Gi.")
+    gpu: int | None = Field(default=None, ge=0, le=16, description="Number of GPUs.")
 
 
 class Elastic(Strict):
-    """Bounds between which the number of workers may follow the cluster."""
+    """Minimum and maximum number of workers of an elastic job."""
 
-    min_workers: int = Field(ge=1, le=1024, description="Fewest workers to train with.")
-    max_workers: int = Field(ge=1, le=1024, description="Most workers to train with.")
+    min_workers: int = Field(ge=1, le=1024, description="Minimum number of training workers.")
+    max_workers: int = Field(ge=1, le=1024, description="Maximum number of training workers.")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.max_workers < self.min_workers:
-            rule = f"maxWorkers {self.max_workers} is below minWorkers {self.min_workers}"
-            raise _wrong("maxWorkers", rule, f"write maxWorkers: {self.min_workers} or more")
+            rule = f"maxWorkers {self.max_workers} is less than minWorkers {self.min_workers}"
+            raise _wrong("maxWorkers", rule, f"set maxWorkers to {self.min_workers} or more")
         return self
 
 
 class Toleration(Strict):
-    """A taint that the pods tolerate, as in a pod."""
+    """Toleration of the job's pods, as in a pod spec."""
 
-    key: str | None = Field(default=None, max_length=317, description="Key of the taint; none for all.")
-    operator: Literal["Exists", "Equal"] | None = Field(default=None, description="Default: Equal.")
-    value: str | None = Field(default=None, max_length=63, description="Value of the taint, for Equal.")
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
-        default=None, description="Effect of the taint; none for all."
+    key: str | None = Field(
+        default=None,
+        max_length=317,
+        description="Taint key that the toleration applies to. If empty, it matches all keys.",
     )
-    toleration_seconds: int | None = Field(default=None, ge=0, description="For NoExecute: how long, seconds.")
+    operator: Literal["Exists", "Equal"] | None = Field(
+        default=None, description="Relation of the key to the value. Defaults to Equal."
+    )
+    value: str | None = Field(default=None, max_length=63, description="Taint value to match with operator Equal.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        default=None, description="Taint effect to match. If empty, it matches all effects."
+    )
+    toleration_seconds: int | None = Field(
+        default=None, ge=0, description="For effect NoExecute: seconds for which the taint is tolerated."
+    )
 
 
 class Cluster(Strict):
-    """The Ray cluster that does the work."""
+    """Ray cluster that runs the job."""
 
-    workers: int = Field(default=1, ge=1, le=1024, description="Workers that generate class images and train.")
-    elastic: Elastic | None = Field(default=None, description="Let the number of workers vary.")
-    resources: Resources = Field(default_factory=Resources, description="What one worker gets.")
-    image: str | None = Field(default=None, min_length=1, description="Container image of the trainer.")
-    node_selector: dict[str, str] = Field(default_factory=dict, description="Labels that nodes must have.")
+    workers: int = Field(default=1, ge=1, le=1024, description="Number of workers for image generation and training.")
+    elastic: Elastic | None = Field(
+        default=None,
+        description="Lets the number of training workers vary with the capacity of the Kubernetes cluster.",
+    )
+    resources: Resources = Field(default_factory=Resources, description="Resources for each worker.")
+    image: str | None = Field(
+        default=None, min_length=1, description="Container image of the trainer. Defaults to the runtime's."
+    )
+    node_selector: dict[str, str] = Field(
+        default_factory=dict, description="Labels that nodes must have to run the job's pods."
+    )
     tolerations: list[Toleration] = Field(
-        default_factory=list[Toleration], description="Taints that the pods tolerate, as in a pod."
+        default_factory=list[Toleration], description="Tolerations of the job's pods."
     )
 
 
 class RunPolicy(Strict):
-    """When to run, how often to try, when to give up, when to clean up."""
+    """Suspension, retries, deadline, cleanup and queueing."""
 
-    suspend: bool = Field(default=False, description="True stops the job at its last checkpoint; false resumes it.")
-    backoff_limit: int = Field(default=3, ge=0, le=100, description="Retries after failures that are not the user's.")
+    suspend: bool = Field(
+        default=False,
+        description="Whether to suspend the job. Suspending deletes its pods; setting false resumes from the last "
+        "checkpoint.",
+    )
+    backoff_limit: int = Field(
+        default=3,
+        ge=0,
+        le=100,
+        description="Number of retries after retryable failures before the job is marked as failed.",
+    )
     active_deadline_seconds: int | None = Field(
-        default=None, ge=1, description="Running time over all attempts, seconds, after which the job fails."
+        default=None,
+        ge=1,
+        description="Maximum running time in seconds, summed over all attempts, before the job is marked as failed.",
     )
     ttl_seconds_after_finished: int | None = Field(
-        default=None, ge=0, description="Seconds after its end at which the job is deleted."
+        default=None, ge=0, description="Seconds after completion after which the job is deleted."
     )
-    queue_name: ObjectName | None = Field(default=None, description="Kueue LocalQueue.")
-    priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of the pods.")
+    queue_name: ObjectName | None = Field(default=None, description="Name of the Kueue LocalQueue that admits the job.")
+    priority_class_name: ObjectName | None = Field(
+        default=None, description="Name of the PriorityClass of the job's pods."
+    )
 
 
 class BaseModelRef(Strict):
-    """The text-to-image model to start from."""
+    """Pretrained text-to-image model to fine-tune."""
 
     id: str = Field(
-        default=BUILTIN_SPRITES, min_length=1, description="Hub id, folder of a diffusers model, or builtin:sprites."
+        default=BUILTIN_SPRITES,
+        min_length=1,
+        description="Hugging Face Hub ID, path of a diffusers folder, or builtin:sprites.",
     )
-    revision: str | None = Field(default=None, min_length=1, description="Commit or tag on the hub.")
+    revision: str | None = Field(default=None, min_length=1, description="Commit, tag or branch on the Hub.")
 
 
 class RuntimeRef(Strict):
-    """The platform team's DreamBoothRuntime."""
+    """Reference to a DreamBoothRuntime."""
 
     name: ObjectName = Field(description="Name of the DreamBoothRuntime.")
 
 
 class JobSpec(Strict):
-    """What to learn, how, and where the result goes."""
+    """Desired state of a DreamBoothJob."""
 
-    runtime_ref: RuntimeRef | None = Field(default=None, description="Supplies what is not said here.")
+    runtime_ref: RuntimeRef | None = Field(
+        default=None,
+        description="Runtime that supplies what the job does not set. Defaults to the runtime named default.",
+    )
     model: BaseModelRef | None = Field(
-        default=None, description="Base model. Default: the runtime's; in a local run builtin:sprites."
+        default=None,
+        description="Base model. Defaults to the runtime's model; a local run defaults to builtin:sprites.",
     )
-    subject: Subject = Field(description="The thing to learn.")
+    subject: Subject = Field(description="Subject to learn.")
     prior_preservation: PriorPreservation = Field(
-        default_factory=PriorPreservation, description="Class images and their loss."
+        default_factory=PriorPreservation, description="Prior preservation with class images."
     )
-    training: Training = Field(default_factory=Training, description="Fine-tuning.")
-    evaluation: Evaluation = Field(default_factory=Evaluation, description="Scores.")
-    output: Output = Field(default_factory=Output, description="Where the model goes.")
-    cluster: Cluster = Field(default_factory=Cluster, description="The Ray cluster that does the work.")
-    run_policy: RunPolicy = Field(default_factory=RunPolicy, description="When to run and when to give up.")
+    training: Training = Field(default_factory=Training, description="Fine-tuning hyperparameters.")
+    evaluation: Evaluation = Field(default_factory=Evaluation, description="Evaluation of the trained model.")
+    output: Output = Field(default_factory=Output, description="Destination of the published model.")
+    cluster: Cluster = Field(default_factory=Cluster, description="Ray cluster that runs the job.")
+    run_policy: RunPolicy = Field(
+        default_factory=RunPolicy, description="Suspension, retries, deadline, cleanup and queueing."
+    )
 
 
 class Metadata(BaseModel):
-    """The part of Kubernetes' ObjectMeta that a local run needs; the API server checks the rest."""
+    """The fields of ObjectMeta that a local run reads. The API server validates the others."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -396,10 +511,12 @@ class Metadata(BaseModel):
 
 
 class DreamBoothJob(Strict):
-    """A job file, local or on a cluster."""
+    """A complete DreamBoothJob, as in a job file or on a cluster."""
 
     api_version: Literal["dreambooth.dev/v1alpha1"] = Field(description="dreambooth.dev/v1alpha1")
     kind: Literal["DreamBoothJob"] = Field(description="DreamBoothJob")
     metadata: Metadata
     spec: JobSpec
-    status: JsonValue = Field(default=None, description="Written by the operator; ignored in a job file.")
+    status: JsonValue = Field(
+        default=None, description="Observed state, written by the operator. Ignored in a job file."
+    )

@@ -1,7 +1,7 @@
-"""`status` of a `DreamBoothJob`: what the operator knows, in the words that a person reads first.
+"""The `status` of a `DreamBoothJob`.
 
-Two writers share it, each under its own field manager, so that neither undoes the other. The controller
-owns everything but the fields of `ReportedStatus`, which the progress endpoint writes.
+Two writers apply it server-side, each with its own field manager. The status server owns the fields of
+`ReportedStatus`; the controller owns all others.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from pydantic.alias_generators import to_camel
 
 
 class Phase(StrEnum):
-    """Where a job is. The operator's `controller.states.TRANSITIONS` has the legal transitions."""
+    """Phase of a job. The legal transitions are in the operator's `controller.lifecycle.TRANSITIONS`."""
 
-    PENDING = "Pending"  # not looked at yet, or about to start
-    REJECTED = "Rejected"  # cannot start as it is; starts by itself once the cause is gone
-    QUEUED = "Queued"  # waits for a queue to admit it
-    STARTING = "Starting"  # the Ray cluster comes up
+    PENDING = "Pending"  # not reconciled yet, or about to start
+    REJECTED = "Rejected"  # cannot start; starts automatically once the cause is fixed
+    QUEUED = "Queued"  # waiting for admission by a queue
+    STARTING = "Starting"  # the Ray cluster is starting
     RUNNING = "Running"
-    RETRYING = "Retrying"  # an attempt failed; the next one starts after a pause
-    SUSPENDING = "Suspending"  # pods are going away
+    RETRYING = "Retrying"  # an attempt failed; the next one starts after a backoff
+    SUSPENDING = "Suspending"  # pods are being deleted
     SUSPENDED = "Suspended"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
-    ERASING = "Erasing"  # being deleted; what it made is being removed
+    ERASING = "Erasing"  # the job is being deleted, and so is its data
 
 
 TERMINAL = frozenset({Phase.SUCCEEDED, Phase.FAILED})
 
 
 class ConditionType(StrEnum):
-    """What a job goes through, in order; then how it ends."""
+    """Condition types in the order in which they become true; the last three are final."""
 
     ACCEPTED = "Accepted"
     QUEUED = "Queued"
@@ -50,7 +50,7 @@ class ConditionType(StrEnum):
 
 
 class TrainerPhase(StrEnum):
-    """What the trainer is at, in order."""
+    """Phases of the trainer, in order."""
 
     PREPARE = "Prepare"
     CLASS_IMAGES = "ClassImages"
@@ -65,14 +65,14 @@ MAX_REASON_LENGTH = 256
 MAX_MESSAGE_LENGTH = 4000
 _REASON = re.compile(REASON.removesuffix("$") + r"\Z", re.ASCII)
 _WRAPPED = re.compile(r"[\w.]+\(([A-Za-z].*)\)", re.DOTALL)
-# Sequences that color or move a terminal, then single control characters but newline and tab, then surrogates.
+# Terminal escape sequences, control characters other than newline and tab, and surrogates.
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def legal_reason(text: str) -> str:
-    """A reason that a condition may have, made of any text: "Unknown" if nothing of it can be used.
+    """Convert any text to a valid condition reason; "Unknown" if no part of it can be used.
 
-    Of an error in an error, as in Ray's `RayTaskError(OutOfMemoryError)`, the inner one is taken.
+    For a wrapped error such as Ray's `RayTaskError(OutOfMemoryError)`, the inner name is used.
     """
     if len(text) <= MAX_REASON_LENGTH and _REASON.match(text):
         return text
@@ -84,12 +84,12 @@ def legal_reason(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` without control characters; lines and tabs stay, and a carriage return begins a line."""
+    """`text` without control characters. Newlines and tabs are kept; a carriage return becomes a newline."""
     return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def fit_message(text: str) -> str:
-    """`text` as the message of a condition."""
+    """`text` without control characters, truncated to the length of a condition's message."""
     return printable(text)[:MAX_MESSAGE_LENGTH]
 
 
@@ -106,32 +106,36 @@ def _line(value: object) -> object:
 
 
 class Lenient(BaseModel):
-    """Status is read back from a server that may be newer: unknown fields are ignored, not refused."""
+    """Base of status models. Unknown fields are ignored, because a newer version may have written them."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
 
 
 class Condition(Lenient):
-    """One observation, as in all of Kubernetes."""
+    """A condition, with the fields of metav1.Condition."""
 
-    type: ConditionType = Field(description="What is observed.")
-    status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
-    reason: str = Field(pattern=REASON, max_length=1024, description="One word.")
-    message: str = Field(default="", max_length=32768, description="A sentence that a person can act on.")
-    observed_generation: int = Field(default=0, description="The generation of the spec that this is about.")
-    last_transition_time: datetime = Field(description="When status last changed.")
+    type: ConditionType = Field(description="Type of the condition.")
+    status: Literal["True", "False", "Unknown"] = Field(description="Status of the condition.")
+    reason: str = Field(
+        pattern=REASON, max_length=1024, description="CamelCase reason for the condition's last transition."
+    )
+    message: str = Field(
+        default="", max_length=32768, description="Human-readable details and, for failures, the remedy."
+    )
+    observed_generation: int = Field(default=0, description="metadata.generation that the condition is based on.")
+    last_transition_time: datetime = Field(description="Time of the last change of status.")
 
 
 class Failure(Lenient):
-    """Why an attempt ended. Any text is taken for reason and message, and made fit for a condition."""
+    """Why an attempt failed. Any reason and message are accepted and converted to a condition's grammar."""
 
     reason: Annotated[str, BeforeValidator(_legal_reason)] = Field(
-        pattern=REASON, max_length=MAX_REASON_LENGTH, description="One word."
+        pattern=REASON, max_length=MAX_REASON_LENGTH, description="CamelCase reason of the failure."
     )
     message: Annotated[str, BeforeValidator(_fit_message)] = Field(
-        default="", max_length=MAX_MESSAGE_LENGTH, description="What happened, and what to do about it."
+        default="", max_length=MAX_MESSAGE_LENGTH, description="Cause of the failure and its remedy."
     )
-    retryable: bool = Field(default=True, description="False where trying again cannot help.")
+    retryable: bool = Field(default=True, description="Whether another attempt can succeed.")
 
 
 Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
@@ -139,82 +143,102 @@ Line = Annotated[str, BeforeValidator(_line)]
 
 
 class ClassImagesStatus(Lenient):
-    """Class images."""
+    """Progress of class image generation."""
 
-    wanted: Count = Field(default=0, description="How many the job needs.")
-    reused: Count = Field(default=0, description="How many were there already.")
-    generated: Count = Field(default=0, description="How many were made for it.")
+    wanted: Count = Field(default=0, description="Number of class images that the job needs.")
+    reused: Count = Field(default=0, description="Number of class images reused from other jobs or earlier attempts.")
+    generated: Count = Field(default=0, description="Number of class images generated for this job.")
 
 
 class TrainingStatus(Lenient):
-    """Fine-tuning."""
+    """Progress of training."""
 
-    step: Count | None = Field(default=None, description="Optimizer steps done.")
-    steps: Count | None = Field(default=None, description="Optimizer steps in all.")
-    loss: float | None = Field(default=None, allow_inf_nan=False, description="Loss of the last steps.")
-    steps_per_second: float | None = Field(default=None, ge=0, allow_inf_nan=False, description="Speed.")
-    eta: str | None = Field(default=None, max_length=20, description="Time left, such as 5m.")
-    progress: str | None = Field(default=None, max_length=40, description="Steps done of all, such as 120/1000.")
+    step: Count | None = Field(default=None, description="Completed optimizer steps.")
+    steps: Count | None = Field(default=None, description="Total optimizer steps.")
+    loss: float | None = Field(
+        default=None, allow_inf_nan=False, description="Training loss, averaged over recent steps."
+    )
+    steps_per_second: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="Training speed in optimizer steps per second."
+    )
+    eta: str | None = Field(
+        default=None, max_length=20, description="Estimated remaining training time, for example 5m."
+    )
+    progress: str | None = Field(
+        default=None, max_length=40, description="Completed and total steps, for example 120/1000."
+    )
 
 
 class Scores(Lenient):
-    """What the evaluation measured, as text so that columns align: 0.742."""
+    """Evaluation scores: strings with a fixed number of decimals, for example 0.742, so that printer columns align."""
 
-    dino: str | None = Field(default=None, max_length=20, description="DINO subject fidelity.")
-    clip_i: str | None = Field(default=None, max_length=20, description="CLIP-I subject fidelity.")
-    clip_t: str | None = Field(default=None, max_length=20, description="CLIP-T prompt fidelity.")
-    pres: str | None = Field(default=None, max_length=20, description="PRES prior preservation; lower is better.")
-    div: str | None = Field(default=None, max_length=20, description="DIV diversity.")
+    dino: str | None = Field(default=None, max_length=20, description="DINO subject fidelity; higher is better.")
+    clip_i: str | None = Field(default=None, max_length=20, description="CLIP-I subject fidelity; higher is better.")
+    clip_t: str | None = Field(default=None, max_length=20, description="CLIP-T prompt fidelity; higher is better.")
+    pres: str | None = Field(
+        default=None,
+        max_length=20,
+        description="PRES prior preservation: similarity of class images to the subject; lower is better.",
+    )
+    div: str | None = Field(default=None, max_length=20, description="DIV diversity of class images; higher is better.")
 
 
 class OutputStatus(Lenient):
-    """What was published."""
+    """Published model."""
 
-    uri: Line | None = Field(default=None, max_length=2000, description="Where it is.")
-    digest: Line | None = Field(default=None, max_length=200, description="Digest of its content.")
+    uri: Line | None = Field(default=None, max_length=2000, description="Location of the published model.")
+    digest: Line | None = Field(default=None, max_length=200, description="Digest of the published model's contents.")
 
 
 class Report(Lenient):
-    """The last word of the trainer."""
+    """Last progress report of the trainer."""
 
-    attempt: int = Field(default=0, ge=0, description="The attempt that reported.")
-    phase: TrainerPhase | None = Field(default=None, description="What the trainer is at.")
-    time: datetime | None = Field(default=None, description="When it said so.")
-    failure: Failure | None = Field(default=None, description="Why it gave up.")
+    attempt: int = Field(default=0, ge=0, description="Attempt that sent the report.")
+    phase: TrainerPhase | None = Field(default=None, description="Current phase of the trainer.")
+    time: datetime | None = Field(default=None, description="Time of the report.")
+    failure: Failure | None = Field(default=None, description="Why the trainer failed.")
 
 
 class ReportedStatus(Lenient):
-    """The part that the progress endpoint owns."""
+    """Status fields owned by the status server."""
 
-    report: Report | None = Field(default=None, description="The last word of the trainer.")
-    class_images: ClassImagesStatus | None = Field(default=None, description="Class images.")
-    training: TrainingStatus | None = Field(default=None, description="Fine-tuning.")
-    scores: Scores | None = Field(default=None, description="What the evaluation measured.")
-    output: OutputStatus | None = Field(default=None, description="What was published.")
+    report: Report | None = Field(default=None, description="Last progress report of the trainer.")
+    class_images: ClassImagesStatus | None = Field(default=None, description="Progress of class image generation.")
+    training: TrainingStatus | None = Field(default=None, description="Progress of training.")
+    scores: Scores | None = Field(default=None, description="Evaluation scores.")
+    output: OutputStatus | None = Field(default=None, description="Published model.")
 
 
 class ControlStatus(Lenient):
-    """The part that the controller owns."""
+    """Status fields owned by the controller."""
 
-    phase: Phase = Field(default=Phase.PENDING, description="Where the job is.")
-    observed_generation: int = Field(default=0, description="The generation of the spec that this is about.")
-    conditions: list[Condition] = Field(default_factory=list[Condition], description="What the job went through.")
-    attempts: int = Field(default=0, ge=0, description="RayJobs begun.")
-    failures: int = Field(default=0, ge=0, description="Attempts that failed and count towards backoffLimit.")
-    ray_job_name: str | None = Field(default=None, max_length=63, description="RayJob of the latest attempt.")
-    ray_job_uid: str | None = Field(default=None, max_length=63, description="Its uid, once it was seen.")
-    head_pod: str | None = Field(default=None, max_length=253, description="Its head pod, once it ran.")
-    start_time: datetime | None = Field(default=None, description="When the first attempt began.")
-    completion_time: datetime | None = Field(default=None, description="When the job ended.")
-    next_attempt_time: datetime | None = Field(default=None, description="When the next attempt begins.")
-    active_seconds: int = Field(default=0, ge=0, description="Running time of what ended already, seconds.")
-    active_since: datetime | None = Field(default=None, description="Since when the present attempt runs.")
-    head_lost_since: datetime | None = Field(default=None, description="Since when the head pod is not ready.")
-    last_failure: Failure | None = Field(default=None, description="Why the last attempt that failed did.")
+    phase: Phase = Field(default=Phase.PENDING, description="Phase of the job.")
+    observed_generation: int = Field(default=0, description="metadata.generation that the status is based on.")
+    conditions: list[Condition] = Field(default_factory=list[Condition], description="Conditions of the job.")
+    attempts: int = Field(default=0, ge=0, description="Number of attempts started; each is one RayJob.")
+    failures: int = Field(default=0, ge=0, description="Number of failed attempts that count toward backoffLimit.")
+    ray_job_name: str | None = Field(default=None, max_length=63, description="Name of the latest attempt's RayJob.")
+    ray_job_uid: str | None = Field(
+        default=None, max_length=63, description="UID of the latest attempt's RayJob, once observed."
+    )
+    head_pod: str | None = Field(
+        default=None, max_length=253, description="Name of the latest attempt's head pod, once running."
+    )
+    start_time: datetime | None = Field(default=None, description="Start time of the first attempt.")
+    completion_time: datetime | None = Field(default=None, description="Completion time of the job.")
+    next_attempt_time: datetime | None = Field(default=None, description="Time at which the next attempt starts.")
+    active_seconds: int = Field(default=0, ge=0, description="Running time of finished attempts, in seconds.")
+    active_since: datetime | None = Field(
+        default=None, description="Time since which the current attempt has been running."
+    )
+    head_lost_since: datetime | None = Field(
+        default=None, description="Time since which the head pod has not been ready."
+    )
+    last_failure: Failure | None = Field(default=None, description="Reason of the most recent failed attempt.")
 
 
 class JobStatus(ControlStatus, ReportedStatus):
-    """Where a job is, what it did, and how it ends."""
+    """Observed state of a DreamBoothJob."""
 
 
 CONTROL_FIELDS = frozenset(field.alias or name for name, field in ControlStatus.model_fields.items())

@@ -29,35 +29,37 @@ REFUSED = {
     "an unknown field": ("spec.training.stpes", 5, 'unknown field "spec.training.stpes"'),
     "steps below one": ("spec.training.steps", 0, "should be greater than or equal to 1"),
     "an unknown method": ("spec.training.method", "Lora", 'supported values: "Full", "LoRA"'),
-    "two sources of images": ("spec.subject.images.uri", "s3://b/x", "give exactly one of uri, pvc, configMap, secret"),
-    "no source of images": ("spec.subject.images", {}, "give exactly one of uri, pvc, configMap, secret"),
+    "two sources of images": ("spec.subject.images.uri", "s3://b/x", "set exactly one of uri, pvc, configMap, secret"),
+    "no source of images": ("spec.subject.images", {}, "set exactly one of uri, pvc, configMap, secret"),
     "images on a laptop": (
         "spec.subject.images",
         {"uri": "photos/dog"},
-        "for images on your machine write configMap: {name: ...} after kubectl create configmap",
+        "for local images, run kubectl create configmap NAME --from-file=FOLDER and set configMap: {name: NAME}",
     ),
-    "a prompt without the identifier": ("spec.subject.instancePrompt", "a dog", "write for example 'a sks dog'"),
+    "a prompt without the identifier": (
+        "spec.subject.instancePrompt", "a dog", "as a separate word, for example 'a sks dog'",
+    ),
     "a prompt with identifier auto": (
         "spec.subject",
         {"images": {"configMap": {"name": "p"}}, "class": "dog", "identifier": "auto", "instancePrompt": "a dog"},
-        "write identifier: sks, say, in place of auto",
+        "replace auto with, for example, identifier: sks",
     ),
-    "a caption without the identifier": ("spec.subject.captions", {"1.png": "a dog"}, "each of captions must contain"),
+    "a caption without the identifier": ("spec.subject.captions", {"1.png": "a dog"}, "each caption must contain"),
     "a warm-up longer than the training": (
-        "spec.training", {"steps": 10, "warmupSteps": 20}, "write fewer warmupSteps or more steps",
+        "spec.training", {"steps": 10, "warmupSteps": 20}, "decrease warmupSteps or increase steps",
     ),
     "a checkpoint that is never made": (
-        "spec.training", {"steps": 10, "checkpointEverySteps": 20}, "else nothing is ever kept",
+        "spec.training", {"steps": 10, "checkpointEverySteps": 20}, "or no checkpoint is saved: decrease it",
     ),
     "thresholds without an evaluation": (
-        "spec.evaluation", {"enabled": False, "thresholds": {"dino": 0.6}}, "thresholds need scores",
+        "spec.evaluation", {"enabled": False, "thresholds": {"dino": 0.6}}, "thresholds require scores",
     ),
-    "two outputs": ("spec.output.pvc", {"claimName": "models"}, "give uri or pvc, not both"),
-    "an output on a laptop": ("spec.output.uri", "out/dog", "for a volume write pvc: {claimName: ...}"),
+    "two outputs": ("spec.output.pvc", {"claimName": "models"}, "set only one of uri and pvc"),
+    "an output on a laptop": ("spec.output.uri", "out/dog", "for a volume, set pvc: {claimName: ...}"),
     "elastic bounds swapped": (
-        "spec.cluster.elastic", {"minWorkers": 4, "maxWorkers": 2}, "maxWorkers must not be below minWorkers",
+        "spec.cluster.elastic", {"minWorkers": 4, "maxWorkers": 2}, "maxWorkers must not be less than minWorkers",
     ),
-    "a name that is no label": ("metadata.name", "my.dog", "write for example my-dog"),
+    "a name that is no label": ("metadata.name", "my.dog", "letters, digits and hyphens, for example my-dog"),
     "a control character in a prompt": ("spec.priorPreservation.classPrompt", "a\ndog", "should match"),
     "no class": ("spec.subject", {"images": {"uri": "s3://b/x"}}, "spec.subject.class: Required value"),
 }  # fmt: skip
@@ -160,7 +162,7 @@ def test_a_started_job_takes_a_new_run_policy_and_nothing_else(plane: ControlPla
     plane.kubectl(*change, '{"status": {"attempts": 1}}', "--subresource=status")
     plane.kubectl(*change, '{"spec": {"runPolicy": {"suspend": true}}}')
     for spec in ('{"training": {"steps": 8}}', '{"subject": {"class": "cat"}}', '{"model": {"id": "a/b"}}'):
-        with pytest.raises(ProcessError, match="is fixed once the job has started: create another job"):
+        with pytest.raises(ProcessError, match="is immutable once the job has started: create another job"):
             plane.kubectl(*change, f'{{"spec": {spec}}}')
 
 
@@ -172,7 +174,7 @@ def test_a_job_does_not_write_its_own_status(plane: ControlPlane, namespace: str
 
 def test_every_field_is_explained(plane: ControlPlane) -> None:
     text = plane.kubectl("explain", "dbj.spec.training")
-    assert "Optimizer steps. Paper: 1000." in text
+    assert "Number of optimizer steps. Defaults to 1000, as in the paper" in text
     assert "enum: Full, LoRA" in text
     for crd in ("dreamboothjobs.dreambooth.dev", "dreamboothruntimes.dreambooth.dev"):
         schema = plane.get("crd", crd)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]

@@ -46,7 +46,7 @@ def reaches(plane: ControlPlane, namespace: str, name: str, *phases: str) -> Non
 def is_rejected_with_a_sentence(plane: ControlPlane, namespace: str, name: str) -> None:
     reaches(plane, namespace, name, "Rejected")
     said = field(plane, namespace, name, ".status.conditions[0].message")
-    for part in ("spec.training.deepspeed.config", "nested deeper than 8 levels", "write DeepSpeed's keys"):
+    for part in ("spec.training.deepspeed.config", "nested deeper than 8 levels", "use DeepSpeed's own keys"):
         assert part in said
 
 

@@ -18,7 +18,7 @@ _API_VERSION = "APIVersion: dreambooth.dev/v1alpha1."
 def job_crd() -> dict[str, Any]:
     """The CRD of DreamBoothJob."""
     spec, status = structural(JobSpec), structural(JobStatus)
-    status["description"] = "What the operator knows. Written by the operator only."
+    status["description"] = "Observed state of a DreamBoothJob, written by the operator."
     _as_map(status["properties"]["conditions"], key="type")
     columns = [
         _column("Phase", ".status.phase"),
@@ -34,8 +34,8 @@ def job_crd() -> dict[str, Any]:
         _column("Why", ".status.conditions[?(@.status=='False')].message", priority=1),
     ]
     description = (
-        "DreamBoothJob teaches a text-to-image model one subject from a few images, as the DreamBooth paper does, "
-        "and publishes the model. The least to write: subject.images, subject.class and, unless the runtime has "
+        "DreamBoothJob fine-tunes a text-to-image model on a few images of one subject, following the DreamBooth "
+        "paper, and publishes the model. Required: subject.images, subject.class and, unless the runtime has "
         "storage, output."
     )
     root = _root(description, spec, status)
@@ -52,8 +52,8 @@ def runtime_crd() -> dict[str, Any]:
         _column("Age", ".metadata.creationTimestamp", kind="date"),
     ]
     description = (
-        "DreamBoothRuntime is what the platform team decides for jobs: base model, image, GPU shape, storage, "
-        "defaults and bounds. A job that names none uses the one called default."
+        "DreamBoothRuntime holds the settings that a platform team manages for jobs: base model, container image, "
+        "pod resources, storage, defaults and bounds. Jobs without runtimeRef use the runtime named default."
     )
     root = _root(description, structural(RuntimeSpec), None)
     return _crd(RUNTIMES, "dbr", "Cluster", root, {}, columns)
@@ -116,13 +116,13 @@ def _column(name: str, path: str, *, kind: str = "string", number: str = "", pri
 
 
 def _as_map(schema: Schema, *, key: str) -> None:
-    """A list whose items are known by `key`, so that server-side apply merges them."""
+    """Mark a list as a map by `key`, so that server-side apply merges its items."""
     schema["x-kubernetes-list-type"] = "map"
     schema["x-kubernetes-list-map-keys"] = [key]
 
 
 def _at(root: Schema, path: str) -> Schema:
-    """The schema at a dotted path; a part that ends in `{}` means the values of a map."""
+    """The schema at a dotted path. A segment that ends with `{}` stands for the values of a map."""
     node = root
     for part in filter(None, path.split(".")):
         name, is_map, _ = part.partition("{}")

@@ -1,7 +1,7 @@
-"""Rules of a job that span fields, in CEL, so that the API server refuses a bad job with a sentence.
+"""CEL rules over several fields of a job, so that the API server rejects an invalid job with an actionable message.
 
-`dreambooth_api.job` has the same rules for local runs; here are also those that hold on a cluster
-only. Messages say what to write. Sizes in `LIMITS` bound what a rule may cost to evaluate.
+`dreambooth_api.job` has the same rules for local runs. The rules that apply only on a cluster are defined here alone.
+The sizes in `LIMITS` keep the estimated cost of the rules within the API server's budget.
 """
 
 from __future__ import annotations
@@ -12,92 +12,91 @@ from dreambooth_api.uris import BUILTIN, OBJECT_STORE
 
 Rule = dict[str, str]
 
-# Once an attempt began, what it works from is fixed; the run policy is not.
+# Once the first attempt has started, its inputs are immutable; the run policy is not.
 _STARTED = "has(oldSelf.status) && has(oldSelf.status.attempts) && oldSelf.status.attempts > 0"
-_FIXED = ("subject", "priorPreservation", "training", "evaluation", "output", "cluster", "model", "runtimeRef")
+_IMMUTABLE = ("subject", "priorPreservation", "training", "evaluation", "output", "cluster", "model", "runtimeRef")
 
 
-def _fixed(field: str) -> Rule:
+def _immutable(field: str) -> Rule:
     same = f"has(self.spec.{field}) == has(oldSelf.spec.{field}) && " + (
         f"(!has(self.spec.{field}) || self.spec.{field} == oldSelf.spec.{field})"
     )
     return {
         "rule": f"!({_STARTED}) || ({same})",
-        "message": f"spec.{field} is fixed once the job has started: create another job, or change spec.runPolicy only",
+        "message": f"spec.{field} is immutable once the job has started: create another job, or change only "
+        "spec.runPolicy",
     }
 
 
-# By path from the root of a DreamBoothJob.
+# Rules by field path from the root of a DreamBoothJob.
 JOB_RULES: dict[str, list[Rule]] = {
     "": [
         {
             "rule": "self.metadata.name.size() <= 63 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
-            "message": "metadata.name must be at most 63 lower-case letters, digits and hyphens: "
-            "write for example my-dog",
+            "message": "metadata.name must have at most 63 lowercase letters, digits and hyphens, for example my-dog",
         },
-        *(_fixed(field) for field in _FIXED),
+        *(_immutable(field) for field in _IMMUTABLE),
     ],
     "spec.subject.images": [
         {
             "rule": "[has(self.uri), has(self.pvc), has(self.configMap), has(self.secret)].filter(x, x).size() == 1",
-            "message": "give exactly one of uri, pvc, configMap, secret",
+            "message": "set exactly one of uri, pvc, configMap, secret",
         },
         {
             "rule": f"!has(self.uri) || self.uri.matches('^{OBJECT_STORE}|^{BUILTIN}')",
-            "message": "on a cluster uri is an s3:// or gs:// folder or builtin:sprites/<name>: for images on your "
-            "machine write configMap: {name: ...} after kubectl create configmap NAME --from-file=FOLDER",
+            "message": "on a cluster, uri must be an s3:// or gs:// folder or builtin:sprites/<name>: for local "
+            "images, run kubectl create configmap NAME --from-file=FOLDER and set configMap: {name: NAME}",
         },
     ],
     "spec.subject": [
         {
             "rule": "self.identifier == 'auto' || !has(self.instancePrompt) || "
             "self.identifier in self.instancePrompt.split(' ')",
-            "message": "instancePrompt must contain the identifier as a word: write for example 'a sks dog'",
+            "message": "instancePrompt must contain the identifier as a separate word, for example 'a sks dog'",
         },
         {
             "rule": "self.identifier != 'auto' || !has(self.instancePrompt)",
-            "message": "instancePrompt needs a known identifier: write identifier: sks, say, in place of auto",
+            "message": "instancePrompt requires a fixed identifier: replace auto with, for example, identifier: sks",
         },
         {
             "rule": "!has(self.captions) || self.captions.all(f, self.identifier in self.captions[f].split(' '))",
-            "message": "each of captions must contain the identifier as a word: write for example 'a sks dog asleep'",
+            "message": "each caption must contain the identifier as a separate word, for example 'a sks dog asleep'",
         },
     ],
     "spec.training": [
         {
             "rule": "!has(self.steps) || self.warmupSteps <= self.steps",
-            "message": "warmupSteps must not be above steps: write fewer warmupSteps or more steps",
+            "message": "warmupSteps must not exceed steps: decrease warmupSteps or increase steps",
         },
         {
             "rule": "!has(self.checkpointEverySteps) || !has(self.steps) || self.checkpointEverySteps <= self.steps",
-            "message": "checkpointEverySteps must not be above steps, else nothing is ever kept: write fewer",
+            "message": "checkpointEverySteps must not exceed steps, or no checkpoint is saved: decrease it",
         },
     ],
     "spec.evaluation": [
         {
-            # The API server also applies it to the default of evaluation, {}, before defaults are filled in.
+            # The API server also evaluates the rule for the default {} of evaluation, before nested defaults apply.
             "rule": "!has(self.enabled) || self.enabled || !has(self.thresholds) || "
             "!(has(self.thresholds.dino) || has(self.thresholds.clipI) || has(self.thresholds.clipT))",
-            "message": "thresholds need scores, and enabled: false measures none: remove thresholds, or write "
-            "enabled: true",
+            "message": "thresholds require scores, and enabled is false: remove thresholds, or set enabled: true",
         },
     ],
     "spec.output": [
-        {"rule": "!(has(self.uri) && has(self.pvc))", "message": "give uri or pvc, not both"},
+        {"rule": "!(has(self.uri) && has(self.pvc))", "message": "set only one of uri and pvc"},
         {
             "rule": f"!has(self.uri) || self.uri.matches('^{OBJECT_STORE}')",
-            "message": "on a cluster uri is an s3:// or gs:// folder: for a volume write pvc: {claimName: ...}",
+            "message": "on a cluster, uri must be an s3:// or gs:// folder: for a volume, set pvc: {claimName: ...}",
         },
     ],
     "spec.cluster.elastic": [
         {
             "rule": "self.minWorkers <= self.maxWorkers",
-            "message": "maxWorkers must not be below minWorkers: swap them",
+            "message": "maxWorkers must not be less than minWorkers",
         }
     ],
 }
 
-# Bounds that the trainer does not need, and that keep rules cheap: schema keys by path.
+# Sizes that keep the cost of the rules low and that local runs do not need: schema keywords by path.
 LIMITS: dict[str, dict[str, Any]] = {
     "spec.subject.images.uri": {"maxLength": 1000},
     "spec.subject.captions": {"maxProperties": 200},
@@ -112,5 +111,5 @@ LIMITS: dict[str, dict[str, Any]] = {
     "spec.evaluation.encoders.dino": {"maxLength": 500},
     "spec.evaluation.encoders.clip": {"maxLength": 500},
 }
-# Object names are DNS subdomains wherever they stand.
+# Maximum length of a DNS subdomain, the grammar of object names.
 NAME_LIMIT = 253

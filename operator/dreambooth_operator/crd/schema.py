@@ -1,8 +1,8 @@
-"""From pydantic models to the structural schemas that a CRD takes.
+"""Conversion of pydantic models to the structural schemas of a CRD.
 
-Differences that matter: a structural schema has no `$ref`, no `null` and no `const`; exclusive bounds
-are flags; an optional object gets a default only if all its fields have one, because the API server fills
-nested defaults only where the parent is there.
+Unlike JSON schema, a structural schema has no `$ref`, `null` or `const`, and exclusive bounds are flags. An optional
+object gets the default `{}` only if none of its fields is required, because the API server applies the defaults of
+nested fields only if their parent is present.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FREE_FORM: Schema = {"x-kubernetes-preserve-unknown-fields": True}
 
 
 def structural(model: type[BaseModel]) -> Schema:
-    """The structural schema of `model`. Raises ValueError for what a CRD cannot say."""
+    """The structural schema of `model`. Raises ValueError for types that a CRD cannot express."""
     raw = model.model_json_schema(by_alias=True)
     return _convert(raw, raw.get("$defs", {}), model.__name__)
 
@@ -55,9 +55,9 @@ def _convert_object(schema: Schema, node: Schema, definitions: Schema, at: str) 
         if required := node.get("required"):
             schema["required"] = required
         for name, child in schema["properties"].items():
-            # What pydantic makes by a factory the server fills in; `X | None` has a default, null.
-            made = name not in schema.get("required", ()) and "default" not in properties[name]
-            if made and child.get("properties") and not child.get("required"):
+            # A field with a default factory has no default in its schema, unlike `X | None`, whose default is null.
+            has_factory = name not in schema.get("required", ()) and "default" not in properties[name]
+            if has_factory and child.get("properties") and not child.get("required"):
                 child["default"] = {}
         if node.get("additionalProperties") is True:
             schema.update(_FREE_FORM)
@@ -70,18 +70,18 @@ def _convert_object(schema: Schema, node: Schema, definitions: Schema, at: str) 
 
 
 def _resolve(node: Schema, definitions: Schema, at: str) -> Schema:
-    """Follow `$ref` and drop the null of `X | None`; what stands beside wins over what is referred to."""
+    """Resolve `$ref` and drop the null of `X | None`. Keywords next to a reference override those of its target."""
     if "$ref" in node:
         target = definitions[node["$ref"].rpartition("/")[2]]
-        beside = {key: value for key, value in node.items() if key != "$ref"}
-        return _resolve({**target, **beside}, definitions, at)
+        siblings = {key: value for key, value in node.items() if key != "$ref"}
+        return _resolve({**target, **siblings}, definitions, at)
     if "allOf" in node and len(node["allOf"]) == 1:
-        beside = {key: value for key, value in node.items() if key != "allOf"}
-        return _resolve({**node["allOf"][0], **beside}, definitions, at)
+        siblings = {key: value for key, value in node.items() if key != "allOf"}
+        return _resolve({**node["allOf"][0], **siblings}, definitions, at)
     if "anyOf" in node:
         options = [option for option in node["anyOf"] if option.get("type") != "null"]
         if len(options) != 1:
             raise ValueError(f"{at}: a CRD field has one type, not {len(options)}: {node['anyOf']}")
-        beside = {key: value for key, value in node.items() if key != "anyOf"}
-        return _resolve({**_resolve(options[0], definitions, at), **beside}, definitions, at)
+        siblings = {key: value for key, value in node.items() if key != "anyOf"}
+        return _resolve({**_resolve(options[0], definitions, at), **siblings}, definitions, at)
     return node
