@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from dreambooth_api.job import DNS_LABEL, BaseModelRef, ObjectName, Quantity, Strict, Toleration
+from dreambooth_api.fields import DNS_LABEL, ObjectName, Quantity, Strict
+from dreambooth_api.job import BaseModelRef, Toleration
 from dreambooth_api.uris import OBJECT_STORE_URI
 
 # The runtime of jobs without runtimeRef.

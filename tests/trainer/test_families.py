@@ -10,7 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dreambooth_api.errors import UserError
-from dreambooth_api.job import BaseModelRef, Training
+from dreambooth_api.job import BaseModelRef
+from dreambooth_api.training import Training
 from dreambooth_trainer.families.registry import local_folder, open_family, rare_identifier, weights_digest
 from dreambooth_trainer.methods.registry import open_method
 from dreambooth_trainer.sprites import WEIGHTS

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
 from dreambooth_api.errors import UserError
-from dreambooth_api.job import ImageSource
+from dreambooth_api.subject import ImageSource
 from dreambooth_trainer.images import RawImage, decode, prepare_image, prepare_images, read_folder, read_images, sources
 
 PHOTOS = Path(os.environ.get("DREAMBOOTH_DATASET", Path(__file__).parents[2].parent / "shared" / "dreambooth-dataset"))

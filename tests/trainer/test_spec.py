@@ -7,7 +7,8 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from dreambooth_api.job import DreamBoothJob, JobSpec, Subject
+from dreambooth_api.job import DreamBoothJob, JobSpec
+from dreambooth_api.subject import Subject
 from dreambooth_trainer.jobfile.explain import PATTERNS
 from dreambooth_trainer.jobfile.schema import EXAMPLES, keys_of, model_in
 

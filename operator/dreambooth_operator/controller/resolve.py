@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from dreambooth_api.environment import IMAGES_PATH, OUTPUT_PATH
-from dreambooth_api.job import JobSpec, Resources, Strict, VolumeClaim
+from dreambooth_api.fields import Strict, VolumeClaim
+from dreambooth_api.job import JobSpec, Resources
 from dreambooth_api.runtime import DEFAULT_RUNTIME, Bounds, PodResources, RuntimeSpec
 from dreambooth_operator.controller.views import Job, Runtime
 

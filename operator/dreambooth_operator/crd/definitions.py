@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from dreambooth_api.job import DNS_SUBDOMAIN, JobSpec
+from dreambooth_api.fields import DNS_SUBDOMAIN
+from dreambooth_api.job import JobSpec
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_api.status import JobStatus
 from dreambooth_operator.crd.rules import JOB_RULES, LIMITS, NAME_LIMIT, Rule

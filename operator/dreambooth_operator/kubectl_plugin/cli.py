@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from dreambooth_api.job import DNS_LABEL
+from dreambooth_api.fields import DNS_LABEL
 from dreambooth_operator.kubectl_plugin.fetch import fetch
 from dreambooth_operator.kubectl_plugin.view import event_rows, is_over, render
 from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiError

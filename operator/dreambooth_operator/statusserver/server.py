@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 
 from aiohttp import web
 
-from dreambooth_api.job import DNS_LABEL
+from dreambooth_api.fields import DNS_LABEL
 from dreambooth_api.progress import ProgressMessage, parse_message
 from dreambooth_api.status import ReportedStatus
 from dreambooth_operator.controller.names import attempt_name, base_name

@@ -15,7 +15,7 @@ import fsspec  # pyright: ignore[reportMissingTypeStubs]
 from PIL import Image
 
 from dreambooth_api.errors import TransientError, UserError, ValidationIssue
-from dreambooth_api.job import ImageSource
+from dreambooth_api.subject import ImageSource
 from dreambooth_api.uris import BUILTIN, BUILTIN_SPRITES, EXTRAS, is_url
 
 MAX_FILE_BYTES = 64 * 2**20

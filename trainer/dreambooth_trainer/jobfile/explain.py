@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
-from dreambooth_api import job, uris
+from dreambooth_api import fields, uris
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_trainer.jobfile.schema import EXAMPLES, keys_of, model_in, nearest, spot, written
 from dreambooth_trainer.jobfile.yamltext import Path
@@ -16,19 +16,19 @@ from dreambooth_trainer.jobfile.yamltext import Path
 M = TypeVar("M", bound=BaseModel)
 
 PATTERNS: dict[str, tuple[str, str]] = {
-    job.DNS_LABEL: (
+    fields.DNS_LABEL: (
         "is not a Kubernetes name: lower-case letters, digits and -, at most 63",
         "write for example my-dog",
     ),
-    job.DNS_SUBDOMAIN: ("is not a Kubernetes name: lower-case letters, digits, - and .", "write for example my-dog"),
-    job.TEMPLATE: (
+    fields.DNS_SUBDOMAIN: ("is not a Kubernetes name: lower-case letters, digits, - and .", "write for example my-dog"),
+    fields.TEMPLATE: (
         "must be one line with {} exactly once, where the subject goes, and no other braces",
         "write for example 'a {} on the beach', in quotes",
     ),
-    job.PHRASE: ("must be one line of words, without braces", "write for example a sks dog, or dog for a class"),
-    job.QUANTITY: ("is not a Kubernetes quantity", "write for example '4', 500m or 16Gi"),
-    job.TOKEN: ("must be one word of at most 32 characters, without braces", "write for example sks, or auto"),
-    job.RELATIVE_PATH: (
+    fields.PHRASE: ("must be one line of words, without braces", "write for example a sks dog, or dog for a class"),
+    fields.QUANTITY: ("is not a Kubernetes quantity", "write for example '4', 500m or 16Gi"),
+    fields.TOKEN: ("must be one word of at most 32 characters, without braces", "write for example sks, or auto"),
+    fields.RELATIVE_PATH: (
         "must be a folder inside the volume, without a leading /, and without . or .. or hidden folders",
         "write for example photos/dog",
     ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dreambooth_api.job import Training
+from dreambooth_api.training import Training
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from dreambooth_api.job import Training
+from dreambooth_api.training import Training
 
 
 class Full:

@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, inject_adapt
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from dreambooth_api.job import Training
+from dreambooth_api.training import Training
 
 
 class Lora:

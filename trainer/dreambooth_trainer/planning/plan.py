@@ -12,7 +12,8 @@ import math
 from pydantic import JsonValue
 
 from dreambooth_api.errors import UserError, ValidationIssue
-from dreambooth_api.job import BaseModelRef, DreamBoothJob, JobSpec, Strict
+from dreambooth_api.fields import Strict
+from dreambooth_api.job import BaseModelRef, DreamBoothJob, JobSpec
 from dreambooth_api.uris import BUILTIN_SPRITES
 from dreambooth_trainer.planning.defaults import model_defaults
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dreambooth_api.errors import UserError, ValidationIssue
-from dreambooth_api.job import Strict
+from dreambooth_api.fields import Strict
 from dreambooth_trainer.planning.defaults import model_defaults
 from dreambooth_trainer.planning.plan import Plan, SamplerSettings
 from dreambooth_trainer.store.owner import MANIFEST, job_id

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pydantic import JsonValue, ValidationError
 
 from dreambooth_api.errors import UserError, ValidationIssue
-from dreambooth_api.job import Strict
+from dreambooth_api.fields import Strict
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.store.folder import JobFolder, atomic_write
 

@@ -1,0 +1,116 @@
+"""`spec.subject` and `spec.priorPreservation`: what to learn, and the class images that keep the class."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic.alias_generators import to_camel
+
+from dreambooth_api.fields import TOKEN, ObjectRef, Phrase, Strict, VolumeClaim, rule_error
+from dreambooth_api.uris import SOURCE_URI
+
+
+class ImageSource(Strict):
+    """Source of the subject's images. Exactly one of uri, pvc, configMap, secret must be set."""
+
+    uri: str | None = Field(
+        default=None,
+        pattern=SOURCE_URI,
+        description="Folder of images: a local path, s3://, gs://, or builtin:sprites/<name> for a built-in cartoon "
+        "subject.",
+    )
+    pvc: VolumeClaim | None = Field(default=None, description="Folder of images on a PersistentVolumeClaim.")
+    config_map: ObjectRef | None = Field(
+        default=None, description="ConfigMap whose binaryData entries are image files."
+    )
+    secret: ObjectRef | None = Field(default=None, description="Secret whose data entries are image files.")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        given = [to_camel(n) for n in ("uri", "pvc", "config_map", "secret") if getattr(self, n) is not None]
+        if len(given) != 1:
+            got = " and ".join(given) or "nothing"
+            raise rule_error("", f"sets {got}", "set exactly one of uri, pvc, configMap, secret")
+        return self
+
+
+class Subject(Strict):
+    """The subject to learn: 3-5 images, its class, and the rare token that identifies it in prompts."""
+
+    images: ImageSource = Field(description="Images of the subject. 3-5 images work best.")
+    class_: Phrase = Field(alias="class", description="Class noun of the subject, for example dog or teapot.")
+    identifier: str = Field(
+        default="sks",
+        pattern=TOKEN,
+        description="Rare token that identifies the subject in prompts. auto selects one that the tokenizer encodes "
+        "as a single token.",
+    )
+    instance_prompt: Phrase | None = Field(
+        default=None, description='Instance prompt. Must contain the identifier. Defaults to "a <identifier> <class>".'
+    )
+    captions: dict[str, Phrase] = Field(
+        default_factory=dict,
+        description="Instance prompts of individual images, keyed by file name. They take precedence over "
+        "instancePrompt.",
+    )
+
+    @model_validator(mode="after")
+    def _identifier_is_used(self) -> Self:
+        prompts = {"instancePrompt": self.instance_prompt, **{f"captions.{k}": v for k, v in self.captions.items()}}
+        if self.identifier == "auto":
+            named = [k for k, v in prompts.items() if v is not None]
+            if named:
+                remedy = "set an identifier, for example identifier: sks"
+                raise rule_error(
+                    named[0], "a custom prompt requires a fixed identifier, and identifier is auto", remedy
+                )
+            return self
+        for where, text in prompts.items():
+            if text is not None and self.identifier not in text.split():
+                rule = f"{text!r} does not contain the identifier {self.identifier!r} as a separate word"
+                raise rule_error(where, rule, f"write, for example, 'a {self.identifier} {self.class_}'")
+        return self
+
+
+class Sampler(Strict):
+    """Sampling settings for image generation."""
+
+    steps: int | None = Field(default=None, ge=1, le=1000, description="Denoising steps per image.")
+    guidance_scale: float | None = Field(
+        default=None,
+        ge=1,
+        le=50,
+        description="Classifier-free guidance scale. Lower values give more diverse images; 1 disables guidance.",
+    )
+
+
+class PriorPreservation(Strict):
+    """Prior preservation (paper, section 3.2).
+
+    The base model generates class images, and training on them keeps what the model knows about the class.
+    """
+
+    enabled: bool = Field(
+        default=True,
+        description="Whether to train with prior preservation. Without it, expect language drift and less diverse "
+        "class images.",
+    )
+    num_class_images: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="Number of class images. Defaults to 200 per subject image, at most 1000; builtin:sprites has its "
+        "own default.",
+    )
+    loss_weight: float = Field(
+        default=1.0, gt=0, le=100, description="Weight of the prior-preservation loss (lambda in the paper)."
+    )
+    class_prompt: Phrase | None = Field(
+        default=None, description='Prompt for generating class images and training on them. Defaults to "a <class>".'
+    )
+    sampler: Sampler = Field(default_factory=Sampler, description="Sampling settings for class images.")
+    sharing: Literal["Cluster", "Namespace", "Job"] = Field(
+        default="Namespace",
+        description="Scope in which other jobs may reuse these class images. They contain no subject data.",
+    )

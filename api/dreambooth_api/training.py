@@ -1,0 +1,137 @@
+"""`spec.training`: the fine-tuning."""
+
+from __future__ import annotations
+
+from typing import Literal, Self, cast
+
+from pydantic import Field, JsonValue, field_validator, model_validator
+
+from dreambooth_api.fields import Strict, rule_error
+from dreambooth_api.nesting import MAX_DEPTH, is_deeper
+
+
+class TextEncoder(Strict):
+    """Fine-tuning of the text encoder together with the denoiser.
+
+    It improves faces and other fine detail, and needs more memory.
+    """
+
+    train: bool | None = Field(
+        default=None, description="Whether to train the text encoder. With method LoRA, adapters are added to it."
+    )
+    learning_rate: float | None = Field(
+        default=None, gt=0, lt=1, description="Learning rate of the text encoder. Defaults to training.learningRate."
+    )
+
+
+class Lora(Strict):
+    """Settings of method LoRA."""
+
+    rank: int = Field(default=16, ge=1, le=1024, description="Rank of the low-rank update.")
+    alpha: float | None = Field(
+        default=None,
+        gt=0,
+        description="Scaling numerator: the update is multiplied by alpha / rank. Defaults to the rank.",
+    )
+
+
+class DeepSpeed(Strict):
+    """DeepSpeed ZeRO: how optimizer state, gradients and parameters are partitioned across workers."""
+
+    stage: Literal["auto", "1", "2", "3"] = Field(
+        default="auto", description="ZeRO stage. auto selects the lowest stage that fits into the workers' memory."
+    )
+    offload_optimizer: bool = Field(default=False, description="Whether to offload optimizer state to host memory.")
+    config: dict[str, JsonValue] = Field(
+        default_factory=dict, description="DeepSpeed configuration that is merged over the generated one."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stage_may_be_a_number(cls, data: object) -> object:
+        # YAML reads `stage: 2` as an integer, and the API server's enum wants one type.
+        if not isinstance(data, dict):
+            return data
+        given = cast("dict[str, object]", data)
+        return {**given, "stage": str(given["stage"])} if type(given.get("stage")) is int else given
+
+    @field_validator("config", mode="before")
+    @classmethod
+    def _config_is_shallow(cls, config: object) -> object:
+        if is_deeper(config, MAX_DEPTH):
+            raise rule_error(
+                "", f"is nested deeper than {MAX_DEPTH} levels", "use DeepSpeed's own keys, which need at most 4 levels"
+            )
+        return config
+
+
+class Training(Strict):
+    """Fine-tuning hyperparameters. The loss is equation 2 of the paper."""
+
+    method: Literal["Full", "LoRA"] = Field(
+        default="Full",
+        description="Fine-tuning method: Full trains all weights of the denoiser, LoRA trains low-rank adapters.",
+    )
+    steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Number of optimizer steps. Defaults to 1000, as in the paper; builtin:sprites has its own "
+        "default.",
+    )
+    learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Peak learning rate. Defaults to 5e-6 for Full, as in the paper, and 1e-4 for LoRA; "
+        "builtin:sprites has its own defaults.",
+    )
+    lr_scheduler: Literal["Constant", "Linear", "Cosine"] = Field(
+        default="Constant", description="Learning rate schedule after warmup."
+    )
+    warmup_steps: int = Field(
+        default=0, ge=0, description="Number of steps over which the learning rate increases linearly from zero."
+    )
+    global_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="Instance images per optimizer step, across all workers and accumulation steps. With prior "
+        "preservation, the same number of class images is added.",
+    )
+    gradient_accumulation_steps: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Number of micro-batches whose gradients are accumulated for one optimizer step.",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Whether to recompute activations in the backward pass. Uses less memory and is about a third "
+        "slower.",
+    )
+    max_grad_norm: float = Field(default=1.0, gt=0, description="Maximum gradient norm; gradients are clipped to it.")
+    weight_decay: float = Field(default=0.01, ge=0, lt=1, description="Weight decay of AdamW.")
+    text_encoder: TextEncoder = Field(default_factory=TextEncoder, description="Fine-tuning of the text encoder.")
+    resolution: int | None = Field(
+        default=None, ge=16, le=4096, multiple_of=8, description="Side length of the square training images in pixels."
+    )
+    precision: Literal["bf16", "fp32"] | None = Field(
+        default=None,
+        description="Number format of weights and activations. Optimizer state and master weights are always fp32.",
+    )
+    lora: Lora = Field(default_factory=Lora, description="Settings of method LoRA.")
+    deepspeed: DeepSpeed = Field(default_factory=DeepSpeed, description="DeepSpeed ZeRO settings.")
+    checkpoint_every_steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="Number of steps between checkpoints. Defaults to a quarter of steps, at most 250.",
+    )
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed for noise, data order and timesteps.")
+
+    @model_validator(mode="after")
+    def _within_steps(self) -> Self:
+        for name, steps in (("warmupSteps", self.warmup_steps), ("checkpointEverySteps", self.checkpoint_every_steps)):
+            if self.steps is not None and steps is not None and steps > self.steps:
+                raise rule_error(name, f"{steps} exceeds steps, which is {self.steps}", f"decrease {name}")
+        return self
