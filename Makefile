@@ -32,7 +32,7 @@ $(VENV)/.installed: uv.lock pyproject.toml | $(UV)
 setup: $(VENV)/.installed ## Install everything into .venv (6 GB the first time, minutes; nothing afterwards)
 
 .PHONY: quickstart
-quickstart: setup ## Teach the built-in model a subject: priors, training, scores, a report
+quickstart: setup ## Fine-tune the embedded model on a subject: class images, training, scores, a report
 	$(BIN)/dreambooth run manifests/samples/sprites.yaml --out out/quickstart
 
 .PHONY: cluster
