@@ -21,9 +21,10 @@ from pathlib import Path
 
 from devcluster import ControlPlane, kuberay_crds
 
-from dreambooth_operator.controller.rayjob import Settings, attempt_children
-from dreambooth_operator.controller.resolve import Resolved, resolve
-from dreambooth_operator.controller.views import read_job, read_runtime
+from dreambooth_operator.controller.children.attempt import attempt_children
+from dreambooth_operator.controller.observed import read_job, read_runtime
+from dreambooth_operator.controller.resolve import ResolvedJob, resolve
+from dreambooth_operator.controller.settings import Settings
 from dreambooth_operator.machinery.client import Api
 from dreambooth_operator.machinery.resources import Json, Key
 from dreambooth_operator.resources import JOBS, RAY_JOBS
@@ -74,7 +75,7 @@ async def fill(plane: ControlPlane, count: int) -> None:
             for number in numbers:
                 job = read_job(await api.create(JOBS, job_object(number)))
                 resolved = resolve(job, runtime, [])
-                assert isinstance(resolved, Resolved)
+                assert isinstance(resolved, ResolvedJob)
                 _, ray_job = attempt_children(job, 1, resolved, Settings())[-1]
                 made = await api.create(RAY_JOBS, ray_job)
                 running = {"status": {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}}
@@ -102,7 +103,12 @@ def status_object(ray_job: Json) -> Json:
     told = {"status": "True", "observedGeneration": 1, "lastTransitionTime": since}
     starting = {"type": "ClusterReady", "reason": "Starting", "message": "The Ray cluster is being created."}
     conditions = [
-        {"type": "Accepted", "reason": "Valid", "message": "The spec holds and its runtime allows it.", **told},
+        {
+            "type": "Accepted",
+            "reason": "Valid",
+            "message": "The spec is valid and within the runtime's bounds.",
+            **told,
+        },
         {**told, **starting, "status": "False"},
     ]
     status = {

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from dreambooth_operator.controller.rayjob import AUDIENCE, Settings
-from dreambooth_operator.controller.shell import Controller
+from dreambooth_operator.controller.reconciler import Reconciler
+from dreambooth_operator.controller.settings import AUDIENCE, Settings
 from dreambooth_operator.machinery.client import Api
 from dreambooth_operator.machinery.lease import Lease, LeaseLostError
 from dreambooth_operator.machinery.metrics import Metrics
@@ -61,7 +61,7 @@ async def run(options: Options) -> None:
     """
     metrics = Metrics("dreambooth")
     async with await Api.connect(options.kubeconfig) as api:
-        controller = Controller(api, options.settings, now=lambda: datetime.now(UTC))
+        controller = Reconciler(api, options.settings, now=lambda: datetime.now(UTC))
         events = metrics.counter("events", "Events told, by reason.", "reason")
         controller.on_event = lambda event: events.labels(event.reason).inc()
         metrics.gauge("queue_depth", "Jobs that wait to be looked at.", lambda: len(controller.queue))
@@ -76,7 +76,7 @@ async def run(options: Options) -> None:
             await _beside_mirrors(controller, _work(api, controller, metrics, options))
 
 
-async def _work(api: Api, controller: Controller, metrics: Metrics, options: Options) -> None:
+async def _work(api: Api, controller: Reconciler, metrics: Metrics, options: Options) -> None:
     """Reconcile for ever, once the mirrors are filled and while this process leads."""
 
     async def reconcile() -> None:
@@ -92,7 +92,7 @@ async def _work(api: Api, controller: Controller, metrics: Metrics, options: Opt
         await reconcile()
 
 
-async def _beside_mirrors(controller: Controller, work: Coroutine[None, None, None]) -> None:
+async def _beside_mirrors(controller: Reconciler, work: Coroutine[None, None, None]) -> None:
     """Run `work` beside the mirrors; the first of them to end ends all."""
 
     async def mirror(reflector: Reflector[Any]) -> None:

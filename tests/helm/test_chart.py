@@ -11,8 +11,8 @@ import pytest
 import yaml
 from devcluster import ControlPlane, ProcessError, binary, helm
 
-from dreambooth_operator.controller.resolve import Resolved, choose_runtime, resolve
-from dreambooth_operator.controller.views import read_job, read_runtime
+from dreambooth_operator.controller.observed import read_job, read_runtime
+from dreambooth_operator.controller.resolve import ResolvedJob, choose_runtime, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "dreambooth-operator"
@@ -117,4 +117,4 @@ def test_every_sample_is_taken_by_the_server_and_by_its_runtime(plane: ControlPl
         job = read_job(item)
         assert job.spec
         found = resolve(job, runtimes.get(choose_runtime(job.spec)), list(runtimes))
-        assert isinstance(found, Resolved), f"{job.key.name}: {found}"
+        assert isinstance(found, ResolvedJob), f"{job.key.name}: {found}"

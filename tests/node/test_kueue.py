@@ -48,7 +48,7 @@ def test_a_higher_priority_goes_first_and_the_other_goes_on(cluster: NodeCluster
     quick = {"priorPreservation": {"enabled": False}, "training": {"steps": 24}}
     erin = Job(cluster, "erin", **one | quick, runPolicy={"queueName": "gpus", "priorityClassName": "high"})
     until("dave's job waits", lambda: dave.status["phase"] == "Queued", 120)
-    assert "Waits for queue gpus to admit it" in _condition(dave, "Queued")["message"]
+    assert "Waiting for admission by queue gpus" in _condition(dave, "Queued")["message"]
     put_off_at = dave.step
     assert put_off_at < STEPS
     assert erin.succeeds()["attempts"] == 1

@@ -1,19 +1,19 @@
-"""A world in which decisions are carried out one action at a time, so that a test can stop anywhere.
+"""A simulated cluster that carries out decisions one action at a time, so that a test can stop anywhere.
 
-It keeps the rules of the API server that the controller relies on (a status write is a compare-and-swap,
-a name is taken once, a foreground deletion ends only after the pods) and the habits of KubeRay.
+It follows the rules of the API server that the controller relies on (a status write is a compare-and-swap, names are
+unique, a foreground deletion ends after the deletion of the pods) and the behavior of KubeRay.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from dreambooth_api.progress import ProgressMessage
 from dreambooth_api.runtime import RuntimeSpec, Storage
 from dreambooth_api.status import Failure, JobStatus, ReportedStatus, TrainerPhase
-from dreambooth_operator.controller.decide import decide
-from dreambooth_operator.controller.draft import (
+from dreambooth_operator.controller.actions import (
     Action,
     Create,
     Decision,
@@ -22,10 +22,9 @@ from dreambooth_operator.controller.draft import (
     SetFinalizer,
     WriteStatus,
 )
-from dreambooth_operator.controller.rayjob import Settings
-from dreambooth_operator.controller.resolve import Problem, Resolved, resolve
-from dreambooth_operator.controller.states import check_transition
-from dreambooth_operator.controller.views import (
+from dreambooth_operator.controller.decide import decide
+from dreambooth_operator.controller.lifecycle import check_transition
+from dreambooth_operator.controller.observed import (
     EraseJob,
     Job,
     Observed,
@@ -35,6 +34,8 @@ from dreambooth_operator.controller.views import (
     read_job,
     read_ray_job,
 )
+from dreambooth_operator.controller.resolve import ResolutionError, ResolvedJob, resolve
+from dreambooth_operator.controller.settings import Settings
 from dreambooth_operator.resources import BATCH_JOBS, RAY_JOBS
 from dreambooth_operator.statusserver.merge import merge
 
@@ -44,39 +45,40 @@ START = datetime(2026, 11, 24, 6, 0, tzinfo=UTC)
 
 
 class StaleError(Exception):
-    """The server has another version of the job than the one that was decided about."""
+    """The job on the server has changed since it was observed."""
 
 
-def make_job(**run_policy: object) -> Job:
-    erase = bool(run_policy.pop("erase", False))
+def job_with(spec: dict[str, Any], name: str = "dog") -> Job:
+    """A job with this spec, whose subject and output have defaults."""
     return read_job(
         {
             "apiVersion": "dreambooth.dev/v1alpha1",
             "kind": "DreamBoothJob",
             "metadata": {
-                "name": "dog",
+                "name": name,
                 "namespace": "team",
                 "uid": "u1",
                 "generation": 1,
                 "resourceVersion": "1",
                 "creationTimestamp": "2026-11-24T06:00:00Z",
             },
-            "spec": {
-                "subject": {"images": {"uri": "s3://b/dog"}, "class": "dog"},
-                "output": {"uri": "s3://b/out", "deletionPolicy": "Delete" if erase else "Retain"},
-                "runPolicy": run_policy,
-            },
+            "spec": {"subject": {"images": {"uri": "s3://b/dog"}, "class": "dog"}, **spec},
         }
     )
 
 
+def make_job(*, erase: bool = False, **run_policy: object) -> Job:
+    output = {"uri": "s3://b/out", "deletionPolicy": "Delete" if erase else "Retain"}
+    return job_with({"output": output, "runPolicy": run_policy})
+
+
 @dataclasses.dataclass
-class Look:
-    """What a controller saw: perhaps not the latest."""
+class Snapshot:
+    """What a controller has observed; it may be stale."""
 
     job: Job
     observed: Observed
-    resolution: Resolved | Problem
+    resolution: ResolvedJob | ResolutionError
     now: datetime
 
     def decide(self) -> Decision:
@@ -84,7 +86,7 @@ class Look:
 
 
 class World:
-    """One job, its children and the time."""
+    """One job, its children and the current time."""
 
     def __init__(self, job: Job, runtime: Runtime | None = RUNTIME) -> None:
         self.job: Job | None = job
@@ -98,50 +100,50 @@ class World:
         self.events: list[str] = []
         self._uids = 0
 
-    # --- what a controller sees and does
+    # --- the controller
 
-    def look(self) -> Look:
+    def observe(self) -> Snapshot:
         assert self.job
-        return Look(
+        return Snapshot(
             self.job,
             Observed(tuple(self.ray_jobs.values()), tuple(self.clusters.values()), self.erase),
             resolve(self.job, self.runtime, ["default"] if self.runtime else []),
             self.now,
         )
 
-    def reconcile(self, most_actions: int | None = None) -> int:
-        """Look, decide, act until nothing changes the status; interrupted after so many actions."""
+    def reconcile(self, max_actions: int | None = None) -> int:
+        """Observe, decide and act until the status no longer changes. `max_actions` interrupts that."""
         done = 0
         for _ in range(8):
             if self.job is None:
                 return done
-            look = self.look()
-            decision = look.decide()
+            snapshot = self.observe()
+            decision = snapshot.decide()
             written = False
             for action in decision.actions:
-                if most_actions is not None and done >= most_actions:
+                if max_actions is not None and done >= max_actions:
                     return done
-                self.act(look, action, first=not written)
+                self.act(snapshot, action, first=not written)
                 written |= isinstance(action, WriteStatus)
                 done += 1
             if not written:
                 return done
-        raise AssertionError("the status never comes to rest")
+        raise AssertionError("the status keeps changing")
 
-    def act(self, look: Look, action: Action, *, first: bool) -> None:
-        """Carry out one action, as the API server would let `shell` do it."""
+    def act(self, snapshot: Snapshot, action: Action, *, first: bool) -> None:
+        """Carry out one action as the reconciler does."""
         if self.job is None:
             return
         match action:
             case WriteStatus(status, events):
-                self._check(look)
+                self._check(snapshot)
                 check_transition(self.job.status.phase, status.phase)
                 self._replace(status=status)
                 self.writes += 1
                 self.events += [event.reason for event in events]
             case Create(resource, obj):
                 if first:
-                    self._check(look)
+                    self._check(snapshot)
                 if resource is RAY_JOBS:
                     self._create_ray_job(obj)
                 elif resource is BATCH_JOBS and self.erase is None:
@@ -153,7 +155,7 @@ class World:
                     self.erase = None
             case SetFinalizer(present):
                 if first:
-                    self._check(look)
+                    self._check(snapshot)
                 finalizers = ("dreambooth.dev/erase",) if present else ()
                 self._replace(finalizers=finalizers)
                 if self.job.deleted and not finalizers:
@@ -171,9 +173,9 @@ class World:
         self.ray_jobs[made.name] = made
         self.created.append(made.name)
 
-    def _check(self, look: Look) -> None:
+    def _check(self, snapshot: Snapshot) -> None:
         assert self.job
-        if look.job.resource_version != self.job.resource_version:
+        if snapshot.job.resource_version != self.job.resource_version:
             raise StaleError
 
     def _replace(self, **fields: object) -> None:
@@ -181,9 +183,9 @@ class World:
         version = str(int(self.job.resource_version) + 1)
         self.job = dataclasses.replace(self.job, resource_version=version, **fields)
 
-    # --- what others do
+    # --- everybody else
 
-    def pass_time(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
 
     def set_policy(self, **fields: object) -> None:
@@ -194,7 +196,7 @@ class World:
         self._replace(spec=spec, generation=self.job.generation + 1)
 
     def delete(self) -> None:
-        """Somebody deletes the job; without a finalizer it is gone, and its children with it."""
+        """A user deletes the job. Without a finalizer it is gone at once, and so are its children."""
         if self.job and self.job.finalizers:
             self._replace(deleted=self.now)
         else:
@@ -209,7 +211,7 @@ class World:
         attempt: int | None = None,
         **fields: object,
     ) -> bool:
-        """The trainer of an attempt (the latest) reports; whether the endpoint takes it."""
+        """The trainer of an attempt (default: the latest) reports. Returns whether the status server accepts it."""
         if self.job is None or self.job.deleted or attempt not in (None, self.status.attempts):
             return False
         given = {"phase": phase, "failure": failure and failure.model_dump(), **fields}
@@ -220,7 +222,7 @@ class World:
         return True
 
     def report_all(self, *, attempt: int | None = None) -> bool:
-        """The trainer sends the last report of a run that published its model."""
+        """The last report of a trainer that has published its model."""
         return self.report(
             TrainerPhase.PUBLISH,
             attempt=attempt,
@@ -232,7 +234,7 @@ class World:
         )
 
     def kuberay(self, name: str, **fields: object) -> None:
-        """KubeRay writes a RayJob's status; the cluster follows."""
+        """KubeRay updates the status of a RayJob and its RayCluster."""
         made = dataclasses.replace(self.ray_jobs[name], **fields)
         self.ray_jobs[name] = made
         if made.deployment == "Running":
@@ -252,14 +254,14 @@ class World:
             self.clusters.pop(name, None)
 
     def collect(self) -> None:
-        """Pods of what is being deleted are gone now."""
+        """The pods of RayJobs that are being deleted are gone."""
         for name in [name for name, ray_job in self.ray_jobs.items() if ray_job.deleting]:
             del self.ray_jobs[name]
             self.clusters.pop(name, None)
 
     @property
     def live(self) -> list[RayJob]:
-        """RayJobs whose pods may run: not ended, and not gone yet."""
+        """RayJobs that may have pods."""
         return [ray_job for ray_job in self.ray_jobs.values() if not ray_job.ended]
 
     @property

@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 from simulation import RUNTIME, SETTINGS, World
 
-from dreambooth_operator.controller.draft import Create
-from dreambooth_operator.controller.rayjob import attempt_children
-from dreambooth_operator.controller.resolve import Problem, Resolved, resolve
-from dreambooth_operator.controller.views import Job, read_job
+from dreambooth_operator.controller.actions import Create
+from dreambooth_operator.controller.children.attempt import attempt_children
+from dreambooth_operator.controller.observed import Job, read_job
+from dreambooth_operator.controller.resolve import ResolutionError, ResolvedJob, resolve
 from dreambooth_operator.machinery.client import Api, ApiError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,11 +90,11 @@ async def come_to_something(api: Api, job: Job) -> str:
     world = World(job)
     world.reconcile()
     world.reconcile()  # the first may only have put the finalizer on
-    if isinstance(found, Problem):
+    if isinstance(found, ResolutionError):
         assert world.status.phase == "Rejected"
         assert len(found.message.split()) > 4
         return "rejected"
-    assert isinstance(found, Resolved)
+    assert isinstance(found, ResolvedJob)
     assert world.status.attempts == (0 if job.spec and job.spec.run_policy.suspend else 1)
     children = attempt_children(job, 1, found, SETTINGS)
     assert children == attempt_children(job, 1, found, SETTINGS), "a builder changed what it was given"

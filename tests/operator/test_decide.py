@@ -1,234 +1,84 @@
-"""decide(): its ends, each interrupted at every step, and random lives with a logged seed."""
+"""decide(): scenarios, each with interruptions at every action, and random histories with a logged seed."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import random
-from collections.abc import Callable
 
 import pytest
-from simulation import RUNTIME, SETTINGS, StaleError, World, make_job
+from scenarios import (
+    BAD_IMAGES,
+    OUT_OF_MEMORY,
+    Scenario,
+    Step,
+    admit,
+    check_invariants,
+    check_scenario,
+    check_scenario_with_interruptions,
+    collect,
+    conditions,
+    delete_ray_job,
+    fail,
+    fail_with_report,
+    fail_with_user_error,
+    lose_head,
+    report_bad_images,
+    report_published,
+    resume,
+    running,
+    succeed,
+    suspend,
+    wait,
+)
+from simulation import RUNTIME, StaleError, World, make_job
 
-from dreambooth_api.status import TERMINAL, ConditionType, Failure, Phase, TrainerPhase
-from dreambooth_operator.controller.draft import WriteStatus
-from dreambooth_operator.controller.states import OPEN, TRANSITIONS, check_transition
+from dreambooth_api.status import TERMINAL, Phase, TrainerPhase
+from dreambooth_operator.controller.actions import WriteStatus
+from dreambooth_operator.controller.lifecycle import OPEN, TRANSITIONS, check_transition
 
-Step = Callable[[World], None]
-
-
-def running(world: World) -> None:
-    world.kuberay(world.ray_job, deployment="Running", job="RUNNING")
-
-
-def succeed(world: World) -> None:
-    world.succeed()
-
-
-def fail(world: World) -> None:
-    world.fail()
-
-
-def user_error(world: World) -> None:
-    world.fail(exit_code=2)
-
-
-def wait(seconds: float) -> Step:
-    return lambda world: world.pass_time(seconds)
-
-
-def suspend(world: World) -> None:
-    world.set_policy(suspend=True)
-
-
-def resume(world: World) -> None:
-    world.set_policy(suspend=False)
-
-
-def collect(world: World) -> None:
-    world.collect()
-
-
-def delete_by_hand(world: World) -> None:
-    del world.ray_jobs[world.ray_job]
-    if world.status.ray_job_uid is None:  # before anybody saw it: as if it had never been created
-        world.created.remove(world.ray_job)
-
-
-def head_dies(world: World) -> None:
-    world.clusters[world.ray_job] = world.clusters[world.ray_job].__class__(
-        **{**_fields(world), "head_ready": False, "head_gone": True}
-    )
-
-
-def _fields(world: World) -> dict[str, object]:
-    cluster = world.clusters[world.ray_job]
-    return {name: getattr(cluster, name) for name in cluster.__slots__}
-
-
-def queue_admits(world: World) -> None:
-    world.kuberay(world.ray_job, suspended=False)
-
-
-def queue_preempts(world: World) -> None:
-    world.kuberay(world.ray_job, suspended=True, deployment="Suspended", job="")
-
-
-def trainer_gives_up(world: World) -> None:
-    world.report(failure=Failure(reason="BadImages", message="images/1.png is no image", retryable=False))
-    world.fail()
-
-
-def published(world: World) -> None:
-    """The last report, in time or late: in the tests of interruptions it may come before or after the end."""
-    world.report_all()
-
-
-BAD_IMAGES = Failure(reason="BadImages", message="images/1.png is no image", retryable=False)
-OUT_OF_MEMORY = Failure(reason="OutOfMemory", message="32 GiB are too little", retryable=True)
-
-
-def bad_images(world: World) -> None:
-    world.report(failure=BAD_IMAGES)
-
-
-def out_of_memory(world: World) -> None:
-    world.report(failure=OUT_OF_MEMORY)
-
-
-# Name: run policy, what the world does between two looks, then the phase, the reason and the attempts.
-LIVES: dict[str, tuple[dict[str, object], list[Step], Phase, str, int]] = {
-    "it succeeds": ({}, [running, succeed], Phase.SUCCEEDED, "Succeeded", 1),
-    "it fails once, then succeeds": (
-        {}, [running, fail, wait(11), collect, running, succeed], Phase.SUCCEEDED, "Succeeded", 2,
+SCENARIOS = {
+    "the job succeeds": Scenario([running, succeed], Phase.SUCCEEDED, "Succeeded", 1),
+    "the input is not valid": Scenario([running, fail_with_user_error], Phase.FAILED, "InvalidInput", 1),
+    "the trainer reports a failure": Scenario([running, fail_with_report], Phase.FAILED, "BadImages", 1),
+    "the RayJob is deleted by a user": Scenario(
+        [running, delete_ray_job, wait(11), running, succeed], Phase.SUCCEEDED, "Succeeded", 2,
     ),
-    "it fails too often": (
-        {"backoffLimit": 1}, [running, fail, wait(11), collect, running, fail], Phase.FAILED, "BackoffLimitExceeded", 2,
+    "the last report arrives after the end": Scenario(
+        [running, succeed, report_published], Phase.SUCCEEDED, "Succeeded", 1,
     ),
-    "the user is wrong": ({}, [running, user_error], Phase.FAILED, "InvalidInput", 1),
-    "the trainer says why": ({}, [running, trainer_gives_up], Phase.FAILED, "BadImages", 1),
-    "it takes too long": (
-        {"activeDeadlineSeconds": 60}, [running, wait(61), collect], Phase.FAILED, "DeadlineExceeded", 1,
-    ),
-    "it takes too long over two attempts": (
-        {"activeDeadlineSeconds": 60},
-        [running, wait(40), fail, wait(11), collect, running, wait(25), collect],
-        Phase.FAILED, "DeadlineExceeded", 2,
-    ),
-    "it is suspended and resumed": (
-        {}, [running, suspend, collect, resume, running, succeed], Phase.SUCCEEDED, "Succeeded", 2,
-    ),
-    "it is suspended at first": ({"suspend": True}, [resume, running, succeed], Phase.SUCCEEDED, "Succeeded", 1),
-    "its RayJob is deleted by hand": (
-        {}, [running, delete_by_hand, wait(11), running, succeed], Phase.SUCCEEDED, "Succeeded", 2,
-    ),
-    "its head dies": ({}, [running, head_dies, wait(11), collect, running, succeed], Phase.SUCCEEDED, "Succeeded", 2),
-    "its pods do not all come, and a retry is not used up": (
-        {"backoffLimit": 0},
-        [wait(400), collect, wait(11), running, wait(1000), succeed],
-        Phase.SUCCEEDED, "Succeeded", 2,
-    ),
-    "a queue admits, preempts and admits it": (
-        {"queueName": "gpus"},
-        [wait(1000), queue_admits, running, queue_preempts, wait(1000), queue_admits, running, succeed],
-        Phase.SUCCEEDED, "Succeeded", 1,
-    ),
-    "a deadline does not count the queue": (
-        {"queueName": "gpus", "activeDeadlineSeconds": 60}, [wait(1000), queue_admits, running, wait(59), succeed],
-        Phase.SUCCEEDED, "Succeeded", 1,
-    ),
-    "its last report comes after its end": ({}, [running, succeed, published], Phase.SUCCEEDED, "Succeeded", 1),
-    "the trainer says why after its end": ({}, [running, fail, bad_images], Phase.FAILED, "BadImages", 1),
-    "the trainer says why after its head died": (
-        {}, [running, head_dies, bad_images, collect], Phase.FAILED, "BadImages", 1,
-    ),
-    "the trainer says why after its head died, and it is tried again": (
-        {}, [running, head_dies, out_of_memory, wait(11), collect, running, succeed], Phase.SUCCEEDED, "Succeeded", 2,
-    ),
-    "the trainer says why after the last try": (
-        {"backoffLimit": 0}, [running, fail, out_of_memory], Phase.FAILED, "BackoffLimitExceeded", 1,
-    ),
-    "the trainer says after the last try that no try could help": (
-        {"backoffLimit": 0}, [running, fail, bad_images], Phase.FAILED, "BadImages", 1,
-    ),
-    "the trainer is stopped at the deadline and calls that a failure": (
-        {"activeDeadlineSeconds": 60}, [running, wait(61), out_of_memory, collect], Phase.FAILED, "DeadlineExceeded", 1,
-    ),
-    "a late report waits out a suspension": (
-        {}, [running, suspend, out_of_memory, collect, resume, running, succeed, published],
-        Phase.SUCCEEDED, "Succeeded", 2,
+    "the trainer reports a failure after the end": Scenario(
+        [running, fail, report_bad_images], Phase.FAILED, "BadImages", 1,
     ),
 }  # fmt: skip
 
 
-def check(world: World) -> None:
-    """What must hold after any action of anybody. (Transitions are checked where they are made.)"""
-    assert len(world.live) <= 1, "two attempts alive"
-    assert len(set(world.created)) == len(world.created), "an attempt was run twice"
-    if world.job:
-        assert world.status.failures <= world.status.attempts
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_scenario_ends_as_expected(name: str) -> None:
+    check_scenario(SCENARIOS[name])
 
 
-def end_of(world: World) -> tuple[Phase, str, int]:
-    kinds = {c.type: c for c in world.status.conditions}
-    ended = kinds[ConditionType.SUCCEEDED]
-    return world.status.phase, ended.reason, world.status.attempts
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_scenario_ends_the_same_when_interrupted(name: str) -> None:
+    check_scenario_with_interruptions(SCENARIOS[name])
 
 
-@pytest.mark.parametrize("life", LIVES)
-def test_every_life_ends_as_it_should(life: str) -> None:
-    policy, steps, *expected = LIVES[life]
-    world = World(make_job(**policy))
-    world.reconcile()
-    for step in steps:
-        step(world)
-        world.reconcile()
-    assert end_of(world) == tuple(expected)
-    assert not world.live
-    writes = world.writes
-    world.pass_time(3600)
-    world.reconcile()
-    assert world.writes == writes, "a job that is over is left alone"
-
-
-@pytest.mark.parametrize("life", LIVES)
-def test_every_life_ends_the_same_wherever_it_is_interrupted(life: str) -> None:
-    policy, steps, *expected = LIVES[life]
-    for interrupted in range(-1, len(steps)):
-        for after in range(12):
-            world = World(make_job(**policy))
-            for number, step in enumerate([lambda _: None, *steps], start=-1):
-                step(world)
-                if number == interrupted:
-                    done = world.reconcile(most_actions=after)
-                    check(world)
-                world.reconcile()  # whoever takes over
-                check(world)
-            assert end_of(world) == tuple(expected), f"interrupted in step {interrupted} after {after} actions"
-            if done < after:
-                break
-
-
-def test_a_rejected_job_says_what_to_write_and_starts_when_the_cause_is_gone() -> None:
+def test_rejected_job_has_a_remedy_and_starts_when_the_cause_is_fixed() -> None:
     world = World(make_job(), runtime=None)
     world.reconcile()
     accepted = world.status.conditions[0]
     assert world.status.phase is Phase.REJECTED
-    assert (
-        "DreamBoothRuntime 'default' does not exist; write the name of one into spec.runtimeRef.name"
-        in accepted.message
-    )
+    assert "DreamBoothRuntime 'default' does not exist; set spec.runtimeRef.name to one of" in accepted.message
     writes = world.writes
-    world.pass_time(3600)
+    world.advance(3600)
     world.reconcile()
     assert world.writes == writes
-    assert world.events == ["RuntimeNotFound"], "told once"
+    assert world.events == ["RuntimeNotFound"], "a single event"
     world.runtime = RUNTIME
     world.reconcile()
     assert world.status.phase is Phase.STARTING
 
 
-def test_a_runtime_that_vanishes_does_not_touch_a_running_attempt() -> None:
+def test_deleting_the_runtime_does_not_affect_a_running_attempt() -> None:
     world = World(make_job())
     world.reconcile()
     running(world)
@@ -240,242 +90,27 @@ def test_a_runtime_that_vanishes_does_not_touch_a_running_attempt() -> None:
     assert world.status.phase is Phase.SUCCEEDED
 
 
-def test_jobs_that_wait_for_each_others_pods_do_not_all_give_up_together() -> None:
-    patience_seconds = set()
-    for uid in ("a", "b", "c"):
-        world = World(dataclasses.replace(make_job(), uid=uid))
-        world.reconcile()
-        left = world.look().decide().again_seconds
-        assert left
-        assert SETTINGS.pods_ready_seconds <= left < 2 * SETTINGS.pods_ready_seconds
-        world.pass_time(left)
-        world.reconcile()
-        assert world.status.phase is Phase.RETRYING
-        assert world.status.last_failure
-        assert world.status.last_failure.reason == "PodsNotReady"
-        patience_seconds.add(left)
-    assert len(patience_seconds) == 3
-
-
-def test_a_finished_job_is_deleted_after_its_time_to_live() -> None:
-    world = World(make_job(ttlSecondsAfterFinished=100))
-    world.reconcile()
-    succeed(world)
-    world.reconcile()
-    world.pass_time(99)
-    world.reconcile()
-    assert world.job
-    assert world.look().decide().again_seconds == 1
-    world.pass_time(1)
-    world.reconcile()
-    assert world.job is None
-
-
-def test_deletion_with_erasure_stops_the_pods_then_erases_then_lets_go() -> None:
-    world = World(make_job(erase=True))
-    world.reconcile()
-    world.reconcile()
-    running(world)
-    world.reconcile()
-    world.delete()
-    world.reconcile()
-    assert world.status.phase is Phase.ERASING
-    assert world.erase is None, "not while pods may still write"
-    world.collect()
-    world.reconcile()
-    assert world.erase
-    world.erase = world.erase.__class__("dog", succeeded=False, failed=True, message="no route to bucket.")
-    world.reconcile()
-    assert world.job, "what is not erased is not let go"
-    erased = {c.type: c for c in world.status.conditions}[ConditionType.ERASED]
-    assert "no route to bucket" in erased.message
-    assert erased.status == "False"
-    world.pass_time(61)
-    world.reconcile()
-    world.reconcile()
-    assert not world.erase.failed, "tried again"
-    world.erase = world.erase.__class__("dog", succeeded=True, failed=False)
-    world.reconcile()
-    assert world.job is None
-    assert world.events[-1] == "Erased"
-
-
-def test_progress_becomes_conditions() -> None:
-    world = World(make_job())
-    world.reconcile()
-    running(world)
-    world.report(TrainerPhase.TRAIN)
-    world.reconcile()
-    told = {c.type.value: (c.status, c.reason) for c in world.status.conditions}
-    assert told["ClusterReady"] == ("True", "Ready")
-    assert told["ClassImagesReady"] == ("True", "Done")
-    assert told["Trained"] == ("False", "UnderWay")
-    assert told["Published"] == ("False", "Waiting")
-    times = [c.last_transition_time for c in world.status.conditions]
-    world.pass_time(50)
-    world.report(TrainerPhase.TRAIN)
-    writes = world.writes
-    world.reconcile()
-    assert world.writes == writes, "steps alone change nothing"
-    assert [c.last_transition_time for c in world.status.conditions] == times
-
-
-def conditions(world: World) -> dict[str, tuple[str, str]]:
-    return {c.type.value: (c.status, c.reason) for c in world.status.conditions}
-
-
-def without_evaluation() -> World:
-    job = make_job()
-    assert job.spec
-    spec = job.spec.model_copy(update={"evaluation": job.spec.evaluation.model_copy(update={"enabled": False})})
-    return World(dataclasses.replace(job, spec=spec))
-
-
-def test_what_was_left_out_is_not_called_done() -> None:
-    world = without_evaluation()
-    world.reconcile()
-    world.report(TrainerPhase.PUBLISH)
-    succeed(world)
-    world.reconcile()
-    told = conditions(world)
-    assert told["ClassImagesReady"] == told["Trained"] == ("True", "Done")
-    assert told["Evaluated"] == ("True", "Skipped")
-    assert told["Published"] == ("Unknown", "NotReported")
-
-
-def test_nothing_is_claimed_that_was_not_reported_until_it_is() -> None:
-    world = World(make_job())
-    world.reconcile()
-    running(world)
-    world.reconcile()
-    succeed(world)
-    world.reconcile()
-    steps = ("ClassImagesReady", "Trained", "Evaluated", "Published")
-    assert {conditions(world)[step] for step in steps} == {("Unknown", "NotReported")}
-    assert conditions(world)["Succeeded"] == ("True", "Succeeded")
-    kinds = {c.type.value: c for c in world.status.conditions}
-    assert "its last report did not arrive" in kinds["Published"].message
-    assert "kubectl dreambooth images" in kinds["Succeeded"].message
-    assert "s3://" not in kinds["Succeeded"].message, "a place that nobody reported"
-    world.report(TrainerPhase.EVALUATE)
-    world.reconcile()
-    assert [conditions(world)[step][0] for step in steps] == ["True", "True", "Unknown", "Unknown"]
-    world.report(scores={"dino": 0.7})
-    world.reconcile()
-    assert conditions(world)["Evaluated"] == ("True", "Done")
-    published(world)
-    world.reconcile()
-    assert conditions(world)["Published"] == ("True", "Published")
-    kinds = {c.type.value: c for c in world.status.conditions}
-    assert kinds["Succeeded"].message == "The model is published to s3://b/out/model."
-    assert kinds["Succeeded"].last_transition_time == world.status.completion_time
-
-
-def test_what_an_earlier_attempt_reported_does_not_count_for_a_later_one() -> None:
-    world = World(make_job())
-    world.reconcile()
-    running(world)
-    published(world)
-    world.reconcile()
-    fail(world)
-    world.reconcile()
-    world.pass_time(11)
-    world.collect()
-    world.reconcile()
-    world.collect()
-    world.reconcile()
-    assert world.status.attempts == 2
-    assert not world.report_all(attempt=1), "the endpoint refuses an earlier attempt"
-    succeed(world)
-    world.reconcile()
-    assert conditions(world)["Evaluated"] == conditions(world)["Published"] == ("Unknown", "NotReported")
-    world.report(TrainerPhase.PUBLISH)
-    assert world.status.scores is None
-    assert world.status.output is None
-    world.reconcile()
-    assert conditions(world)["Trained"] == ("True", "Done")
-    assert conditions(world)["Evaluated"] == conditions(world)["Published"] == ("Unknown", "NotReported")
-
-
-def test_a_failure_that_comes_late_replaces_the_guess() -> None:
-    world = World(make_job())
-    world.reconcile()
-    running(world)
-    world.reconcile()
-    head_dies(world)
-    world.reconcile()
-    assert world.status.last_failure
-    assert world.status.last_failure.reason == "HeadLost"
-    failures, due = world.status.failures, world.status.next_attempt_time
-    out_of_memory(world)
-    world.reconcile()
-    assert world.status.last_failure == OUT_OF_MEMORY
-    assert conditions(world)["ClusterReady"] == ("False", "OutOfMemory")
-    assert (world.status.failures, world.status.next_attempt_time) == (failures, due), "it failed once"
-    assert world.events[-1] == "AttemptFailed"
-
-
-def test_a_late_report_of_a_failed_job_keeps_its_time_and_says_how_far_it_came() -> None:
-    world = World(make_job(backoffLimit=0))
-    world.reconcile()
-    running(world)
-    world.reconcile()
-    fail(world)
-    world.reconcile()
-    ended = world.status.completion_time
-    world.pass_time(30)
-    world.report(TrainerPhase.EVALUATE, OUT_OF_MEMORY)
-    world.reconcile()
-    failed = {c.type.value: c for c in world.status.conditions}["Failed"]
-    assert failed.message == (
-        "1 attempts failed, spec.runPolicy.backoffLimit allows 0 retries. "
-        "Attempt 1 failed. OutOfMemory: 32 GiB are too little"
-    )
-    assert world.status.completion_time == ended
-    assert conditions(world)["Trained"] == ("True", "Done")
-    assert "Published" not in conditions(world) or conditions(world)["Published"][0] != "True"
-
-
-def test_a_report_of_an_earlier_attempt_does_not_fail_a_later_one() -> None:
-    world = World(make_job())
-    world.reconcile()
-    running(world)
-    world.reconcile()
-    suspend(world)
-    world.reconcile()
-    world.report(failure=BAD_IMAGES)  # of attempt 1, which nobody is going to close
-    world.collect()
-    world.reconcile()
-    resume(world)
-    world.reconcile()
-    assert world.status.attempts == 2
-    assert not world.report(failure=BAD_IMAGES, attempt=1)
-    fail(world)
-    world.reconcile()
-    assert world.status.phase is Phase.RETRYING
-
-
 def _random_step(world: World, rng: random.Random) -> None:
-    """Somebody other than the controller does something that is possible now."""
-    ways: list[Step] = [wait(rng.choice([1, 5, 15, 70])), collect]
+    """Somebody other than the controller does something that is possible in the current state."""
+    choices: list[Step] = [wait(rng.choice([1, 5, 15, 70])), collect]
     if world.job and world.status.attempts:
-        ways += [_random_report(rng)]
+        choices += [_random_report(rng)]
     if world.job and world.status.phase not in TERMINAL:
-        ways += [suspend, resume]
+        choices += [suspend, resume]
     if world.job and (name := world.status.ray_job_name) in world.ray_jobs:
         assert name
         ray_job = world.ray_jobs[name]
         if not ray_job.ended and not ray_job.deleting:
-            ways += [running, running, succeed, fail, delete_by_hand]
+            choices += [running, running, succeed, fail, delete_ray_job]
             if ray_job.suspended:
-                ways = [wait(5), queue_admits]
+                choices = [wait(5), admit]
             elif world.status.phase is Phase.RUNNING and name in world.clusters:
-                ways += [head_dies]
-    rng.choice(ways)(world)
+                choices += [lose_head]
+    rng.choice(choices)(world)
 
 
 def _random_report(rng: random.Random) -> Step:
-    """Whatever a trainer may say, at any time, in time or late."""
+    """A random report, which may arrive at any time."""
     phase = rng.choice([None, *TrainerPhase])
     failure = rng.choice([None, None, None, None, BAD_IMAGES, OUT_OF_MEMORY])
     fields = {
@@ -486,19 +121,19 @@ def _random_report(rng: random.Random) -> Step:
     return lambda world: world.report(phase, failure, **fields) and None
 
 
-def check_claims(world: World) -> None:
-    """At rest, a condition of a job that succeeded is True only for what its latest attempt reported."""
-    told, status = conditions(world), world.status
+def check_conditions(world: World) -> None:
+    """Once the status is stable, a condition of a succeeded job is True only if its latest attempt reported it."""
+    found, status = conditions(world), world.status
     reported = status.report is not None and status.report.attempt == status.attempts
     if status.phase is Phase.SUCCEEDED:
-        assert (told["Evaluated"][0] == "True") == (reported and status.scores is not None)
-        assert (told["Published"][0] == "True") == (reported and status.output is not None)
-    if status.phase is Phase.FAILED and told["Failed"][1] != "DeadlineExceeded" and reported:
+        assert (found["Evaluated"][0] == "True") == (reported and status.scores is not None)
+        assert (found["Published"][0] == "True") == (reported and status.output is not None)
+    if status.phase is Phase.FAILED and found["Failed"][1] != "DeadlineExceeded" and reported:
         assert status.report
         assert status.report.failure in (None, status.last_failure)
 
 
-def _random_life(seed: int) -> None:
+def _run_random_history(seed: int) -> None:
     rng = random.Random(seed)
     policy = {
         "backoffLimit": rng.randint(0, 3),
@@ -506,38 +141,38 @@ def _random_life(seed: int) -> None:
         "queueName": rng.choice([None, None, "gpus"]),
     }
     world = World(make_job(**policy))
-    stale = world.look()
+    stale = world.observe()
     for _ in range(60):
         match rng.randrange(4):
             case 0 | 1:
                 _random_step(world, rng)
-            case 2:  # a controller that is interrupted anywhere, or not
-                world.reconcile(most_actions=rng.choice([0, 1, 2, 3, 100]))
-            case _:  # one that acts on what it saw a while ago
+            case 2:  # a controller that may be interrupted anywhere
+                world.reconcile(max_actions=rng.choice([0, 1, 2, 3, 100]))
+            case _:  # a controller that acts on a stale observation
                 try:
                     for number, action in enumerate(stale.decide().actions):
                         world.act(stale, action, first=number == 0)
                 except StaleError:
                     pass
-                stale = world.look()
+                stale = world.observe()
         assert world.job
-        check(world)
-    _let_it_end(world)
+        check_invariants(world)
+    _finish(world)
     assert world.status.phase in TERMINAL
     assert world.status.failures <= world.job.spec.run_policy.backoff_limit + 1  # type: ignore[union-attr]
     assert not world.live
-    check_claims(world)
-    for _ in range(3):  # what comes late changes what is known, and nothing else
+    check_conditions(world)
+    for _ in range(3):  # late reports change neither the phase nor the number of attempts
         phase, attempts = world.status.phase, world.status.attempts
         _random_report(rng)(world)
         world.reconcile()
-        check_claims(world)
+        check_conditions(world)
         assert (world.status.phase, world.status.attempts) == (phase, attempts)
-    assert not [a for a in world.look().decide().actions if isinstance(a, WriteStatus)]
+    assert not [a for a in world.observe().decide().actions if isinstance(a, WriteStatus)]
 
 
-def _let_it_end(world: World) -> None:
-    """The world behaves from here on: the job must come to an end."""
+def _finish(world: World) -> None:
+    """Without further disturbances the job must finish."""
     world.set_policy(suspend=False)
     for _ in range(100):
         world.reconcile()
@@ -550,23 +185,23 @@ def _let_it_end(world: World) -> None:
             if not ray_job.deleting and not ray_job.ended:
                 world.kuberay(world.ray_job, suspended=False)
                 succeed(world)
-        world.pass_time(400 if world.status.phase is Phase.RETRYING else 1)
+        world.advance(400 if world.status.phase is Phase.RETRYING else 1)
     raise AssertionError(f"stuck in {world.status.phase}")
 
 
-def test_random_lives_keep_the_invariants() -> None:
+def test_random_histories_keep_the_invariants() -> None:
     first = int(os.environ.get("DREAMBOOTH_SEED", random.SystemRandom().randrange(2**31)))
-    count = int(os.environ.get("DREAMBOOTH_LIVES", "250"))
+    count = int(os.environ.get("DREAMBOOTH_HISTORIES", "250"))
     for seed in range(first, first + count):
         try:
-            _random_life(seed)
+            _run_random_history(seed)
         except Exception as error:
-            error.add_note(f"again with DREAMBOOTH_SEED={seed} DREAMBOOTH_LIVES=1")
+            error.add_note(f"repeat with DREAMBOOTH_SEED={seed} DREAMBOOTH_HISTORIES=1")
             raise
-    print(f"{count} random lives from seed {first}")
+    print(f"{count} random histories from seed {first}")
 
 
-def test_every_state_can_be_left_but_the_last() -> None:
+def test_only_the_last_phase_has_no_transitions() -> None:
     assert set(TRANSITIONS) == set(Phase)
     assert [phase for phase, nexts in TRANSITIONS.items() if not nexts] == [Phase.ERASING]
     with pytest.raises(ValueError, match="a job cannot go from Succeeded to Running"):

@@ -128,7 +128,7 @@ def test_the_last_report_counts_also_after_the_end(
     assert answer == (202, "written")
     until("what was reported is claimed", lambda: job.condition("Published").get("status") == "True")
     assert job.condition("Evaluated")["status"] == "True"
-    assert job.condition("Succeeded")["message"] == "The model is published to s3://models/dog/model."
+    assert job.condition("Succeeded")["message"] == "The model was published to s3://models/dog/model."
     assert job.status["scores"] == {"dino": "0.712"}
 
 

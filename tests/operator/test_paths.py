@@ -15,8 +15,8 @@ from devcluster import ControlPlane
 from test_crd import LEAST
 
 from dreambooth_operator.controller.names import base_name
-from dreambooth_operator.controller.rayjob import AUDIENCE
-from dreambooth_operator.controller.views import read_job
+from dreambooth_operator.controller.observed import read_job
+from dreambooth_operator.controller.settings import AUDIENCE
 from dreambooth_operator.machinery.client import Api, ApiError
 from dreambooth_operator.machinery.resources import CONFIG_MAPS, Key, Resource
 from dreambooth_operator.machinery.serving import serving

@@ -15,8 +15,8 @@ import pytest
 from kubernetes.aio import client as kube
 from simulation import RUNTIME, SETTINGS, START, World, make_job
 
-from dreambooth_operator.controller.draft import WriteStatus
-from dreambooth_operator.controller.shell import Controller
+from dreambooth_operator.controller.actions import WriteStatus
+from dreambooth_operator.controller.reconciler import Reconciler
 from dreambooth_operator.machinery.client import Api
 from dreambooth_operator.machinery.metrics import Metrics
 from dreambooth_operator.machinery.queue import WorkQueue
@@ -80,19 +80,19 @@ async def test_a_mirror_lets_others_have_their_turn() -> None:
     task.cancel()
 
 
-def running_jobs(count: int) -> Controller:
+def running_jobs(count: int) -> Reconciler:
     """A controller whose mirrors hold so many jobs about which nothing is to be done."""
     world = World(make_job())
     world.reconcile()
     world.kuberay(world.ray_job, deployment="Running", job="RUNNING")
     world.reconcile()
     world.reconcile()
-    assert not [a for a in world.look().decide().actions if isinstance(a, WriteStatus)]
+    assert not [a for a in world.observe().decide().actions if isinstance(a, WriteStatus)]
     assert world.job
     assert world.job.spec
     status = world.status.model_dump(mode="json", by_alias=True, exclude_none=True)
     spec = world.job.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
-    controller = Controller(Api(kube.Configuration()), SETTINGS, now=lambda: START + timedelta(seconds=60))
+    controller = Reconciler(Api(kube.Configuration()), SETTINGS, now=lambda: START + timedelta(seconds=60))
     controller._runtimes.cache[Key("", "default")] = RUNTIME
     for number in range(count):
         name = f"dog-{number}"

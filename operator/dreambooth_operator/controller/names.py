@@ -1,7 +1,7 @@
-"""Names of a job's children: the same for the same job, never the same for another.
+"""Deterministic, unique names of a job's children.
 
-KubeRay takes 47 characters and a letter first. The uid is part of each name, so that a job that is
-deleted and created again does not meet its predecessor's children.
+KubeRay allows 47 characters and requires a letter first. Each name contains a hash of the job's uid, so that a job that
+is deleted and created again does not take over the children of its predecessor.
 """
 
 from __future__ import annotations
@@ -9,26 +9,26 @@ from __future__ import annotations
 import hashlib
 import re
 
-from dreambooth_operator.controller.views import Job
+from dreambooth_operator.controller.observed import Job
 
-MOST = 47
-# "erase", or an attempt's number: backoffLimit is 100 at most, but resuming counts as an attempt as well.
-_SUFFIX = 5
+MAX_LENGTH = 47
+# "erase", or the number of an attempt. backoffLimit is at most 100, but resuming also starts an attempt.
+_SUFFIX_LENGTH = 5
 
 
 def base_name(job: Job) -> str:
-    """At most 41 characters, a DNS-1035 label."""
+    """A DNS-1035 label of at most 41 characters."""
     digest = hashlib.sha256(job.uid.encode()).hexdigest()[:8]
-    room = MOST - _SUFFIX - 1 - len(f"dbj--{digest}")
-    readable = re.sub(r"[^a-z0-9]+", "-", job.key.name)[:room].strip("-")
+    available = MAX_LENGTH - _SUFFIX_LENGTH - 1 - len(f"dbj--{digest}")
+    readable = re.sub(r"[^a-z0-9]+", "-", job.key.name)[:available].strip("-")
     return f"dbj-{readable}-{digest}" if readable else f"dbj-{digest}"
 
 
 def attempt_name(job: Job, attempt: int) -> str:
-    """The RayJob of an attempt, and its ConfigMap."""
+    """Name of the RayJob of an attempt, and of its ConfigMap."""
     return f"{base_name(job)}-{attempt}"
 
 
 def erase_name(job: Job) -> str:
-    """The batch Job that erases, and its ConfigMap."""
+    """Name of the batch Job that deletes the job's data, and of its ConfigMap."""
     return f"{base_name(job)}-erase"

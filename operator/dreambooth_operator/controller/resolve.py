@@ -1,7 +1,6 @@
-"""From a job and its runtime to what will run, or to the sentences that say why it cannot.
+"""Resolution of a job against its runtime: defaults, locations of images and output, and bounds. Pure.
 
-Pure. A job beyond its runtime's bounds is told all of them at once, each with the value, the bound and
-what to write instead.
+A job that exceeds bounds is rejected with a message that names each of them, with the value, the bound and the remedy.
 """
 
 from __future__ import annotations
@@ -12,34 +11,34 @@ from typing import TypeVar
 
 from dreambooth_api.environment import IMAGES_PATH, OUTPUT_PATH
 from dreambooth_api.fields import Strict, VolumeClaim
-from dreambooth_api.job import JobSpec, Resources
+from dreambooth_api.job import JobSpec, Resources, RunPolicy
 from dreambooth_api.runtime import DEFAULT_RUNTIME, Bounds, PodResources, RuntimeSpec
-from dreambooth_operator.controller.views import Job, Runtime
+from dreambooth_operator.controller.observed import Job, Runtime
 
 S = TypeVar("S", bound=Strict)
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """Why a job cannot start: one CamelCase word and a sentence with the way out."""
+class ResolutionError:
+    """Why a job cannot start: a CamelCase reason, and a message with the remedy."""
 
     reason: str
     message: str
 
 
 @dataclass(frozen=True, slots=True)
-class Resolved:
-    """What will run.
+class ResolvedJob:
+    """Everything that the children of a job are built from.
 
     Attributes:
-        spec: the job's, with the runtime's defaults filled in and volumes turned into mounted paths.
-        runtime: the runtime's.
-        images: what is mounted at IMAGES_PATH, as a pod's volume source; None where images come by URI.
-        claim: the PersistentVolumeClaim mounted at OUTPUT_PATH, which all pods of the job share.
-        out: the job's folder on it, as the trainer sees it.
-        out_shown: where the model ends, for a person: a URI, or pvc://<claim>/<folder>.
-        store: where class images are shared, as the trainer sees it.
-        worker: resources of one worker.
+        spec: the job's spec, with the runtime's defaults applied and volumes replaced by mounted paths.
+        runtime: the runtime's spec.
+        images: volume source of the volume mounted at IMAGES_PATH; None if the images have a URI.
+        claim: PersistentVolumeClaim mounted at OUTPUT_PATH, shared by all pods of the job.
+        out: the job's folder on that volume, as a path in the pods.
+        out_shown: destination of the model as shown to users: a URI, or pvc://<claim>/<folder>.
+        store: URI or path of the shared class images, as seen by the pods.
+        worker: resources of each worker.
     """
 
     spec: JobSpec
@@ -53,39 +52,48 @@ class Resolved:
 
 
 def choose_runtime(spec: JobSpec) -> str:
-    """The name of the runtime that a job uses."""
+    """The name of the runtime of a job."""
     return spec.runtime_ref.name if spec.runtime_ref else DEFAULT_RUNTIME
 
 
-def resolve(job: Job, runtime: Runtime | None, runtimes: Sequence[str]) -> Resolved | Problem:
-    """See the module. `runtimes` are the names that exist, for the sentence that says one does not."""
+def resolve(job: Job, runtime: Runtime | None, runtimes: Sequence[str]) -> ResolvedJob | ResolutionError:
+    """Resolve `job` against its runtime. `runtimes` are the existing names, for the message about a missing one."""
     if job.spec is None:
-        return Problem("InvalidSpec", "; ".join(job.problems))
+        return ResolutionError("InvalidSpec", "; ".join(job.problems))
     name = choose_runtime(job.spec)
     if runtime is None:
-        there = ", ".join(sorted(runtimes)) or "none yet; the platform team creates them"
-        said = f"DreamBoothRuntime {name!r} does not exist"
-        return Problem("RuntimeNotFound", f"{said}; write the name of one into spec.runtimeRef.name: {there}")
+        existing = ", ".join(sorted(runtimes)) or "none yet; ask the platform team to create one"
+        message = f"DreamBoothRuntime {name!r} does not exist; set spec.runtimeRef.name to one of: {existing}"
+        return ResolutionError("RuntimeNotFound", message)
     if runtime.spec is None:
-        said = "; ".join(runtime.problems)
-        return Problem("RuntimeInvalid", f"DreamBoothRuntime {name!r} is not valid; tell the platform team: {said}")
+        details = "; ".join(runtime.problems)
+        message = f"DreamBoothRuntime {name!r} is not valid; ask the platform team to fix: {details}"
+        return ResolutionError("RuntimeInvalid", message)
     allowed = runtime.spec.allowed_namespaces
     if allowed and job.key.namespace not in allowed:
-        return Problem(
+        return ResolutionError(
             "NamespaceNotAllowed",
-            f"DreamBoothRuntime {name!r} is not for namespace {job.key.namespace!r}; it is for: {', '.join(allowed)}",
+            f"DreamBoothRuntime {name!r} does not allow namespace {job.key.namespace!r}; allowed namespaces: "
+            f"{', '.join(allowed)}",
         )
     spec = with_defaults(job.spec, runtime.spec)
     resolved = _locate(job, spec, runtime.spec)
-    if isinstance(resolved, Problem):
+    if isinstance(resolved, ResolutionError):
         return resolved
-    if broken := list(_broken_bounds(job.spec, resolved, name)):
-        return Problem("OutOfBounds", "; ".join(broken))
+    if exceeded := list(_exceeded_bounds(job.spec, resolved, name)):
+        return ResolutionError("OutOfBounds", "; ".join(exceeded))
     return resolved
 
 
+def run_policy(job: Job, resolution: ResolvedJob | ResolutionError) -> RunPolicy:
+    """The run policy of a job: with the runtime's defaults, if the job could be resolved."""
+    if isinstance(resolution, ResolvedJob):
+        return resolution.spec.run_policy
+    return job.spec.run_policy if job.spec else RunPolicy()
+
+
 def with_defaults(spec: JobSpec, runtime: RuntimeSpec) -> JobSpec:
-    """`spec` with the runtime's word where the job is silent. A new object; the input stays as it was."""
+    """A copy of `spec` with the runtime's defaults for the fields that the job does not set."""
     defaults, cluster = runtime.defaults, spec.cluster
     return spec.model_copy(
         update={
@@ -116,18 +124,18 @@ def with_defaults(spec: JobSpec, runtime: RuntimeSpec) -> JobSpec:
 
 
 def _fill(model: S, **values: object) -> S:
-    """`model` with `values` where it has None."""
+    """A copy of `model` with `values` for the fields that are None."""
     return model.model_copy(update={k: v for k, v in values.items() if v is not None and getattr(model, k) is None})
 
 
-def _locate(job: Job, spec: JobSpec, runtime: RuntimeSpec) -> Resolved | Problem:
-    """Find where images come from and the model goes to."""
+def _locate(job: Job, spec: JobSpec, runtime: RuntimeSpec) -> ResolvedJob | ResolutionError:
+    """Determine the source of the images and the destination of the model."""
     pvc, uri = _output(job, spec, runtime)
     if pvc is None:
-        return Problem(
+        return ResolutionError(
             "NoStorage",
-            "spec.output: the job's pods need a folder that they share, and neither the job nor its runtime names a "
-            "volume; write pvc: {claimName: ...}, or ask the platform team for spec.storage.claimName in the runtime",
+            "spec.output: the job's pods need a shared volume, and neither the job nor its runtime specifies one; set "
+            "pvc: {claimName: ...}, or ask the platform team to set spec.storage.claimName in the runtime",
         )
     out = f"{OUTPUT_PATH}/{pvc.path}"
     images = spec.subject.images
@@ -147,7 +155,7 @@ def _locate(job: Job, spec: JobSpec, runtime: RuntimeSpec) -> Resolved | Problem
     resources = Resources(cpu=worker.cpu, memory=worker.memory, gpu=worker.gpu)
     output = spec.output.model_copy(update={"uri": uri, "pvc": None})
     cluster = spec.cluster.model_copy(update={"resources": resources})
-    return Resolved(
+    return ResolvedJob(
         spec=spec.model_copy(update={"output": output, "cluster": cluster}),
         runtime=runtime,
         images=volume,
@@ -160,7 +168,7 @@ def _locate(job: Job, spec: JobSpec, runtime: RuntimeSpec) -> Resolved | Problem
 
 
 def _output(job: Job, spec: JobSpec, runtime: RuntimeSpec) -> tuple[VolumeClaim | None, str | None]:
-    """The folder that the job works in, and where the model is uploaded to, if anywhere."""
+    """The folder that the job works in, and the URI that the model is uploaded to, if any."""
     storage, output, name = runtime.storage, spec.output, job.key.name
     if output.pvc:
         return VolumeClaim(claim_name=output.pvc.claim_name, path=output.pvc.path or name), None
@@ -170,7 +178,7 @@ def _output(job: Job, spec: JobSpec, runtime: RuntimeSpec) -> tuple[VolumeClaim 
 
 
 def _store(spec: JobSpec, runtime: RuntimeSpec, out: str) -> str:
-    """Where class images are shared. Beyond a namespace only a URI reaches; else the volume is as far as it goes."""
+    """Where class images are shared. Sharing across namespaces needs a URI; without one, the volume is shared."""
     if spec.prior_preservation.sharing == "Job":
         return f"{out}/class-images"
     if spec.prior_preservation.sharing == "Cluster" and runtime.storage.uri:
@@ -178,17 +186,17 @@ def _store(spec: JobSpec, runtime: RuntimeSpec, out: str) -> str:
     return f"{OUTPUT_PATH}/.class-images"
 
 
-def _worker(asked: Resources, usual: PodResources) -> PodResources:
-    given = {k: v for k, v in asked.model_dump().items() if v is not None}
-    return usual.model_copy(update=given)
+def _worker(requested: Resources, default: PodResources) -> PodResources:
+    overrides = {k: v for k, v in requested.model_dump().items() if v is not None}
+    return default.model_copy(update=overrides)
 
 
-def _broken_bounds(asked: JobSpec, resolved: Resolved, runtime: str) -> list[str]:
-    """A sentence for each bound that the job breaks."""
+def _exceeded_bounds(requested: JobSpec, resolved: ResolvedJob, runtime: str) -> list[str]:
+    """A message for each bound that the job exceeds."""
     spec, bounds = resolved.spec, resolved.runtime.bounds
     workers = spec.cluster.elastic.max_workers if spec.cluster.elastic else spec.cluster.workers
     field = "spec.cluster.elastic.maxWorkers" if spec.cluster.elastic else "spec.cluster.workers"
-    most = f"the most that DreamBoothRuntime {runtime!r} allows"
+    limit = f"the limit set by DreamBoothRuntime {runtime!r}"
     numbers = (
         (field, workers, bounds.max_workers),
         ("spec.training.steps", spec.training.steps, bounds.max_steps),
@@ -200,34 +208,35 @@ def _broken_bounds(asked: JobSpec, resolved: Resolved, runtime: str) -> list[str
             bounds.max_active_deadline_seconds,
         ),
     )
-    broken = [
-        f"{path}: {value} is above {bound}, {most}; write {bound} or less"
+    exceeded = [
+        f"{path}: {value} exceeds {bound}, {limit}; set {bound} or less"
         for path, value, bound in numbers
         if value is not None and bound is not None and value > bound
     ]
     if bounds.max_active_deadline_seconds and spec.run_policy.active_deadline_seconds is None:
-        broken.append(
-            f"spec.runPolicy.activeDeadlineSeconds: missing, and DreamBoothRuntime {runtime!r} demands one; "
-            f"write {bounds.max_active_deadline_seconds} or less"
+        exceeded.append(
+            f"spec.runPolicy.activeDeadlineSeconds: is required by DreamBoothRuntime {runtime!r}; "
+            f"set {bounds.max_active_deadline_seconds} or less"
         )
     gpus = workers * resolved.worker.gpu
     if bounds.max_gpus is not None and gpus > bounds.max_gpus:
-        fewer = max(1, bounds.max_gpus // max(1, resolved.worker.gpu))
-        broken.append(
-            f"{field}: {workers} x {resolved.worker.gpu} GPUs are {gpus}, above {bounds.max_gpus}, {most}; "
-            f"write {fewer} or less"
+        max_workers = max(1, bounds.max_gpus // max(1, resolved.worker.gpu))
+        exceeded.append(
+            f"{field}: {workers} workers with {resolved.worker.gpu} GPUs each need {gpus} GPUs, which exceeds "
+            f"{bounds.max_gpus}, {limit}; set {max_workers} or less"
         )
-    return broken + list(_broken_choices(asked, resolved.runtime, bounds, runtime))
+    return exceeded + _disallowed_choices(requested, resolved.runtime, bounds, runtime)
 
 
-def _broken_choices(asked: JobSpec, runtime: RuntimeSpec, bounds: Bounds, name: str) -> list[str]:
-    broken: list[str] = []
-    image = asked.cluster.image
+def _disallowed_choices(requested: JobSpec, runtime: RuntimeSpec, bounds: Bounds, name: str) -> list[str]:
+    disallowed: list[str] = []
+    image = requested.cluster.image
     if image and image != runtime.image and not any(image.startswith(prefix) for prefix in bounds.images):
-        ways = f"an image under {', '.join(bounds.images)}" if bounds.images else "nothing: the runtime brings its own"
-        broken.append(f"spec.cluster.image: {image!r} is not allowed by DreamBoothRuntime {name!r}; write {ways}")
-    model = asked.model
+        remedy = f"use an image under {', '.join(bounds.images)}" if bounds.images else "remove the field"
+        disallowed.append(f"spec.cluster.image: {image!r} is not allowed by DreamBoothRuntime {name!r}; {remedy}")
+    model = requested.model
     if model and model.id != runtime.model.id and model.id not in bounds.models:
-        ways = ", ".join([runtime.model.id, *bounds.models])
-        broken.append(f"spec.model.id: {model.id!r} is not allowed by DreamBoothRuntime {name!r}; write one of: {ways}")
-    return broken
+        allowed = ", ".join([runtime.model.id, *bounds.models])
+        rule = f"spec.model.id: {model.id!r} is not allowed by DreamBoothRuntime {name!r}"
+        disallowed.append(f"{rule}; set one of: {allowed}")
+    return disallowed

@@ -47,7 +47,7 @@ class ApiError(Exception):
         return self.status == 409 and self.reason != "AlreadyExists"
 
     @property
-    def is_already_there(self) -> bool:
+    def is_already_exists(self) -> bool:
         """Create only: the name is taken."""
         return self.reason == "AlreadyExists"
 
@@ -153,7 +153,7 @@ class Api:
         return obj
 
     async def create(self, resource: Resource, obj: Json) -> Json:
-        """POST; ApiError.is_already_there if the name is taken."""
+        """POST; ApiError.is_already_exists if the name is taken."""
         return await self.request("POST", resource.path(obj["metadata"].get("namespace", "")), body=obj)
 
     async def apply(

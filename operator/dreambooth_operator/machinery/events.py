@@ -63,7 +63,7 @@ class Recorder:
         try:
             await self._api.create(EVENTS, body)
         except ApiError as error:
-            if not error.is_already_there:
+            if not error.is_already_exists:
                 raise
             earlier = await self._api.get(EVENTS, Key(namespace, name))
             again: Json = {"count": (earlier.get("count") or 1) + 1, "lastTimestamp": now}

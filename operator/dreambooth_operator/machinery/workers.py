@@ -35,7 +35,7 @@ async def _work(queue: WorkQueue[Key], reconcile: Reconcile, metrics: Metrics) -
         key = await queue.get()
         started = time.perf_counter()
         try:
-            again_seconds = await reconcile(key)
+            requeue_after_seconds = await reconcile(key)
         except ApiError as error:
             result = "conflict" if error.is_conflict else "refused"
             level = logging.DEBUG if error.is_conflict else logging.WARNING
@@ -49,8 +49,8 @@ async def _work(queue: WorkQueue[Key], reconcile: Reconcile, metrics: Metrics) -
         else:
             result = "ok"
             queue.succeeded(key)
-            if again_seconds is not None:
-                queue.add_after(key, again_seconds)
+            if requeue_after_seconds is not None:
+                queue.add_after(key, requeue_after_seconds)
         finally:
             queue.done(key)
         metrics.reconciled(result, time.perf_counter() - started)

@@ -27,7 +27,7 @@ from dreambooth_api.fields import DNS_LABEL
 from dreambooth_api.progress import ProgressMessage, parse_message
 from dreambooth_api.status import ReportedStatus
 from dreambooth_operator.controller.names import attempt_name, base_name
-from dreambooth_operator.controller.views import Job, read_job
+from dreambooth_operator.controller.observed import Job, read_job
 from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiError
 from dreambooth_operator.machinery.resources import Json, Key
 from dreambooth_operator.resources import JOBS

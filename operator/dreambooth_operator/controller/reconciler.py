@@ -1,7 +1,7 @@
-"""Where decisions meet the API server: mirrors what a decision needs, and carries it out.
+"""The reconciler: mirrors the objects that a decision needs, and carries decisions out.
 
-Caches may lag, so what cannot be taken back is checked against the server first: a RayJob is believed
-gone only when the server says so, and created only if the job is still the one that was decided about.
+Caches may be stale, so irreversible steps are checked against the API server first: a RayJob counts as gone only if the
+server does not have it, and is created only if the job has not changed since it was observed.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ from typing import Protocol
 from pydantic_core import from_json
 
 from dreambooth_api.status import CONTROL_FIELDS, TERMINAL, Failure, JobStatus
+from dreambooth_operator.controller.actions import Create, Decision, Delete, DeleteJob, SetFinalizer, WriteStatus
 from dreambooth_operator.controller.decide import decide
-from dreambooth_operator.controller.draft import Create, Decision, Delete, DeleteJob, SetFinalizer, WriteStatus
 from dreambooth_operator.controller.names import erase_name
-from dreambooth_operator.controller.rayjob import Settings
-from dreambooth_operator.controller.resolve import choose_runtime, resolve
-from dreambooth_operator.controller.views import (
+from dreambooth_operator.controller.observed import (
     EraseJob,
     Job,
     Observed,
@@ -35,6 +33,8 @@ from dreambooth_operator.controller.views import (
     read_runtime,
     trim_job,
 )
+from dreambooth_operator.controller.resolve import choose_runtime, resolve
+from dreambooth_operator.controller.settings import Settings
 from dreambooth_operator.machinery.client import Api, ApiError
 from dreambooth_operator.machinery.events import Event, Recorder
 from dreambooth_operator.machinery.queue import WorkQueue
@@ -52,12 +52,12 @@ from dreambooth_operator.resources import (
 
 log = logging.getLogger(__name__)
 FIELD_MANAGER = "dreambooth-controller"
-# A status write is followed by another look at once; more in a row than this would be a loop.
-_MOST_PASSES = 8
+# Each status write is followed by another decision. More writes in a row than this indicate a loop.
+_MAX_PASSES = 8
 
 
-class _RefusedError(Exception):
-    """The API server will not take a child, and says why."""
+class _ChildRejectedError(Exception):
+    """The API server has rejected a child."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
@@ -69,20 +69,20 @@ class _Owned(Protocol):
     def owner(self) -> str: ...
 
 
-class Children:
-    """Which children a job has, from the caches of their kinds; a change of one wakes its job."""
+class ChildIndex:
+    """The children of each job, by owner. A change of a child enqueues its job."""
 
-    def __init__(self, wake: Callable[[Key], None]) -> None:
-        self._wake = wake
+    def __init__(self, enqueue: Callable[[Key], None]) -> None:
+        self._enqueue = enqueue
         self._of: dict[Key, set[Key]] = defaultdict(set)
         self._owner: dict[Key, Key] = {}
 
-    def changed(self, child: Key, view: _Owned | None) -> None:
-        """A child came or changed (`view`), or went (None)."""
-        owner = Key(child.namespace, view.owner) if view else self._owner.get(child)
+    def changed(self, child: Key, child_object: _Owned | None) -> None:
+        """Record that a child was added or changed, or deleted if `child_object` is None."""
+        owner = Key(child.namespace, child_object.owner) if child_object else self._owner.get(child)
         if owner is None:
             return
-        if view:
+        if child_object:
             self._owner[child] = owner
             self._of[owner].add(child)
         else:
@@ -90,15 +90,15 @@ class Children:
             self._of[owner].discard(child)
             if not self._of[owner]:
                 del self._of[owner]
-        self._wake(owner)
+        self._enqueue(owner)
 
     def of(self, owner: Key) -> list[Key]:
-        """The keys of the children of `owner`, in order."""
+        """The keys of the children of `owner`, sorted."""
         return sorted(self._of.get(owner, ()))
 
 
-class Controller:
-    """Reconciles DreamBoothJobs. `queue` is filled by the mirrors in `reflectors`, which somebody must run."""
+class Reconciler:
+    """Reconciles DreamBoothJobs. `reflectors` fill `queue`; the caller runs them."""
 
     def __init__(self, api: Api, settings: Settings, *, now: Callable[[], datetime]) -> None:
         self._api = api
@@ -107,7 +107,7 @@ class Controller:
         self._recorder = Recorder(api, "dreambooth-operator")
         self.queue: WorkQueue[Key] = WorkQueue()
         self.on_event: Callable[[Event], None] = lambda _: None
-        self._ray_jobs_of, self._clusters_of, self._erase_of = (Children(self.queue.add) for _ in range(3))
+        self._ray_jobs_of, self._clusters_of, self._erase_of = (ChildIndex(self.queue.add) for _ in range(3))
         self._jobs: Reflector[bytes] = Reflector(api, JOBS, project=trim_job, on_change=self.queue.add)
         self._runtimes: Reflector[Runtime] = Reflector(
             api, RUNTIMES, project=read_runtime, on_change=self._runtime_changed
@@ -137,43 +137,43 @@ class Controller:
 
     @property
     def is_synced(self) -> bool:
-        """Whether all mirrors have been filled once."""
+        """Whether all caches have been filled once."""
         return all(reflector.synced.is_set() for reflector in self.reflectors)
 
     @property
     def job_count(self) -> int:
-        """How many jobs there are."""
+        """Number of cached jobs."""
         return len(self._jobs.cache)
 
     async def reconcile(self, key: Key) -> float | None:
-        """Bring one job closer to what it should be; answers when to look again, None for "on a change"."""
+        """Reconcile one job. Returns after how many seconds to do so again; None for "on the next change"."""
         raw = self._jobs.cache.get(key)
         if raw is None:
             return None
         job = read_job(from_json(raw))
-        refusal: Failure | None = None
-        for _ in range(_MOST_PASSES):
-            decision = await self._decide(job, refusal)
+        create_failure: Failure | None = None
+        for _ in range(_MAX_PASSES):
+            decision = await self._decide(job, create_failure)
             try:
                 written = await self._carry_out(job, decision)
-            except _RefusedError as refused:
-                refusal = refused.failure
+            except _ChildRejectedError as rejected:
+                create_failure = rejected.failure
                 continue
             except ApiError as error:
-                if error.is_not_found:  # deleted meanwhile; the watch will say so
+                if error.is_not_found:  # deleted meanwhile; the watch will report it
                     return None
                 raise
             if written is None:
-                return decision.again_seconds
-            job, refusal = written, None
-        log.warning("%s: %d status writes in a row", key, _MOST_PASSES)
+                return decision.requeue_after_seconds
+            job, create_failure = written, None
+        log.warning("%s: %d status writes in a row", key, _MAX_PASSES)
         return 1.0
 
-    async def _decide(self, job: Job, refusal: Failure | None) -> Decision:
+    async def _decide(self, job: Job, create_failure: Failure | None) -> Decision:
         name = choose_runtime(job.spec) if job.spec else ""
         runtimes = {key.name for key in self._runtimes.cache}
         resolution = resolve(job, self._runtimes.cache.get(Key("", name)), sorted(runtimes))
-        observed = replace(await self._observe(job), refusal=refusal)
+        observed = replace(await self._observe(job), create_failure=create_failure)
         return decide(job, resolution, observed, self._now(), self._settings)
 
     async def _observe(self, job: Job) -> Observed:
@@ -181,7 +181,7 @@ class Controller:
         clusters = [self._clusters.cache[key] for key in self._clusters_of.of(job.key)]
         name = job.status.ray_job_name
         if name and job.status.phase not in TERMINAL and not any(r.name == name for r in ray_jobs):
-            # The cache may not have caught up with what another process did.
+            # The cache may not contain yet what another process has created.
             try:
                 ray_jobs.append(read_ray_job(await self._api.get(RAY_JOBS, Key(job.key.namespace, name))))
             except ApiError as error:
@@ -191,7 +191,7 @@ class Controller:
         return Observed(tuple(ray_jobs), tuple(clusters), erase)
 
     async def _carry_out(self, job: Job, decision: Decision) -> Job | None:
-        """Act in order; the job as written if its status was written, else None."""
+        """Execute the actions in order. Returns the written job if the status was written, else None."""
         written: Job | None = None
         fresh = False
         for action in decision.actions:
@@ -210,8 +210,8 @@ class Controller:
                         await self._api.create(resource, obj)
                     except ApiError as error:
                         if error.status in (400, 403, 422):
-                            raise _RefusedError(_refusal(resource, error)) from error
-                        if not error.is_already_there:
+                            raise _ChildRejectedError(_rejection(resource, error)) from error
+                        if not error.is_already_exists:
                             raise
                 case Delete(resource, key, uid):
                     await self._api.delete(resource, key, uid=uid, foreground=True)
@@ -222,7 +222,7 @@ class Controller:
         return written
 
     async def _write_status(self, job: Job, status: JobStatus) -> Json:
-        """Apply our part of the status, if nobody has touched the job since; ApiError.is_conflict if so."""
+        """Apply the controller's fields of the status. Raises a conflict if the job has changed since it was read."""
         content = status.model_dump(mode="json", by_alias=True, exclude_none=True)
         obj: Json = {
             "apiVersion": JOBS.api_version,
@@ -233,7 +233,7 @@ class Controller:
         return await self._api.apply(JOBS, obj, manager=FIELD_MANAGER, subresource="status")
 
     async def _check_fresh(self, job: Job) -> None:
-        """Raise a conflict unless the server has the very job that was decided about."""
+        """Raise a conflict if the job on the server is not the observed one."""
         metadata = (await self._api.get(JOBS, job.key))["metadata"]
         if metadata["uid"] != job.uid or metadata["resourceVersion"] != job.resource_version:
             raise ApiError(409, "Conflict", "the job changed since it was read")
@@ -243,16 +243,16 @@ class Controller:
         metadata: Json = {"finalizers": finalizers, "resourceVersion": job.resource_version}
         await self._api.merge(JOBS, job.key, {"metadata": metadata})
 
-    def _runtime_changed(self, runtime: Key) -> None:
-        """Wake the jobs that may have waited for this runtime: those that are over need none."""
+    def _runtime_changed(self, _runtime: Key) -> None:
+        """Enqueue all jobs that have not finished, because any of them may use this runtime."""
         for key, raw in self._jobs.cache.items():
             if b'"phase":"Succeeded"' not in raw and b'"phase":"Failed"' not in raw:
                 self.queue.add(key)
 
 
-def _refusal(resource: Resource, error: ApiError) -> Failure:
-    """Invalid stays invalid; forbidden may pass, as a quota does."""
-    message = f"The API server does not take the {resource.kind}: {error.message}"
+def _rejection(resource: Resource, error: ApiError) -> Failure:
+    """An invalid child stays invalid; one that is forbidden, for example by a quota, can succeed later."""
+    message = f"The API server rejected the {resource.kind}: {error.message}"
     return Failure(reason=f"{resource.kind}Refused", message=message, retryable=error.status == 403)
 
 

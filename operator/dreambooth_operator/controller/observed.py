@@ -1,6 +1,6 @@
-"""What the controller sees: a job, its runtime and its children, read once from what the server sent.
+"""Observed objects: a job, its runtime and its children, parsed from what the API server sent. Pure.
 
-Pure and small: of a RayJob only what a decision needs is kept, so that ten thousand cost little.
+Only what a decision needs is kept, so that ten thousand RayJobs fit into little memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dreambooth_operator.resources import JOB_LABEL, JOBS
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A DreamBoothJob. `spec` is None where it does not hold together; `problems` says why."""
+    """A DreamBoothJob. `spec` is None if it is not valid, and `problems` explains why."""
 
     key: Key
     uid: str
@@ -36,7 +36,7 @@ class Job:
 
     @property
     def reference(self) -> Json:
-        """As events and owner references name it."""
+        """An object reference, for events and owner references."""
         return {
             "apiVersion": JOBS.api_version,
             "kind": JOBS.kind,
@@ -47,7 +47,7 @@ class Job:
 
 
 def trim_job(obj: Json) -> bytes:
-    """What is kept of a listed job: all but the bulk that only the server needs."""
+    """A listed job as JSON, without the metadata that only the API server needs."""
     metadata = obj["metadata"]
     metadata.pop("managedFields", None)
     metadata.get("annotations", {}).pop("kubectl.kubernetes.io/last-applied-configuration", None)
@@ -55,7 +55,7 @@ def trim_job(obj: Json) -> bytes:
 
 
 def read_job(obj: Json) -> Job:
-    """Never raises for what a user can write: what does not hold together lands in `problems`."""
+    """Never raises for anything that a user can write: validation errors are returned in `problems`."""
     metadata = obj["metadata"]
     spec, problems = _read_spec(obj)
     return Job(
@@ -73,15 +73,15 @@ def read_job(obj: Json) -> Job:
 
 
 def _read_spec(obj: Json) -> tuple[JobSpec | None, tuple[str, ...]]:
-    whole = {key: obj[key] for key in ("apiVersion", "kind", "spec") if key in obj}
+    document = {key: obj[key] for key in ("apiVersion", "kind", "spec") if key in obj}
     name = {"name": obj["metadata"]["name"], "namespace": obj["metadata"]["namespace"]}
     try:
-        return DreamBoothJob.model_validate({**whole, "metadata": name}).spec, ()
+        return DreamBoothJob.model_validate({**document, "metadata": name}).spec, ()
     except ValidationError as error:
-        return None, tuple(_sentence(issue) for issue in error.errors(include_url=False))
+        return None, tuple(_issue_message(issue) for issue in error.errors(include_url=False))
 
 
-def _sentence(issue: ErrorDetails) -> str:
+def _issue_message(issue: ErrorDetails) -> str:
     """One pydantic error as "spec.training.steps: 0: Input should be greater than or equal to 1"."""
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in issue["loc"]).lstrip(".")
     if at := issue.get("ctx", {}).get("at"):
@@ -91,7 +91,7 @@ def _sentence(issue: ErrorDetails) -> str:
 
 
 def _read_status(raw: Json) -> JobStatus:
-    """A status that somebody has broken by hand is read as if it were empty, and then written anew."""
+    """An invalid status, which only a user can have written, counts as empty and is replaced."""
     try:
         return JobStatus.model_validate(raw)
     except ValidationError:
@@ -108,19 +108,23 @@ class Runtime:
 
 
 def read_runtime(obj: Json) -> Runtime:
-    """Never raises: what does not hold together lands in `problems`."""
+    """Never raises: validation errors are returned in `problems`."""
     name = obj["metadata"]["name"]
     try:
         return Runtime(name, RuntimeSpec.model_validate(obj.get("spec") or {}))
     except ValidationError as error:
-        return Runtime(name, None, tuple(_sentence(issue) for issue in error.errors(include_url=False)))
+        return Runtime(name, None, tuple(_issue_message(issue) for issue in error.errors(include_url=False)))
 
 
 @dataclass(frozen=True, slots=True)
 class RayJob:
-    """One attempt, as KubeRay tells it.
+    """A RayJob, which is one attempt.
 
-    `owner` is the DreamBoothJob's name; `deployment`, `job` and `reason` are KubeRay's own words.
+    Attributes:
+        owner: name of the DreamBoothJob.
+        deployment: status.jobDeploymentStatus.
+        job: status.jobStatus, the status of the submitted Ray job.
+        cluster: name of the RayCluster.
     """
 
     name: str
@@ -137,12 +141,12 @@ class RayJob:
 
     @property
     def ended(self) -> bool:
-        """Whether KubeRay will do no more about it."""
+        """Whether KubeRay has finished with it."""
         return self.deployment in ("Complete", "Failed", "ValidationFailed")
 
 
 def read_ray_job(obj: Json) -> RayJob:
-    """Pick what counts from a RayJob."""
+    """Parse a RayJob."""
     metadata, status = obj["metadata"], part(obj, "status")
     owners = parts(metadata, "ownerReferences")
     return RayJob(
@@ -162,10 +166,14 @@ def read_ray_job(obj: Json) -> RayJob:
 
 @dataclass(frozen=True, slots=True)
 class RayCluster:
-    """The pods of an attempt.
+    """A RayCluster, which has the pods of one attempt.
 
-    `head` is the head pod's name, `head_gone` says that there is none any more, `trouble` why the cluster
-    is not whole.
+    Attributes:
+        owner: name of the DreamBoothJob.
+        ray_job: name of the RayJob that created the cluster.
+        head: name of the head pod.
+        head_gone: whether the head pod no longer exists.
+        trouble: why not all pods are ready.
     """
 
     name: str
@@ -181,23 +189,23 @@ class RayCluster:
 
 
 def read_ray_cluster(obj: Json) -> RayCluster:
-    """Pick what counts from a RayCluster."""
+    """Parse a RayCluster."""
     metadata, status = obj["metadata"], part(obj, "status")
     conditions = {condition["type"]: condition for condition in parts(status, "conditions")}
 
-    def holds(kind: str) -> bool:
+    def is_true(kind: str) -> bool:
         return part(conditions, kind).get("status") == "True"
 
-    failing = part(conditions, "ReplicaFailure") if holds("ReplicaFailure") else part(conditions, "HeadPodReady")
+    failing = part(conditions, "ReplicaFailure") if is_true("ReplicaFailure") else part(conditions, "HeadPodReady")
     trouble = f"{failing.get('reason', '')}: {failing.get('message', '')}" if failing.get("message") else ""
     return RayCluster(
         name=metadata["name"],
         owner=_job_of(obj),
         ray_job=part(metadata, "labels").get("ray.io/originated-from-cr-name", ""),
         head=part(status, "head").get("podName") or "",
-        head_ready=holds("HeadPodReady"),
+        head_ready=is_true("HeadPodReady"),
         head_gone=part(conditions, "HeadPodReady").get("reason") == "HeadPodNotFound",
-        provisioned=holds("RayClusterProvisioned"),
+        provisioned=is_true("RayClusterProvisioned"),
         workers_ready=status.get("readyWorkerReplicas") or 0,
         workers_wanted=status.get("desiredWorkerReplicas") or 0,
         trouble="" if trouble.endswith(": ") else trouble[:1000],
@@ -206,7 +214,7 @@ def read_ray_cluster(obj: Json) -> RayCluster:
 
 @dataclass(frozen=True, slots=True)
 class EraseJob:
-    """The batch Job that removes what a deleted job made."""
+    """The batch Job that deletes the data of a deleted job."""
 
     owner: str
     succeeded: bool
@@ -215,7 +223,7 @@ class EraseJob:
 
 
 def read_erase_job(obj: Json) -> EraseJob:
-    """Pick what counts from a batch Job."""
+    """Parse a batch Job."""
     ended = {c["type"]: c for c in parts(part(obj, "status"), "conditions") if c["status"] == "True"}
     failed = part(ended, "Failed")
     return EraseJob(_job_of(obj), "Complete" in ended, bool(failed), str(failed.get("message", "")))
@@ -223,27 +231,27 @@ def read_erase_job(obj: Json) -> EraseJob:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """The children of one job, by name, as the caches have them.
+    """The children of one job, as cached.
 
-    `refusal` is what the API server said when it would not take a child of the open attempt.
+    `create_failure` is set if the API server has rejected a child of the open attempt.
     """
 
     ray_jobs: tuple[RayJob, ...] = ()
     clusters: tuple[RayCluster, ...] = ()
     erase: EraseJob | None = None
-    refusal: Failure | None = None
+    create_failure: Failure | None = None
 
     def ray_job(self, name: str | None) -> RayJob | None:
-        """The RayJob of this name, if it is there."""
+        """The RayJob of this name, if it exists."""
         return next((r for r in self.ray_jobs if r.name == name), None)
 
     def cluster_of(self, ray_job: str) -> RayCluster | None:
-        """The RayCluster that a RayJob made, if it is there."""
+        """The RayCluster of a RayJob, if it exists."""
         return next((c for c in self.clusters if c.ray_job == ray_job), None)
 
 
 def _job_of(obj: Json) -> str:
-    """The name of the job that a child belongs to; empty if it is nobody's."""
+    """The name of the job that a child belongs to; empty if it has none."""
     return part(obj, "metadata", "labels").get(JOB_LABEL, "")
 
 

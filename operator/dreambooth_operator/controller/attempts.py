@@ -1,0 +1,132 @@
+"""The life of one attempt: start, creation of its children, monitoring, and its end. Pure."""
+
+from __future__ import annotations
+
+from dreambooth_api.job import RunPolicy
+from dreambooth_api.status import ConditionType, Failure, Phase
+from dreambooth_operator.controller.actions import Create
+from dreambooth_operator.controller.builder import DecisionBuilder
+from dreambooth_operator.controller.children.attempt import attempt_children
+from dreambooth_operator.controller.completion import close_attempt, fail_job, succeed_job
+from dreambooth_operator.controller.failures import classify_failure
+from dreambooth_operator.controller.names import attempt_name
+from dreambooth_operator.controller.observed import Observed, RayJob
+from dreambooth_operator.controller.policies.deadline import deadline_exceeded, pause_clock, start_clock
+from dreambooth_operator.controller.policies.pod_timeouts import head_lost, pods_ready_timeout
+from dreambooth_operator.controller.policies.suspension import suspend_attempt
+from dreambooth_operator.controller.queueing.select import select_queue
+from dreambooth_operator.controller.resolve import ResolutionError, ResolvedJob, run_policy
+from dreambooth_operator.controller.settings import Settings
+from dreambooth_operator.controller.status import set_running_conditions
+
+_C = ConditionType
+
+
+def start_attempt(builder: DecisionBuilder, policy: RunPolicy) -> None:
+    """Open the next attempt, in the status only. Its RayJob is created once the status is written."""
+    status, attempt = builder.status, builder.status.attempts + 1
+    name, queue = attempt_name(builder.job, attempt), select_queue(policy)
+    builder.set_phase(Phase.QUEUED if queue.starts_suspended else Phase.STARTING)
+    builder.set_fields(
+        attempts=attempt,
+        ray_job_name=name,
+        ray_job_uid=None,
+        head_pod=None,
+        head_lost_since=None,
+        next_attempt_time=None,
+        start_time=status.start_time or builder.now,
+        active_since=None if queue.starts_suspended else builder.now,
+    )
+    builder.set_condition(_C.ACCEPTED, "True", "Valid", "The spec is valid and within the runtime's bounds.")
+    if queue.starts_suspended:
+        builder.set_condition(_C.QUEUED, "True", "Waiting", queue.waiting_message(name))
+    builder.set_condition(_C.CLUSTER_READY, "False", "Starting", "The Ray cluster is being created.")
+    builder.record_event("Normal", "AttemptStarted", f"Attempt {attempt} starts as RayJob {name}.")
+    builder.requeue_after(0)
+
+
+def monitor_attempt(
+    builder: DecisionBuilder, resolution: ResolvedJob | ResolutionError, observed: Observed, settings: Settings
+) -> None:
+    """Create the RayJob of the open attempt, follow it, and close the attempt when it ends."""
+    status, policy = builder.status, run_policy(builder.job, resolution)
+    ray_job = observed.ray_job(status.ray_job_name)
+    builder.delete_ray_jobs(r for r in observed.ray_jobs if r is not ray_job)
+    if ray_job is None:
+        if observed.create_failure:
+            close_attempt(builder, observed.create_failure, policy, settings)
+            return
+        if status.ray_job_uid is None and not policy.suspend:
+            _create_children(builder, resolution, settings)
+            return
+        if status.ray_job_uid is not None:
+            deleted = Failure(reason="RayJobDeleted", message=f"RayJob {status.ray_job_name} was deleted.")
+            close_attempt(builder, deleted, policy, settings)
+            return
+    elif ray_job.owner_uid != builder.job.uid or (status.ray_job_uid or ray_job.uid) != ray_job.uid:
+        taken = Failure(reason="NameTaken", message=f"RayJob {ray_job.name} exists but does not belong to this job.")
+        close_attempt(builder, taken, policy, settings)
+        return
+    elif status.ray_job_uid is None:
+        builder.set_fields(ray_job_uid=ray_job.uid)
+    if ray_job is not None and ray_job.ended:
+        _end_attempt(builder, ray_job, policy, settings)
+    elif policy.suspend:
+        suspend_attempt(builder, observed)
+    else:
+        assert ray_job is not None
+        _follow_ray_job(builder, ray_job, policy, observed, settings)
+
+
+def _create_children(builder: DecisionBuilder, resolution: ResolvedJob | ResolutionError, settings: Settings) -> None:
+    if isinstance(resolution, ResolutionError):  # the runtime changed between the status write and the creation
+        failure = Failure(reason=resolution.reason, message=resolution.message)
+        close_attempt(builder, failure, RunPolicy(), settings, counts=False)
+        return
+    children = attempt_children(builder.job, builder.status.attempts, resolution, settings)
+    builder.add(*(Create(resource, obj) for resource, obj in children))
+
+
+def _follow_ray_job(
+    builder: DecisionBuilder, ray_job: RayJob, policy: RunPolicy, observed: Observed, settings: Settings
+) -> None:
+    """Update the status of an attempt that has neither ended nor been suspended, and enforce its time limits."""
+    if ray_job.deleting:  # by somebody else; the attempt is closed when the RayJob is gone
+        return
+    queue = select_queue(policy)
+    if not queue.is_admitted(ray_job):
+        pause_clock(builder)
+        builder.set_phase(Phase.QUEUED)
+        builder.set_condition(_C.QUEUED, "True", "Waiting", queue.waiting_message(ray_job.name))
+        builder.set_condition(_C.CLUSTER_READY, "False", "Queued")
+        builder.set_fields(head_pod=None, head_lost_since=None)  # the RayJob gets a new head once it is admitted
+        return
+    start_clock(builder)
+    queued = builder.condition(_C.QUEUED)
+    if queued and queued.status == "True":
+        builder.set_condition(_C.QUEUED, "False", "Admitted")
+    if exceeded := deadline_exceeded(builder, policy):
+        fail_job(builder, exceeded.reason, exceeded.message)
+        builder.delete_ray_jobs(observed.ray_jobs)
+        return
+    cluster = observed.cluster_of(ray_job.name)
+    running = ray_job.deployment == "Running"
+    if lost := head_lost(builder, cluster, running=running, grace_seconds=settings.head_grace_seconds):
+        close_attempt(builder, lost, policy, settings)
+        builder.delete_ray_jobs(observed.ray_jobs)
+        return
+    set_running_conditions(builder, cluster, running=running)
+    if not running and (late := pods_ready_timeout(builder, cluster, timeout_seconds=settings.pods_ready_seconds)):
+        close_attempt(builder, late, policy, settings, counts=False)
+        builder.delete_ray_jobs(observed.ray_jobs)
+        return
+    if running and builder.status.phase is not Phase.RUNNING:
+        builder.record_event("Normal", "Running", f"RayJob {ray_job.name} runs the trainer.")
+    builder.set_phase(Phase.RUNNING if running else Phase.STARTING)
+
+
+def _end_attempt(builder: DecisionBuilder, ray_job: RayJob, policy: RunPolicy, settings: Settings) -> None:
+    if failure := classify_failure(ray_job, builder.status):
+        close_attempt(builder, failure, policy, settings)
+    else:
+        succeed_job(builder)

@@ -1,0 +1,31 @@
+"""ConfigMap with the resolved job file, which all pods of an attempt mount."""
+
+from __future__ import annotations
+
+import yaml
+
+from dreambooth_api import environment
+from dreambooth_api.job import API_VERSION, KIND
+from dreambooth_operator.controller.children.metadata import child_metadata
+from dreambooth_operator.controller.observed import Job
+from dreambooth_operator.controller.resolve import ResolvedJob
+from dreambooth_operator.machinery.resources import CONFIG_MAPS, Json
+
+
+def build_config_map(job: Job, name: str, resolved: ResolvedJob) -> Json:
+    """Immutable, because an attempt must not change while it runs."""
+    return {
+        "apiVersion": CONFIG_MAPS.api_version,
+        "kind": CONFIG_MAPS.kind,
+        "metadata": child_metadata(job, name),
+        "immutable": True,
+        "data": {environment.JOB_FILE_NAME: job_file(job, resolved)},
+    }
+
+
+def job_file(job: Job, resolved: ResolvedJob) -> str:
+    """The job in YAML as the trainer reads it, with mounted paths in place of volumes."""
+    metadata = {"name": job.key.name, "namespace": job.key.namespace}
+    spec = resolved.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+    document = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)

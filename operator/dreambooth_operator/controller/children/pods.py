@@ -1,0 +1,108 @@
+"""Pod templates and containers, shared by the RayJob and the erase job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dreambooth_api import environment
+from dreambooth_api.runtime import PodResources
+from dreambooth_operator.controller.children.metadata import child_labels
+from dreambooth_operator.controller.names import attempt_name, base_name, erase_name
+from dreambooth_operator.controller.observed import Job
+from dreambooth_operator.controller.resolve import ResolvedJob
+from dreambooth_operator.controller.settings import AUDIENCE
+from dreambooth_operator.machinery.resources import Json
+
+_TOKEN_SECONDS = 3600
+_SCRATCH = "/tmp"  # noqa: S108 - a volume
+_USER = 1000  # user "ray" of the Ray images
+
+
+def build_container(name: str, resolved: ResolvedJob, resources: PodResources, variables: list[Json]) -> Json:
+    """A container with the trainer's image and mounts."""
+    runtime = resolved.runtime
+    limits: dict[str, str] = {"memory": resources.memory}
+    if resources.gpu:
+        limits[runtime.pods.gpu_resource] = str(resources.gpu)
+    container: Json = {
+        "name": name,
+        "image": resolved.spec.cluster.image,
+        "imagePullPolicy": runtime.image_pull_policy,
+        # The root file system is read-only; Ray, Triton and matplotlib write to HOME and /tmp.
+        "env": [{"name": "HOME", "value": _SCRATCH}, {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}, *variables],
+        # CPU has no limit, so that idle cores can be used. KubeRay passes the request to Ray, rounded up.
+        "resources": {"requests": {"cpu": resources.cpu, **limits}, "limits": limits},
+        "securityContext": container_security_context(),
+        "volumeMounts": _mounts(resolved),
+    }
+    if secret := runtime.storage.credentials_secret:
+        container["envFrom"] = [{"secretRef": {"name": secret}}]
+    return container
+
+
+def build_pod_template(
+    job: Job,
+    resolved: ResolvedJob,
+    container: Json,
+    *,
+    attempt: int | None = None,
+    automount: bool = False,
+    restart: str = "",
+) -> Json:
+    """A pod template of an attempt, or of the erase job if `attempt` is None."""
+    spec, name = resolved.spec, attempt_name(job, attempt) if attempt else erase_name(job)
+    pod: Json = {
+        "serviceAccountName": base_name(job),
+        "automountServiceAccountToken": automount,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "fsGroup": _USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": _volumes(resolved, name),
+    }
+    if spec.cluster.node_selector:
+        pod["nodeSelector"] = dict(spec.cluster.node_selector)
+    if spec.cluster.tolerations:
+        pod["tolerations"] = [
+            toleration.model_dump(by_alias=True, exclude_none=True) for toleration in spec.cluster.tolerations
+        ]
+    if spec.run_policy.priority_class_name:
+        pod["priorityClassName"] = spec.run_policy.priority_class_name
+    if restart:
+        pod["restartPolicy"] = restart
+    return {"metadata": {"labels": child_labels(job, attempt)}, "spec": pod}
+
+
+def container_security_context() -> dict[str, Any]:
+    """What the restricted Pod Security Standard requires of a container, and a read-only root file system."""
+    return {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+
+
+def _volumes(resolved: ResolvedJob, config_map: str) -> list[Json]:
+    token = {"audience": AUDIENCE, "expirationSeconds": _TOKEN_SECONDS, "path": "token"}
+    volumes: list[Json] = [
+        {"name": "job", "configMap": {"name": config_map}},
+        {"name": "output", "persistentVolumeClaim": {"claimName": resolved.claim}},
+        {"name": "progress-token", "projected": {"sources": [{"serviceAccountToken": token}]}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": resolved.runtime.pods.shared_memory}},
+        {"name": "tmp", "emptyDir": {}},
+    ]
+    if resolved.images:
+        volumes.append({"name": "images", **resolved.images})
+    return volumes
+
+
+def _mounts(resolved: ResolvedJob) -> list[Json]:
+    mounts: list[Json] = [
+        {"name": "job", "mountPath": environment.JOB_PATH, "readOnly": True},
+        {"name": "output", "mountPath": environment.OUTPUT_PATH},
+        {"name": "progress-token", "mountPath": environment.TOKEN_PATH, "readOnly": True},
+        {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - a volume
+        {"name": "tmp", "mountPath": _SCRATCH},
+    ]
+    if resolved.images:
+        mounts.append({"name": "images", "mountPath": environment.IMAGES_PATH, "readOnly": True})
+    return mounts

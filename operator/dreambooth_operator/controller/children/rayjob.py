@@ -1,0 +1,103 @@
+"""RayJob of one attempt."""
+
+from __future__ import annotations
+
+from dreambooth_api import environment
+from dreambooth_api.runtime import PodResources
+from dreambooth_operator.controller.children.metadata import child_metadata
+from dreambooth_operator.controller.children.pods import (
+    build_container,
+    build_pod_template,
+    container_security_context,
+)
+from dreambooth_operator.controller.names import attempt_name
+from dreambooth_operator.controller.observed import Job
+from dreambooth_operator.controller.queueing.select import select_queue
+from dreambooth_operator.controller.resolve import ResolvedJob
+from dreambooth_operator.controller.settings import Settings
+from dreambooth_operator.machinery.resources import Json
+from dreambooth_operator.resources import RAY_JOBS
+
+ENTRYPOINT = f'{" ".join(environment.TRAINER_COMMAND)} run {environment.JOB_FILE} --out "${environment.OUT}"'
+# KubeRay's own probe has an initial delay of ten seconds and a period of five, and a job is submitted only when all
+# pods are ready.
+_READINESS_PROBE = {
+    "httpGet": {"path": "/api/healthz", "port": 52365},
+    "periodSeconds": 2,
+    "timeoutSeconds": 5,
+    "failureThreshold": 10,
+}
+
+
+def build_ray_job(job: Job, attempt: int, resolved: ResolvedJob, settings: Settings) -> Json:
+    """The RayJob whose entrypoint is the trainer. It makes one attempt; the operator starts the retries."""
+    queue = select_queue(resolved.spec.run_policy)
+    metadata = child_metadata(job, attempt_name(job, attempt), attempt=attempt)
+    metadata["labels"] |= queue.labels
+    # KubeRay copies the annotation to the RayCluster: it does not replace a dead head pod, which would run the trainer
+    # a second time.
+    metadata["annotations"] = {"ray.io/disable-provisioned-head-restart": "true", **queue.annotations}
+    return {
+        "apiVersion": RAY_JOBS.api_version,
+        "kind": RAY_JOBS.kind,
+        "metadata": metadata,
+        "spec": {
+            "entrypoint": ENTRYPOINT,
+            "submissionMode": "HTTPMode",
+            "backoffLimit": 0,  # the operator counts the retries
+            "shutdownAfterJobFinishes": True,
+            "suspend": queue.starts_suspended,
+            "rayClusterSpec": _cluster_spec(job, attempt, resolved, settings),
+        },
+    }
+
+
+def _cluster_spec(job: Job, attempt: int, resolved: ResolvedJob, settings: Settings) -> Json:
+    spec, runtime = resolved.spec, resolved.runtime
+    variables = _variables(job, attempt, resolved, settings)
+
+    def template(container_name: str, resources: PodResources, *, automount: bool = False, restart: str = "") -> Json:
+        container = build_container(container_name, resolved, resources, variables)
+        container["readinessProbe"] = _READINESS_PROBE
+        return build_pod_template(job, resolved, container, attempt=attempt, automount=automount, restart=restart)
+
+    elastic, workers = spec.cluster.elastic, spec.cluster.workers
+    min_workers, max_workers = (elastic.min_workers, elastic.max_workers) if elastic else (workers, workers)
+    cluster: Json = {
+        "rayVersion": runtime.ray_version,
+        # KubeRay creates a Secret with a token for each cluster. Without the token Ray rejects all requests.
+        "authOptions": {"mode": "token"},
+        "headGroupSpec": {
+            # Ray schedules no work on the head.
+            "rayStartParams": {"num-cpus": "0", "num-gpus": "0"},
+            # A head container that restarts in place would run the trainer a second time.
+            "template": template("ray-head", runtime.pods.head, automount=elastic is not None, restart="Never"),
+        },
+        "workerGroupSpecs": [
+            {
+                "groupName": "workers",
+                "replicas": min(max(workers, min_workers), max_workers),
+                "minReplicas": min_workers,
+                "maxReplicas": max_workers,
+                "rayStartParams": {},
+                "template": template("ray-worker", resolved.worker),
+            }
+        ],
+    }
+    if elastic:
+        cluster["enableInTreeAutoscaling"] = True
+        cluster["autoscalerOptions"] = {"securityContext": container_security_context()}
+    return cluster
+
+
+def _variables(job: Job, attempt: int, resolved: ResolvedJob, settings: Settings) -> list[Json]:
+    """The environment variables of the trainer, in all pods of an attempt."""
+    url = f"{settings.progress_url}/v1/jobs/{job.key.namespace}/{job.key.name}/attempts/{attempt}"
+    shown = f"pvc://{resolved.claim}{resolved.out.removeprefix(environment.OUTPUT_PATH)}"
+    return [
+        {"name": environment.OUT, "value": resolved.out},
+        {"name": environment.OUT_SHOWN, "value": shown},
+        {"name": environment.STORE, "value": resolved.store},
+        {"name": environment.PROGRESS_URL, "value": url},
+        {"name": environment.PROGRESS_TOKEN_FILE, "value": environment.TOKEN_FILE},
+    ]

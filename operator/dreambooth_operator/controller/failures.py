@@ -1,0 +1,58 @@
+"""Classification of a failed attempt: what its RayJob and its trainer's report say about the cause. Pure."""
+
+from __future__ import annotations
+
+import re
+
+from dreambooth_api.environment import BELOW_THRESHOLDS, INVALID_INPUT, ExitCode
+from dreambooth_api.status import Failure, JobStatus, Report
+from dreambooth_operator.controller.observed import RayJob
+
+# Exit codes of the trainer after which a retry cannot succeed.
+_USER_EXITS: dict[int, tuple[str, str]] = {
+    ExitCode.INVALID_INPUT: (INVALID_INPUT, "The trainer rejected the job."),
+    ExitCode.BELOW_THRESHOLDS: (
+        BELOW_THRESHOLDS,
+        "The model scores below spec.evaluation.thresholds and was not published.",
+    ),
+}
+_EXIT_CODE = re.compile(r"exit code (\d+)")
+
+
+def classify_failure(ray_job: RayJob, status: JobStatus) -> Failure | None:
+    """Why a finished RayJob failed; None if it succeeded.
+
+    The failure that the trainer reported takes precedence. Otherwise the exit code decides, which Ray includes in its
+    message.
+    """
+    if ray_job.job == "SUCCEEDED":
+        return None
+    if failure := reported_failure(status):
+        return failure
+    if ray_job.deployment == "ValidationFailed":
+        message = f"KubeRay rejected the RayJob: {ray_job.message}"
+        return Failure(reason="RayJobRefused", message=message, retryable=False)
+    exit_code = _EXIT_CODE.search(ray_job.message)
+    if exit_code and (user := _USER_EXITS.get(int(exit_code[1]))):
+        reason, message = user
+        return Failure(reason=reason, message=f"{message} {ray_job.message}".strip(), retryable=False)
+    if ray_job.job == "STOPPED":
+        return Failure(reason="Stopped", message="The Ray job was stopped by a user.")
+    return Failure(reason=ray_job.reason or "AppFailed", message=ray_job.message or "The Ray job failed.")
+
+
+def report_of_attempt(status: JobStatus) -> Report | None:
+    """The last report of the latest attempt; None if it has not reported yet."""
+    return status.report if status.report and status.report.attempt == status.attempts else None
+
+
+def reported_failure(status: JobStatus) -> Failure | None:
+    """The failure that the trainer of the latest attempt has reported."""
+    report = report_of_attempt(status)
+    return report.failure if report else None
+
+
+def late_failure(status: JobStatus) -> Failure | None:
+    """A failure of the latest attempt that was reported after the attempt was closed for another reason."""
+    failure = reported_failure(status)
+    return failure if failure != status.last_failure else None

@@ -1,0 +1,74 @@
+"""`spec.output.deletionPolicy`: deletes the data of a job before the job itself. Pure.
+
+With `Delete` the job has a finalizer. A deleted job keeps it until its pods are gone and a batch Job has deleted its
+data, which the condition Erased records.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from dreambooth_api.status import ConditionType, Phase
+from dreambooth_operator.controller.actions import Create, Delete, SetFinalizer
+from dreambooth_operator.controller.builder import DecisionBuilder
+from dreambooth_operator.controller.children.erase_job import erase_children
+from dreambooth_operator.controller.names import erase_name
+from dreambooth_operator.controller.observed import EraseJob, Job, Observed
+from dreambooth_operator.controller.resolve import ResolutionError, ResolvedJob
+from dreambooth_operator.machinery.resources import Key
+from dreambooth_operator.resources import BATCH_JOBS, ERASE_FINALIZER
+
+_RETRY_SECONDS = 60
+
+
+def finalizer_change(job: Job) -> SetFinalizer | None:
+    """The change that makes the finalizer of a job match its deletion policy."""
+    wanted = job.spec is not None and job.spec.output.deletion_policy == "Delete"
+    return SetFinalizer(wanted) if wanted != (ERASE_FINALIZER in job.finalizers) else None
+
+
+def reconcile_deletion(builder: DecisionBuilder, resolution: ResolvedJob | ResolutionError, observed: Observed) -> None:
+    """Delete the pods of a deleted job, then its data, then the finalizer."""
+    job = builder.job
+    if ERASE_FINALIZER not in job.finalizers:
+        return  # children are deleted through their owner references
+    builder.set_phase(Phase.ERASING)
+    if observed.ray_jobs:
+        builder.delete_ray_jobs(observed.ray_jobs)
+        return
+    if job.status.attempts == 0:
+        builder.add(SetFinalizer(present=False))
+        return
+    erase = observed.erase
+    if erase and erase.succeeded:
+        builder.record_event("Normal", "Erased", "The job's images, latents, checkpoints and weights are deleted.")
+        builder.set_condition(ConditionType.ERASED, "True", "Erased")
+        builder.add(SetFinalizer(present=False))
+    elif erase and erase.failed:
+        _retry_erase(builder, erase)
+    elif isinstance(resolution, ResolutionError):
+        message = f"The job's data cannot be deleted: {resolution.message}"
+        builder.set_condition(ConditionType.ERASED, "False", resolution.reason, message)
+        builder.requeue_after(_RETRY_SECONDS)
+    elif erase is None:
+        if builder.condition(ConditionType.ERASED) is None:
+            builder.set_condition(ConditionType.ERASED, "False", "Erasing", "A pod is deleting the job's data.")
+        builder.add(*(Create(resource, obj) for resource, obj in erase_children(job, resolution)))
+
+
+def _retry_erase(builder: DecisionBuilder, erase: EraseJob) -> None:
+    """Record the error and try again after a delay. The error stays in the status during the next try."""
+    job, due = builder.job, builder.status.next_attempt_time
+    message = (
+        f"{erase.message} The operator tries again. To delete the job without its data, remove the finalizer "
+        f"{ERASE_FINALIZER}."
+    )
+    builder.set_condition(ConditionType.ERASED, "False", "EraseFailed", message)
+    if due is None:
+        due = builder.now + timedelta(seconds=_RETRY_SECONDS)
+        builder.set_fields(next_attempt_time=due)
+    if builder.now < due:
+        builder.requeue_after((due - builder.now).total_seconds())
+    else:
+        builder.set_fields(next_attempt_time=None)
+        builder.add(Delete(BATCH_JOBS, Key(job.key.namespace, erase_name(job)), ""))

@@ -1,0 +1,64 @@
+"""Time limits for the pods of an attempt: `--pods-ready-seconds` and `--head-grace-seconds`. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+
+from dreambooth_api.status import Failure
+from dreambooth_operator.controller.builder import DecisionBuilder
+from dreambooth_operator.controller.observed import RayCluster
+from dreambooth_operator.controller.status import pod_summary
+
+
+def pods_ready_timeout(
+    builder: DecisionBuilder, cluster: RayCluster | None, *, timeout_seconds: float
+) -> Failure | None:
+    """A failure if the pods of an attempt are not all ready in time. Call it before the trainer runs.
+
+    Jobs that each hold some of the last free nodes would otherwise wait for each other forever. The timeout of each
+    attempt is extended by up to its own length, by a hash of the attempt, so that such jobs do not all give up at the
+    same time.
+    """
+    status = builder.status
+    digest = hashlib.sha256(f"{builder.job.uid}/{status.attempts}".encode()).digest()
+    extension = int.from_bytes(digest[:4]) / 2**32
+    extended_seconds = round(timeout_seconds * (1 + extension))  # times in the status have whole seconds
+    waited_seconds = (builder.now - (status.active_since or builder.now)).total_seconds()
+    if waited_seconds < extended_seconds:
+        builder.requeue_after(extended_seconds - waited_seconds)
+        return None
+    pods = pod_summary(cluster) if cluster else "No Ray cluster was created."
+    message = (
+        f"Not all pods became ready within {waited_seconds:.0f} s. {pods} The pods are deleted so that other jobs can "
+        "use their resources. This does not count toward spec.runPolicy.backoffLimit."
+    )
+    return Failure(reason="PodsNotReady", message=message)
+
+
+def head_lost(
+    builder: DecisionBuilder, cluster: RayCluster | None, *, running: bool, grace_seconds: float
+) -> Failure | None:
+    """A failure if the head pod of an attempt is gone, was replaced, or has not been ready for too long.
+
+    KubeRay replaces a dead head pod and submits the trainer again, without limit. An attempt is bound to its first
+    head pod instead: when that is lost, the next attempt resumes from the last checkpoint.
+    """
+    status = builder.status
+    if cluster is None:
+        return None
+    if status.head_pod is None:
+        if cluster.head and cluster.head_ready and running:
+            builder.set_fields(head_pod=cluster.head)
+    elif cluster.head_gone or (cluster.head and cluster.head != status.head_pod):
+        return Failure(reason="HeadLost", message=f"Head pod {status.head_pod} was lost.")
+    elif not cluster.head_ready:
+        since = status.head_lost_since or builder.now
+        lost_seconds = (builder.now - since).total_seconds()
+        if lost_seconds >= grace_seconds:
+            message = f"Head pod {status.head_pod} was not ready for {lost_seconds:.0f} s."
+            return Failure(reason="HeadLost", message=message)
+        builder.set_fields(head_lost_since=since)
+        builder.requeue_after(grace_seconds - lost_seconds)
+    elif status.head_lost_since:
+        builder.set_fields(head_lost_since=None)
+    return None

@@ -1,0 +1,53 @@
+"""`spec.runPolicy.backoffLimit`: retries after failed attempts, with exponential backoff. Pure."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from dreambooth_api.job import RunPolicy
+from dreambooth_api.status import Failure, JobStatus, Phase
+from dreambooth_operator.controller.builder import DecisionBuilder
+from dreambooth_operator.controller.observed import Observed
+from dreambooth_operator.controller.settings import Settings
+
+REASON = "BackoffLimitExceeded"
+
+
+def retry_delay_seconds(failures: int, settings: Settings) -> float:
+    """Delay before the attempt that follows this number of failures."""
+    return min(settings.max_retry_seconds, settings.retry_seconds * 2 ** min(max(failures - 1, 0), 20))
+
+
+def schedule_retry(builder: DecisionBuilder, failure: Failure, failures: int, settings: Settings) -> None:
+    """Let the next attempt start after the backoff."""
+    seconds = retry_delay_seconds(failures, settings)
+    builder.set_phase(Phase.RETRYING)
+    builder.set_fields(next_attempt_time=builder.now + timedelta(seconds=seconds))
+    message = f"{failed_attempt(builder.status, failure)} The next attempt starts in {seconds:.0f} s."
+    builder.record_event("Warning", "AttemptFailed", message)
+    builder.requeue_after(seconds)
+
+
+def wait_for_retry(builder: DecisionBuilder, observed: Observed) -> bool:
+    """Whether the backoff has not passed yet.
+
+    Finished RayJobs are kept until then, so that users can inspect them.
+    """
+    due = builder.status.next_attempt_time
+    if builder.status.phase is not Phase.RETRYING or due is None or builder.now >= due:
+        return False
+    builder.requeue_after((due - builder.now).total_seconds())
+    builder.delete_ray_jobs(r for r in observed.ray_jobs if not r.ended)
+    return True
+
+
+def failed_attempt(status: JobStatus, failure: Failure) -> str:
+    """The sentence that describes the failure of the latest attempt."""
+    sentence = f"Attempt {status.attempts} failed with {failure.reason}: {failure.message.rstrip()}"
+    return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."
+
+
+def limit_exceeded(status: JobStatus, failure: Failure, failures: int, policy: RunPolicy) -> str:
+    """The message of a job that failed because it has no retries left."""
+    counts = f"spec.runPolicy.backoffLimit is {policy.backoff_limit}, failed attempts: {failures}"
+    return f"{failed_attempt(status, failure)} No retries are left ({counts})."

