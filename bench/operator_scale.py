@@ -112,7 +112,8 @@ def status_object(ray_job: Json) -> Json:
         {**told, **starting, "status": "False"},
     ]
     status = {
-        "phase": "Running", "attempts": 1, "failures": 0, "observedGeneration": 1, "activeSeconds": 0,
+        "phase": "Running", "message": starting["message"], "attempts": 1, "failures": 0,
+        "observedGeneration": 1, "activeSeconds": 0,
         "startTime": since, "activeSince": since, "conditions": conditions,
         "rayJobName": ray_job["metadata"]["name"], "rayJobUid": ray_job["metadata"]["uid"],
     }  # fmt: skip

@@ -63,6 +63,7 @@ class TrainerPhase(StrEnum):
 REASON = r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"
 MAX_REASON_LENGTH = 256
 MAX_MESSAGE_LENGTH = 4000
+MAX_SUMMARY_LENGTH = 400  # it is a column of `kubectl get`
 _REASON = re.compile(REASON.removesuffix("$") + r"\Z", re.ASCII)
 _WRAPPED = re.compile(r"[\w.]+\(([A-Za-z].*)\)", re.DOTALL)
 # Terminal escape sequences, control characters other than newline and tab, and surrogates.
@@ -91,6 +92,12 @@ def printable(text: str) -> str:
 def fit_message(text: str) -> str:
     """`text` without control characters, truncated to the length of a condition's message."""
     return printable(text)[:MAX_MESSAGE_LENGTH]
+
+
+def summarize(text: str) -> str:
+    """`text` on one line without control characters, truncated to the length of `status.message`."""
+    line = " ".join(printable(text).split())
+    return line if len(line) <= MAX_SUMMARY_LENGTH else f"{line[: MAX_SUMMARY_LENGTH - 1]}…"
 
 
 def _legal_reason(value: object) -> object:
@@ -213,6 +220,11 @@ class ControlStatus(Lenient):
     """Status fields owned by the controller."""
 
     phase: Phase = Field(default=Phase.PENDING, description="Phase of the job.")
+    message: str = Field(
+        default="",
+        max_length=MAX_SUMMARY_LENGTH,
+        description="Human-readable summary of the job's current state. Always set.",
+    )
     observed_generation: int = Field(default=0, description="metadata.generation that the status is based on.")
     conditions: list[Condition] = Field(default_factory=list[Condition], description="Conditions of the job.")
     attempts: int = Field(default=0, ge=0, description="Number of attempts started; each is one RayJob.")

@@ -71,6 +71,7 @@ def check_invariants(world: World) -> None:
     assert len(set(world.created)) == len(world.created), "an attempt was run twice"
     if world.job:
         assert world.status.failures <= world.status.attempts
+        assert bool(world.status.message) == bool(world.writes), "each status has a message"
 
 
 def outcome(world: World) -> tuple[Phase, str, int]:

@@ -181,16 +181,20 @@ def test_every_field_is_explained(plane: ControlPlane) -> None:
         assert list(_unexplained(schema["properties"]["spec"], "spec")) == []
 
 
-def test_the_columns_tell_how_a_job_does(plane: ControlPlane, namespace: str) -> None:
+def test_columns_show_the_progress_of_a_job(plane: ControlPlane, namespace: str) -> None:
     plane.kubectl("create", "-n", namespace, "-f", "-", stdin=yaml.safe_dump(LEAST))
     status = (
-        '{"status": {"phase": "Running", "training": {"progress": "120/1000", "loss": 0.0423, "eta": "5m"},'
+        '{"status": {"phase": "Running", "message": "The trainer is training the model.",'
+        ' "training": {"progress": "120/1000", "loss": 0.0423, "eta": "5m"},'
         ' "scores": {"dino": "0.712", "clipT": "0.305"}}}'
     )
     plane.kubectl("patch", "dbj", "my-dog", "-n", namespace, "--subresource=status", "--type=merge", "-p", status)
     heading, row = plane.kubectl("get", "dbj", "-n", namespace).splitlines()
-    assert heading.split() == ["NAME", "PHASE", "STEP", "LOSS", "ETA", "DINO", "CLIP-T", "AGE"]
+    assert heading.split() == ["NAME", "PHASE", "STEP", "LOSS", "ETA", "DINO", "CLIP-T", "AGE", "MESSAGE"]
     assert row.split()[:7] == ["my-dog", "Running", "120/1000", "0.0423", "5m", "0.712", "0.305"]
+    assert row.endswith("The trainer is training the model.")
+    wide = plane.kubectl("get", "dbj", "-n", namespace, "-o", "wide").splitlines()[0].split()
+    assert wide[-4:] == ["ATTEMPTS", "RAYJOB", "OUTPUT", "MESSAGE"]
 
 
 def test_generated_files_are_as_generated(tmp_path: Path) -> None:

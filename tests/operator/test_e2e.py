@@ -78,6 +78,8 @@ def test_a_job_runs_reports_and_succeeds(plane: ControlPlane, ray: FakeRay, oper
     assert answer == (202, "written")
     row = plane.kubectl("get", "dbj", "-n", namespace).splitlines()[1].split()
     assert row[:5] == ["good", "Running", "120/1000", "0.04231", "5m"]
+    training = "The trainer is training the model."
+    until("the phase is in the message", lambda: training in plane.kubectl("get", "dbj", "good", "-n", namespace))
     until("the class images are reported", lambda: job.condition("ClassImagesReady").get("status") == "True")
     report(
         plane,
@@ -193,7 +195,8 @@ def test_a_user_error_is_not_tried_again(plane: ControlPlane, ray: FakeRay, oper
     report(plane, operator, job, {"phase": "prepare", "failure": refused})
     ray.finish(run, "FAILED", exit_code=2)
     job.reaches("Failed")
-    assert job.condition("Failed")["message"] == refused["message"]
+    assert job.condition("Failed")["message"] == job.status["message"] == refused["message"]
+    assert refused["message"] in plane.kubectl("get", "dbj", "wrong", "-n", namespace)
     assert len(ray.of("wrong")) == 1
     assert "no image; write a PNG or JPEG" in plane.kubectl("describe", "dbj", "wrong", "-n", namespace)
 

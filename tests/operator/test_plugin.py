@@ -19,12 +19,21 @@ def test_status_suspend_resume_and_events(plane: ControlPlane, namespace: str) -
     plane.kubectl("create", "-n", namespace, "-f", "-", stdin=yaml.safe_dump(LEAST))
     plane.kubectl(
         *("patch", "dbj", "my-dog", "-n", namespace, "--subresource=status", "--type=merge", "-p"),
-        '{"status": {"phase": "Failed", "attempts": 2, "training": {"step": 5, "steps": 10, "progress": "5/10",'
+        '{"status": {"phase": "Failed", "message": "All [/red] retries failed.",'
+        ' "attempts": 2, "training": {"step": 5, "steps": 10, "progress": "5/10",'
         ' "loss": 0.5}, "conditions": [{"type": "Failed", "status": "True", "reason": "BadImages",'
         ' "message": "1.png is no image [/red]", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}',
     )
     shown = run(plane, namespace, "status", "my-dog").output
-    for part in ("Failed", "attempt 2", "5/10", "loss 0.5", "BadImages", "1.png is no image [/red]"):
+    for part in (
+        "Failed",
+        "All [/red] retries failed.",
+        "attempt 2",
+        "5/10",
+        "loss 0.5",
+        "BadImages",
+        "1.png is no image [/red]",
+    ):
         assert part in shown
     assert run(plane, namespace, "status", "my-dog", "--watch").exit_code == 0, "a job that is over is not waited for"
     for verb, suspended in (("suspend", True), ("resume", False)):

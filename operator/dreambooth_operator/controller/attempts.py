@@ -17,7 +17,7 @@ from dreambooth_operator.controller.policies.suspension import suspend_attempt
 from dreambooth_operator.controller.queueing.select import select_queue
 from dreambooth_operator.controller.resolve import ResolutionError, ResolvedJob, run_policy
 from dreambooth_operator.controller.settings import Settings
-from dreambooth_operator.controller.status import set_running_conditions
+from dreambooth_operator.controller.status import running_message, set_running_conditions
 
 _C = ConditionType
 
@@ -26,7 +26,10 @@ def start_attempt(builder: DecisionBuilder, policy: RunPolicy) -> None:
     """Open the next attempt, in the status only. Its RayJob is created once the status is written."""
     status, attempt = builder.status, builder.status.attempts + 1
     name, queue = attempt_name(builder.job, attempt), select_queue(policy)
-    builder.set_phase(Phase.QUEUED if queue.starts_suspended else Phase.STARTING)
+    if queue.starts_suspended:
+        builder.set_phase(Phase.QUEUED, queue.waiting_message(name))
+    else:
+        builder.set_phase(Phase.STARTING, running_message(builder, None, running=False))
     builder.set_fields(
         attempts=attempt,
         ray_job_name=name,
@@ -96,7 +99,7 @@ def _follow_ray_job(
     queue = select_queue(policy)
     if not queue.is_admitted(ray_job):
         pause_clock(builder)
-        builder.set_phase(Phase.QUEUED)
+        builder.set_phase(Phase.QUEUED, queue.waiting_message(ray_job.name))
         builder.set_condition(_C.QUEUED, "True", "Waiting", queue.waiting_message(ray_job.name))
         builder.set_condition(_C.CLUSTER_READY, "False", "Queued")
         builder.set_fields(head_pod=None, head_lost_since=None)  # the RayJob gets a new head once it is admitted
@@ -122,7 +125,8 @@ def _follow_ray_job(
         return
     if running and builder.status.phase is not Phase.RUNNING:
         builder.record_event("Normal", "Running", f"RayJob {ray_job.name} runs the trainer.")
-    builder.set_phase(Phase.RUNNING if running else Phase.STARTING)
+    message = running_message(builder, cluster, running=running)
+    builder.set_phase(Phase.RUNNING if running else Phase.STARTING, message)
 
 
 def _end_attempt(builder: DecisionBuilder, ray_job: RayJob, policy: RunPolicy, settings: Settings) -> None:

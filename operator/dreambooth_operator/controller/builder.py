@@ -14,6 +14,7 @@ from dreambooth_api.status import (
     fit_message,
     legal_reason,
     printable,
+    summarize,
 )
 from dreambooth_operator.controller.actions import Action, Decision, Delete, WriteStatus
 from dreambooth_operator.controller.lifecycle import check_transition
@@ -50,10 +51,10 @@ class DecisionBuilder:
         """Set fields of the status by their Python names."""
         self._changes |= fields
 
-    def set_phase(self, phase: Phase) -> None:
-        """Raises ValueError if the transition from the observed phase is not legal."""
+    def set_phase(self, phase: Phase, message: str) -> None:
+        """Set the phase, and `status.message`, which explains it. Raises ValueError if the transition is not legal."""
         check_transition(self.status.phase, phase)
-        self._changes["phase"] = phase
+        self._changes |= {"phase": phase, "message": summarize(message)}
 
     def set_condition(
         self, kind: ConditionType, status: Literal["True", "False", "Unknown"], reason: str, message: str = ""

@@ -37,7 +37,7 @@ def close_attempt(
 def fail_job(builder: DecisionBuilder, reason: str, message: str) -> None:
     """Finish the job as failed. For a job that has failed already, only the reason changes."""
     deadline.pause_clock(builder)
-    builder.set_phase(Phase.FAILED)
+    builder.set_phase(Phase.FAILED, message)
     builder.set_fields(completion_time=builder.status.completion_time or builder.now, next_attempt_time=None)
     builder.set_condition(_C.CLUSTER_READY, "False", "Finished")
     builder.set_condition(_C.SUCCEEDED, "False", reason, message)
@@ -49,9 +49,10 @@ def fail_job(builder: DecisionBuilder, reason: str, message: str) -> None:
 def succeed_job(builder: DecisionBuilder) -> None:
     """Finish the job as succeeded."""
     deadline.pause_clock(builder)
-    builder.set_phase(Phase.SUCCEEDED)
+    message = set_success_conditions(builder)
+    builder.set_phase(Phase.SUCCEEDED, message)
     builder.set_fields(completion_time=builder.now)
-    builder.record_event("Normal", "Succeeded", set_success_conditions(builder))
+    builder.record_event("Normal", "Succeeded", message)
     builder.requeue_after(0)
 
 
@@ -62,7 +63,7 @@ def apply_late_failure(builder: DecisionBuilder, failure: Failure) -> bool:
         fail_job(builder, failure.reason, failure.message)
         return True
     builder.set_condition(_C.CLUSTER_READY, "False", failure.reason, failure.message)
-    builder.record_event("Warning", "AttemptFailed", retries.failed_attempt(builder.status, failure))
+    retries.replace_failure(builder, failure)
     return False
 
 

@@ -68,7 +68,7 @@ def reconcile_finished(builder: DecisionBuilder, policy: RunPolicy, observed: Ob
     """Reconcile a finished job: stop what still runs, record late reports, apply the TTL."""
     builder.delete_ray_jobs(r for r in observed.ray_jobs if not r.ended)
     if builder.status.phase is Phase.SUCCEEDED:
-        set_success_conditions(builder)
+        builder.set_phase(Phase.SUCCEEDED, set_success_conditions(builder))
     else:
         update_failed_job(builder, policy)
     apply_ttl(builder, policy)
@@ -78,5 +78,5 @@ def _reject(builder: DecisionBuilder, error: ResolutionError) -> None:
     old = builder.condition(ConditionType.ACCEPTED)
     if old is None or old.status != "False" or old.message != fit_message(error.message):
         builder.record_event("Warning", error.reason, error.message)
-    builder.set_phase(Phase.REJECTED)
+    builder.set_phase(Phase.REJECTED, error.message)
     builder.set_condition(ConditionType.ACCEPTED, "False", error.reason, error.message)

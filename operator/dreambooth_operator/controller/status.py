@@ -15,6 +15,14 @@ _COMPLETED_BY = (
     (_C.EVALUATED, TrainerPhase.EVALUATE),
     (_C.PUBLISHED, TrainerPhase.PUBLISH),
 )
+_PHASE_MESSAGES = {
+    TrainerPhase.PREPARE: "The trainer is preparing images and models.",
+    TrainerPhase.CLASS_IMAGES: "The trainer is generating class images.",
+    TrainerPhase.ENCODE: "The trainer is encoding images and prompts.",
+    TrainerPhase.TRAIN: "The trainer is training the model.",
+    TrainerPhase.EVALUATE: "The trainer is evaluating the model.",
+    TrainerPhase.PUBLISH: "The trainer is publishing the model.",
+}
 _NOT_REPORTED = (
     "The trainer succeeded, but its last report did not arrive. Check the job's output, for example with kubectl "
     "dreambooth images."
@@ -32,6 +40,18 @@ def set_running_conditions(builder: DecisionBuilder, cluster: RayCluster | None,
         builder.set_condition(_C.CLUSTER_READY, "False", "WaitingForPods", pod_summary(cluster))
     if running:
         _set_phase_conditions(builder)
+
+
+def running_message(builder: DecisionBuilder, cluster: RayCluster | None, *, running: bool) -> str:
+    """What an open attempt is doing. It changes with the trainer's phases, but not with its steps."""
+    if cluster is None:
+        return "The Ray cluster is being created."
+    if not cluster.head_ready or not (cluster.provisioned or running):
+        return f"Waiting for pods to become ready. {pod_summary(cluster)}"
+    report = report_of_attempt(builder.status)
+    if not running or report is None or report.phase is None:
+        return "The trainer is starting."
+    return _PHASE_MESSAGES[report.phase]
 
 
 def set_success_conditions(builder: DecisionBuilder) -> str:

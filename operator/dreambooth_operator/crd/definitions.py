@@ -32,7 +32,7 @@ def job_crd() -> dict[str, Any]:
         _column("Attempts", ".status.attempts", kind="integer", priority=1),
         _column("RayJob", ".status.rayJobName", priority=1),
         _column("Output", ".status.output.uri", priority=1),
-        _column("Why", ".status.conditions[?(@.status=='False')].message", priority=1),
+        _column("Message", ".status.message"),  # last, because it is long
     ]
     description = (
         "DreamBoothJob fine-tunes a text-to-image model on a few images of one subject, following the DreamBooth "

@@ -25,6 +25,8 @@ def render(job: Json, now: datetime) -> RenderableType:
         f"  {_age(metadata.get('creationTimestamp'), now)}  attempt {status.get('attempts', 0)}",
     )
     rows: list[RenderableType] = [head]
+    if message := status.get("message"):
+        rows.append(Text(message))
     training = part(status, "training")
     if training.get("steps"):
         bar = Table.grid(padding=(0, 2))

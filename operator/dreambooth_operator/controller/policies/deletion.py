@@ -19,6 +19,7 @@ from dreambooth_operator.machinery.resources import Key
 from dreambooth_operator.resources import BATCH_JOBS, ERASE_FINALIZER
 
 _RETRY_SECONDS = 60
+_ERASING = "The job is being deleted: a pod is deleting its data."
 
 
 def finalizer_change(job: Job) -> SetFinalizer | None:
@@ -32,10 +33,11 @@ def reconcile_deletion(builder: DecisionBuilder, resolution: ResolvedJob | Resol
     job = builder.job
     if ERASE_FINALIZER not in job.finalizers:
         return  # children are deleted through their owner references
-    builder.set_phase(Phase.ERASING)
     if observed.ray_jobs:
+        builder.set_phase(Phase.ERASING, "The job is being deleted: its pods are terminating.")
         builder.delete_ray_jobs(observed.ray_jobs)
         return
+    builder.set_phase(Phase.ERASING, _ERASING)
     if job.status.attempts == 0:
         builder.add(SetFinalizer(present=False))
         return
@@ -48,11 +50,12 @@ def reconcile_deletion(builder: DecisionBuilder, resolution: ResolvedJob | Resol
         _retry_erase(builder, erase)
     elif isinstance(resolution, ResolutionError):
         message = f"The job's data cannot be deleted: {resolution.message}"
+        builder.set_phase(Phase.ERASING, message)
         builder.set_condition(ConditionType.ERASED, "False", resolution.reason, message)
         builder.requeue_after(_RETRY_SECONDS)
     elif erase is None:
         if builder.condition(ConditionType.ERASED) is None:
-            builder.set_condition(ConditionType.ERASED, "False", "Erasing", "A pod is deleting the job's data.")
+            builder.set_condition(ConditionType.ERASED, "False", "Erasing", _ERASING)
         builder.add(*(Create(resource, obj) for resource, obj in erase_children(job, resolution)))
 
 
@@ -63,6 +66,7 @@ def _retry_erase(builder: DecisionBuilder, erase: EraseJob) -> None:
         f"{erase.message} The operator tries again. To delete the job without its data, remove the finalizer "
         f"{ERASE_FINALIZER}."
     )
+    builder.set_phase(Phase.ERASING, message)
     builder.set_condition(ConditionType.ERASED, "False", "EraseFailed", message)
     if due is None:
         due = builder.now + timedelta(seconds=_RETRY_SECONDS)

@@ -21,11 +21,18 @@ def retry_delay_seconds(failures: int, settings: Settings) -> float:
 def schedule_retry(builder: DecisionBuilder, failure: Failure, failures: int, settings: Settings) -> None:
     """Let the next attempt start after the backoff."""
     seconds = retry_delay_seconds(failures, settings)
-    builder.set_phase(Phase.RETRYING)
-    builder.set_fields(next_attempt_time=builder.now + timedelta(seconds=seconds))
-    message = f"{failed_attempt(builder.status, failure)} The next attempt starts in {seconds:.0f} s."
-    builder.record_event("Warning", "AttemptFailed", message)
+    due, cause = builder.now + timedelta(seconds=seconds), failed_attempt(builder.status, failure)
+    builder.set_phase(Phase.RETRYING, f"{cause} The next attempt starts at {due:%Y-%m-%dT%H:%M:%SZ}.")
+    builder.set_fields(next_attempt_time=due)
+    builder.record_event("Warning", "AttemptFailed", f"{cause} The next attempt starts in {seconds:.0f} s.")
     builder.requeue_after(seconds)
+
+
+def replace_failure(builder: DecisionBuilder, failure: Failure) -> None:
+    """Record another cause of the failed attempt, which is retried as scheduled."""
+    cause = failed_attempt(builder.status, failure)
+    builder.set_phase(Phase.RETRYING, cause)
+    builder.record_event("Warning", "AttemptFailed", cause)
 
 
 def wait_for_retry(builder: DecisionBuilder, observed: Observed) -> bool:

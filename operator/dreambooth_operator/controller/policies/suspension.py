@@ -8,15 +8,18 @@ from dreambooth_operator.controller.builder import DecisionBuilder
 from dreambooth_operator.controller.observed import Observed
 from dreambooth_operator.controller.policies.deadline import pause_clock
 
+_SUSPENDING = "The pods are being deleted. Training can resume from the last checkpoint."
+_SUSPENDED = "The job is suspended and has no pods. To resume it, set spec.runPolicy.suspend to false."
+
 
 def suspend_attempt(builder: DecisionBuilder, observed: Observed) -> None:
     """End the open attempt without counting it as failed."""
     pause_clock(builder)
-    builder.set_phase(Phase.SUSPENDING)
+    builder.set_phase(Phase.SUSPENDING, _SUSPENDING)
     builder.set_condition(
         ConditionType.CLUSTER_READY, "False", "Suspended", "The job is suspended by spec.runPolicy.suspend."
     )
-    builder.record_event("Normal", "Suspending", "Deleting the pods. Training can resume from the last checkpoint.")
+    builder.record_event("Normal", "Suspending", _SUSPENDING)
     builder.delete_ray_jobs(observed.ray_jobs)
     builder.requeue_after(0)
 
@@ -30,14 +33,14 @@ def keep_suspended(builder: DecisionBuilder, policy: RunPolicy, observed: Observ
         if observed.ray_jobs:
             builder.delete_ray_jobs(observed.ray_jobs)
         else:
-            builder.set_phase(Phase.SUSPENDED)
-            message = "All pods are deleted. To resume, set spec.runPolicy.suspend to false."
-            builder.record_event("Normal", "Suspended", message)
+            builder.set_phase(Phase.SUSPENDED, _SUSPENDED)
+            builder.record_event("Normal", "Suspended", _SUSPENDED)
             builder.requeue_after(0)
         return True
     if not policy.suspend:
         return False
     if builder.status.phase is not Phase.SUSPENDED:
-        builder.set_phase(Phase.SUSPENDING if observed.ray_jobs else Phase.SUSPENDED)
+        phase, message = (Phase.SUSPENDING, _SUSPENDING) if observed.ray_jobs else (Phase.SUSPENDED, _SUSPENDED)
+        builder.set_phase(phase, message)
     builder.delete_ray_jobs(observed.ray_jobs)
     return True
