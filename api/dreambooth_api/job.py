@@ -7,12 +7,13 @@ does not import torch or access a disk.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, create_model, model_validator
 from pydantic.alias_generators import to_camel
 
 from dreambooth_api.fields import DNS_LABEL, ObjectName, Quantity, Strict, Template, VolumeClaim, rule_error
+from dreambooth_api.metrics import METRICS
 from dreambooth_api.subject import PriorPreservation, Subject
 from dreambooth_api.training import Training
 from dreambooth_api.uris import BUILTIN_SPRITES, OUTPUT_URI
@@ -39,12 +40,21 @@ class Encoders(Strict):
     )
 
 
-class Thresholds(Strict):
-    """Minimum scores. A job that scores lower fails and does not publish."""
+def _threshold_fields() -> type[Strict]:
+    """A model with one field for each metric that can be a threshold."""
+    fields: dict[str, Any] = {
+        metric.field: (
+            float | None,
+            Field(default=None, ge=-1, le=1, description=f"Minimum {metric.label} {metric.quantity}."),
+        )
+        for metric in METRICS
+        if metric.threshold
+    }
+    return create_model("ThresholdFields", __base__=Strict, **fields)
 
-    dino: float | None = Field(default=None, ge=-1, le=1, description="Minimum DINO subject fidelity.")
-    clip_i: float | None = Field(default=None, ge=-1, le=1, description="Minimum CLIP-I subject fidelity.")
-    clip_t: float | None = Field(default=None, ge=-1, le=1, description="Minimum CLIP-T prompt fidelity.")
+
+class Thresholds(_threshold_fields()):
+    """Minimum scores. A job that scores lower fails and does not publish."""
 
 
 class Evaluation(Strict):

@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 from pydantic.alias_generators import to_camel
+
+from dreambooth_api.metrics import METRICS
 
 
 class Phase(StrEnum):
@@ -176,18 +178,17 @@ class TrainingStatus(Lenient):
     )
 
 
-class Scores(Lenient):
-    """Evaluation scores: strings with a fixed number of decimals, for example 0.742, so that printer columns align."""
+def _score_fields() -> type[Lenient]:
+    """A model with one field for each metric."""
+    fields: dict[str, Any] = {
+        metric.field: (str | None, Field(default=None, max_length=20, description=metric.description))
+        for metric in METRICS
+    }
+    return create_model("ScoreFields", __base__=Lenient, **fields)
 
-    dino: str | None = Field(default=None, max_length=20, description="DINO subject fidelity; higher is better.")
-    clip_i: str | None = Field(default=None, max_length=20, description="CLIP-I subject fidelity; higher is better.")
-    clip_t: str | None = Field(default=None, max_length=20, description="CLIP-T prompt fidelity; higher is better.")
-    pres: str | None = Field(
-        default=None,
-        max_length=20,
-        description="PRES prior preservation: similarity of class images to the subject; lower is better.",
-    )
-    div: str | None = Field(default=None, max_length=20, description="DIV diversity of class images; higher is better.")
+
+class Scores(_score_fields()):
+    """Evaluation scores: strings with a fixed number of decimals, for example 0.742, so that printer columns align."""
 
 
 class OutputStatus(Lenient):

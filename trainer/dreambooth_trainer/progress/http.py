@@ -24,11 +24,10 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from dreambooth_api import environment
+from dreambooth_api.metrics import METRICS
 from dreambooth_api.progress import ProgressMessage, parse_fields
-from dreambooth_api.status import Scores
 from dreambooth_trainer.progress.console import PhaseProgress, Reporter
 
-_SCORES = [field.alias or name for name, field in Scores.model_fields.items()]
 SECONDS_BETWEEN = 2.0
 TIMEOUT_SECONDS = 5.0
 # How long the last message is retried. All replicas of the operator may be restarting, on a busy node.
@@ -149,7 +148,7 @@ class OperatorReporter:
             case "class-images":
                 self._update(class_images={key: result[key] for key in ("wanted", "reused", "generated")})
             case "evaluate":
-                self._update(scores={name: result[name] for name in _SCORES if name in result})
+                self._update(scores={metric.name: result[metric.name] for metric in METRICS if metric.name in result})
             case "publish":
                 self._update(output={"uri": as_shown(str(result["uri"])), "digest": result["digest"]})
 
