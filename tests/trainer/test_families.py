@@ -1,4 +1,4 @@
-"""What a family answers, and the way back from what it writes."""
+"""Model families: shapes, loss targets, and round trips through diffusers."""
 
 from pathlib import Path
 
@@ -26,33 +26,33 @@ def images() -> list[Image.Image]:
     return [Image.fromarray(pixels) for pixels in noise]
 
 
-def test_shapes_of_everything_a_family_answers(tiny_model: Path, images: list[Image.Image]) -> None:
+def test_shapes(tiny_model: Path, images: list[Image.Image]) -> None:
     family = open_family(tiny_model)
-    parts = family.load(tiny_model, with_vae=True)
-    mean, std = family.encode_images(parts, images)
+    components = family.load(tiny_model, with_vae=True)
+    mean, std = family.encode_images(components, images)
     assert mean.shape == std.shape == (3, 4, 8, 8)
-    ids = family.tokenize(parts, ["a sks dog", "a dog on the beach"])
-    conditioning = family.encode_prompts(parts.text_encoder, ids)
-    assert conditioning.shape == (2, parts.tokenizer.model_max_length, 32)
-    answer = family.predict(parts.denoiser, mean[:2], torch.tensor([1, 900]), conditioning)
-    assert answer.shape == (2, 4, 8, 8)
+    ids = family.tokenize(components, ["a sks dog", "a dog on the beach"])
+    conditioning = family.encode_prompts(components.text_encoder, ids)
+    assert conditioning.shape == (2, components.tokenizer.model_max_length, 32)
+    prediction = family.predict(components.denoiser, mean[:2], torch.tensor([1, 900]), conditioning)
+    assert prediction.shape == (2, 4, 8, 8)
 
 
-def test_latents_decode_to_where_they_came_from() -> None:
+def test_latents_decode_to_the_encoded_images() -> None:
     family = open_family(WEIGHTS)
-    parts = family.load(WEIGHTS, with_vae=True)
+    components = family.load(WEIGHTS, with_vae=True)
     pixels = np.stack([image for name in EXAMPLES for image in example_images(name)])
-    mean, _ = family.encode_images(parts, [Image.fromarray(image) for image in pixels])
-    assert parts.vae is not None
+    mean, _ = family.encode_images(components, [Image.fromarray(image) for image in pixels])
+    assert components.vae is not None
     with torch.no_grad():
-        decoded = parts.vae.decode(mean / parts.vae.config.scaling_factor).sample
+        decoded = components.vae.decode(mean / components.vae.config.scaling_factor).sample
     error = (decoded.permute(0, 2, 3, 1).numpy() * 127.5 + 127.5).clip(0, 255) - pixels
     assert 10 * np.log10(255**2 / np.mean(error**2)) > 22, "decibels"
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_the_target_leads_back_to_the_latents(make_model, kind: str) -> None:
-    folder = make_model(kind)
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_latents_can_be_recovered_from_the_loss_target(make_model, prediction_type: str) -> None:
+    folder = make_model(prediction_type)
     family = open_family(folder)
     scheduler = family.load(folder, with_vae=False).noise_scheduler
     latents, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
@@ -60,106 +60,109 @@ def test_the_target_leads_back_to_the_latents(make_model, kind: str) -> None:
     noisy = scheduler.add_noise(latents, noise, timesteps)
     target = family.loss_target(scheduler, latents, noise, timesteps)
     alpha = scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-    if kind == "epsilon":
-        back = (noisy - (1 - alpha).sqrt() * target) / alpha.sqrt()
+    if prediction_type == "epsilon":
+        recovered = (noisy - (1 - alpha).sqrt() * target) / alpha.sqrt()
     else:
-        back = alpha.sqrt() * noisy - (1 - alpha).sqrt() * target
-    torch.testing.assert_close(back, latents, atol=1e-3, rtol=1e-3)
+        recovered = alpha.sqrt() * noisy - (1 - alpha).sqrt() * target
+    torch.testing.assert_close(recovered, latents, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("folder", [WEIGHTS, None], ids=["sprites", "with attention in the autoencoder"])
-def test_the_single_file_is_read_back_by_diffusers(folder: Path | None, make_model, tmp_path: Path) -> None:
+def test_diffusers_reads_the_single_file(folder: Path | None, make_model, tmp_path: Path) -> None:
     folder = folder or make_model(attention_in_vae=True)
     open_family(folder).save_single_file(folder, tmp_path / "model.safetensors")
-    read = StableDiffusionPipeline.from_single_file(
+    loaded = StableDiffusionPipeline.from_single_file(
         tmp_path / "model.safetensors", config=str(folder), safety_checker=None, local_files_only=True
     )
-    wanted = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
-    for part in ("unet", "vae", "text_encoder"):
-        ours, theirs = getattr(read, part).state_dict(), getattr(wanted, part).state_dict()
-        assert ours.keys() == theirs.keys()
-        for name, tensor in theirs.items():
-            assert torch.equal(ours[name].float(), tensor.float()), f"{part}.{name}"
+    expected = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    for component in ("unet", "vae", "text_encoder"):
+        actual, original = getattr(loaded, component).state_dict(), getattr(expected, component).state_dict()
+        assert actual.keys() == original.keys()
+        for name, tensor in original.items():
+            assert torch.equal(actual[name].float(), tensor.float()), f"{component}.{name}"
 
 
-def test_lora_starts_as_the_base_and_merges_into_it(tiny_model: Path) -> None:
+def test_lora_starts_as_the_base_model_and_merges_into_it(tiny_model: Path) -> None:
     family, method = open_family(tiny_model), open_method("LoRA")
     training = Training.model_validate({"method": "LoRA", "lora": {"rank": 4}})
-    parts = family.load(tiny_model, with_vae=False)
-    text = family.encode_prompts(parts.text_encoder, family.tokenize(parts, ["a dog"]))
+    components = family.load(tiny_model, with_vae=False)
+    text = family.encode_prompts(components.text_encoder, family.tokenize(components, ["a dog"]))
     noisy, timestep = torch.randn(1, 4, 8, 8), torch.tensor([500])
     with torch.no_grad():
-        before = family.predict(parts.denoiser, noisy, timestep, text)
-        names = set(parts.denoiser.state_dict())
-        method.prepare(parts.denoiser, training, family.lora_target_modules()["denoiser"])
-        torch.testing.assert_close(family.predict(parts.denoiser, noisy, timestep, text), before)
-        trained = {name: p + 0.05 for name, p in parts.denoiser.named_parameters() if p.requires_grad}
-        assert 0 < sum(p.numel() for p in trained.values()) < sum(p.numel() for p in parts.denoiser.parameters()) / 2
-        parts.denoiser.load_state_dict(trained, strict=False)
-        adapted = family.predict(parts.denoiser, noisy, timestep, text)
+        before = family.predict(components.denoiser, noisy, timestep, text)
+        names = set(components.denoiser.state_dict())
+        method.prepare(components.denoiser, training, family.lora_target_modules()["denoiser"])
+        torch.testing.assert_close(family.predict(components.denoiser, noisy, timestep, text), before)
+        trained = {name: p + 0.05 for name, p in components.denoiser.named_parameters() if p.requires_grad}
+        assert (
+            0 < sum(p.numel() for p in trained.values()) < sum(p.numel() for p in components.denoiser.parameters()) / 2
+        )
+        components.denoiser.load_state_dict(trained, strict=False)
+        adapted = family.predict(components.denoiser, noisy, timestep, text)
         assert (adapted - before).abs().max() > 1e-3
-        merged = method.restore(parts.denoiser, trained, training)
+        merged = method.restore(components.denoiser, trained, training)
         assert set(merged.state_dict()) == names
         torch.testing.assert_close(family.predict(merged, noisy, timestep, text), adapted, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.filterwarnings("error:While injecting the PEFT adapters")
-@pytest.mark.parametrize("parts", [("denoiser",), ("text_encoder",), ("denoiser", "text_encoder")], ids="+".join)
-def test_the_adapter_on_the_base_draws_what_the_merged_model_draws(
-    tiny_model: Path, parts: tuple[str, ...], tmp_path: Path
+@pytest.mark.parametrize("trained", [("denoiser",), ("text_encoder",), ("denoiser", "text_encoder")], ids="+".join)
+def test_the_adapter_on_the_base_model_generates_the_same_images_as_the_merged_model(
+    tiny_model: Path, trained: tuple[str, ...], tmp_path: Path
 ) -> None:
     family, method = open_family(tiny_model), open_method("LoRA")
     training = Training.model_validate({"method": "LoRA", "lora": {"rank": 4, "alpha": 10}})
     loaded = family.load(tiny_model, with_vae=False)
     modules = {"denoiser": loaded.denoiser, "text_encoder": loaded.text_encoder}
     generator, adapters = torch.Generator().manual_seed(1), {}
-    for part in parts:
-        layers = family.lora_target_modules()[part]
-        method.prepare(modules[part], training, layers)
-        trained = {
+    for component in trained:
+        method.prepare(modules[component], training, family.lora_target_modules()[component])
+        weights = {
             name: 0.1 * torch.randn(p.shape, generator=generator)
-            for name, p in modules[part].named_parameters()
+            for name, p in modules[component].named_parameters()
             if p.requires_grad
         }
-        adapters[part] = method.adapter(modules[part], trained)
-        modules[part] = method.restore(modules[part], trained, training)
+        adapters[component] = method.adapter(modules[component], weights)
+        modules[component] = method.restore(modules[component], weights, training)
     family.save(tiny_model, modules["denoiser"], modules["text_encoder"], tmp_path)
     family.save_adapter(adapters, tmp_path)
-    # What other tools find in a published folder beside the adapter.
+    # A published folder also contains the single file.
     family.save_single_file(tmp_path, tmp_path / "a-single-file.safetensors")
 
-    def draw(folder: Path, adapter: Path | dict[str, torch.Tensor] | None = None) -> np.ndarray:
+    def generate(folder: Path, adapter: Path | dict[str, torch.Tensor] | None = None) -> np.ndarray:
         pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, dtype=torch.float32)
         if adapter is not None:
             pipeline.load_lora_weights(adapter)
         noise = torch.Generator().manual_seed(0)
         return pipeline(["a sks dog"] * 4, num_inference_steps=4, generator=noise, output_type="np").images
 
-    merged, adapted = draw(tmp_path), draw(tiny_model, tmp_path)
-    # The merged model is rounded to fp16, which moved no pixel by a fifth of a gray level when this was written.
+    merged, adapted = generate(tmp_path), generate(tiny_model, tmp_path)
+    # The merged model is rounded to fp16, which changes pixels by less than a fifth of a gray level.
     np.testing.assert_allclose(adapted, merged, rtol=0, atol=1 / 255)
     weights_only = load_file(tmp_path / "pytorch_lora_weights.safetensors")
     assert {weights.dtype for weights in weights_only.values()} == {torch.float32}
-    for other in (draw(tiny_model), draw(tiny_model, weights_only)):
-        # Without the adapter, and with alpha = rank, as the weights alone are read.
+    for other in (generate(tiny_model), generate(tiny_model, weights_only)):
+        # Without the adapter, and with alpha = rank, the default for weights without metadata.
         assert np.abs(other - merged).max() > 10 / 255
 
 
-def test_models_that_cannot_be_used_are_told(tmp_path: Path) -> None:
+def test_unsupported_models_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"spec\.model\.id: .*has no readable model_index\.json"):
         open_family(tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "PixArtPipeline"}')
-    with pytest.raises(UserError, match="is a PixArtPipeline; write a model of one of: StableDiffusionPipeline"):
+    with pytest.raises(
+        UserError, match=r"is a PixArtPipeline, which is not supported; use .*: StableDiffusionPipeline"
+    ):
         open_family(tmp_path)
     with pytest.raises(UserError, match=r"spec\.model\.id: '/nowhere/model': is neither a folder here"):
         local_folder(BaseModelRef(id="/nowhere/model"))
 
 
-def test_the_digest_is_of_contents(make_model) -> None:
+def test_the_digest_depends_on_file_contents_only(make_model) -> None:
     assert weights_digest(make_model()) == weights_digest(make_model()) != weights_digest(make_model("v_prediction"))
 
 
-def test_auto_identifiers_are_whole_tokens_and_stay_the_same() -> None:
+def test_auto_identifiers_are_single_tokens_and_deterministic() -> None:
     from transformers import CLIPTokenizer
 
     token = rare_identifier(WEIGHTS, "default/my-dog")

@@ -1,4 +1,4 @@
-"""What a model family answers. Families know nothing of methods: a method asks for modules and changes them.
+"""The interface of a model family. Families are independent of fine-tuning methods, which modify their modules.
 
 Shapes: N images, C latent channels, h x w latent size, L tokens, D conditioning width.
 """
@@ -22,7 +22,7 @@ ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 
 @dataclass(frozen=True)
 class Components:
-    """A base model taken apart for training. `vae` is None once latents are cached."""
+    """Components of a base model, for training. `vae` is None if it is not needed, because latents are cached."""
 
     denoiser: nn.Module
     text_encoder: nn.Module
@@ -32,56 +32,70 @@ class Components:
 
 
 class Family(Protocol):
-    """One way to build a text-to-image diffusion model."""
+    """One architecture of text-to-image diffusion models."""
 
     name: str
 
     def load(self, folder: Path, *, with_vae: bool) -> Components:
-        """Read a diffusers folder, fp32, on the CPU."""
+        """Load the components of a diffusers folder, in fp32 on the CPU."""
         ...
 
     def pipeline(self, folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
-        """The whole model, ready to draw."""
+        """Load the pipeline of a diffusers folder, on the CPU."""
         ...
 
-    def encode_images(self, parts: Components, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the scaled latents, each [N, C, h, w]."""
+    def encode_images(self, components: Components, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+        """Encode images; returns mean and standard deviation of the scaled latents, each [N, C, h, w].
+
+        Raises:
+            ValueError: the components were loaded without the autoencoder.
+        """
         ...
 
-    def tokenize(self, parts: Components, prompts: Sequence[str]) -> Tensor:
-        """Token ids [N, L], padded."""
+    def tokenize(self, components: Components, prompts: Sequence[str]) -> Tensor:
+        """Tokenize prompts; returns token IDs [N, L], padded and truncated to the length of the model."""
         ...
 
     def encode_prompts(self, text_encoder: nn.Module, token_ids: Tensor) -> Tensor:
-        """What the denoiser is conditioned on, [N, L, D]."""
+        """Encode tokens; returns the conditioning of the denoiser, [N, L, D]."""
         ...
 
     def predict(self, denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Tensor) -> Tensor:
-        """The denoiser's answer [N, C, h, w] to noisy latents [N, C, h, w] at timesteps [N]."""
+        """Predict noise or velocity, [N, C, h, w], from noisy latents [N, C, h, w] at timesteps [N]."""
         ...
 
     def loss_target(self, scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What `predict` should have answered, [N, C, h, w]."""
+        """The training target of `predict`, [N, C, h, w].
+
+        Raises:
+            ValueError: the prediction type of the scheduler is not supported.
+        """
         ...
 
     def lora_target_modules(self) -> Mapping[str, Sequence[str]]:
-        """Name endings of the linear and convolution layers that adapters may change, by field of `Components`."""
+        """LoRA target modules, as suffixes of module names, by field of `Components`."""
         ...
 
     def save(self, base: Path, denoiser: nn.Module, text_encoder: nn.Module, target: Path) -> None:
-        """Write a diffusers folder (fp16 safetensors) with these two modules in place of the base's."""
+        """Write a diffusers folder in fp16 safetensors: the base model with these two modules replaced.
+
+        Args:
+            base: diffusers folder of the base model.
+            target: folder to write.
+        """
         ...
 
     def save_adapter(
         self, adapters: Mapping[str, tuple[Mapping[str, Tensor], Mapping[str, Any]]], target: Path
     ) -> None:
-        """Write `ADAPTER_FILE` into a folder, for diffusers' `load_lora_weights`; tensors as they are.
+        """Write `ADAPTER_FILE`, which diffusers' `load_lora_weights` can read, without changing number formats.
 
         Args:
-            adapters: by field of `Components`, weights by peft's names and peft's configuration.
+            adapters: by field of `Components`: weights with PEFT's names, and PEFT's configuration.
+            target: folder to write to.
         """
         ...
 
     def save_single_file(self, folder: Path, target: Path) -> None:
-        """Write a diffusers folder as one safetensors file in the layout that other tools read."""
+        """Write a diffusers folder as one safetensors file in the original layout, which other tools read."""
         ...

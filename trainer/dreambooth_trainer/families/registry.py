@@ -1,4 +1,4 @@
-"""Which family a model belongs to, where its files are, and what identifies its weights."""
+"""Finds the family, the files and the digest of a model."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from dreambooth_trainer.models.files import (
 )
 from dreambooth_trainer.models.hub import Repository, fetch
 
-# A family is one module and one line here; the key is `_class_name` of model_index.json.
+# By `_class_name` of model_index.json.
 FAMILIES = {"StableDiffusionPipeline": "dreambooth_trainer.families.stable_diffusion:StableDiffusion"}
 
 
 def local_folder(model: BaseModelRef) -> Path:
-    """The diffusers folder of a model on this machine, fetched from the hub where it is not there.
+    """The local diffusers folder of a model, downloaded from the Hub if needed.
 
     Raises:
-        UserError: it is neither a folder nor to be had from the hub, or cannot be used, as `family_name`.
-        TransientError: the hub cannot be reached.
+        UserError: the model was not found, neither as a local folder nor on the Hub, or is not supported (see
+            `family_name`).
+        TransientError: the Hub cannot be reached.
     """
     if model.id == BUILTIN_SPRITES:
         from dreambooth_trainer.sprites import WEIGHTS
@@ -43,7 +44,7 @@ def local_folder(model: BaseModelRef) -> Path:
 
 
 def pinned(model: BaseModelRef) -> BaseModelRef:
-    """A model with its commit as revision if it is from the hub: all workers read the same, without asking again.
+    """The model with its commit as the revision, if it is from the Hub, so that all workers load the same files.
 
     Raises:
         UserError, TransientError: as `local_folder`.
@@ -59,7 +60,7 @@ def _files_of_known_family(repository: Repository) -> list[str]:
 
 
 def open_family(folder: Path) -> Family:
-    """The family of a diffusers folder; imports what that family needs, which takes seconds.
+    """The family of a diffusers folder. Imports the family's libraries, which takes seconds.
 
     Raises:
         UserError: as `family_name`.
@@ -81,7 +82,7 @@ def family_name(folder: Path) -> str:
     """The key in FAMILIES of a diffusers folder.
 
     Raises:
-        UserError: no diffusers folder, of a family that is not known here, or without safetensors weights.
+        UserError: not a diffusers folder, a family that is not supported, or weights that are not safetensors.
     """
     try:
         content = (folder / INDEX).read_text()
@@ -96,28 +97,29 @@ def _known_family(index: str, names: Collection[str], where: str) -> str:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(_unreadable(where)) from error
     if name not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise UserError(ValidationIssue("spec.model.id", where, f"is a {name}", f"write a model of one of: {known}"))
+        supported = ", ".join(FAMILIES)
+        remedy = f"use a model of one of these classes: {supported}"
+        raise UserError(ValidationIssue("spec.model.id", where, f"is a {name}, which is not supported", remedy))
     if pickled := without_safetensors(names):
-        rule = f"has no safetensors weights in {', '.join(pickled)}, and other formats may hold code"
-        raise UserError(ValidationIssue("spec.model.id", where, rule, "save it with safe_serialization=True"))
+        rule = f"has no safetensors weights in {', '.join(pickled)}; other formats can contain code"
+        raise UserError(ValidationIssue("spec.model.id", where, rule, "save the model with safe_serialization=True"))
     return name
 
 
 def _unreadable(where: str) -> ValidationIssue:
-    return ValidationIssue("spec.model.id", where, f"has no readable {INDEX}", "write a diffusers model's folder")
+    return ValidationIssue("spec.model.id", where, f"has no readable {INDEX}", "set the folder of a diffusers model")
 
 
 @functools.cache
 def weights_digest(folder: Path) -> str:
-    """SHA-256 over names and contents of a model's weights and configuration; names what was drawn with it.
+    """SHA-256 of the names and contents of a model's weights and configuration. It is part of the keys of images.
 
-    Only files that are loaded count: the same model has the same digest beside other formats of its weights.
+    Covers only files that are loaded, so that the same weights in additional formats do not change the digest.
     """
     digest = hashlib.sha256()
     for path in local_pipeline_files(folder):
         if path.name == INDEX:
-            continue  # It also lists what is not loaded.
+            continue  # it also lists components that are not loaded
         digest.update(f"{path.relative_to(folder)}\0".encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -125,9 +127,9 @@ def weights_digest(folder: Path) -> str:
 
 
 def rare_identifier(folder: Path, seed_text: str) -> str:
-    """A rare token that the model's tokenizer keeps whole (paper, section 3.1): three letters, late in the vocabulary.
+    """A rare identifier (paper, section 3.1): a single token of three letters with a high rank in the vocabulary.
 
-    The same `seed_text` gets the same token.
+    Equal values of `seed_text` give equal identifiers.
     """
     from transformers import AutoTokenizer
 

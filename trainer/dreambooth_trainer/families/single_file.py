@@ -1,7 +1,6 @@
-"""A diffusers folder of Stable Diffusion as one safetensors file in CompVis' original layout.
+"""Converts a diffusers folder of Stable Diffusion to one safetensors file in the original layout of CompVis.
 
-diffusers reads that layout (`from_single_file`), as do ComfyUI and A1111, but has no function that writes it.
-A test takes the way back through diffusers' own reader.
+diffusers (`from_single_file`), ComfyUI and A1111 read this layout. diffusers has no function that writes it.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "t
 
 
 def to_original_layout(folder: Path, target: Path) -> None:
-    """Write a diffusers folder as one file, tensors as they are."""
+    """Write a diffusers folder as one file, without changing number formats."""
     unet_config = json.loads((folder / "unet" / "config.json").read_text())
     vae_config = json.loads((folder / "vae" / "config.json").read_text())
     tensors: dict[str, Tensor] = {}
@@ -56,12 +55,15 @@ def to_original_layout(folder: Path, target: Path) -> None:
 def unet_key(name: str, config: dict[str, object]) -> str:
     """Original name of a U-Net weight.
 
-    The original numbers blocks in one row, counts the down-sampler as a block of its own, and puts attention at .1
-    and the up-sampler behind whatever its block has.
+    The original layout numbers all blocks consecutively, counts a downsampler as a block, has attention at index 1 of
+    a block, and the upsampler last.
+
+    Raises:
+        ValueError: the weight has no counterpart in the original layout.
     """
-    for ours, theirs in UNET_TOP.items():
-        if name.startswith(f"{ours}."):
-            return theirs + name[len(ours) :]
+    for prefix, original in UNET_TOP.items():
+        if name.startswith(f"{prefix}."):
+            return original + name[len(prefix) :]
     layers, up_types = config["layers_per_block"], config["up_block_types"]
     assert isinstance(layers, int)
     assert isinstance(up_types, list)
@@ -70,20 +72,20 @@ def unet_key(name: str, config: dict[str, object]) -> str:
         return f"middle_block.{2 * index + (kind == 'attentions')}.{_resnet(rest) if kind == 'resnets' else rest}"
     match = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", name)
     if match is None:
-        raise ValueError(f"unet weight {name!r} has no place in the original layout")
-    way, block, kind, index, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
+        raise ValueError(f"U-Net weight {name!r} has no counterpart in the original layout")
+    direction, block, kind, index, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
     if kind == "downsamplers":
         return f"input_blocks.{(block + 1) * (layers + 1)}.0.op{rest.removeprefix('conv')}"
     if kind == "upsamplers":
         position = 2 if "CrossAttn" in up_types[block] else 1
         return f"output_blocks.{block * (layers + 1) + layers}.{position}.{rest}"
-    row = f"input_blocks.{block * (layers + 1) + index + 1}" if way == "down" else ""
-    row = row or f"output_blocks.{block * (layers + 1) + index}"
-    return f"{row}.0.{_resnet(rest)}" if kind == "resnets" else f"{row}.1.{rest}"
+    block_name = f"input_blocks.{block * (layers + 1) + index + 1}" if direction == "down" else ""
+    block_name = block_name or f"output_blocks.{block * (layers + 1) + index}"
+    return f"{block_name}.0.{_resnet(rest)}" if kind == "resnets" else f"{block_name}.1.{rest}"
 
 
 def vae_key(name: str, blocks: int) -> str:
-    """Original name of an autoencoder weight; the original counts up-blocks from the far end."""
+    """Original name of an autoencoder weight. The original layout numbers up-blocks in reverse order."""
     name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
     name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
     if "mid_block.attentions.0." in name:

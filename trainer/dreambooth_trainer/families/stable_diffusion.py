@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x, and everything of that shape."""
+"""Stable Diffusion 1.x and 2.x, and models with the same architecture."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class StableDiffusion:
-    """A U-Net in the latent space of a KL autoencoder, conditioned on CLIP's text encoder."""
+    """A U-Net in the latent space of a KL autoencoder, conditioned on CLIP text embeddings."""
 
     name = "stable-diffusion"
 
@@ -40,8 +40,8 @@ class StableDiffusion:
             folder, dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False
         )
 
-    def encode_images(self, parts: Components, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
-        vae: Any = parts.vae
+    def encode_images(self, components: Components, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+        vae: Any = components.vae
         if vae is None:
             raise ValueError("these components were loaded without the autoencoder")
         pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
@@ -51,8 +51,8 @@ class StableDiffusion:
         scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
         return (latents.mean - shift) * scale, latents.std * scale
 
-    def tokenize(self, parts: Components, prompts: Sequence[str]) -> Tensor:
-        tokenizer = parts.tokenizer
+    def tokenize(self, components: Components, prompts: Sequence[str]) -> Tensor:
+        tokenizer = components.tokenizer
         return tokenizer(
             list(prompts),
             padding="max_length",
@@ -68,13 +68,13 @@ class StableDiffusion:
         return denoiser(noisy, timesteps, encoder_hidden_states=conditioning).sample
 
     def loss_target(self, scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        kind = cast("Any", scheduler.config).prediction_type
-        if kind == "epsilon":
+        prediction_type = cast("Any", scheduler.config).prediction_type
+        if prediction_type == "epsilon":
             return noise
-        if kind == "v_prediction":
+        if prediction_type == "v_prediction":
             return scheduler.get_velocity(latents, noise, cast("torch.IntTensor", timesteps))
         raise ValueError(
-            f"scheduler/scheduler_config.json: prediction_type {kind!r} is neither epsilon nor v_prediction"
+            f"scheduler/scheduler_config.json: prediction_type {prediction_type!r} is neither epsilon nor v_prediction"
         )
 
     def lora_target_modules(self) -> dict[str, list[str]]:
@@ -89,8 +89,8 @@ class StableDiffusion:
         pipeline.unet.load_state_dict(denoiser.state_dict())
         pipeline.text_encoder.load_state_dict(text_encoder.state_dict())
         pipeline.save_pretrained(target, safe_serialization=True)
-        # transformers loads in the number format that its configuration names, diffusers in fp32: a plain
-        # from_pretrained would meet both.
+        # from_pretrained loads the text encoder in the dtype of its configuration, and the U-Net in fp32. With float32
+        # in the configuration, both have the same dtype.
         config = target / "text_encoder" / "config.json"
         config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
 
@@ -98,12 +98,12 @@ class StableDiffusion:
         self, adapters: Mapping[str, tuple[Mapping[str, Tensor], Mapping[str, Any]]], target: Path
     ) -> None:
         arguments: dict[str, Any] = {}
-        for part, (weights, config) in adapters.items():
-            name = "unet" if part == "denoiser" else part
-            # Not convert_state_dict_to_diffusers: it renames layers of attention only, and the loader then skips them.
+        for component, (weights, config) in adapters.items():
+            name = "unet" if component == "denoiser" else component
+            # Not convert_state_dict_to_diffusers: the loader skips the attention layers that it renames.
             layers = dict(weights)
-            if part == "text_encoder":
-                # transformers 5 dropped the prefix that other tools and older versions expect; diffusers takes both.
+            if component == "text_encoder":
+                # transformers 5 removed the prefix that older versions and other tools expect; diffusers reads both.
                 layers = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in layers.items()}
             arguments |= {f"{name}_lora_layers": layers, f"{name}_lora_adapter_metadata": dict(config)}
         StableDiffusionPipeline.save_lora_weights(target, weight_name=ADAPTER_FILE, **arguments)

@@ -1,6 +1,6 @@
-"""What a training method does to a model: which weights learn, and how they come back into the model.
+"""The interface of a fine-tuning method: which weights are trained, and how they are merged into the model.
 
-Methods know no family: they get modules and the names of layers that may be adapted.
+Methods are independent of model families: they get modules and the names of LoRA target modules.
 """
 
 from __future__ import annotations
@@ -15,22 +15,26 @@ if TYPE_CHECKING:
 
 
 class Method(Protocol):
-    """One way to fine-tune."""
+    """One fine-tuning method."""
 
-    def prepare(self, module: nn.Module, training: Training, layers: Sequence[str]) -> None:
-        """Make `module` ready to learn; what shall not learn has requires_grad False afterwards."""
+    def prepare(self, module: nn.Module, training: Training, target_modules: Sequence[str]) -> None:
+        """Prepare `module` for training. Frozen parameters have requires_grad False afterwards.
+
+        Args:
+            target_modules: suffixes of the names of LoRA target modules.
+        """
         ...
 
     def adapter(
         self, module: nn.Module, trained: Mapping[str, Tensor]
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Any]] | None:
-        """Trained weights of a prepared module as an adapter of its own; None where a method makes none.
+        """The trained weights of a prepared module as a separate adapter.
 
         Returns:
-            The weights by peft's names, and peft's configuration.
+            The weights with PEFT's names, and PEFT's configuration; None if the method trains no adapter.
         """
         ...
 
     def restore(self, module: nn.Module, trained: Mapping[str, Tensor], training: Training) -> nn.Module:
-        """Put trained weights into a prepared module and undo what `prepare` wrapped around it."""
+        """Load trained weights into a prepared module, and merge and remove the layers that `prepare` added."""
         ...

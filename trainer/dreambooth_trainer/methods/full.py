@@ -1,4 +1,4 @@
-"""Every weight learns, as in the paper."""
+"""Full fine-tuning: all weights are trained, as in the paper."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dreambooth_api.training import Training
 
 
 class Full:
-    """Fine-tuning of all weights."""
+    """Trains all weights of a module."""
 
-    def prepare(self, module: nn.Module, training: Training, layers: Sequence[str]) -> None:
-        del training, layers
+    def prepare(self, module: nn.Module, training: Training, target_modules: Sequence[str]) -> None:
+        del training, target_modules
         module.requires_grad_(True)
 
     def adapter(self, module: nn.Module, trained: Mapping[str, Tensor]) -> None:

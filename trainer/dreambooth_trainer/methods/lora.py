@@ -13,23 +13,23 @@ from dreambooth_api.training import Training
 
 
 class Lora:
-    """Adapters beside the family's adaptable layers; publishing merges them into the weights."""
+    """Trains adapters of the LoRA target modules. `restore` merges them into the weights."""
 
-    def prepare(self, module: nn.Module, training: Training, layers: Sequence[str]) -> None:
+    def prepare(self, module: nn.Module, training: Training, target_modules: Sequence[str]) -> None:
         module.requires_grad_(False)
         rank = training.lora.rank
         config = LoraConfig(
             r=rank,
-            lora_alpha=training.lora.alpha or rank,  # pyright: ignore[reportArgumentType] - peft divides, any number will do
-            target_modules=list(layers),
+            lora_alpha=training.lora.alpha or rank,  # pyright: ignore[reportArgumentType] - PEFT accepts any number
+            target_modules=list(target_modules),
         )
         inject_adapter_in_model(config, module)
 
     def adapter(
         self, module: nn.Module, trained: Mapping[str, Tensor]
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-        # With the configuration, because a rank can be seen from the weights and alpha cannot.
-        config: dict[str, PeftConfig] = module.peft_config  # pyright: ignore[reportAssignmentType] - peft sets it
+        # The configuration is needed for alpha, which cannot be derived from the weights.
+        config: dict[str, PeftConfig] = module.peft_config  # pyright: ignore[reportAssignmentType] - set by PEFT
         (adapter,) = config.values()
         weights = get_peft_model_state_dict(module, state_dict=dict(trained), save_embedding_layers=False)
         return weights, adapter.to_dict()
@@ -38,7 +38,7 @@ class Lora:
         del training
         unknown = module.load_state_dict(dict(trained), strict=False).unexpected_keys
         if unknown:
-            raise ValueError(f"trained weights have no place in the model: {unknown[:3]}")
+            raise ValueError(f"trained weights do not match the model: {unknown[:3]}")
         for name, layer in list(module.named_modules()):
             if isinstance(layer, BaseTunerLayer):
                 layer.merge()

@@ -1,4 +1,4 @@
-"""The training methods by the name that a job file gives them."""
+"""Fine-tuning methods by their name in the API."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from dreambooth_trainer.methods.base import Method
 
 
 def open_method(name: str) -> Method:
-    """A method by its name in `spec.training.method`."""
+    """The fine-tuning method with this name in `spec.training.method`.
+
+    Raises:
+        ValueError: there is no such method.
+    """
     match name:
         case "Full":
             from dreambooth_trainer.methods.full import Full
