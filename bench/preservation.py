@@ -1,8 +1,9 @@
-"""The paper's claim, on the embedded base: `python bench/preservation.py` trains each subject with and without prior
-preservation and prints one table. With it, the class stays as diverse as the base's (DIV) and unlike the subject
-(PRES); without it, it does not. Subject fidelity is high either way.
+"""Effect of prior preservation with the built-in base model: `python bench/preservation.py`.
 
-Takes about two minutes a row on two cores; what is done is kept in --out and not done again.
+Trains each subject with and without prior preservation, and prints a table of scores. With prior preservation, class
+images stay diverse (DIV) and different from the subject (PRES), as in the paper. Subject fidelity is high in both.
+
+Takes about two minutes per row on two cores. Finished runs are kept in --out and not repeated.
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ from rich.console import Console
 from rich.table import Table
 
 from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.metrics import METRICS
 from dreambooth_trainer.cluster.session import ray_cluster
 from dreambooth_trainer.progress.console import LineReporter
 from dreambooth_trainer.runner import prepare_job, run_job
 from dreambooth_trainer.store.folder import JobFolder
 
 SUBJECTS = ("dog-pink-blue", "cat-lime-purple", "teapot-slate-orange", "robot-lime-magenta")
-COLUMNS = {"dino": "DINO ↑", "clip_i": "CLIP-I ↑", "clip_t": "CLIP-T ↑", "pres": "PRES ↓", "div_class": "DIV ↑"}
+ARROWS = {True: "↑", False: "↓"}
+COLUMNS = {m.name: f"{m.label} {ARROWS[m.higher_is_better]}" for m in METRICS if m.higher_is_better is not None}
 
 
-def make_job(subject: str, seed: int, *, preserve: bool) -> DreamBoothJob:
-    """One run of the table."""
+def make_job(subject: str, seed: int, *, prior_preservation: bool) -> DreamBoothJob:
+    """The job of one row."""
     return DreamBoothJob.model_validate(
         {
             "apiVersion": "dreambooth.dev/v1alpha1",
@@ -35,7 +38,7 @@ def make_job(subject: str, seed: int, *, preserve: bool) -> DreamBoothJob:
             "metadata": {"name": subject},
             "spec": {
                 "subject": {"class": subject.partition("-")[0], "images": {"uri": f"builtin:sprites/{subject}"}},
-                "priorPreservation": {"enabled": preserve},
+                "priorPreservation": {"enabled": prior_preservation},
                 "training": {"seed": seed},
             },
         }
@@ -46,33 +49,34 @@ def make_job(subject: str, seed: int, *, preserve: bool) -> DreamBoothJob:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/preservation"), show_default=True)
 @click.option("--seeds", default=2, show_default=True)
 @click.option("--subject", "subjects", multiple=True, default=SUBJECTS, show_default=True)
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the numbers as well.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the scores to this file.")
 def main(out: Path, seeds: int, subjects: tuple[str, ...], json_file: Path | None) -> None:
     console = Console()
     rows: dict[str, list[dict[str, float]]] = defaultdict(list)
-    table = Table("run", *COLUMNS.values(), title="with and without prior preservation")
+    table = Table("Run", *COLUMNS.values(), title="Scores with and without prior preservation")
     with ray_cluster():
         for subject in subjects:
             for seed in range(seeds):
-                for arm, preserve in (("prior preservation", True), ("no prior loss", False)):
-                    folder = JobFolder((out / f"{subject}-{seed}-{arm.split()[0]}").resolve())
-                    opened = prepare_job(make_job(subject, seed, preserve=preserve))
-                    console.print(f"[bold]{subject}, seed {seed}, {arm}")
-                    run_job(opened, folder, str((out / "store").resolve()), LineReporter(console))
+                for variant, enabled in (("prior preservation", True), ("no prior preservation", False)):
+                    folder = JobFolder((out / f"{subject}-{seed}-{variant.split()[0]}").resolve())
+                    prepared = prepare_job(make_job(subject, seed, prior_preservation=enabled))
+                    console.print(f"[bold]{subject}, seed {seed}, {variant}")
+                    run_job(prepared, folder, str((out / "store").resolve()), LineReporter(console))
                     scores = json.loads(folder.scores.read_text())
-                    if preserve:
-                        rows["base"].append(scores["before"])
-                    rows[arm].append(scores["after"])
-                    table.add_row(f"{subject} {seed} {arm}", *(f"{scores['after'][key]:.3f}" for key in COLUMNS))
+                    before, after = scores["before"]["values"], scores["after"]["values"]
+                    if enabled:
+                        rows["base model"].append(before)
+                    rows[variant].append(after)
+                    table.add_row(f"{subject} {seed} {variant}", *(f"{after[name]:.3f}" for name in COLUMNS))
     table.add_section()
     for name, scores in rows.items():
-        table.add_row(f"[bold]{name}", *(_mean_and_spread([s[key] for s in scores]) for key in COLUMNS))
+        table.add_row(f"[bold]{name}", *(_mean_and_deviation([s[metric] for s in scores]) for metric in COLUMNS))
     console.print(table)
     if json_file is not None:
         json_file.write_text(json.dumps(rows, indent=1))
 
 
-def _mean_and_spread(values: list[float]) -> str:
+def _mean_and_deviation(values: list[float]) -> str:
     return f"{fmean(values):.3f} ± {stdev(values):.3f}" if len(values) > 1 else f"{values[0]:.3f}"
 
 

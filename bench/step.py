@@ -1,6 +1,7 @@
-"""A training step here against the plain loop that the peers' example scripts run, in the same process on the same
-weights: `python bench/step.py`. The plain loop encodes images and prompts anew at every step; here both are cached.
-Prints seconds a step and the ratio. Random weights of Stable Diffusion's shape at a fraction of its width.
+"""Time of a training step, compared with the training loop of the diffusers example script: `python bench/step.py`.
+
+The example encodes images and prompts at every step; the trainer uses cached latents and prompt embeddings. Both run in
+the same process with the same random weights, a narrower Stable Diffusion. Prints seconds per step, and the ratio.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from dreambooth_trainer.training.module import DreamBoothModule
 WIDTH, TOKENS, TEXT = 64, 77, 256
 
 
-def make_parts() -> tuple[AutoencoderKL, CLIPTextModel, UNet2DConditionModel]:
-    """Half-width relatives of Stable Diffusion's three networks, random."""
+def make_models() -> tuple[AutoencoderKL, CLIPTextModel, UNet2DConditionModel]:
+    """Narrow versions of Stable Diffusion's autoencoder, text encoder and U-Net, with random weights."""
     torch.manual_seed(0)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -48,7 +49,7 @@ def make_parts() -> tuple[AutoencoderKL, CLIPTextModel, UNet2DConditionModel]:
 
 
 def make_plan(resolution: int) -> Plan:
-    """One instance and one class image a step, ZeRO 1, fp32."""
+    """One instance image and one class image per step, ZeRO-1, fp32."""
     job = DreamBoothJob.model_validate(
         {
             "apiVersion": "dreambooth.dev/v1alpha1",
@@ -64,8 +65,8 @@ def make_plan(resolution: int) -> Plan:
     return fill_defaults(job, image_count=1, identifier="sks", zero_stage=1, precision="fp32")
 
 
-def plain_step(vae: AutoencoderKL, text: CLIPTextModel, unet: UNet2DConditionModel, pixels: torch.Tensor):
-    """The usual loop: autoencoder, text encoder and U-Net at every step, torch's AdamW."""
+def example_step(vae: AutoencoderKL, text: CLIPTextModel, unet: UNet2DConditionModel, pixels: torch.Tensor):
+    """A step of the example: autoencoder, text encoder and U-Net, with torch.optim.AdamW."""
     optimizer = torch.optim.AdamW(unet.parameters(), lr=5e-6)
     scheduler = DDPMScheduler()
     ids = torch.randint(0, 1000, (2, TOKENS))
@@ -74,8 +75,8 @@ def plain_step(vae: AutoencoderKL, text: CLIPTextModel, unet: UNet2DConditionMod
         latents = vae.encode(pixels).latent_dist.sample() * vae.config.scaling_factor
         noise, timesteps = torch.randn_like(latents), torch.randint(0, 1000, (2,))
         noisy = scheduler.add_noise(latents, noise, timesteps)
-        answer = unet(noisy, timesteps, encoder_hidden_states=text(ids).last_hidden_state).sample
-        (answer - noise).square().mean(dim=(1, 2, 3)).sum().backward()
+        prediction = unet(noisy, timesteps, encoder_hidden_states=text(ids).last_hidden_state).sample
+        (prediction - noise).square().mean(dim=(1, 2, 3)).sum().backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -83,19 +84,19 @@ def plain_step(vae: AutoencoderKL, text: CLIPTextModel, unet: UNet2DConditionMod
     return step
 
 
-def our_step(unet: UNet2DConditionModel, plan: Plan, latent_side: int):
-    """Cached latents through a DeepSpeed engine."""
+def trainer_step(unet: UNet2DConditionModel, plan: Plan, latent_side: int):
+    """A step of the trainer: cached latents and a DeepSpeed engine."""
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 
     __compatible_ops__["deepspeed_shm_comm"] = False
 
-    def kind() -> Latents:
+    def latents() -> Latents:
         shape = (1, 4, latent_side, latent_side)
         ids = torch.zeros(1, TOKENS, dtype=torch.long)
         return Latents(torch.randn(shape), torch.ones(shape), ids[0, :1], ids, torch.randn(1, TOKENS, TEXT))
 
-    data = TrainingData(kind(), kind())
+    data = TrainingData(latents(), latents())
     module = DreamBoothModule(StableDiffusion(), DDPMScheduler(), unet, None, 1.0)
     weights = sum(p.numel() for p in unet.parameters())
     config = deepspeed_config(plan, world_size=1, trainable=weights, universal=False)
@@ -106,14 +107,14 @@ def our_step(unet: UNet2DConditionModel, plan: Plan, latent_side: int):
 
 
 def seconds(step: Callable[[], object], rounds: int) -> float:
-    """The fastest of several rounds: what the machine can do when nobody disturbs it."""
+    """Seconds of the fastest of several rounds, which other processes disturb least."""
     step()
-    best = float("inf")
+    fastest = float("inf")
     for _ in range(rounds):
         start = time.perf_counter()
         step()
-        best = min(best, time.perf_counter() - start)
-    return best
+        fastest = min(fastest, time.perf_counter() - start)
+    return fastest
 
 
 @click.command(help=__doc__)
@@ -123,11 +124,11 @@ def main(resolution: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("gloo", init_method=f"file://{Path(folder) / 'store'}", rank=0, world_size=1)
         os.environ.setdefault("LOCAL_RANK", "0")
-        vae, text, unet = make_parts()
-        plain = seconds(plain_step(vae, text, unet, torch.rand(2, 3, resolution, resolution) * 2 - 1), rounds)
-        ours = seconds(our_step(unet, make_plan(resolution), resolution // 8), rounds)
+        vae, text, unet = make_models()
+        example = seconds(example_step(vae, text, unet, torch.rand(2, 3, resolution, resolution) * 2 - 1), rounds)
+        trainer = seconds(trainer_step(unet, make_plan(resolution), resolution // 8), rounds)
         dist.destroy_process_group()
-    print(f"plain loop {plain:.3f} s a step, cached latents with DeepSpeed {ours:.3f} s: ratio {plain / ours:.2f}")
+    print(f"example {example:.3f} s per step, trainer {trainer:.3f} s per step, ratio {example / trainer:.2f}")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def test_from_apply_to_a_published_model(alice: Job, tmp_path: Path) -> None:
     assert status["output"]["uri"] == "pvc://models/pink-dog/model"
     assert (alice.volume / "pink-dog" / "model" / "model_index.json").exists()
     assert str(tmp_path / "report.html") in alice.plugin("images", f"--out={tmp_path}")
-    assert (tmp_path / "pictures.png").read_bytes() == (alice.volume / "pink-dog/model/pictures.png").read_bytes()
+    assert (tmp_path / "comparison.png").read_bytes() == (alice.volume / "pink-dog/model/comparison.png").read_bytes()
     assert "data:image/" in (tmp_path / "report.html").read_text()
 
 

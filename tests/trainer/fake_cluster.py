@@ -68,17 +68,17 @@ def broken_gpu() -> dict[str, Any]:
         answer["pool"] = str(error).splitlines()[-1]
 
     def train() -> str:
-        stopped: list[FatalWorkerError] = []
+        reported: list[FatalWorkerError] = []
 
         class Loop:
-            def tell(self, news: FatalWorkerError) -> Any:
-                stopped.append(news)
+            def report(self, message: FatalWorkerError) -> Any:
+                reported.append(message)
                 return ray.put(None)
 
         try:
             run_worker({"loop": Loop()})
         except Exception:
-            return stopped[0].message
+            return reported[0].message
         return "trained"
 
     pool.stop()
@@ -120,7 +120,7 @@ def out_of_memory() -> dict[str, Any]:
             answer["pool"] = [str(error), len((folder / "pool").read_text().split())]
         plan = make_plan(WEIGHTS)
         progress_actor: Any = ray.remote(num_cpus=0)(train.ProgressActor).remote()
-        trainer = train.build_trainer(plan, JobFolder(folder), "key", train.partial(train.post, progress_actor))
+        trainer = train.build_trainer(plan, JobFolder(folder), "key", train.partial(train.report_to, progress_actor))
         trainer.train_loop_per_worker = lambda config: eat(folder / "training")
         try:
             train._fit(trainer, progress_actor, Silent())

@@ -1,4 +1,4 @@
-"""The batch of a step is a function of seed and step, whoever computes which part of it."""
+"""The batch of a step is a function of seed and step, however it is split into micro-batches."""
 
 import pytest
 import torch
@@ -6,44 +6,44 @@ import torch
 from dreambooth_trainer.training.batches import DeterministicSampler, noise
 
 
-def whole(order: DeterministicSampler, step: int, parts: int) -> dict[str, list[int]]:
-    draws = [order.sample(step, part, parts) for part in range(parts)]
+def full_batch(sampler: DeterministicSampler, step: int, num_micro_batches: int) -> dict[str, list[int]]:
+    samples = [sampler.sample(step, micro_batch, num_micro_batches) for micro_batch in range(num_micro_batches)]
     return {
-        name: torch.cat([getattr(draw, name) for draw in draws]).tolist()
+        name: torch.cat([getattr(sample, name) for sample in samples]).tolist()
         for name in ("indices", "timesteps", "noise_seeds")
     }
 
 
-@pytest.mark.parametrize("parts", [2, 4, 8])
-def test_parts_make_up_the_same_batch_however_many_share_it(parts: int) -> None:
-    order = DeterministicSampler(images=5, batch_size=8, timesteps=1000, seed=3)
+@pytest.mark.parametrize("num_micro_batches", [2, 4, 8])
+def test_micro_batches_add_up_to_the_same_batch(num_micro_batches: int) -> None:
+    sampler = DeterministicSampler(num_images=5, batch_size=8, num_train_timesteps=1000, seed=3)
     for step in range(4):
-        assert whole(order, step, parts) == whole(order, step, 1)
+        assert full_batch(sampler, step, num_micro_batches) == full_batch(sampler, step, 1)
 
 
-def test_every_image_comes_once_before_any_comes_again() -> None:
-    order = DeterministicSampler(images=6, batch_size=4, timesteps=1000, seed=0)
-    row = [i for step in range(9) for i in order.sample(step, 0, 1).indices.tolist()]
-    rounds = [row[i : i + 6] for i in range(0, len(row), 6)]
-    assert all(sorted(round_) == list(range(6)) for round_ in rounds)
-    assert len({tuple(round_) for round_ in rounds}) > 1
+def test_every_image_is_sampled_once_per_epoch_in_a_new_order() -> None:
+    sampler = DeterministicSampler(num_images=6, batch_size=4, num_train_timesteps=1000, seed=0)
+    indices = [i for step in range(9) for i in sampler.sample(step, 0, 1).indices.tolist()]
+    epochs = [indices[i : i + 6] for i in range(0, len(indices), 6)]
+    assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
-def test_steps_and_seeds_differ() -> None:
-    a, b = (DeterministicSampler(images=4, batch_size=4, timesteps=1000, seed=seed) for seed in (0, 1))
+def test_samples_differ_between_steps_and_between_seeds() -> None:
+    a, b = (DeterministicSampler(num_images=4, batch_size=4, num_train_timesteps=1000, seed=seed) for seed in (0, 1))
     assert a.sample(0, 0, 1).timesteps.tolist() != a.sample(1, 0, 1).timesteps.tolist()
     assert a.sample(0, 0, 1).noise_seeds.tolist() != b.sample(0, 0, 1).noise_seeds.tolist()
 
 
 def test_timesteps_cover_the_schedule_evenly() -> None:
-    order = DeterministicSampler(images=4, batch_size=8, timesteps=1000, seed=0)
-    steps = torch.cat([order.sample(step, 0, 1).timesteps for step in range(500)]).float()
+    sampler = DeterministicSampler(num_images=4, batch_size=8, num_train_timesteps=1000, seed=0)
+    steps = torch.cat([sampler.sample(step, 0, 1).timesteps for step in range(500)]).float()
     assert steps.min() >= 0 and steps.max() <= 999
     assert steps.mean() == pytest.approx(499.5, abs=20)
     assert steps.std() == pytest.approx(1000 / 12**0.5, abs=15)
 
 
-def test_noise_is_each_images_own() -> None:
+def test_the_noise_of_an_image_depends_on_its_seed_only() -> None:
     seeds = torch.tensor([5, 7])
     both = noise(seeds, (3, 4, 4))
     assert torch.equal(noise(seeds[1:], (3, 4, 4))[0], both[1])

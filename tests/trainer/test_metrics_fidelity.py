@@ -1,4 +1,4 @@
-"""Scores against values worked out by hand and against plain loops."""
+"""Metrics against values computed by hand and by plain loops."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def _random(rows: int, seed: int) -> Tensor:
     return torch.randn(rows, 7, generator=torch.Generator().manual_seed(seed)) * 3 + 1
 
 
-def test_subject_fidelity_by_hand() -> None:
-    # (1,0) against (1,0): 1, against (0,5): 0; (3,4) against them: 0.6 and 0.8. Lengths must not matter.
+def test_subject_fidelity_of_known_vectors() -> None:
+    # (1,0) against (1,0): 1, against (0,5): 0; (3,4) against them: 0.6 and 0.8. The norms must not matter.
     generated = torch.tensor([[1.0, 0.0], [3.0, 4.0]])
     real = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
     assert fidelity.subject_fidelity(generated, real) == pytest.approx((1 + 0 + 0.6 + 0.8) / 4)
 
 
-def test_subject_fidelity_is_over_all_pairs_of_a_rectangle() -> None:
+def test_subject_fidelity_is_the_mean_over_all_pairs() -> None:
     generated, real = _random(5, 0), _random(3, 1)
     loop = [_cos(g, r) for g in generated for r in real]
     assert fidelity.subject_fidelity(generated, real) == pytest.approx(sum(loop) / 15, abs=1e-9)
@@ -43,14 +43,14 @@ def test_prompt_fidelity_compares_each_image_with_its_own_prompt() -> None:
     assert fidelity.prompt_fidelity(images, texts.flip(0)) == pytest.approx((0.6 + 0) / 2)
 
 
-def test_real_image_fidelity_leaves_out_each_image_with_itself() -> None:
+def test_real_image_fidelity_excludes_pairs_of_an_image_with_itself() -> None:
     real = _random(4, 2)
     loop = [_cos(a, b) for a, b in combinations(real, 2)]
     assert fidelity.real_image_fidelity(real) == pytest.approx(sum(loop) / 6, abs=1e-9)
     assert fidelity.real_image_fidelity(real[:1]) is None
 
 
-def test_diversity_is_a_mean_over_prompts_of_means_over_pairs() -> None:
+def test_diversity_is_the_mean_over_prompts_of_the_means_over_pairs() -> None:
     same = torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])  # three pairs at 0
     apart = torch.tensor([[1.0, 0.0], [0.0, 1.0]])  # one pair at 1
     assert fidelity.diversity([same, apart]) == pytest.approx(0.5)
@@ -59,20 +59,20 @@ def test_diversity_is_a_mean_over_prompts_of_means_over_pairs() -> None:
     assert fidelity.diversity([]) is None
 
 
-def test_diversity_against_a_loop() -> None:
+def test_diversity_equals_a_plain_loop() -> None:
     groups = [_random(4, seed) for seed in range(3)]
     loop = [sum(1 - _cos(a, b) for a, b in combinations(g, 2)) / 6 for g in groups]
     assert fidelity.diversity(groups) == pytest.approx(sum(loop) / 3, abs=1e-9)
 
 
-def test_diversity_takes_another_distance_over_images() -> None:
+def test_diversity_accepts_a_distance_of_images() -> None:
     images = torch.stack([torch.full((3, 2, 2), value) for value in (0.0, 0.5, 1.0)])
     distance = fidelity.diversity([images], lambda a, b: (a - b).abs().mean(dim=(1, 2, 3)))
     assert distance == pytest.approx((0.5 + 1.0 + 0.5) / 3)
 
 
-def test_no_images_is_an_error_not_nan() -> None:
+def test_missing_images_are_an_error() -> None:
     with pytest.raises(ValueError, match="at least one image"):
         fidelity.subject_fidelity(torch.empty(0, 4), _random(2, 0)[:, :4])
-    with pytest.raises(ValueError, match="one text row an image"):
+    with pytest.raises(ValueError, match="one row of text features per image"):
         fidelity.prompt_fidelity(_random(3, 0), _random(2, 0))

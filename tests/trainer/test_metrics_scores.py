@@ -1,7 +1,9 @@
-"""Measuring a model from images, JSON, thresholds."""
+"""Scores of a model: computation from images, JSON, thresholds, and the table of metrics."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,18 +13,21 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
+from dreambooth_api import status
 from dreambooth_api.job import Thresholds
+from dreambooth_api.metrics import METRICS
 from dreambooth_trainer.metrics.encoders import Encoders
-from dreambooth_trainer.metrics.scores import PAPER, PromptImages, Scores, failed_thresholds, measure
+from dreambooth_trainer.metrics.measure import MEASURES, PromptImages, measure
+from dreambooth_trainer.metrics.scores import PAPER, Scores, failed_thresholds
 
-RED, GREEN, BLUE = (Image.new("RGB", (4, 4), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
+RED, GREEN, BLUE = (Image.new("RGB", (4, 4), color) for color in ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
 
 
 @dataclass(frozen=True)
-class ColourEncoder:
-    """The mean colour as feature; a text is the colour that it names."""
+class ColorEncoder:
+    """Encodes an image as its mean color, and a text as the color that it names."""
 
-    name: str = "colour"
+    name: str = "color"
 
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
         rows = [torch.tensor(image.resize((1, 1)).getpixel((0, 0)), dtype=torch.float32) for image in images]
@@ -32,10 +37,10 @@ class ColourEncoder:
         return torch.stack([torch.tensor([float(c in text) for c in ("red", "green", "blue")]) for text in texts])
 
 
-ENCODERS = Encoders(dino=ColourEncoder(), clip=ColourEncoder())
+ENCODERS = Encoders(dino=ColorEncoder(), clip=ColorEncoder())
 
 
-def test_measure_by_hand() -> None:
+def test_scores_of_known_images() -> None:
     scores = measure(
         ENCODERS,
         real=[RED, GREEN],
@@ -43,42 +48,48 @@ def test_measure_by_hand() -> None:
         class_images=[RED, RED, BLUE, BLUE],
     )
     # Images against (red, green): red 1/2, blue 0, green 1/2, green 1/2.
-    assert scores.dino == scores.clip_i == pytest.approx(1.5 / 4)
-    assert scores.clip_t == pytest.approx((1 + 0 + 1 + 1) / 4)
-    assert scores.pres == pytest.approx(0.25)
-    assert scores.div == pytest.approx(0.5)
-    assert scores.div_class == pytest.approx(4 / 6)
-    assert [(row.prompt, row.images, row.clip_t) for row in scores.prompts] == [("red", 2, 0.5), ("green", 2, 1.0)]
+    assert scores.values == {
+        "dino": pytest.approx(1.5 / 4),
+        "clipI": pytest.approx(1.5 / 4),
+        "clipT": pytest.approx((1 + 0 + 1 + 1) / 4),
+        "pres": pytest.approx(0.25),
+        "div": pytest.approx(4 / 6),
+        "divSubject": pytest.approx(0.5),
+    }
+    rows = [(row.prompt, row.images, row.values["clipT"], row.values["divSubject"]) for row in scores.prompts]
+    assert rows == [("red", 2, 0.5, 1.0), ("green", 2, 1.0, 0.0)]
+    assert "pres" not in scores.prompts[0].values
 
 
-def test_clip_t_is_a_mean_over_images_not_over_prompts() -> None:
+def test_clip_t_is_the_mean_over_images() -> None:
     scores = measure(ENCODERS, [RED], [PromptImages("red", [RED] * 3), PromptImages("green", [BLUE])])
-    assert scores.clip_t == pytest.approx(3 / 4)
-    assert scores.pres is None
-    assert scores.div_class is None
-    assert scores.div == 0
+    assert scores.values["clipT"] == pytest.approx(3 / 4)
+    assert scores.values.keys() == {"dino", "clipI", "clipT", "divSubject"}
+    assert scores.values["divSubject"] == 0
 
 
-def test_json_round_trip_and_refusal_of_nan() -> None:
+def test_scores_round_trip_through_json_and_reject_invalid_values() -> None:
     scores = measure(ENCODERS, [RED], [PromptImages("red", [RED, BLUE])], [GREEN])
-    assert Scores.from_json(scores.to_json()) == scores
+    assert Scores.model_validate_json(scores.model_dump_json(by_alias=True)) == scores
     with pytest.raises(ValidationError):
-        Scores(dino=float("nan"), clip_i=0, clip_t=0)
+        Scores(values={"dino": float("nan")})
     with pytest.raises(ValidationError):
-        Scores.from_json('{"dino": 1, "clip_i": 1, "clip_t": 1, "surprise": 1}')
+        Scores.model_validate_json('{"values": {"dino": 1}, "unknown": 1}')
 
 
-def test_thresholds_name_every_score_that_is_too_low() -> None:
-    scores = Scores(dino=0.5, clip_i=0.7, clip_t=0.25)
+def test_every_score_below_its_threshold_is_reported() -> None:
+    scores = Scores(values={"dino": 0.5, "clipI": 0.7, "clipT": 0.25})
     assert failed_thresholds(scores, Thresholds()) == []
     assert failed_thresholds(scores, Thresholds(dino=0.5, clip_i=0.7, clip_t=0.25)) == []
     issues = failed_thresholds(scores, Thresholds(dino=0.6, clip_i=0.7, clip_t=0.3))
     assert [str(issue) for issue in issues] == [
         "spec.evaluation.thresholds.dino: 0.6: the trained model scores 0.500; train longer (spec.training.steps), "
-        "give clearer images, or write a lower threshold",
+        "use clearer images, or set a lower threshold",
         "spec.evaluation.thresholds.clipT: 0.3: the trained model scores 0.250; train longer (spec.training.steps), "
-        "give clearer images, or write a lower threshold",
+        "use clearer images, or set a lower threshold",
     ]
+    (issue,) = failed_thresholds(Scores(values={"clipT": 0.3}), Thresholds(dino=0.1))
+    assert "thresholds.dino: 0.1: was not computed" in str(issue)
 
 
 def test_paper_rows_are_table_1() -> None:
@@ -88,3 +99,52 @@ def test_paper_rows_are_table_1() -> None:
         (0.668, 0.803, 0.305),
         (0.569, 0.780, 0.255),
     ]
+
+
+def test_every_metric_has_a_function_a_status_field_and_if_possible_a_threshold() -> None:
+    assert list(MEASURES) == [metric.name for metric in METRICS]
+    assert [field.alias for field in status.Scores.model_fields.values()] == [metric.name for metric in METRICS]
+    thresholds = [field.alias for field in Thresholds.model_fields.values()]
+    assert thresholds == [metric.name for metric in METRICS if metric.threshold]
+    # Python names and JSON names of pydantic models are derived from each other.
+    assert list(status.Scores.model_fields) == [metric.field for metric in METRICS]
+
+
+NEW_METRIC = """
+from dreambooth_api import metrics
+
+new = metrics.Metric("sharpNess", "SHARP", "sharpness", "High: sharp.", True, threshold=True, printer_column=True)
+metrics.METRICS = (*metrics.METRICS, new)
+
+import torch
+from dreambooth_api.job import Thresholds
+from dreambooth_api.status import Scores as ReportedScores
+from dreambooth_trainer.metrics import measure
+from dreambooth_trainer.metrics.scores import Scores, failed_thresholds
+from dreambooth_trainer.progress import http
+from dreambooth_trainer.report.scores import score_rows
+
+measure.MEASURES["sharpNess"] = lambda features: 0.5
+rows = torch.eye(2)
+features = measure.Features(rows, rows, [rows], [rows], [rows[0]], rows)
+scores = Scores(values=measure._values(features))
+assert scores.values["sharpNess"] == 0.5
+row = score_rows(scores, scores)[-1]
+assert (row.name, row.before, row.after, row.meaning) == ("SHARP", 0.5, 0.5, "High: sharp.")
+(issue,) = failed_thresholds(scores, Thresholds(sharpNess=0.6))
+assert issue.path == "spec.evaluation.thresholds.sharpNess"
+assert ReportedScores(sharpNess="0.500").model_dump(by_alias=True)["sharpNess"] == "0.500"
+
+class Silent:
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: None
+
+reporter = http.OperatorReporter(Silent(), Silent())
+reporter.finished("evaluate", {"key": "k", **scores.values})
+assert reporter._message.scores["sharpNess"] == 0.5
+"""
+
+
+def test_a_new_metric_is_one_row_and_one_function() -> None:
+    # A process of its own, because pydantic models are made from the table on import.
+    subprocess.run([sys.executable, "-c", NEW_METRIC], check=True, timeout=300)

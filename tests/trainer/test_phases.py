@@ -1,4 +1,4 @@
-"""What phases take for done, and what the evaluation draws."""
+"""Completion of phases, and images of the evaluation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from rich.console import Console
 
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.phases.base import Phase
-from dreambooth_trainer.phases.evaluate import evaluation_store, image_requests
+from dreambooth_trainer.phases.evaluate import evaluation_store
 from dreambooth_trainer.planning.plan import Plan, SamplerSettings, fill_defaults
 from dreambooth_trainer.progress.console import LineReporter
 from dreambooth_trainer.runner import run_phase
+from dreambooth_trainer.sampling.evaluation_set import MODELS, image_requests
 from dreambooth_trainer.store.folder import JobFolder, atomic_write
 from dreambooth_trainer.store.run_record import read_completion
 
@@ -35,40 +36,39 @@ def make_plan(*prompts: str) -> Plan:
     return fill_defaults(job, image_count=4, identifier="sks", zero_stage=1, precision="fp32")
 
 
-def test_a_phase_that_broke_off_is_not_done(tmp_path: Path) -> None:
+def test_an_interrupted_phase_is_not_complete(tmp_path: Path) -> None:
     context: Any = SimpleNamespace(folder=JobFolder(tmp_path), keys={"encode": "key"})
     atomic_write(context.folder.completion_record("encode"), json.dumps({"key": "key"}))
     assert read_completion(context.folder, context.keys, "encode")
 
-    def overwrite_and_die(*_: object) -> dict[str, Any]:
-        # Another run's inputs: the outputs are no longer those of the marker.
+    def overwrite_and_fail(*_: object) -> dict[str, Any]:
+        # The output no longer belongs to the inputs of the completion record.
         atomic_write(context.folder.latents, b"other")
-        raise OSError("the node is gone")
+        raise OSError("the node was lost")
 
-    phase = Phase("encode", lambda _: None, lambda _: True, overwrite_and_die)
-    with pytest.raises(OSError, match="the node is gone"):
+    phase = Phase("encode", lambda _: None, lambda _: True, overwrite_and_fail)
+    with pytest.raises(OSError, match="the node was lost"):
         run_phase(phase, context, LineReporter(Console()))
     assert read_completion(context.folder, context.keys, "encode") is None
 
 
-def test_both_models_draw_from_the_same_noise() -> None:
-    before, after = (
-        {d.name: d for d in image_requests(make_plan("a {} on the beach"), w)} for w in ("before", "after")
-    )
+def test_both_models_start_from_the_same_noise() -> None:
+    plan = make_plan("a {} on the beach")
+    before, after = ({r.name: r for r in image_requests(plan, model)} for model in MODELS)
     assert before.keys() < after.keys()
-    assert all(after[name] == drawing for name, drawing in before.items())
-    assert len({drawing.seed for drawing in after.values()}) == len(after)
+    assert all(after[name] == request for name, request in before.items())
+    assert len({request.seed for request in after.values()}) == len(after)
 
 
-def test_a_picture_is_named_by_its_prompt_and_not_by_its_place() -> None:
-    first = {d.prompt: d for d in image_requests(make_plan("a {} on the beach", "a {} in the snow"), "before")}
-    second = {d.prompt: d for d in image_requests(make_plan("a {} in the snow", "a red {}"), "before")}
+def test_image_names_depend_on_the_prompt_and_not_on_its_position() -> None:
+    first = {r.prompt: r for r in image_requests(make_plan("a {} on the beach", "a {} in the snow"), "before")}
+    second = {r.prompt: r for r in image_requests(make_plan("a {} in the snow", "a red {}"), "before")}
     assert first["a sks dog in the snow"] == second["a sks dog in the snow"]
-    assert first["a sks dog on the beach"].name not in {d.name for d in second.values()}
+    assert first["a sks dog on the beach"].name not in {r.name for r in second.values()}
 
 
-def test_a_prompt_that_is_asked_for_twice_is_drawn_once() -> None:
-    names = [d.name for d in image_requests(make_plan("a {}", "a {}", "a {} on the beach"), "after")]
+def test_a_repeated_prompt_is_generated_once() -> None:
+    names = [r.name for r in image_requests(make_plan("a {}", "a {}", "a {} on the beach"), "after")]
     assert len(names) == len(set(names)) == len(image_requests(make_plan("a {} on the beach"), "after"))
 
 
@@ -81,10 +81,10 @@ def test_a_prompt_that_is_asked_for_twice_is_drawn_once() -> None:
         {"precision": "bf16"},
     ],
 )
-def test_another_way_to_draw_is_another_folder(tmp_path: Path, change: dict[str, object]) -> None:
+def test_other_sampling_settings_give_another_store(tmp_path: Path, change: dict[str, object]) -> None:
     def urls(plan: Plan, train: str = "t", base: str = "b") -> set[str]:
         context: Any = SimpleNamespace(plan=plan, folder=JobFolder(tmp_path), keys={"train": train}, base_digest=base)
-        return {evaluation_store(context, which).url for which in ("before", "after")}
+        return {evaluation_store(context, model).url for model in MODELS}
 
     plan = make_plan("a {}")
     assert urls(plan) == urls(plan)

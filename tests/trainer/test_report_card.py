@@ -1,4 +1,4 @@
-"""The model card: metadata that the hub reads, Markdown that a prompt cannot break; score rows."""
+"""The model card: metadata for the Hub, escaping of prompts, and score rows."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from dreambooth_trainer.report.card import code_fence, code_span, model_card
 from dreambooth_trainer.report.contents import Comparison, Report
 from dreambooth_trainer.report.scores import score_rows
 
-SCORES = Scores(dino=0.8, clip_i=0.9, clip_t=0.3, pres=0.4, div=0.2, div_class=0.5)
+VALUES = {"dino": 0.8, "clipI": 0.9, "clipT": 0.3, "pres": 0.4, "div": 0.5, "divSubject": 0.2}
+SCORES = Scores(values=VALUES)
 
 
 def _report(prompt: str = "a sks dog", base: str = "org/base", num_class_images: int = 1000) -> Report:
-    picture = (Image.new("RGB", (8, 8)),)
-    shown = Comparison(prompt, picture, picture)
+    images = (Image.new("RGB", (8, 8)),)
+    comparison = Comparison(prompt, images, images)
     return Report(
         name="my-dog",
-        subject_prompt=prompt,
+        instance_prompt=prompt,
         class_prompt="a dog",
         base_model=base,
         created=datetime(2026, 11, 24, tzinfo=UTC),
-        subject_images=picture * 5,
-        subject=shown,
-        contexts=(),
-        drift=shown,
+        subject_images=images * 5,
+        subject_comparison=comparison,
+        prompt_comparisons=(),
+        class_comparison=comparison,
         num_class_images=num_class_images,
         scores=score_rows(None, SCORES),
         encoders="builtin:sprites",
@@ -38,7 +39,7 @@ def _report(prompt: str = "a sks dog", base: str = "org/base", num_class_images:
     )
 
 
-def test_card_survives_the_hubs_own_reader(tmp_path: Path) -> None:
+def test_the_hub_library_reads_the_metadata(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     model_card(_report("a sks dog: # not a comment"), "grid.png", lora=True, license_id="openrail++").save(path)
     data = ModelCard.load(path).data.to_dict()
@@ -53,15 +54,15 @@ def test_card_survives_the_hubs_own_reader(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("base", ["builtin:sprites", "/models/sd15", "a/b/c"])
-def test_what_is_no_hub_id_is_named_in_the_text_only(base: str) -> None:
+def test_a_base_model_that_is_not_on_the_hub_is_not_in_the_metadata(base: str) -> None:
     card = model_card(_report(base=base))
     assert "base_model" not in card.data.to_dict()
     assert f"`{base}` fine-tuned" in card.text
 
 
-def test_tables_have_no_blank_lines_and_pictures_are_shown() -> None:
+def test_tables_have_no_blank_lines_and_images_are_shown() -> None:
     text = model_card(_report(), "grid.png").text
-    assert "![before and after](grid.png)" in text
+    assert "![Images before and after training](grid.png)" in text
     assert "| --- | ---: | ---: | --- |\n| DINO | - | 0.800 |" in text
     assert "| --- | --- |\n| `steps` | `400` |\n| `a\\|b` | `c\\|d` |\n" in text
     assert "```python\nprint('hello')\n```" in text
@@ -69,7 +70,7 @@ def test_tables_have_no_blank_lines_and_pictures_are_shown() -> None:
     assert "![" not in model_card(_report()).text
 
 
-def test_missing_priors_are_said() -> None:
+def test_training_without_prior_preservation_is_stated() -> None:
     assert "1000 class images of `a dog`" in model_card(_report()).text
     assert "without prior preservation" in model_card(_report(num_class_images=0)).text
 
@@ -86,13 +87,13 @@ def test_code_span(text: str, markdown: str) -> None:
     assert code_span(text) == markdown
 
 
-def test_code_fence_is_longer_than_what_it_holds() -> None:
+def test_code_fence_is_longer_than_any_fence_in_the_text() -> None:
     assert code_fence("x") == "```"
     assert code_fence("a ```` b") == "`````"
 
 
-def test_score_rows_pair_before_and_after_and_skip_what_was_not_measured() -> None:
-    before = SCORES.model_copy(update={"pres": 0.39, "dino": 0.3})
+def test_score_rows_show_before_and_after_and_skip_missing_scores() -> None:
+    before = Scores(values={**VALUES, "pres": 0.39, "dino": 0.3})
     rows = score_rows(before, SCORES)
     assert [(row.name, row.before, row.after) for row in rows[:4]] == [
         ("DINO", 0.3, 0.8),
@@ -100,6 +101,7 @@ def test_score_rows_pair_before_and_after_and_skip_what_was_not_measured() -> No
         ("CLIP-T", 0.3, 0.3),
         ("PRES", 0.39, 0.4),
     ]
-    assert rows[0].verdict == "better"
+    assert rows[0].change == "better"
     assert rows[3].higher_is_better is False
-    assert [row.name for row in score_rows(None, Scores(dino=0, clip_i=0, clip_t=0))] == ["DINO", "CLIP-I", "CLIP-T"]
+    rows = score_rows(None, Scores(values={"dino": 0, "clipI": 0, "clipT": 0}))
+    assert [row.name for row in rows] == ["DINO", "CLIP-I", "CLIP-T"]

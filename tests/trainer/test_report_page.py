@@ -1,4 +1,4 @@
-"""The HTML report: complete, alone in the world, and deaf to what prompts contain."""
+"""The HTML report: content, no external resources, and escaping of user input."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dreambooth_trainer.report.contents import (
     loading_code,
 )
 
-NASTY = "a sks dog <script>alert(1)</script> \" onerror='x' {{ 7*7 }} & co"
+MARKUP = "a sks dog <script>alert(1)</script> \" onerror='x' {{ 7*7 }} & co"
 
 
 def _sprite(value: int) -> Image.Image:
@@ -34,20 +34,20 @@ def _report() -> Report:
     sprites = tuple(_sprite(value) for value in range(4))
     return Report(
         name="my-dog",
-        subject_prompt="a sks dog",
+        instance_prompt="a sks dog",
         class_prompt="a dog",
         base_model="builtin:sprites",
         created=datetime(2026, 11, 24, 9, 30, tzinfo=UTC),
         subject_images=sprites,
-        subject=Comparison("a sks dog", sprites, sprites),
-        contexts=(Comparison("a sks dog on the beach", sprites, sprites),),
-        drift=Comparison("a dog", sprites, sprites),
+        subject_comparison=Comparison("a sks dog", sprites, sprites),
+        prompt_comparisons=(Comparison("a sks dog on the beach", sprites, sprites),),
+        class_comparison=Comparison("a dog", sprites, sprites),
         class_images=sprites,
         num_class_images=800,
         scores=(
-            ScoreRow("DINO", "likeness", 0.2, 0.8, True),
-            ScoreRow("PRES", "collapse", 0.2, 0.8, False),
-            ScoreRow("DIV", "variety", 0.8, 0.2, None),
+            ScoreRow("DINO", "similarity", 0.2, 0.8, True),
+            ScoreRow("PRES", "class similarity", 0.2, 0.8, False),
+            ScoreRow("DIV", "diversity", 0.8, 0.2, None),
         ),
         encoders="builtin:sprites",
         phases=(PhaseTime("train", 97.2),),
@@ -73,7 +73,7 @@ class _Page(HTMLParser):
         self.words.append(data)
 
 
-def test_page_holds_its_pictures_and_asks_the_network_for_nothing(tmp_path: Path) -> None:
+def test_images_are_embedded_and_there_are_no_external_resources(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "report.html"
     page.write_report(_report(), path)
     parsed = _Page(path.read_text(encoding="utf-8"))
@@ -84,37 +84,37 @@ def test_page_holds_its_pictures_and_asks_the_network_for_nothing(tmp_path: Path
     assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org)", path.read_text(encoding="utf-8"))
     policy = [attrs for tag, attrs in parsed.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
     assert str(policy[0]["content"]).startswith("default-src 'none'")
-    assert list(path.parent.iterdir()) == [path]  # no temporary file stays
+    assert list(path.parent.iterdir()) == [path]  # no temporary file is left
     assert path.stat().st_mode & 0o444 == 0o444
 
 
-def test_words_of_a_user_stay_words(tmp_path: Path) -> None:
-    nasty = Comparison(NASTY, (_sprite(1),), (_sprite(2),))
+def test_user_input_is_escaped(tmp_path: Path) -> None:
+    comparison = Comparison(MARKUP, (_sprite(1),), (_sprite(2),))
     report = replace(
         _report(),
-        name=NASTY,
-        subject_prompt=NASTY,
-        class_prompt=NASTY,
-        base_model=NASTY,
-        encoders=NASTY,
-        subject=nasty,
-        contexts=(nasty,),
-        drift=nasty,
-        phases=(PhaseTime(NASTY, 1.0, NASTY),),
-        settings={NASTY: NASTY},
-        loading_code=NASTY,
+        name=MARKUP,
+        instance_prompt=MARKUP,
+        class_prompt=MARKUP,
+        base_model=MARKUP,
+        encoders=MARKUP,
+        subject_comparison=comparison,
+        prompt_comparisons=(comparison,),
+        class_comparison=comparison,
+        phases=(PhaseTime(MARKUP, 1.0, MARKUP),),
+        settings={MARKUP: MARKUP},
+        loading_code=MARKUP,
     )
     parsed = _Page(page.render_report(report))
     assert "script" not in {tag for tag, _ in parsed.tags}
     assert not [attrs for _, attrs in parsed.tags if "onerror" in attrs]
-    assert "".join(parsed.words).count(NASTY) == 13
-    assert sum(str(attrs.get("alt")).endswith(NASTY) for tag, attrs in parsed.tags if tag == "img") == 6 + 4
+    assert "".join(parsed.words).count(MARKUP) == 13
+    assert sum(str(attrs.get("alt")).endswith(MARKUP) for tag, attrs in parsed.tags if tag == "img") == 6 + 4
 
 
-def test_optional_parts_vanish_and_missing_priors_are_said() -> None:
-    bare = replace(
+def test_optional_sections_are_omitted_and_missing_prior_preservation_is_stated() -> None:
+    minimal = replace(
         _report(),
-        contexts=(),
+        prompt_comparisons=(),
         class_images=(),
         num_class_images=0,
         scores=(),
@@ -123,20 +123,20 @@ def test_optional_parts_vanish_and_missing_priors_are_said() -> None:
         versions={},
         loading_code="",
     )
-    text = page.render_report(bare)
+    text = page.render_report(minimal)
     assert "without prior preservation" in text
-    for heading in ("Scores", "Loss", "Time", "Use it", "Settings", "Versions", "Beside the paper"):
+    for heading in ("Scores", "Loss", "Duration", "Usage", "Settings", "Versions", "Results of the paper"):
         assert f"<h2>{heading}" not in text
 
 
-def test_scores_say_better_or_worse_by_what_they_mean() -> None:
+def test_changes_of_scores_depend_on_the_direction_of_the_metric() -> None:
     words = " ".join(" ".join(_Page(page.render_report(_report())).words).split())
-    assert "DINO likeness 0.200 0.800 ▲ better" in words
-    assert "PRES collapse 0.200 0.800 ▲ worse" in words
-    assert "DIV variety 0.800 0.200 ▼ lower" in words
+    assert "DINO similarity 0.200 0.800 ▲ better" in words
+    assert "PRES class similarity 0.200 0.800 ▲ worse" in words
+    assert "DIV diversity 0.800 0.200 ▼ lower" in words
 
 
-def test_paper_rows_and_curves_are_shown_when_given() -> None:
+def test_results_of_the_paper_and_curves_are_shown_if_given() -> None:
     report = replace(
         _report(), references=(ReferenceRow("Real images", 0.774, 0.885, None),), curves_svg="<svg id='loss'></svg>"
     )
@@ -146,7 +146,7 @@ def test_paper_rows_and_curves_are_shown_when_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "higher_is_better", "verdict"),
+    ("before", "after", "higher_is_better", "change"),
     [
         (0.5, 0.52, True, "better"),
         (0.5, 0.52, False, "worse"),
@@ -156,8 +156,8 @@ def test_paper_rows_and_curves_are_shown_when_given() -> None:
         (None, 0.7, True, "unknown"),
     ],
 )
-def test_verdict(before: float | None, after: float, higher_is_better: bool | None, verdict: str) -> None:
-    assert ScoreRow("x", "y", before, after, higher_is_better).verdict == verdict
+def test_change_of_a_score(before: float | None, after: float, higher_is_better: bool | None, change: str) -> None:
+    assert ScoreRow("x", "y", before, after, higher_is_better).change == change
 
 
 def _decoded(markup: str) -> tuple[str, Image.Image]:
@@ -166,22 +166,24 @@ def _decoded(markup: str) -> tuple[str, Image.Image]:
     return found[1], Image.open(io.BytesIO(base64.b64decode(found[2])))
 
 
-def test_sprites_are_kept_to_the_pixel_and_photographs_shrunk() -> None:
+def test_sprites_are_lossless_and_photos_are_scaled_down() -> None:
     sprite = Image.effect_noise((32, 32), 90).convert("RGB")
-    kind, shown = _decoded(page.picture(sprite, "x"))
+    kind, shown = _decoded(page.img_tag(sprite, "x"))
     assert (kind, shown.tobytes()) == ("png", sprite.tobytes())
-    kind, shown = _decoded(page.picture(Image.new("RGBA", (2048, 1024)), "x"))
+    kind, shown = _decoded(page.img_tag(Image.new("RGBA", (2048, 1024)), "x"))
     assert (kind, shown.size) == ("jpeg", (512, 256))
 
 
-def test_failed_write_keeps_the_old_page_and_leaves_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_old_page_and_leaves_no_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "report.html"
     path.write_text("old")
 
-    def broken(self: Path, target: Path) -> None:
+    def fail(self: Path, target: Path) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(Path, "replace", broken)
+    monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         page.write_report(_report(), path)
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
@@ -203,7 +205,7 @@ def test_duration(seconds: float, text: str) -> None:
     assert page.duration(seconds) == text
 
 
-def test_loading_code_is_python_whatever_the_prompt_contains() -> None:
+def test_loading_code_is_valid_python_for_any_prompt() -> None:
     prompt = 'it\'s "sks" dog'
     for code in (loading_code("out/a'b", prompt), loading_code("out/a\n'b", prompt, adapter=True)):
         compile(code, "snippet", "exec")

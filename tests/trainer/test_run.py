@@ -113,7 +113,7 @@ def test_a_run_leaves_everything_a_person_wants(runs: Runs, whole: str) -> None:
     assert "a sks dog" in page
     assert page.count("data:image/png;base64,") > 20
     assert not re.search(r"(src|href)=[\"']?http", page)
-    for name in ("README.md", "pictures.png", "my-dog.safetensors", "model_index.json", "job.yaml"):
+    for name in ("README.md", "comparison.png", "my-dog.safetensors", "model_index.json", "job.yaml"):
         assert (out / "model" / name).stat().st_size > 0
     assert not (out / "work" / "checkpoints").exists()
     assert len(runs.losses("whole")) == STEPS
@@ -232,7 +232,7 @@ def test_real_photographs_go_all_the_way(runs: Runs, whole: str) -> None:
 def test_a_full_disk_ends_the_run_with_one_try_and_one_sentence(runs: Runs, whole: str, small_disk: Path) -> None:
     code, text = runs.run(str(small_disk / "job"))
     assert code == 1
-    assert "training cannot go on: No space left on device" in text
+    assert "training cannot continue: No space left on device" in text
     assert len(list((small_disk / "job" / "work" / "checkpoints").glob("*/checkpoint_*"))) <= 1
 
 

@@ -1,4 +1,4 @@
-"""Class images: exactly as many as asked for, whoever dies, and paid for once."""
+"""Image generation on workers: exact counts after failures, and sharing of class images between jobs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dreambooth_trainer.sampling.generate import (
     GenerationResult,
     ImageRequest,
     SamplingConfig,
-    draw,
+    generate_batch,
     generate_images,
     load_pipeline,
     noise_seed,
@@ -37,7 +37,7 @@ from dreambooth_trainer.store.folder import JobFolder, atomic_write
 from dreambooth_trainer.store.image_store import ImageStore
 
 pytestmark = pytest.mark.usefixtures("ray_here")
-STYLE = SamplingConfig(SamplerSettings(steps=2, guidance_scale=2.0), resolution=32, precision="fp32", batch_size=4)
+CONFIG = SamplingConfig(SamplerSettings(steps=2, guidance_scale=2.0), resolution=32, precision="fp32", batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -47,26 +47,26 @@ def pool(ray_here: None) -> Iterator[WorkerPool]:
     made.stop()
 
 
-def wanted(count: int) -> list[ImageRequest]:
+def image_requests(count: int) -> list[ImageRequest]:
     return [ImageRequest(f"{i:06d}", "a dog", noise_seed("test", i)) for i in range(count)]
 
 
-def test_what_is_there_is_not_drawn_again(pool: WorkerPool, tiny_model: Path, tmp_path: Path) -> None:
+def test_existing_images_are_not_generated_again(pool: WorkerPool, tiny_model: Path, tmp_path: Path) -> None:
     model, store = BaseModelRef(id=str(tiny_model)), ImageStore(str(tmp_path / "class-images"))
     seen: list[int] = []
-    assert generate_images(pool, model, STYLE, store, wanted(6), done=seen.append) == GenerationResult(
+    assert generate_images(pool, model, CONFIG, store, image_requests(6), on_progress=seen.append) == GenerationResult(
         reused=0, generated=6
     )
     assert seen[0] == 0
     assert seen[-1] == 6
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "class-images").glob("*.png")}
-    assert generate_images(pool, model, STYLE, store, wanted(9)) == GenerationResult(reused=6, generated=3)
+    assert generate_images(pool, model, CONFIG, store, image_requests(9)) == GenerationResult(reused=6, generated=3)
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in times.items())
     assert len(store.names()) == 9
-    assert generate_images(pool, model, STYLE, store, wanted(4)) == GenerationResult(reused=4, generated=0)
+    assert generate_images(pool, model, CONFIG, store, image_requests(4)) == GenerationResult(reused=4, generated=0)
 
 
-def test_a_worker_that_is_killed_loses_nothing(pool: WorkerPool, tiny_model: Path, tmp_path: Path) -> None:
+def test_all_images_are_generated_after_a_worker_is_killed(pool: WorkerPool, tiny_model: Path, tmp_path: Path) -> None:
     slow = SamplingConfig(SamplerSettings(steps=60, guidance_scale=2.0), resolution=32, precision="fp32", batch_size=4)
     store, killed = ImageStore(str(tmp_path / "class-images")), []
 
@@ -78,43 +78,43 @@ def test_a_worker_that_is_killed_loses_nothing(pool: WorkerPool, tiny_model: Pat
             worker.kill()
             killed.append(worker.pid)
 
-    drawn = generate_images(pool, BaseModelRef(id=str(tiny_model)), slow, store, wanted(40), kill_one)
+    result = generate_images(pool, BaseModelRef(id=str(tiny_model)), slow, store, image_requests(40), kill_one)
     assert killed
-    assert drawn == GenerationResult(reused=0, generated=40)
-    assert store.names() == {d.name for d in wanted(40)}
+    assert result == GenerationResult(reused=0, generated=40)
+    assert store.names() == {d.name for d in image_requests(40)}
     for name in store.names():
         assert store.get(name).size == (32, 32)
 
 
-def test_a_pool_keeps_its_processes_and_holds_no_core(pool: WorkerPool) -> None:
+def test_a_pool_keeps_its_processes_and_reserves_no_cpus(pool: WorkerPool) -> None:
     first = pool.call(os.getpid)
     pids = {actor: ray.get(actor.run.remote(os.getpid)) for actor in pool.start()}
     assert first in pids.values()
     assert {ray.get(actor.run.remote(os.getpid)) for actor in pool.start()} == set(pids.values())
     deadline = time.monotonic() + 30
     while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
-        assert time.monotonic() < deadline, "training would wait for the cores"
+        assert time.monotonic() < deadline, "training would wait for the CPUs"
         time.sleep(0.2)
 
 
-def test_one_model_at_a_time_is_kept(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: list[weakref.ref[DiffusionPipeline]] = []
+def test_only_one_model_is_cached(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[weakref.ref[DiffusionPipeline]] = []
 
     def load(folder: Path, precision: str, device: str) -> DiffusionPipeline:
         gc.collect()
-        assert not [earlier for earlier in kept if earlier()], "a GPU may not have room for two"
+        assert not [earlier for earlier in loaded if earlier()], "a GPU may not have memory for two"
         pipeline = load_pipeline(folder, precision, device)
-        kept.append(weakref.ref(pipeline))
+        loaded.append(weakref.ref(pipeline))
         return pipeline
 
     monkeypatch.setattr(generate, "load_pipeline", load)
     other = shutil.copytree(tiny_model, tmp_path / "other")
     for number, folder in enumerate((tiny_model, tiny_model, other, other, tiny_model)):
-        draw(BaseModelRef(id=str(folder)), STYLE, ImageStore(str(tmp_path / str(number))), wanted(1))
-    assert len(kept) == 3
+        generate_batch(BaseModelRef(id=str(folder)), CONFIG, ImageStore(str(tmp_path / str(number))), image_requests(1))
+    assert len(loaded) == 3
 
 
-def test_a_full_disk_is_named_and_holds_no_half_a_picture(small_disk: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_no_partial_image(small_disk: Path) -> None:
     store = ImageStore(str(small_disk))
     noise = Image.frombytes("RGB", (400, 400), os.urandom(480_000))
     with pytest.raises(OSError, match=rf"No space left on device: '{small_disk}/big.png'"):
@@ -124,14 +124,14 @@ def test_a_full_disk_is_named_and_holds_no_half_a_picture(small_disk: Path) -> N
         atomic_write(small_disk / "note", os.urandom(480_000))
 
 
-def test_a_picture_depends_on_its_seed_and_not_on_its_neighbours(tiny_model: Path) -> None:
+def test_an_image_depends_on_its_seed_and_not_on_its_batch(tiny_model: Path) -> None:
     import numpy as np
 
     pipeline = load_pipeline(tiny_model, "fp32", "cpu")
-    together = sample_batch(pipeline, STYLE, wanted(3))
-    alone = sample_batch(pipeline, STYLE, wanted(3)[1:2])[0]
+    together = sample_batch(pipeline, CONFIG, image_requests(3))
+    alone = sample_batch(pipeline, CONFIG, image_requests(3)[1:2])[0]
     difference = np.abs(np.asarray(together[1], int) - np.asarray(alone, int))
-    # Another batch size may round differently, by one grey level; another noise would be tens of levels away.
+    # Another batch size may change rounding by one gray level; other noise would differ by tens of levels.
     assert difference.max() <= 1
     assert np.abs(np.asarray(together[0], int) - np.asarray(alone, int)).mean() > 2
 
@@ -162,7 +162,7 @@ class Silent:
     def done(self, count: int, **facts: object) -> None: ...
 
 
-def test_two_jobs_at_the_same_time_pay_once(pool: WorkerPool, tiny_model: Path, tmp_path: Path) -> None:
+def test_concurrent_jobs_generate_shared_class_images_once(pool: WorkerPool, tiny_model: Path, tmp_path: Path) -> None:
     contexts = [
         make_context(tiny_model, tmp_path / name, tmp_path / "store", count, pool)
         for name, count in (("a", 12), ("b", 20))
@@ -178,7 +178,7 @@ def test_two_jobs_at_the_same_time_pay_once(pool: WorkerPool, tiny_model: Path, 
     assert len(class_image_store(contexts[0]).names()) == 20
 
 
-def test_sharing_ends_where_the_job_says(tiny_model: Path, tmp_path: Path) -> None:
+def test_class_images_are_stored_in_the_scope_of_sharing(tiny_model: Path, tmp_path: Path) -> None:
     def url(sharing: str) -> str:
         return class_image_store(make_context(tiny_model, tmp_path / "a", Path("/store"), 3, sharing=sharing)).url
 
@@ -188,13 +188,13 @@ def test_sharing_ends_where_the_job_says(tiny_model: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("change", [{"classPrompt": "a photo of a dog"}, {"sampler": {"steps": 3}}])
-def test_another_way_to_draw_is_another_key(tiny_model: Path, tmp_path: Path, change: dict) -> None:
+def test_other_sampling_settings_give_another_key(tiny_model: Path, tmp_path: Path, change: dict) -> None:
     contexts = [make_context(tiny_model, tmp_path / "a", tmp_path, 3, **preservation) for preservation in ({}, change)]
     assert class_image_key(contexts[0]) != class_image_key(contexts[1])
     assert class_image_key(contexts[0]) == class_image_key(make_context(tiny_model, tmp_path / "b", tmp_path, 9))
 
 
-def test_a_batch_is_drawn_into_the_store(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_batch_is_generated_into_the_store(tiny_model: Path, tmp_path: Path) -> None:
     store = ImageStore(str(tmp_path))
-    assert draw(BaseModelRef(id=str(tiny_model)), STYLE, store, wanted(2)) == 2
+    assert generate_batch(BaseModelRef(id=str(tiny_model)), CONFIG, store, image_requests(2)) == 2
     assert isinstance(store.get("000001"), Image.Image)

@@ -1,6 +1,6 @@
-"""DeepSpeed for real, on the CPU: stages, number formats, world sizes and checkpoints, without Ray around it.
+"""Training with DeepSpeed on the CPU, without Ray: ZeRO stages, precisions, world sizes and checkpoints.
 
-Every case of one world size runs in one pair of processes: starting them is what takes the time.
+All cases of a world size run in the same processes, because starting processes takes most of the time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dreambooth_trainer.training.checkpoint import (
     trained_weights,
     write_metadata,
 )
-from dreambooth_trainer.training.worker import why_no_retry
+from dreambooth_trainer.training.worker import fatal_error
 
 pytestmark = pytest.mark.trainer
 
@@ -59,7 +59,7 @@ def data(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return Latents(
             mean=torch.randn(count, 4, 8, 8, generator=generator),
             std=torch.full((count, 4, 8, 8), 0.1),
-            prompt_of=torch.zeros(count, dtype=torch.long),
+            prompt_indices=torch.zeros(count, dtype=torch.long),
             token_ids=torch.randint(0, 50, (1, 16), generator=generator),
             conditioning=torch.randn(1, 16, 32, generator=generator),
         )
@@ -75,14 +75,16 @@ def _rank(rank: int, world_size: int, port: int, cases: list[dict[str, Any]], da
     from dreambooth_trainer.training.loop import build_engine, run_step
 
     torch.set_num_threads(1)
-    os.environ["LOCAL_RANK"] = str(rank)  # DeepSpeed insists on a launcher's variable
+    os.environ["LOCAL_RANK"] = str(rank)  # DeepSpeed requires this variable of its launcher
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
-    whole = load_data(data)
-    prompts_only = TrainingData(*(replace(kind, conditioning=None) for kind in (whole.instance, whole.prior) if kind))
+    full_data = load_data(data)
+    prompts_only = TrainingData(
+        *(replace(kind, conditioning=None) for kind in (full_data.instance_images, full_data.class_images) if kind)
+    )
     losses: dict[str, list[float]] = {}
     for case in cases:
         plan: Plan = case["plan"]
-        cached = prompts_only if plan.train_text_encoder else whole
+        cached = prompts_only if plan.train_text_encoder else full_data
         saved: Path | None = case.get("resume")
         torch.manual_seed(plan.spec.training.seed)
         engine = build_engine(plan, world_size, saved)
@@ -118,13 +120,13 @@ def run_cases(world_size: int, cases: list[dict[str, Any]], data: Path, folder: 
 
 
 LORA: dict[str, Any] = {"method": "LoRA", "lora": {"rank": 4, "alpha": 8}, "textEncoder": {"train": True}}
-# With three workers, stage 3 splits a bias of four weights unevenly.
+# With three workers, ZeRO-3 partitions a bias of four weights unevenly.
 UNTRAINED = [(workers, stage) for workers in (1, 2, 3) for stage in (1, 2, 3)]
 
 
 @pytest.fixture(scope="module")
 def untrained(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoints in bf16 before the first step, in folders named after workers and stage."""
+    """Checkpoints in bf16 before the first step, in folders named <workers>-<stage>."""
     folder = tmp_path_factory.mktemp("untrained")
     for workers in (1, 2, 3):
         cases: list[dict[str, Any]] = []
@@ -138,7 +140,7 @@ def untrained(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def runs(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[float]]]:
-    """Losses by world size and case; "two" saves at step 2 what "one" and "two, again" resume."""
+    """Losses by world size and case. "one" and "two again" resume from checkpoints that "two" saves at step 2."""
     folder = tmp_path_factory.mktemp("runs")
 
     def case(name: str, stage: int, **more: Any) -> dict[str, Any]:
@@ -187,16 +189,16 @@ def runs(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory)
     return {"one": one, "two": two, "folder": {str(folder): []}}
 
 
-def close(ours: list[float], theirs: list[float]) -> None:
-    torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), **FP32)
+def close(actual: list[float], expected: list[float]) -> None:
+    torch.testing.assert_close(torch.tensor(actual), torch.tensor(expected), **FP32)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_losses_are_the_same_at_any_stage_and_world_size(runs: dict, stage: int) -> None:
+def test_losses_do_not_depend_on_zero_stage_and_world_size(runs: dict, stage: int) -> None:
     close(runs["two"][f"zero-{stage}"], runs["one"]["plain"])
 
 
-def test_losses_fall(runs: dict) -> None:
+def test_losses_are_finite_and_change(runs: dict) -> None:
     assert all(losses == pytest.approx(losses, nan_ok=False) for losses in runs["two"].values())
     assert runs["one"]["plain"][-1] != runs["one"]["plain"][0]
 
@@ -205,28 +207,28 @@ def test_losses_fall(runs: dict) -> None:
     ("case", "plain"),
     [("accumulation", "plain"), ("checkpointing", "plain"), ("lora checkpointing", "lora plain")],
 )
-def test_saving_memory_changes_no_loss(runs: dict, case: str, plain: str) -> None:
+def test_accumulation_and_gradient_checkpointing_do_not_change_losses(runs: dict, case: str, plain: str) -> None:
     close(runs["one"][case], runs["one"][plain])
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_a_checkpoint_goes_on_as_if_nothing_had_happened(runs: dict, stage: int) -> None:
+def test_losses_after_a_resume_equal_those_of_an_uninterrupted_run(runs: dict, stage: int) -> None:
     close(runs["two"][f"zero-{stage} again"], runs["two"][f"zero-{stage}"][2:])
     close(runs["two"][f"zero-{stage} bf16 again"], runs["two"][f"zero-{stage} bf16"][2:])
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_a_checkpoint_of_two_workers_goes_on_with_one(runs: dict, stage: int) -> None:
+def test_a_checkpoint_of_two_workers_resumes_with_one(runs: dict, stage: int) -> None:
     close(runs["one"][f"resumed zero-{stage}"], runs["two"][f"zero-{stage}"][2:])
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_bf16_stays_near_fp32(runs: dict, stage: int) -> None:
-    ours, theirs = runs["two"][f"zero-{stage} bf16"], runs["two"][f"zero-{stage}"]
-    assert ours == pytest.approx(theirs, rel=0.05)
+def test_losses_in_bf16_are_close_to_fp32(runs: dict, stage: int) -> None:
+    actual, expected = runs["two"][f"zero-{stage} bf16"], runs["two"][f"zero-{stage}"]
+    assert actual == pytest.approx(expected, rel=0.05)
 
 
-def test_weights_come_together_from_all_shards(runs: dict, tiny_model: Path) -> None:
+def test_trained_weights_are_consolidated_from_all_shards(runs: dict, tiny_model: Path) -> None:
     from dreambooth_trainer.families.registry import open_family
 
     (folder,) = map(Path, runs["folder"])
@@ -250,7 +252,7 @@ def test_lora_trains_adapters_in_denoiser_and_text_encoder(runs: dict) -> None:
     assert {"to_q", "conv1", "proj_in"} < layers["denoiser"]
 
 
-def test_lora_rates_are_those_of_the_plan_and_nothing_else_learns(tiny_model: Path) -> None:
+def test_lora_trains_adapters_only_with_the_learning_rates_of_the_plan(tiny_model: Path) -> None:
     from dreambooth_trainer.training.loop import build_module, optimizer_groups
 
     plan = make_plan(tiny_model, **{**LORA, "textEncoder": {"train": True, "learningRate": 1e-5}})
@@ -258,10 +260,10 @@ def test_lora_rates_are_those_of_the_plan_and_nothing_else_learns(tiny_model: Pa
     names = {p: name for name, p in module.named_parameters()}
     denoiser, text_encoder = optimizer_groups(plan, module)
     assert (denoiser["lr"], text_encoder["lr"]) == (1e-3, 1e-5)
-    for group, part in ((denoiser, "denoiser."), (text_encoder, "text_encoder.")):
+    for group, prefix in ((denoiser, "denoiser."), (text_encoder, "text_encoder.")):
         found = [names[p] for p in group["params"]]
         assert found
-        assert all(name.startswith(part) and ".lora_" in name for name in found)
+        assert all(name.startswith(prefix) and ".lora_" in name for name in found)
     assert sum(p.requires_grad for p in names) == len(denoiser["params"]) + len(text_encoder["params"])
 
 
@@ -273,14 +275,14 @@ def test_a_lora_checkpoint_resumes_at_any_world_size(runs: dict, stage: int) -> 
 
 
 @pytest.mark.parametrize(("workers", "stage"), UNTRAINED)
-def test_zero_steps_in_bf16_leave_the_weights_of_the_base(
+def test_zero_steps_in_bf16_keep_the_weights_of_the_base_model(
     untrained: Path, tiny_model: Path, workers: int, stage: int
 ) -> None:
     from dreambooth_trainer.families.registry import open_family
 
-    parts = open_family(tiny_model).load(tiny_model, with_vae=False)
-    modules = {"denoiser": parts.denoiser, "text_encoder": parts.text_encoder}
-    base = {f"{part}.{name}": p.detach() for part, module in modules.items() for name, p in module.named_parameters()}
+    components = open_family(tiny_model).load(tiny_model, with_vae=False)
+    modules = {"denoiser": components.denoiser, "text_encoder": components.text_encoder}
+    base = {f"{key}.{name}": p.detach() for key, module in modules.items() for name, p in module.named_parameters()}
     weights = trained_weights(untrained / f"{workers}-{stage}")
     assert weights.keys() == base.keys()
     assert [name for name in base if not torch.equal(weights[name], base[name])] == []
@@ -294,12 +296,12 @@ def test_zero_steps_in_bf16_leave_the_weights_of_the_base(
         (torch.OutOfMemoryError("CUDA out of memory"), "gradientCheckpointing: true"),
     ],
 )
-def test_what_another_start_cannot_mend_is_told(error: Exception, sentence: str) -> None:
-    stopped = why_no_retry(error)
-    assert stopped is not None
-    assert sentence in stopped.message
+def test_errors_that_a_restart_cannot_fix_are_fatal(error: Exception, sentence: str) -> None:
+    fatal = fatal_error(error)
+    assert fatal is not None
+    assert sentence in fatal.message
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(errno.ECONNRESET, "x"), OSError("x"), RuntimeError("NCCL")])
-def test_what_another_start_may_mend_is_left_to_it(error: Exception) -> None:
-    assert why_no_retry(error) is None
+def test_errors_that_a_restart_may_fix_are_not_fatal(error: Exception) -> None:
+    assert fatal_error(error) is None

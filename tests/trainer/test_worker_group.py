@@ -1,4 +1,4 @@
-"""A worker that dies while its group starts: the next start gets what the first one held."""
+"""Resources of a worker group that fails to start are released for the next one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dreambooth_trainer.phases.train import build_trainer
 from dreambooth_trainer.store.folder import JobFolder
 
 
-def test_a_start_that_failed_holds_nothing(ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_start_releases_its_resources(ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.execution.callback import WorkerGroupCallback
@@ -49,7 +49,7 @@ def test_a_start_that_failed_holds_nothing(ray_here: None, tmp_path: Path, monke
     assert (tmp_path / "done").exists()
 
 
-def test_every_training_does_so(ray_here: None, tiny_model: Path, tmp_path: Path) -> None:
+def test_every_trainer_has_the_cleanup_callback(ray_here: None, tiny_model: Path, tmp_path: Path) -> None:
     from dreambooth_trainer.training.worker_group import WorkerGroupCleanup
 
     callbacks = build_trainer(make_plan(tiny_model), JobFolder(tmp_path), "key", print).run_config.callbacks

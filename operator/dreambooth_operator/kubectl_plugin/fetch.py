@@ -19,7 +19,7 @@ from dreambooth_operator.machinery.resources import PODS, Json, Key, part, parts
 from dreambooth_operator.resources import JOB_LABEL, JOBS, RAY_JOBS
 
 # What every published job has, judged or not.
-FILES = ("report.html", "pictures.png", "subject.png", "recontextualised.png", "class.png")
+FILES = ("report.html", "comparison.png", "subject.png", "recontextualization.png", "class.png")
 _START_SECONDS = 120
 _LIFE_SECONDS = 300
 

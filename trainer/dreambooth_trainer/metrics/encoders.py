@@ -1,7 +1,7 @@
-"""Who judges: DINO and CLIP through transformers, or the embedded evaluator of the sprite world.
+"""Encoders used for scoring: DINO and CLIP from transformers, or the built-in encoder for sprites.
 
-Every encoder returns unit rows, float32 on the CPU: [N, D]. `pretrained` (transformers, seconds to import) and the
-sprite world are imported only by a job that asks for them.
+Every encoder returns L2-normalized features, float32 [N, D] on the CPU. `pretrained` and the sprites package are
+imported only by jobs that use them, because importing transformers takes seconds.
 """
 
 from __future__ import annotations
@@ -16,101 +16,103 @@ from torch import Tensor
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.uris import BUILTIN_SPRITES
-from dreambooth_trainer.metrics.batches import unit_rows
+from dreambooth_trainer.metrics.batching import encode_normalized
 
 PAPER_DINO = "facebook/dino-vits16"
 PAPER_CLIP = "openai/clip-vit-base-patch32"
 
 
 class ImageEncoder(Protocol):
-    """Turns images into unit vectors."""
+    """Encodes images."""
 
     @property
     def name(self) -> str:
-        """What the user wrote: hub id, folder, or builtin:sprites."""
+        """As in the job: Hub ID, folder, or builtin:sprites."""
         ...
 
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
-        """float32 [N, D], rows of length 1; N = 0 is allowed."""
+        """Normalized features, float32 [N, D]. N may be 0."""
         ...
 
 
 class TextImageEncoder(ImageEncoder, Protocol):
-    """Turns images and texts into unit vectors of one space."""
+    """Encodes images and texts into a joint embedding space."""
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """float32 [N, D], rows of length 1."""
+        """Normalized features, float32 [N, D]."""
         ...
 
 
 @dataclass(frozen=True)
 class Encoders:
-    """DINO judges the subject, CLIP the subject (CLIP-I) and the prompt (CLIP-T)."""
+    """The image encoder of DINO, PRES and DIV, and the image and text encoder of CLIP-I and CLIP-T."""
 
     dino: ImageEncoder
     clip: TextImageEncoder
 
-    @property
-    def comparable_with_paper(self) -> bool:
-        """True for the paper's two encoders, by id or by a folder named as they are."""
-        names = [(self.dino.name, PAPER_DINO), (self.clip.name, PAPER_CLIP)]
-        return all(Path(got).name == Path(paper).name for got, paper in names)
+
+def comparable_with_paper(dino: str, clip: str) -> bool:
+    """Whether two encoders are those of the paper, by Hub ID or by a folder of the same name.
+
+    Scores of other encoders are on another scale.
+    """
+    return all(Path(name).name == Path(paper).name for name, paper in ((dino, PAPER_DINO), (clip, PAPER_CLIP)))
 
 
 class SpriteEvaluator(Protocol):
-    """What `sprites.evaluator.load_evaluator()` returns; every method gives unit rows [N, D]."""
+    """The return type of `sprites.evaluator.load_evaluator`. All features are normalized, [N, D]."""
 
     def image_features_subject(self, images: Sequence[Image.Image]) -> Tensor:
-        """Features of the subject alone, whatever the background: DINO's part."""
+        """Features of the subject, independent of the background, as those of DINO."""
         ...
 
     def image_features(self, images: Sequence[Image.Image]) -> Tensor:
-        """Features of the whole picture, in the texts' space: CLIP's part."""
+        """Features of the image in the joint space with texts, as those of CLIP."""
         ...
 
     def text_features(self, texts: list[str]) -> Tensor:
-        """Features of captions."""
+        """Features of captions in the joint space with images."""
         ...
 
 
 @dataclass(frozen=True)
 class SpriteSubjectEncoder:
-    """The embedded evaluator in DINO's part."""
+    """The built-in encoder in place of DINO."""
 
     evaluator: SpriteEvaluator
     name: str = BUILTIN_SPRITES
 
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
-        """float32 [N, D]."""
-        return unit_rows(images, self.evaluator.image_features_subject)
+        """Normalized features, float32 [N, D]."""
+        return encode_normalized(images, self.evaluator.image_features_subject)
 
 
 @dataclass(frozen=True)
 class SpriteTextEncoder:
-    """The embedded evaluator in CLIP's part."""
+    """The built-in encoder in place of CLIP."""
 
     evaluator: SpriteEvaluator
     name: str = BUILTIN_SPRITES
 
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
-        """float32 [N, D]."""
-        return unit_rows(images, self.evaluator.image_features)
+        """Normalized features, float32 [N, D]."""
+        return encode_normalized(images, self.evaluator.image_features)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """float32 [N, D]."""
-        return unit_rows(texts, lambda batch: self.evaluator.text_features(list(batch)))
+        """Normalized features, float32 [N, D]."""
+        return encode_normalized(texts, lambda batch: self.evaluator.text_features(list(batch)))
 
 
 def load_encoders(dino: str, clip: str, device: str = "cpu") -> Encoders:
-    """Load both encoders; call it before the training, so that missing weights cost no time.
+    """Load both encoders.
 
     Args:
-        dino: hub id, local folder or builtin:sprites (`spec.evaluation.encoders.dino`).
+        dino: Hub ID, local folder or builtin:sprites (`spec.evaluation.encoders.dino`).
         clip: the same for `spec.evaluation.encoders.clip`.
-        device: torch device of the models; features always come back on the CPU.
+        device: torch device of the models. Features are always returned on the CPU.
 
     Raises:
-        UserError: a model cannot be had or is of another kind; both encoders' issues at once.
+        UserError: a model is not available or of another type. Contains the issues of both encoders.
     """
     issues: list[ValidationIssue] = []
     dino_encoder, clip_encoder = None, None

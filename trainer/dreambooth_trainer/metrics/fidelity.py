@@ -1,7 +1,6 @@
-"""Subject fidelity, prompt fidelity, prior preservation and diversity, as the paper defines them (section 4.2-4.3).
+"""Subject fidelity, prompt fidelity, prior preservation and diversity, defined as in the paper (sections 4.2 and 4.3).
 
-Shape suffixes: N generated images, M real images, P pairs, D features. Features need not be normalised.
-Nothing here loads a model; `scores.py` puts features and encoders together.
+Shape suffixes: N generated images, M real images, P pairs, D features. Features need not be normalized.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ import torch
 from torch import Tensor
 
 Distance = Callable[[Tensor, Tensor], Tensor]
-"""Row-wise distance of two batches of P items: ([P, ...], [P, ...]) -> [P]."""
+"""Pairwise distance of two batches of P items: ([P, ...], [P, ...]) -> [P]."""
 
 
 def mean_pairwise_cosine(a_ND: Tensor, b_MD: Tensor) -> float:
     """Mean cosine similarity over all N x M pairs, -1 to 1."""
-    _need_rows(a_ND, b_MD)
-    return float((_unit(a_ND) @ _unit(b_MD).T).mean())
+    _check_features(a_ND, b_MD)
+    return float((_normalized(a_ND) @ _normalized(b_MD).T).mean())
 
 
 def subject_fidelity(generated_ND: Tensor, real_MD: Tensor) -> float:
@@ -27,46 +26,52 @@ def subject_fidelity(generated_ND: Tensor, real_MD: Tensor) -> float:
 
 
 def real_image_fidelity(real_MD: Tensor) -> float | None:
-    """The ceiling, the paper's row "Real Images": mean cosine of each real image with every other; None for one."""
+    """Upper bound of subject fidelity (row "Real Images" of the paper): mean cosine over all pairs of real images.
+
+    Returns None for a single image.
+    """
     distances = _pair_distances(real_MD, cosine_distance)
     return None if distances is None else 1.0 - float(distances.mean())
 
 
 def prompt_fidelity(images_ND: Tensor, texts_ND: Tensor) -> float:
-    """CLIP-T: mean over images of the cosine between an image and its own prompt; row i of both belongs to image i.
+    """CLIP-T: mean cosine similarity of each image and its prompt. Row i of both tensors belongs to image i.
 
-    The text is the prompt without the identifier, "a dog on the beach". The paper does not say, and its authors
-    released no code for CLIP-T; but the identifier means nothing to CLIP, and those who published how they compared
-    with the paper drop it too (adobe-research/custom-diffusion issue 29, forchchch/DisenBooth issue 6).
+    The text is the prompt without the identifier, "a dog on the beach", because CLIP does not know the identifier.
+    The paper does not specify this, and its code for CLIP-T is not public. Published comparisons do the same
+    (adobe-research/custom-diffusion issue 29, forchchch/DisenBooth issue 6).
     """
     if images_ND.shape != texts_ND.shape:
-        raise ValueError(f"one text row an image: got {tuple(images_ND.shape)} and {tuple(texts_ND.shape)}")
-    _need_rows(images_ND)
-    return float((_unit(images_ND) * _unit(texts_ND)).sum(dim=1).mean())
+        raise ValueError(
+            f"expected one row of text features per image, got {tuple(images_ND.shape)} and {tuple(texts_ND.shape)}"
+        )
+    _check_features(images_ND)
+    return float((_normalized(images_ND) * _normalized(texts_ND)).sum(dim=1).mean())
 
 
 def prior_preservation(class_images_ND: Tensor, real_MD: Tensor) -> float:
-    """PRES: mean pairwise DINO cosine of generated class images ("a dog") and real images of the subject.
+    """PRES: mean pairwise DINO cosine similarity of generated class images ("a dog") and real images of the subject.
 
-    HIGHER IS WORSE: the class has collapsed onto the subject. The base model's own value is the mark to compare with.
+    Lower is better: a high value means that the class has collapsed onto the subject. Compare it with the value of
+    the base model.
     """
     return mean_pairwise_cosine(class_images_ND, real_MD)
 
 
 def cosine_distance(a_PD: Tensor, b_PD: Tensor) -> Tensor:
-    """1 - cosine of rows, [P], 0 to 2."""
-    return 1.0 - (_unit(a_PD) * _unit(b_PD)).sum(dim=1)
+    """1 - cosine similarity of each pair, [P], 0 to 2."""
+    return 1.0 - (_normalized(a_PD) * _normalized(b_PD)).sum(dim=1)
 
 
 def diversity(groups: Sequence[Tensor], distance: Distance = cosine_distance) -> float | None:
-    """DIV: mean pairwise distance among images of the same prompt, averaged over prompts; higher is more diverse.
+    """DIV: mean pairwise distance of images with the same prompt, averaged over prompts.
 
-    The paper's distance is LPIPS. The default is 1 - cosine of the features given (DINO's, in `scores.py`), which needs
-    no further weights but is another scale: compare it with itself only. For LPIPS pass groups of image tensors
-    [K, 3, H, W] and the network as `distance`.
+    The paper uses LPIPS. The default is 1 - cosine similarity of the given features, which needs no additional weights
+    but has another scale, so that values are not comparable with those of the paper. For LPIPS, pass image tensors
+    [K, 3, H, W] as groups and the network as `distance`.
 
     Args:
-        groups: a tensor [K, ...] for each prompt; a prompt with K < 2 has no pairs and does not count.
+        groups: a tensor [K, ...] for each prompt. A prompt with K < 2 has no pairs and is ignored.
 
     Returns:
         None if no prompt has two images.
@@ -81,12 +86,12 @@ def _pair_distances(group: Tensor, distance: Distance) -> Tensor | None:
     return distance(group[first], group[second]) if len(first) else None
 
 
-def _unit(rows_ND: Tensor) -> Tensor:
-    # float64: means over thousands of pairs must not depend on how the matrix product is blocked.
-    return torch.nn.functional.normalize(rows_ND.double(), dim=1)
+def _normalized(features_ND: Tensor) -> Tensor:
+    # float64: the mean over thousands of pairs must not depend on the blocking of the matrix product.
+    return torch.nn.functional.normalize(features_ND.double(), dim=1)
 
 
-def _need_rows(*features: Tensor) -> None:
+def _check_features(*features: Tensor) -> None:
     for rows in features:
         if rows.ndim != 2 or rows.shape[0] == 0:
             raise ValueError(f"expected features [N, D] of at least one image, got {tuple(rows.shape)}")

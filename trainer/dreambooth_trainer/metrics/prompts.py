@@ -1,7 +1,7 @@
-"""The paper's evaluation prompts: 25 for objects, 25 for live subjects (supplementary material).
+"""The paper's evaluation prompts: 25 for objects and 25 for live subjects (supplementary material).
 
-Source: dataset/prompts_and_classes.txt of github.com/google/dreambooth. `{}` stands for the noun phrase:
-"sks dog" when an image is drawn, "dog" when CLIP judges it (see `fidelity.prompt_fidelity`).
+Source: dataset/prompts_and_classes.txt of github.com/google/dreambooth. `{}` is replaced by the noun phrase: "sks dog"
+for image generation, "dog" for CLIP-T (see `fidelity.prompt_fidelity`).
 """
 
 from __future__ import annotations
@@ -49,32 +49,32 @@ _PROPERTIES = ("a red {}", "a purple {}", "a shiny {}", "a wet {}", "a cube shap
 OBJECT_PROMPTS: tuple[str, ...] = _PLACES + _MORE_PLACES + _PROPERTIES
 LIVE_PROMPTS: tuple[str, ...] = _PLACES + _OUTFITS + _PROPERTIES
 
-# Beings one would dress. The paper has only dog and cat; any other word is taken for an object, which costs
-# no more than a less apt half of the prompts: evaluation.prompts overrides it.
-_BEINGS = """
+# Classes that get the prompts with outfits. The paper's live subjects are dogs and cats. Other words count as objects;
+# a wrong guess only makes some prompts less suitable, and evaluation.prompts overrides them.
+_LIVE_NOUNS = """
     animal bear bird boy bull calf camel cat chick chicken child cow deer dog donkey dragonfly duck eagle elephant fish
     fox frog giraffe girl goat goose guinea-pig hamster hedgehog hen horse human kangaroo kid kitten koala lamb lion
     lizard llama man monkey mouse owl panda parrot penguin person pet pig pigeon pony puppy rabbit raccoon rat rooster
     seal sheep sloth snake squirrel swan tiger turtle whale wolf woman zebra
 """
-# "stuffed animal", "rubber duck": the dataset counts such things as objects.
-_LIFELESS = "carved cartoon ceramic clay glass lego plastic plush robot rubber stuffed toy wooden"
+# "stuffed animal", "rubber duck": these are objects in the paper's dataset.
+_OBJECT_WORDS = "carved cartoon ceramic clay glass lego plastic plush robot rubber stuffed toy wooden"
 
 
 def is_live(class_name: str) -> bool:
-    """Whether the paper would dress it: its last word names a being, and no word before says that it is a thing."""
+    """Whether the class is a live subject: its last word is one, and no word before it marks an object."""
     *before, noun = class_name.lower().split() or [""]
-    return noun in _BEINGS.split() and not set(before) & set(_LIFELESS.split())
+    return noun in _LIVE_NOUNS.split() and not set(before) & set(_OBJECT_WORDS.split())
 
 
 def paper_prompts(class_name: str) -> list[str]:
-    """The 25 templates for a class; each contains `{}` once."""
+    """The 25 prompt templates for a class; each contains `{}` once."""
     return list(LIVE_PROMPTS if is_live(class_name) else OBJECT_PROMPTS)
 
 
-def fill(template: str, noun: str) -> str:
-    """A template with its `{}` replaced: `fill("a {} on the beach", "sks dog")`.
+def fill_template(template: str, noun: str) -> str:
+    """Replace `{}`: `fill_template("a {} on the beach", "sks dog")`.
 
-    Not `str.format`: templates are the user's words, and "{0.__class__}" must stay text.
+    Not `str.format`: templates are user input, and "{0.__class__}" must stay text.
     """
     return template.replace(SLOT, noun)

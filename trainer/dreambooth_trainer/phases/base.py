@@ -1,4 +1,4 @@
-"""The shape that all phases share, and what they are given."""
+"""The interface of a phase, and the context that a phase runs in."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from dreambooth_trainer.store.folder import JobFolder
 
 @dataclass(frozen=True)
 class Context:
-    """One run: what to do, where, with what.
+    """Inputs of all phases of one run.
 
     Attributes:
-        images: the subject's images as they were given.
-        store: URL of the folder that jobs share class images in.
-        keys: by phase, what its output depends on. All are known before the first phase runs.
-        pool: the processes that draw, encode and score.
+        images: the subject's images before preprocessing.
+        store: URL of the folder in which jobs share class images.
+        keys: digest of the inputs of each phase, by phase name. All keys are known before the first phase runs.
+        pool: worker processes that generate, encode and score images.
     """
 
     plan: Plan
@@ -37,15 +37,16 @@ class Context:
 
     @property
     def base(self) -> Path:
-        """The base model's folder on this machine."""
+        """The local diffusers folder of the base model."""
         return local_folder(self.plan.model)
 
     @property
     def base_digest(self) -> str:
+        """Digest of the base model's weights and configuration."""
         return weights_digest(self.base)
 
-    def style(self, sampler: SamplerSettings) -> SamplingConfig:
-        """How this job's pictures are drawn, with one of its samplers."""
+    def sampling_config(self, sampler: SamplerSettings) -> SamplingConfig:
+        """Sampling settings of this job for the sampler of class images or of the evaluation."""
         return SamplingConfig(sampler, self.plan.resolution, self.plan.precision, self.plan.sampling_batch_size)
 
 
@@ -54,9 +55,10 @@ class Phase:
     """One step of a job.
 
     Attributes:
-        inputs: everything that the output depends on besides the code; equal inputs, no second run.
-        complete: whether what a finished phase has left is still there; if not, it runs again.
-        run: do it; restartable at any point. What it returns is kept in the phase's marker.
+        inputs: everything that the output depends on, except the code. A finished phase with equal inputs is skipped.
+        complete: whether the output of a finished phase still exists. If not, the phase runs again.
+        run: runs the phase. It can be interrupted and restarted at any point. The result is kept in the completion
+            record of the phase.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Class images that the base model makes, on all workers, shared between jobs (paper, section 3.2)."""
+"""Generates class images with the base model on all workers. Jobs can share them (paper, section 3.2)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dreambooth_trainer.store.run_record import read_completion
 
 
 def class_image_key(context: Context) -> str:
-    """What a class image is made of, less its number: the same key, the same images, whoever asks."""
+    """Digest of everything that class images depend on, except their number. Equal keys mean equal images."""
     plan = context.plan
     return fingerprint(
         {
@@ -29,7 +29,7 @@ def class_image_key(context: Context) -> str:
 
 
 def class_image_store(context: Context) -> ImageStore:
-    """Where this job's class images are: shared as the job says, never beyond."""
+    """The store of this job's class images, in the scope of `priorPreservation.sharing`."""
     job = context.plan.job
     match job.spec.prior_preservation.sharing:
         case "Cluster":
@@ -42,7 +42,7 @@ def class_image_store(context: Context) -> ImageStore:
 
 
 def class_image_names(context: Context) -> list[str]:
-    """Names of the class images that this job trains on."""
+    """Names of the class images that this job trains on; empty without prior preservation."""
     return (
         [f"{index:06d}" for index in range(context.plan.num_class_images)]
         if context.plan.spec.prior_preservation.enabled
@@ -57,7 +57,7 @@ def _inputs(context: Context) -> JsonValue:
 
 
 def _complete(context: Context) -> bool:
-    # Training reads the encoded images. The class images are needed again only where those have to be encoded again.
+    # Training reads the latents. The class images are needed again only if the latents have to be encoded again.
     encoded = read_completion(context.folder, context.keys, "encode") is not None and context.folder.latents.exists()
     names = class_image_names(context)
     return encoded or not names or set(names) <= class_image_store(context).names()
@@ -68,20 +68,19 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     if not names:
         return {"wanted": 0, "reused": 0, "generated": 0, "store": ""}
     plan, store, key = context.plan, class_image_store(context), class_image_key(context)
-    wanted = [ImageRequest(name, plan.class_prompt, noise_seed(key, name)) for name in names]
-    progress.total(len(wanted))
+    requests = [ImageRequest(name, plan.class_prompt, noise_seed(key, name)) for name in names]
+    progress.total(len(requests))
 
-    def watch() -> None:
-        progress.done(len(store.names() & set(names)), waiting="another job draws them")
+    def on_wait() -> None:
+        progress.done(len(store.names() & set(names)), waiting="another job generates them")
 
     fs, path = fsspec.url_to_fs(store.url)
     fs.makedirs(path, exist_ok=True)
     if not set(names) <= store.names():
-        with lease(fs, f"{path}/lease.json", watch):
-            drawn = generate_images(
-                context.pool, plan.model, context.style(plan.class_image_sampler), store, wanted, progress.done
-            )
-        return {"wanted": len(names), "reused": drawn.reused, "generated": drawn.generated, "store": store.url}
+        with lease(fs, f"{path}/lease.json", on_wait):
+            config = context.sampling_config(plan.class_image_sampler)
+            result = generate_images(context.pool, plan.model, config, store, requests, progress.done)
+        return {"wanted": len(names), "reused": result.reused, "generated": result.generated, "store": store.url}
     progress.done(len(names), reused=len(names))
     return {"wanted": len(names), "reused": len(names), "generated": 0, "store": store.url}
 

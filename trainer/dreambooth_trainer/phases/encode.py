@@ -1,4 +1,4 @@
-"""Encode: latents and text conditioning of every image, computed once instead of at every step."""
+"""Encodes all images and prompts once, instead of at every training step."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from dreambooth_trainer.progress.console import PhaseProgress
 from dreambooth_trainer.store.folder import JobFolder
 from dreambooth_trainer.store.image_store import ImageStore
 
-# Heavy imports stand in the functions that need them: the driver has no use for them.
+# Heavy libraries are imported inside functions: the driver does not need them.
 if TYPE_CHECKING:
     from dreambooth_trainer.families.base import Components, Family
     from dreambooth_trainer.training.cache import Latents
 
-IMAGES_AT_A_TIME = 8
+VAE_BATCH_SIZE = 8
+"""Images per forward pass of the autoencoder."""
 
 
 def instance_prompts(context: Context) -> list[str]:
-    """Each subject image's prompt: its caption where it has one."""
+    """The prompt of each subject image: its caption, if it has one, or the instance prompt."""
     captions = context.plan.spec.subject.captions
     return [captions.get(image.name, context.plan.instance_prompt) for image in context.images]
 
@@ -58,53 +59,52 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
 
 
 def encode(plan: Plan, folder: JobFolder, prompts: list[str], class_images: ImageStore, names: list[str]) -> None:
-    """Encode all images with the base model and write the cache; runs on a worker, on its GPU if it has one."""
-    from dreambooth_trainer.sampling.generate import drop_models
+    """Encode all images with the base model and write the cache. Runs on a worker, on its GPU if it has one."""
+    from dreambooth_trainer.sampling.generate import unload_models
     from dreambooth_trainer.training.cache import TrainingData, save_data
 
-    drop_models()  # this process may not have room for two models
+    unload_models()  # the process may not have memory for two models
     base = local_folder(plan.model)
     family = open_family(base)
-    parts = family.load(base, with_vae=True)
+    components = family.load(base, with_vae=True)
     device = work_device()
-    if device != "cpu" and parts.vae is not None:
-        parts.vae.to(device)  # pyright: ignore[reportArgumentType] - torch's own signature takes a string
-        parts.text_encoder.to(device)
-    subject = [Image.open(path) for path in sorted(folder.prepared.glob("*.png"))]
-    keep_text = not plan.train_text_encoder
-    instance = _latents(family, parts, subject, prompts, keep_text=keep_text)
-    prior = None
+    if device != "cpu" and components.vae is not None:
+        components.vae.to(device)  # pyright: ignore[reportArgumentType] - torch's own signature takes a string
+        components.text_encoder.to(device)
+    images = [Image.open(path) for path in sorted(folder.prepared.glob("*.png"))]
+    encode_text = not plan.train_text_encoder
+    instance_latents = _latents(family, components, images, prompts, encode_text=encode_text)
+    class_latents = None
     if names:
-        pictures = [class_images.get(name) for name in names]
-        prior = _latents(
-            family, parts, pictures, [plan.class_prompt] * len(names), keep_text=not plan.train_text_encoder
-        )
+        images = [class_images.get(name) for name in names]
+        class_prompts = [plan.class_prompt] * len(names)
+        class_latents = _latents(family, components, images, class_prompts, encode_text=encode_text)
     draft = folder.latents.with_suffix(".draft")
-    save_data(TrainingData(instance, prior), draft)
+    save_data(TrainingData(instance_latents, class_latents), draft)
     draft.replace(folder.latents)
 
 
 def _latents(
-    family: Family, parts: Components, images: Sequence[Image.Image], prompts: list[str], *, keep_text: bool
+    family: Family, components: Components, images: Sequence[Image.Image], prompts: list[str], *, encode_text: bool
 ) -> Latents:
     import torch
 
     from dreambooth_trainer.training.cache import Latents
 
     means, stds = [], []
-    for first in range(0, len(images), IMAGES_AT_A_TIME):
-        mean, std = family.encode_images(parts, images[first : first + IMAGES_AT_A_TIME])
+    for start in range(0, len(images), VAE_BATCH_SIZE):
+        mean, std = family.encode_images(components, images[start : start + VAE_BATCH_SIZE])
         means.append(mean.float().cpu())
         stds.append(std.float().cpu())
-    different = sorted(set(prompts))
-    prompt_of = [different.index(prompt) for prompt in prompts]
-    ids = family.tokenize(parts, different)
+    unique = sorted(set(prompts))
+    prompt_indices = [unique.index(prompt) for prompt in prompts]
+    token_ids = family.tokenize(components, unique)
     conditioning = None
-    if keep_text:
-        device = next(parts.text_encoder.parameters()).device
+    if encode_text:
+        device = next(components.text_encoder.parameters()).device
         with torch.no_grad():
-            conditioning = family.encode_prompts(parts.text_encoder, ids.to(device)).float().cpu()
-    return Latents(torch.cat(means), torch.cat(stds), torch.tensor(prompt_of), ids, conditioning)
+            conditioning = family.encode_prompts(components.text_encoder, token_ids.to(device)).float().cpu()
+    return Latents(torch.cat(means), torch.cat(stds), torch.tensor(prompt_indices), token_ids, conditioning)
 
 
 ENCODE = Phase("encode", _inputs, _complete, _run)

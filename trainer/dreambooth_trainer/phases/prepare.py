@@ -1,4 +1,4 @@
-"""Prepare: the subject's images, decoded, upright, square and of the training size."""
+"""Preprocesses the subject's images: decoded, upright, square, at the training resolution."""
 
 from __future__ import annotations
 

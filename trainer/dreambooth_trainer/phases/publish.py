@@ -1,4 +1,4 @@
-"""Publish: the model with its card, pictures and scores in one folder, and the report beside it."""
+"""Publishes the model: weights, model card, images and scores in one folder, and the report next to it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from dreambooth_trainer.store.folder import atomic_directory
 from dreambooth_trainer.store.owner import model_issues, read_manifest, remote_issues
 from dreambooth_trainer.store.published import MANIFEST, ModelManifest, build_manifest
 
-# The report's libraries are imported when there is something to report: a run that is done already ends at once.
+# Libraries of the report are imported inside functions, so that a run with nothing left to do exits quickly.
 if TYPE_CHECKING:
     from dreambooth_trainer.report.contents import Report
 
-# A loader opens this first: in a store without renames it is put last, and a model without it is none yet. The note is
-# put first: by it an erasure knows a model that was not put up whole.
+# Loaders read this file first. Object stores cannot rename folders, so it is uploaded last: a model without it is
+# incomplete. The manifest is uploaded first, so that an incomplete model can be erased.
 INDEX = "model_index.json"
 
 
@@ -52,9 +52,9 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     folder, plan = context.folder, context.plan
     report = collect_report(folder)
     with atomic_directory(folder.model) as draft:
-        _fill(draft, context, report)
-        note = build_manifest(plan, context.base_digest, draft)
-        (draft / MANIFEST).write_text(note.model_dump_json(by_alias=True, indent=2))
+        _write_model_folder(draft, context, report)
+        manifest = build_manifest(plan, context.base_digest, draft)
+        (draft / MANIFEST).write_text(manifest.model_dump_json(by_alias=True, indent=2))
         if issues := model_issues(folder.model, plan.job):
             raise UserError(issues)
     write_report(report, folder.report)
@@ -62,13 +62,13 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     remote = plan.spec.output.uri
     if remote is not None and is_url(remote):
         uri = remote
-        upload(folder.model, note, remote, plan.job, progress)
+        upload(folder.model, manifest, remote, plan.job, progress)
     if not plan.spec.output.keep_checkpoints:
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
     return {"uri": uri, "digest": f"sha256:{digest}"}
 
 
-def _fill(draft: Path, context: Context, report: Report) -> None:
+def _write_model_folder(draft: Path, context: Context, report: Report) -> None:
     from dreambooth_trainer.report.card import model_card
     from dreambooth_trainer.report.grids import comparison_grid
     from dreambooth_trainer.report.page import write_report
@@ -83,16 +83,17 @@ def _fill(draft: Path, context: Context, report: Report) -> None:
     if (folder.trained / ADAPTER_FILE).exists():
         shutil.copyfile(folder.trained / ADAPTER_FILE, draft / ADAPTER_FILE)
     for path in draft.rglob("*.safetensors"):
-        # safetensors (0.8) writes files that nobody but their owner can read.
+        # safetensors (0.8) writes files that only their owner can read.
         path.chmod(0o644)
     (draft / "job.yaml").write_bytes((folder.root / "job.yaml").read_bytes())
     if plan.spec.evaluation.enabled:
         (draft / "scores.json").write_bytes(folder.scores.read_bytes())
-    comparison_grid([report.subject, *report.contexts[:6], report.drift]).save(draft / "pictures.png")
-    comparison_grid([report.subject]).save(draft / "subject.png")
-    comparison_grid(report.contexts).save(draft / "recontextualised.png")
-    comparison_grid([report.drift]).save(draft / "class.png")
-    model_card(report, "pictures.png").save(draft / "README.md")
+    summary = [report.subject_comparison, *report.prompt_comparisons[:6], report.class_comparison]
+    comparison_grid(summary).save(draft / "comparison.png")
+    comparison_grid([report.subject_comparison]).save(draft / "subject.png")
+    comparison_grid(report.prompt_comparisons).save(draft / "recontextualization.png")
+    comparison_grid([report.class_comparison]).save(draft / "class.png")
+    model_card(report, "comparison.png").save(draft / "README.md")
     write_report(report, draft / "report.html")
 
 
@@ -100,34 +101,34 @@ def _save_single_file(model: Path, target: Path) -> None:
     open_family(model).save_single_file(model, target)
 
 
-def upload(model: Path, note: ModelManifest, uri: str, job: DreamBoothJob, progress: PhaseProgress) -> None:
-    """Bring a model to a URL, in place of this job's earlier one there.
+def upload(model: Path, manifest: ModelManifest, uri: str, job: DreamBoothJob, progress: PhaseProgress) -> None:
+    """Upload a model to a URL. It replaces a model that this job published there earlier.
 
     Raises:
-        UserError: the place is not this job's, or holds a file of somebody else that would be replaced.
+        UserError: the folder belongs to another job, or contains a file of another owner that would be replaced.
     """
-    if issues := remote_issues(uri, job, note.files):
+    if issues := remote_issues(uri, job, manifest.files):
         raise UserError(issues)
     fs, root = fsspec.url_to_fs(uri)
-    earlier = read_manifest(fs, root)
-    dropped = set(earlier.files).difference(note.files) if earlier is not None else set[str]()
-    # Until they are gone the note lists them: an upload that is cut short leaves nothing that no note lists.
-    draft = note.model_copy(update={"files": tuple(sorted(dropped.union(note.files)))})
+    previous = read_manifest(fs, root)
+    obsolete = set(previous.files).difference(manifest.files) if previous is not None else set[str]()
+    # The manifest lists obsolete files until they are deleted: an interrupted upload leaves no unlisted files.
+    draft = manifest.model_copy(update={"files": tuple(sorted(obsolete.union(manifest.files)))})
     fs.makedirs(root, exist_ok=True)
-    # Of two jobs that find the place empty, one creates the note.
-    with fs.open(f"{root}/{MANIFEST}", "wb" if earlier is not None else "xb") as file:
+    # "xb": if two jobs find the folder empty, only one of them can create the manifest.
+    with fs.open(f"{root}/{MANIFEST}", "wb" if previous is not None else "xb") as file:
         cast("Any", file).write(draft.model_dump_json(by_alias=True, indent=2).encode())
-    progress.total(len(note.files))
-    for number, name in enumerate(sorted({*note.files} - {MANIFEST}, key=lambda name: (name == INDEX, name))):
+    progress.total(len(manifest.files))
+    for number, name in enumerate(sorted({*manifest.files} - {MANIFEST}, key=lambda name: (name == INDEX, name))):
         target = f"{root}/{name}"
         fs.makedirs(target.rpartition("/")[0], exist_ok=True)
         fs.put_file(str(model / name), target)
         progress.done(number + 1)
-    for name in dropped:
+    for name in obsolete:
         with contextlib.suppress(FileNotFoundError):
             fs.rm_file(f"{root}/{name}")
     fs.put_file(str(model / MANIFEST), f"{root}/{MANIFEST}")
-    progress.done(len(note.files))
+    progress.done(len(manifest.files))
 
 
 PUBLISH = Phase("publish", _inputs, _complete, _run)

@@ -1,10 +1,10 @@
-"""Train: Ray Train and DeepSpeed over all workers, from the last checkpoint if there is one."""
+"""Trains with Ray Train and DeepSpeed on all workers, from the last checkpoint if there is one."""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, wait
 from dataclasses import asdict
 from functools import partial
@@ -21,31 +21,39 @@ from dreambooth_trainer.methods.registry import open_method
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.progress.console import PhaseProgress
-from dreambooth_trainer.sampling.generate import drop_models
+from dreambooth_trainer.sampling.generate import unload_models
 from dreambooth_trainer.store.folder import JobFolder, atomic_directory, atomic_write
-from dreambooth_trainer.training.messages import FatalWorkerError, LoopConfig, ProgressActor, Record, post, read_records
+from dreambooth_trainer.training.messages import (
+    FatalWorkerError,
+    LoopConfig,
+    ProgressActor,
+    ReportCallback,
+    WorkerMessage,
+    read_records,
+    report_to,
+)
 from dreambooth_trainer.training.worker import run_worker
 
-# Heavy imports stand in the functions that need them: the driver has no use for them.
+# Heavy libraries are imported inside functions: the driver does not need them.
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
     from torch import Tensor
 
-WATCH_SECONDS = 0.5
+POLL_SECONDS = 0.5
 
 
 def _inputs(context: Context) -> JsonValue:
     plan = context.plan
-    # Workers, ZeRO stage and how often to save change the course of a run, not its result: a job may go on with others.
-    unchanged = {"deepspeed", "checkpoint_every_steps", "gradient_accumulation_steps", "gradient_checkpointing"}
+    # Number of workers, ZeRO stage and checkpoint interval do not change the result: a job can resume with others.
+    excluded = {"deepspeed", "checkpoint_every_steps", "gradient_accumulation_steps", "gradient_checkpointing"}
     return {
         "encode": context.keys["encode"],
-        "training": plan.spec.training.model_dump(mode="json", exclude=unchanged),
+        "training": plan.spec.training.model_dump(mode="json", exclude=excluded),
         "steps": plan.steps,
         "rates": [plan.learning_rate, plan.text_encoder_learning_rate],
         "batch_size": plan.batch_size,
         "precision": plan.precision,
-        "prior_weight": plan.spec.prior_preservation.loss_weight,
+        "prior_loss_weight": plan.spec.prior_preservation.loss_weight,
     }
 
 
@@ -56,34 +64,32 @@ def _complete(context: Context) -> bool:
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     plan, folder = context.plan, context.folder
     progress.total(plan.steps)
-    context.pool.free_memory(drop_models)
-    # Beside the driver: on a worker's node it would die with that, and the run with it.
-    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    progress_actor: Any = ray.remote(num_cpus=0, label_selector=here)(ProgressActor).remote()
+    context.pool.free_memory(unload_models)
+    # On the driver's node: the run must survive the loss of any worker's node.
+    driver_node = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    progress_actor: Any = ray.remote(num_cpus=0, label_selector=driver_node)(ProgressActor).remote()
     try:
-        # A method handle travels to the workers; a lambda over it would as well but says less.
-        trainer = build_trainer(plan, folder, context.keys["train"], partial(post, progress_actor))
+        trainer = build_trainer(plan, folder, context.keys["train"], partial(report_to, progress_actor))
         checkpoint = _fit(trainer, progress_actor, progress)
     except Exception as error:
-        # Ray may kill the controller or the progress_actor in place of a worker.
-        if shortage := out_of_memory(error, "training"):
-            raise shortage from error
+        # Ray may kill the controller or the progress actor instead of a worker.
+        if memory_error := out_of_memory(error, "training"):
+            raise memory_error from error
         raise
     finally:
         ray.kill(progress_actor)
     records = read_records(checkpoint)
     progress.done(len(records), loss=records[-1].loss)
-    context.pool.call(assemble, plan, checkpoint, folder)
+    context.pool.call(save_trained_model, plan, checkpoint, folder)
     atomic_write(folder.losses, "".join(json.dumps(asdict(record)) + "\n" for record in records))
     return {"steps": len(records), "loss": records[-1].loss}
 
 
 def _fit(trainer: TorchTrainer, progress_actor: Any, progress: PhaseProgress) -> Path:
-    """Train to the end, telling progress meanwhile; returns the last checkpoint.
+    """Train to the end and report progress; returns the last checkpoint.
 
-    Ray Train starts the workers anew whatever ended them. Where that cannot help they say so, and nobody waits for it.
-
-    Ray Train, on the main thread, would take Ctrl-C for itself and exit with 0. On another it leaves it to us.
+    Ray Train restarts the workers after any error. A worker that reports a fatal error ends the run without a restart.
+    `fit` runs in a thread: on the main thread Ray Train handles Ctrl-C itself and exits with code 0.
     """
     future: Future[Path] = Future()
 
@@ -97,35 +103,38 @@ def _fit(trainer: TorchTrainer, progress_actor: Any, progress: PhaseProgress) ->
 
     threading.Thread(target=fit, daemon=True).start()
     while True:
-        over = wait([future], timeout=WATCH_SECONDS).done
-        news: Any = ray.get(progress_actor.read.remote())
-        if isinstance(news, FatalWorkerError):
-            raise news.error or TransientError(news.message)
-        if over:
+        finished = wait([future], timeout=POLL_SECONDS).done
+        message: WorkerMessage | None = ray.get(progress_actor.last.remote())
+        if isinstance(message, FatalWorkerError):
+            raise message.error or TransientError(message.message)
+        if finished:
             return future.result()
-        if news is not None:
-            progress.done(news.step, loss=news.loss)
+        if message is not None:
+            progress.done(message.step, loss=message.loss)
 
 
-def build_trainer(
-    plan: Plan, folder: JobFolder, key: str, tell: Callable[[Record | FatalWorkerError], object]
-) -> TorchTrainer:
-    """Ray Train's trainer for a plan; the same key finds the checkpoints of an earlier run."""
+def build_trainer(plan: Plan, folder: JobFolder, key: str, report: ReportCallback) -> TorchTrainer:
+    """Ray Train's trainer for a plan.
+
+    Args:
+        key: names the run; a trainer with the same key resumes from the checkpoints of an earlier one.
+        report: sends messages of the workers to the driver.
+    """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from dreambooth_trainer.training.worker_group import WorkerGroupCleanup
 
-    low, high = plan.world_sizes
-    threads = max(1, int(ray.cluster_resources().get("CPU", 1)) // high)
+    minimum, maximum = plan.world_sizes
+    num_threads = max(1, int(ray.cluster_resources().get("CPU", 1)) // maximum)
     gpu = plan.gpus_per_worker > 0
-    callbacks: list[Any] = [WorkerGroupCleanup(tell)]
+    callbacks: list[Any] = [WorkerGroupCleanup(report)]
     return TorchTrainer(
         run_worker,
-        train_loop_config={"loop": LoopConfig(plan, folder.latents.resolve(), threads, tell)},
+        train_loop_config={"loop": LoopConfig(plan, folder.latents.resolve(), num_threads, report)},
         scaling_config=ScalingConfig(
-            num_workers=low if low == high else (low, high),
-            use_gpu=gpu,  # one GPU per training process, also where a pod has several
+            num_workers=minimum if minimum == maximum else (minimum, maximum),
+            use_gpu=gpu,  # one GPU per training process, also if a pod has several
             resources_per_worker=None if gpu else {"CPU": 1},
         ),
         run_config=RunConfig(
@@ -138,29 +147,29 @@ def build_trainer(
     )
 
 
-def assemble(plan: Plan, checkpoint: Path, folder: JobFolder) -> None:
-    """Put the trained weights into the base model and write it as a diffusers folder, an adapter beside it."""
+def save_trained_model(plan: Plan, checkpoint: Path, folder: JobFolder) -> None:
+    """Write the base model with the trained weights as a diffusers folder, with the LoRA adapter if there is one."""
     from dreambooth_trainer.training.checkpoint import trained_weights
 
     base = local_folder(plan.model)
     family, method = open_family(base), open_method(plan.spec.training.method)
-    parts = family.load(base, with_vae=False)
+    components = family.load(base, with_vae=False)
     weights, training = trained_weights(checkpoint), plan.spec.training
-    modules, adapters = {"denoiser": parts.denoiser, "text_encoder": parts.text_encoder}, {}
-    for part in plan.trained_parts:
-        trained = _under(weights, f"{part}.")
-        method.prepare(modules[part], training, family.lora_target_modules()[part])
-        adapter = method.adapter(modules[part], trained)
+    modules, adapters = {"denoiser": components.denoiser, "text_encoder": components.text_encoder}, {}
+    for name in plan.trained_parts:
+        trained = _without_prefix(weights, f"{name}.")
+        method.prepare(modules[name], training, family.lora_target_modules()[name])
+        adapter = method.adapter(modules[name], trained)
         if adapter is not None:
-            adapters[part] = adapter
-        modules[part] = method.restore(modules[part], trained, training)
+            adapters[name] = adapter
+        modules[name] = method.restore(modules[name], trained, training)
     with atomic_directory(folder.trained) as draft:
         family.save(base, modules["denoiser"], modules["text_encoder"], draft)
         if adapters:
             family.save_adapter(adapters, draft)
 
 
-def _under(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _without_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 

@@ -1,4 +1,4 @@
-"""The model card: a README.md that the Hugging Face hub and people read."""
+"""The model card: the README.md of a model on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def model_card(
     report: Report, grid: str | None = None, *, lora: bool = False, license_id: str | None = None
 ) -> ModelCard:
-    """Build the card; `card.save(folder / "README.md")` writes it.
+    """Build the model card. `card.save(folder / "README.md")` writes it.
 
     Args:
-        grid: file name, beside the card, of the picture to show.
-        lora: the model is an adapter, not a whole pipeline.
-        license_id: the base model's license, for example "creativeml-openrail-m"; it binds the trained model too.
+        grid: name of an image file to show, in the folder of the card.
+        lora: the model is an adapter, not a complete pipeline.
+        license_id: license of the base model, which also applies to the trained model, for example
+            "creativeml-openrail-m".
     """
     data = ModelCardData(
-        # The hub refuses a card whose base_model is a folder or builtin:sprites.
+        # The Hub rejects cards whose base_model is a folder or builtin:sprites.
         base_model=report.base_model if _HUB_ID.fullmatch(report.base_model) else None,
-        instance_prompt=report.subject_prompt,
+        instance_prompt=report.instance_prompt,
         library_name="diffusers",
         license=license_id,
         pipeline_tag="text-to-image",
         tags=["text-to-image", "diffusers", "dreambooth", *(["lora"] if lora else [])],
     )
-    # Not ModelCard.from_template: its environment keeps the lines of {% %} tags, and a blank line ends a table.
+    # Not ModelCard.from_template: its environment keeps the lines of {% %} tags, and a blank line would end a table.
     body = (
         template_environment(autoescape=False)
         .get_template("card.md.j2")
@@ -48,7 +49,7 @@ def model_card(
 
 
 def code_span(text: str) -> str:
-    """Markdown that shows `text` as it is: HTML, links and backticks of a user's prompt stay text."""
+    """Markdown that shows `text` verbatim: HTML, links and backticks in a prompt are not interpreted."""
     line = " ".join(text.split())
     ticks = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 1)
     padding = " " if "`" in line else ""
@@ -56,7 +57,7 @@ def code_span(text: str) -> str:
 
 
 def code_fence(text: str) -> str:
-    """A fence longer than any run of backticks in `text`."""
+    """A code fence that is longer than any sequence of backticks in `text`."""
     return "`" * max(3, max((len(run) for run in re.findall("`+", text)), default=0) + 1)
 
 

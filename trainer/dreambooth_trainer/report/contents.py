@@ -1,4 +1,4 @@
-"""What a report shows: pictures, numbers and words. Plain values; whoever ran the job fills them in."""
+"""Content of a report, as plain values. `collect` fills them in, `page` and `card` render them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from PIL import Image
 
 Images = tuple[Image.Image, ...]
 
-SAME = 0.01
-"""Scores that differ by less are shown as equal: 100 images do not tell them apart."""
+TOLERANCE = 0.01
+"""Scores that differ by less are shown as equal: the difference is within the noise of 100 images."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One prompt drawn by the base model and by the trained one, ideally from the same noise."""
+    """Images of one prompt by the base model and by the trained model, from the same noise."""
 
     prompt: str
     before: Images
@@ -26,32 +26,32 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One score before and after the training."""
+    """One score before and after training."""
 
     name: str
     meaning: str
-    """One line for somebody who has not read the paper."""
+    """One or two sentences for readers who do not know the paper."""
     before: float | None
     after: float | None
     higher_is_better: bool | None
     """None: neither direction is good or bad by itself."""
 
     @property
-    def verdict(self) -> Literal["better", "worse", "same", "changed", "unknown"]:
-        """How `after` stands to `before`."""
+    def change(self) -> Literal["better", "worse", "same", "changed", "unknown"]:
+        """Comparison of `after` with `before`."""
         if self.before is None or self.after is None:
             return "unknown"
-        change = self.after - self.before
-        if abs(change) < SAME:
+        difference = self.after - self.before
+        if abs(difference) < TOLERANCE:
             return "same"
         if self.higher_is_better is None:
             return "changed"
-        return "better" if (change > 0) == self.higher_is_better else "worse"
+        return "better" if (difference > 0) == self.higher_is_better else "worse"
 
 
 @dataclass(frozen=True)
 class ReferenceRow:
-    """A published result to compare with; None where there is none."""
+    """A published result for comparison. None: not reported."""
 
     name: str
     dino: float
@@ -61,7 +61,7 @@ class ReferenceRow:
 
 @dataclass(frozen=True)
 class PhaseTime:
-    """How long a part of the job took."""
+    """Duration of one phase."""
 
     name: str
     seconds: float
@@ -71,30 +71,32 @@ class PhaseTime:
 
 @dataclass(frozen=True)
 class Report:
-    """One job, ready to be looked at."""
+    """Everything that the report and the model card of one job show."""
 
     name: str
-    subject_prompt: str
-    """The prompt that names the subject: "a sks dog"."""
+    instance_prompt: str
+    """For example "a sks dog"."""
     class_prompt: str
-    """The prompt of the class, "a dog", whose images show language drift."""
+    """For example "a dog". Its images show language drift."""
     base_model: str
     created: datetime
     subject_images: Images
-    subject: Comparison
-    contexts: tuple[Comparison, ...]
-    drift: Comparison
-    """The class prompt before and after: it must not have become the subject."""
+    subject_comparison: Comparison
+    """Images of the instance prompt."""
+    prompt_comparisons: tuple[Comparison, ...]
+    """Images of the evaluation prompts."""
+    class_comparison: Comparison
+    """Images of the class prompt."""
     class_images: Images = ()
-    """A sample of the class images that the training kept in view."""
+    """Some of the class images that were used for training."""
     num_class_images: int = 0
-    """0: trained without prior preservation."""
+    """Number of class images used for training; 0 without prior preservation."""
     scores: tuple[ScoreRow, ...] = ()
     encoders: str = ""
-    """Names of the encoders that scored."""
+    """Names of the encoders used for scoring."""
     references: tuple[ReferenceRow, ...] = ()
     curves_svg: str = ""
-    """From `curves.loss_curves`; trusted, as it holds no words of a user."""
+    """From `curves.loss_curves`. It is not escaped, because it contains no user input."""
     phases: tuple[PhaseTime, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -102,18 +104,20 @@ class Report:
 
 
 def loading_code(model: str, prompt: str, *, adapter: bool = False) -> str:
-    """Python that draws one picture with the published model.
+    """Python code that generates one image with the published model.
 
     Args:
-        model: folder or hub id of what was published.
-        prompt: a prompt that names the subject.
-        adapter: the folder holds a LoRA adapter as well.
+        model: folder or Hub ID of the published model.
+        prompt: a prompt with the identifier.
+        adapter: the folder also contains a LoRA adapter.
     """
-    # repr(): prompts and paths may contain quotes.
+    # !r: prompts and paths may contain quotes.
     lines = [
         "from diffusers import DiffusionPipeline",
         f"pipeline = DiffusionPipeline.from_pretrained({model!r})",
     ]
     if adapter:
-        lines.append(f"# The adapter alone, on a pipeline of the base model: pipeline.load_lora_weights({model!r})")
-    return "\n".join([*lines, f"pipeline({prompt!r}).images[0].save('picture.png')"])
+        lines.append(
+            f"# To load only the adapter into a pipeline of the base model: pipeline.load_lora_weights({model!r})"
+        )
+    return "\n".join([*lines, f"pipeline({prompt!r}).images[0].save('image.png')"])

@@ -1,4 +1,4 @@
-"""Labelled grids of pictures, as images: for a model card, or wherever HTML cannot go."""
+"""Labeled image grids, for model cards and other places without HTML."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from PIL import Image, ImageDraw, ImageFont
 from dreambooth_trainer.report.contents import Comparison
 
 TILE = 192
-"""Side of a picture in a grid, pixels."""
+"""Side of an image in a grid, pixels."""
 GAP = 8
+"""Space between images, pixels."""
 TEXT_SIZE = 18
-WHITE, INK, MUTED = (255, 255, 255), (24, 24, 27), (113, 113, 122)
+_WHITE, _BLACK, _GRAY = (255, 255, 255), (24, 24, 27), (113, 113, 122)
 
 
 @dataclass(frozen=True)
 class Row:
-    """Pictures side by side under one line of text; groups stand apart from each other."""
+    """Groups of images side by side, below one label."""
 
     label: str
     groups: tuple[tuple[Image.Image, ...], ...]
 
 
 def fit(image: Image.Image, side: int) -> Image.Image:
-    """The whole picture, RGB, in the middle of a white square of `side` pixels.
+    """Fit an image into a white square of `side` pixels, centered, RGB.
 
-    A picture of at most half that size is enlarged by a whole factor with NEAREST, so that each pixel of a sprite stays
-    a sharp square; any other is resized with LANCZOS.
+    An image of at most half that size is enlarged by an integer factor with NEAREST, so that the pixels of a sprite
+    stay sharp. Other images are resized with LANCZOS.
     """
     image = image.convert("RGB")
     factor = side // max(image.size)
@@ -38,47 +39,50 @@ def fit(image: Image.Image, side: int) -> Image.Image:
         scale = side / max(image.size)
         size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
         image = image.resize(size, Image.Resampling.LANCZOS)
-    square = Image.new("RGB", (side, side), WHITE)
+    square = Image.new("RGB", (side, side), _WHITE)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
 
 
-def labelled_grid(rows: Sequence[Row], headings: Sequence[str] = (), tile: int = TILE) -> Image.Image:
-    """Rows of pictures with a label above each row and headings above the first row's groups.
+def labeled_grid(rows: Sequence[Row], headings: Sequence[str] = (), tile: int = TILE) -> Image.Image:
+    """Draw rows of images with a label above each row and headings above the groups of the first row.
 
     Args:
-        rows: at least one; all are laid out like the widest.
+        rows: at least one. All rows have the column widths of the widest.
         headings: one for each group, or none.
-        tile: side of a picture, pixels.
+        tile: side of an image, pixels.
+
+    Raises:
+        ValueError: there are no rows, or none with images.
     """
     columns = [
-        max((len(row.groups[g]) for row in rows if g < len(row.groups)), default=0) for g in range(_groups(rows))
+        max((len(row.groups[g]) for row in rows if g < len(row.groups)), default=0) for g in range(_num_groups(rows))
     ]
     starts = [GAP + sum(columns[:g]) * (tile + GAP) + 3 * GAP * g for g in range(len(columns))]
     width = starts[-1] + columns[-1] * (tile + GAP)
     line = TEXT_SIZE + 2 * GAP
     top = line if headings else 0
-    grid = Image.new("RGB", (width, top + len(rows) * (line + tile) + GAP), WHITE)
+    grid = Image.new("RGB", (width, top + len(rows) * (line + tile) + GAP), _WHITE)
     draw, font = ImageDraw.Draw(grid), ImageFont.load_default(TEXT_SIZE)
     for start, heading in zip(starts, headings, strict=bool(headings)):
-        draw.text((start, GAP), heading, fill=MUTED, font=font)
+        draw.text((start, GAP), heading, fill=_GRAY, font=font)
     for index, row in enumerate(rows):
         y = top + index * (line + tile)
-        draw.text((GAP, y + GAP), shorten(row.label, font, width - 2 * GAP), fill=INK, font=font)
+        draw.text((GAP, y + GAP), _shorten(row.label, font, width - 2 * GAP), fill=_BLACK, font=font)
         for start, group in zip(starts, row.groups, strict=False):
-            for place, image in enumerate(group):
-                grid.paste(fit(image, tile), (start + place * (tile + GAP), y + line))
+            for column, image in enumerate(group):
+                grid.paste(fit(image, tile), (start + column * (tile + GAP), y + line))
     return grid
 
 
-def comparison_grid(comparisons: Sequence[Comparison], tile: int = TILE, most: int = 4) -> Image.Image:
-    """Before on the left, after on the right, a row a prompt; at most `most` pictures on each side."""
-    rows = [Row(c.prompt, (c.before[:most], c.after[:most])) for c in comparisons]
-    return labelled_grid(rows, headings=("before", "after"), tile=tile)
+def comparison_grid(comparisons: Sequence[Comparison], tile: int = TILE, max_images: int = 4) -> Image.Image:
+    """One row per prompt: up to `max_images` images before training on the left, after training on the right."""
+    rows = [Row(c.prompt, (c.before[:max_images], c.after[:max_images])) for c in comparisons]
+    return labeled_grid(rows, headings=("Before", "After"), tile=tile)
 
 
-def shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """`text` if it fits into `width` pixels, else its beginning and an ellipsis."""
+def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """Truncate `text` with an ellipsis so that it fits into `width` pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "...") > width:
@@ -86,8 +90,8 @@ def shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width
     return text + "..."
 
 
-def _groups(rows: Sequence[Row]) -> int:
+def _num_groups(rows: Sequence[Row]) -> int:
     count = max((len(row.groups) for row in rows), default=0)
     if count == 0:
-        raise ValueError("a grid needs at least one row of pictures")
+        raise ValueError("a grid needs at least one row of images")
     return count

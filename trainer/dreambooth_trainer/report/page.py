@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: no script, no network, no second file."""
+"""Renders the report as one self-contained HTML file: no scripts, no network access, no other files."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from PIL import Image
 from dreambooth_trainer.report.contents import Report
 
 PIXELATED_BELOW = 128
-"""Pictures with shorter sides (sprites) are kept as they are, and the browser enlarges their pixels sharply."""
-MOST_SIDE = 512
-"""Longest side of a picture on the page, pixels."""
+"""Images with shorter sides, in pixels, are sprites: lossless, and enlarged by the browser without interpolation."""
+MAX_SIDE = 512
+"""Maximum side of an image on the page, pixels. Larger images are scaled down."""
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Write the page; whoever looks sees the old file or the whole new one.
+    """Write the page atomically.
 
-    The page's own policy forbids scripts and every request, so that not even a hole in the escaping of prompts could
-    send a picture anywhere.
+    Its Content-Security-Policy forbids scripts and requests. Even if the escaping of prompts failed, the page could not
+    send images anywhere.
     """
     text = render_report(report)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def write_report(report: Report, path: Path) -> None:
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
-        Path(temporary).chmod(0o644)  # mkstemp's 0600 would hide it from a web server
+        Path(temporary).chmod(0o644)  # a web server cannot read mkstemp's 0600
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -40,35 +40,35 @@ def write_report(report: Report, path: Path) -> None:
 
 
 def render_report(report: Report) -> str:
-    """The page's text."""
+    """Render the page as HTML."""
     environment = template_environment(autoescape=True)
-    environment.filters.update(picture=picture, duration=duration, percent=percent)
+    environment.filters.update(img=img_tag, duration=duration, percent=percent)
     total = sum(phase.seconds for phase in report.phases)
     return environment.get_template("template.html.j2").render(
         report=report,
-        curves=Markup(report.curves_svg),  # noqa: S704 - made from numbers alone
+        curves=Markup(report.curves_svg),  # noqa: S704 - contains no user input
         total_seconds=total,
         longest_seconds=max((phase.seconds for phase in report.phases), default=0.0) or 1.0,
     )
 
 
 def template_environment(*, autoescape: bool) -> Environment:
-    """Templates beside this file; a name that a template misspells is an error, not an empty string."""
+    """The Jinja environment of the templates in this package. An undefined name in a template is an error."""
     return Environment(
         loader=PackageLoader("dreambooth_trainer.report", package_path=""),
-        autoescape=autoescape,  # noqa: S701 - off for the model card only, which is Markdown
+        autoescape=autoescape,  # noqa: S701 - disabled for the model card only, which is Markdown
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
 
 
-def picture(image: Image.Image, alt: str) -> Markup:
-    """An `<img>` with the picture inside it."""
+def img_tag(image: Image.Image, alt: str) -> Markup:
+    """An `<img>` element with the image as a data URL."""
     small = max(image.size) < PIXELATED_BELOW
     shown = image.convert("RGB")
-    shown.thumbnail((MOST_SIDE, MOST_SIDE), Image.Resampling.LANCZOS)
-    # A sprite as JPEG would smear; a photograph as PNG would be ten times the size.
+    shown.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    # PNG for sprites, which JPEG would blur; JPEG for photos, which would be ten times larger as PNG.
     buffer = io.BytesIO()
     shown.save(buffer, **({"format": "PNG", "optimize": True} if small else {"format": "JPEG", "quality": 85}))
     data = base64.b64encode(buffer.getvalue()).decode()
@@ -78,7 +78,7 @@ def picture(image: Image.Image, alt: str) -> Markup:
 
 
 def duration(seconds: float) -> str:
-    """0.4 s, 42 s, 3 min 05 s, 2 h 07 min."""
+    """Format a duration: 0.4 s, 42 s, 3 min 05 s, 2 h 07 min."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -91,5 +91,5 @@ def duration(seconds: float) -> str:
 
 
 def percent(value: float) -> str:
-    """A share 0..1 as CSS length; outside values are clamped."""
+    """Format a fraction in [0, 1] as a CSS length. Other values are clamped."""
     return f"{100 * min(1.0, max(0.0, value)):.1f}%"

@@ -1,7 +1,7 @@
-"""ImageRequest pictures with a model on all workers of a Ray cluster.
+"""Generates images on all workers of a Ray cluster.
 
-Small batches go to whichever worker is free. A picture is its name, prompt and seed: its noise does not depend on who
-draws it or with which others, so a batch that a dead worker left is drawn again, the same.
+Small batches go to whichever worker is free. The noise of an image depends on its own seed only, not on the worker or
+on the other images of its batch. A batch that was lost with its worker is generated again with the same result.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One picture wanted: its name in the store, its prompt, the seed of its noise."""
+    """One image to generate: its name in the image store, its prompt, and the seed of its noise."""
 
     name: str
     prompt: str
@@ -38,7 +38,13 @@ class ImageRequest:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How pictures are drawn: sampler, side in pixels, weights' number format, pictures at a time."""
+    """Settings of image generation.
+
+    Attributes:
+        resolution: side of the square images, pixels.
+        precision: number format of the weights on a GPU, "bf16" or "fp32". CPUs use fp32.
+        batch_size: maximum number of images per pipeline call.
+    """
 
     sampler: SamplerSettings
     resolution: int
@@ -48,20 +54,20 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """How many of the wanted pictures were there already, how many were made."""
+    """Number of requested images that already existed, and number of images that were generated."""
 
     reused: int
     generated: int
 
 
 def noise_seed(*parts: str | int) -> int:
-    """A seed of 63 bits from what a picture is."""
+    """A 63-bit seed derived from everything that identifies an image."""
     digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8]) >> 1
 
 
 def load_pipeline(folder: Path, precision: str, device: str) -> DiffusionPipeline:
-    """A model ready to draw, silent."""
+    """The pipeline of a diffusers folder on a device, without a progress bar."""
     import torch
 
     dtype = torch.bfloat16 if precision == "bf16" and device == "cuda" else torch.float32
@@ -70,69 +76,71 @@ def load_pipeline(folder: Path, precision: str, device: str) -> DiffusionPipelin
     return pipeline
 
 
-def sample_batch(pipeline: Any, style: SamplingConfig, drawings: Sequence[ImageRequest]) -> list[Image.Image]:
-    """Draw a batch, each picture from its own noise."""
+def sample_batch(pipeline: Any, config: SamplingConfig, requests: Sequence[ImageRequest]) -> list[Image.Image]:
+    """Generate a batch in one pipeline call, each image from its own noise."""
     import torch
 
     return pipeline(
-        [d.prompt for d in drawings],
-        num_inference_steps=style.sampler.steps,
-        guidance_scale=style.sampler.guidance_scale,
-        height=style.resolution,
-        width=style.resolution,
-        generator=[torch.Generator("cpu").manual_seed(d.seed) for d in drawings],
+        [request.prompt for request in requests],
+        num_inference_steps=config.sampler.steps,
+        guidance_scale=config.sampler.guidance_scale,
+        height=config.resolution,
+        width=config.resolution,
+        generator=[torch.Generator("cpu").manual_seed(request.seed) for request in requests],
     ).images
 
 
-def draw(model: BaseModelRef, style: SamplingConfig, store: ImageStore, drawings: Sequence[ImageRequest]) -> int:
-    """Draw and store a batch, here; returns how many there were. The model stays loaded for the next batch."""
-    pipeline = _kept_pipeline(local_folder(model), style.precision, work_device())
-    for drawing, image in zip(drawings, sample_batch(pipeline, style, drawings), strict=True):
-        store.put(drawing.name, image)
-    return len(drawings)
+def generate_batch(
+    model: BaseModelRef, config: SamplingConfig, store: ImageStore, requests: Sequence[ImageRequest]
+) -> int:
+    """Generate a batch in this process and store it; returns its size. The model stays loaded for the next batch."""
+    pipeline = _cached_pipeline(local_folder(model), config.precision, work_device())
+    for request, image in zip(requests, sample_batch(pipeline, config, requests), strict=True):
+        store.put(request.name, image)
+    return len(requests)
 
 
-def drop_models() -> None:
-    """Free the model that the last call kept, also the pages of small tensors, which glibc would hold."""
-    _kept_pipeline.cache_clear()
+def unload_models() -> None:
+    """Free the cached model. Also return the pages of small tensors to the system, which glibc would keep."""
+    _cached_pipeline.cache_clear()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
 
 @functools.lru_cache(maxsize=1)
-def _kept_pipeline(folder: Path, precision: str, device: str) -> DiffusionPipeline:
-    # The one kept so far goes first: a GPU may not have room for both.
-    _kept_pipeline.cache_clear()
+def _cached_pipeline(folder: Path, precision: str, device: str) -> DiffusionPipeline:
+    # The cached pipeline is freed before the next one is loaded: a GPU may not have memory for both.
+    _cached_pipeline.cache_clear()
     return load_pipeline(folder, precision, device)
 
 
 def generate_images(
     pool: WorkerPool,
     model: BaseModelRef,
-    style: SamplingConfig,
+    config: SamplingConfig,
     store: ImageStore,
-    wanted: Sequence[ImageRequest],
-    done: Callable[[int], None] = lambda count: None,
+    requests: Sequence[ImageRequest],
+    on_progress: Callable[[int], None] = lambda count: None,
 ) -> GenerationResult:
-    """Have every wanted picture in the store, drawing those that are missing.
+    """Generate the requested images that the store does not contain yet.
 
     Args:
-        done: called with the number of pictures that are there by now.
+        on_progress: called with the number of requested images that exist so far.
     """
-    there = store.names()
-    missing = [d for d in wanted if d.name not in there]
-    reused = len(wanted) - len(missing)
-    done(reused)
+    existing = store.names()
+    missing = [request for request in requests if request.name not in existing]
+    reused = len(requests) - len(missing)
+    on_progress(reused)
     if not missing:
         return GenerationResult(reused, 0)
-    # Every worker gets something to do, also of a small order.
-    size = max(1, min(style.batch_size, len(missing) // len(pool.start())))
-    batches = ((model, style, store, missing[i : i + size]) for i in range(0, len(missing), size))
+    # Batches are small enough that every worker gets one.
+    size = max(1, min(config.batch_size, len(missing) // len(pool.start())))
+    batches = ((model, config, store, missing[i : i + size]) for i in range(0, len(missing), size))
     count = reused
-    for drawn in pool.map(draw, batches):
-        count += drawn
-        done(count)
-    lost = {d.name for d in wanted} - store.names()
+    for generated in pool.map(generate_batch, batches):
+        count += generated
+        on_progress(count)
+    lost = {request.name for request in requests} - store.names()
     if lost:
-        raise RuntimeError(f"{store.url} lacks {len(lost)} pictures that were drawn, for example {min(lost)}")
+        raise RuntimeError(f"{store.url} lacks {len(lost)} images that were generated, for example {min(lost)}")
     return GenerationResult(reused, len(missing))

@@ -1,8 +1,8 @@
-"""Which images, time steps and noise each step takes: a function of the seed and of nothing else.
+"""Images, timesteps and noise of each step, as a function of the seed and the step only.
 
-A batch is the same however many workers share it, whether the run was interrupted or not. That is what makes losses
-after a resume, also at another world size, equal to an uninterrupted run's.
-Legend: B images of one kind (instance or prior) in this worker's micro-batch.
+A batch does not depend on the number of workers, or on whether the run was interrupted. Therefore the losses after a
+resume, also at another world size, equal those of an uninterrupted run.
+Legend: B images of one kind (instance or class images) in a micro-batch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class BatchSample:
-    """For one kind of image: which ones [B], their time steps [B], and seeds [B] of their noise."""
+    """A micro-batch of one kind of image: indices of the images, timesteps, and noise seeds, each [B]."""
 
     indices: Tensor
     timesteps: Tensor
@@ -24,41 +24,45 @@ class BatchSample:
 
 @dataclass(frozen=True)
 class DeterministicSampler:
-    """How the images of one kind are drawn: each once, in an order that changes every time around.
+    """Samples the images of one kind: each image once per epoch, in a new order in every epoch.
 
     Attributes:
-        images: how many there are.
-        batch_size: drawn an optimizer step, over all workers and accumulation steps.
-        timesteps: length of the noise schedule; time steps are uniform in [0, timesteps).
+        num_images: number of images of this kind.
+        batch_size: images of this kind per optimizer step, over all workers and gradient accumulation steps.
+        num_train_timesteps: length of the noise schedule; timesteps are uniform in [0, num_train_timesteps).
     """
 
-    images: int
+    num_images: int
     batch_size: int
-    timesteps: int
+    num_train_timesteps: int
     seed: int
 
-    def sample(self, step: int, part: int, parts: int) -> BatchSample:
-        """Part `part` of `parts` of the batch of optimizer step `step`."""
-        share = self.batch_size // parts
+    def sample(self, step: int, micro_batch: int, num_micro_batches: int) -> BatchSample:
+        """One micro-batch of an optimizer step.
+
+        Args:
+            micro_batch: index in [0, num_micro_batches).
+            num_micro_batches: world size times gradient accumulation steps.
+        """
+        size = self.batch_size // num_micro_batches
         generator = torch.Generator().manual_seed(_mix(self.seed, step))
-        timesteps = torch.randint(0, self.timesteps, (self.batch_size,), generator=generator)
+        timesteps = torch.randint(0, self.num_train_timesteps, (self.batch_size,), generator=generator)
         seeds = torch.randint(0, 2**62, (self.batch_size,), generator=generator)
-        mine = slice(part * share, (part + 1) * share)
-        first = step * self.batch_size
-        indices = [self._index(first + i) for i in range(part * share, (part + 1) * share)]
-        return BatchSample(torch.tensor(indices), timesteps[mine], seeds[mine])
+        rows = range(micro_batch * size, (micro_batch + 1) * size)
+        indices = [self._index(step * self.batch_size + row) for row in rows]
+        return BatchSample(torch.tensor(indices), timesteps[rows.start : rows.stop], seeds[rows.start : rows.stop])
 
     def _index(self, position: int) -> int:
-        round_, place = divmod(position, self.images)
-        generator = torch.Generator().manual_seed(_mix(self.seed + 1, round_))
-        return int(torch.randperm(self.images, generator=generator)[place])
+        epoch, offset = divmod(position, self.num_images)
+        generator = torch.Generator().manual_seed(_mix(self.seed + 1, epoch))
+        return int(torch.randperm(self.num_images, generator=generator)[offset])
 
 
 def noise(seeds: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise, fp32 [B, *shape], each image's from its own seed."""
+    """Standard normal noise, fp32 [B, *shape], each row from its own seed."""
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(int(s))) for s in seeds])
 
 
 def _mix(seed: int, counter: int) -> int:
-    # Two odd constants (Weyl and Steele) spread neighbouring pairs over 63 bits.
+    # Two odd constants (Weyl and Steele) spread neighboring pairs over 63 bits.
     return (seed * 0x9E3779B97F4A7C15 + counter * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**63

@@ -1,6 +1,6 @@
-"""Latents and text conditioning, computed once and read by every worker.
+"""Cache of latents and text conditioning, computed once and read by every worker.
 
-Legend: N images, P different prompts, C h w latent, L tokens, D conditioning width.
+Legend: N images, P unique prompts, C h w latent, L tokens, D conditioning width.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Latents:
-    """One kind of image: the latents' distribution, each [N, C, h, w], and each image's prompt.
+    """Encoded images of one kind, and their prompts.
 
     Attributes:
-        prompt_of: number of each image's prompt, [N].
-        token_ids: of each prompt, [P, L].
-        conditioning: [P, L, D], or None where the text encoder learns and must answer anew each step.
+        mean, std: parameters of the latent distribution of each image, [N, C, h, w].
+        prompt_indices: index of each image's prompt, [N].
+        token_ids: tokens of each prompt, [P, L].
+        conditioning: [P, L, D], or None if the text encoder is trained, so that prompts are encoded at every step.
     """
 
     mean: Tensor
     std: Tensor
-    prompt_of: Tensor
+    prompt_indices: Tensor
     token_ids: Tensor
     conditioning: Tensor | None
 
@@ -35,16 +36,16 @@ class Latents:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Everything that is trained on; `prior` is None without prior preservation."""
+    """Latents of the instance images and of the class images (None without prior preservation)."""
 
-    instance: Latents
-    prior: Latents | None
+    instance_images: Latents
+    class_images: Latents | None
 
 
 def save_data(data: TrainingData, path: Path) -> None:
-    """Write the cache, safetensors."""
+    """Write the cache as one safetensors file, with keys `<kind>.<field>`."""
     tensors: dict[str, Tensor] = {}
-    for kind, latents in (("instance", data.instance), ("prior", data.prior)):
+    for kind, latents in (("instance_images", data.instance_images), ("class_images", data.class_images)):
         if latents is not None:
             values = {f.name: getattr(latents, f.name) for f in fields(latents)}
             tensors |= {f"{kind}.{name}": value.contiguous() for name, value in values.items() if value is not None}
@@ -52,17 +53,22 @@ def save_data(data: TrainingData, path: Path) -> None:
 
 
 def load_data(path: Path) -> TrainingData:
-    """Read the cache."""
+    """Read a file that `save_data` wrote."""
     tensors = load_file(path)
 
-    def kind(name: str) -> Latents:
-        conditioning = tensors.get(f"{name}.conditioning")
-        required = ("mean", "std", "prompt_of", "token_ids")
-        return Latents(**{key: tensors[f"{name}.{key}"] for key in required}, conditioning=conditioning)
+    def latents(kind: str) -> Latents:
+        conditioning = tensors.get(f"{kind}.conditioning")
+        required = ("mean", "std", "prompt_indices", "token_ids")
+        return Latents(**{name: tensors[f"{kind}.{name}"] for name in required}, conditioning=conditioning)
 
-    return TrainingData(kind("instance"), kind("prior") if "prior.mean" in tensors else None)
+    has_class_images = "class_images.mean" in tensors
+    return TrainingData(latents("instance_images"), latents("class_images") if has_class_images else None)
 
 
-def sample(latents: Latents, indices: Tensor, noise: Tensor) -> Tensor:
-    """A draw from the latents' distribution, [B, C, h, w]: what encoding the image anew would give."""
+def sample_latents(latents: Latents, indices: Tensor, noise: Tensor) -> Tensor:
+    """Sample from the latent distributions of some images, [B, C, h, w], as `AutoencoderKL.encode` would.
+
+    Args:
+        noise: standard normal, [B, C, h, w].
+    """
     return torch.addcmul(latents.mean[indices], latents.std[indices], noise)

@@ -1,4 +1,4 @@
-"""Checkpoints of a DeepSpeed engine: saved whole, read back at any world size."""
+"""Checkpoints of a DeepSpeed engine, which can be loaded at any world size."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ from filelock import FileLock
 from torch import Tensor
 
 TAG = "step"
-SHAPE_FILE = "saved-by.json"
+METADATA_FILE = "checkpoint-metadata.json"
 
 
 @dataclass(frozen=True)
 class CheckpointMetadata:
-    """Who wrote a checkpoint: optimizer steps done, number of workers, ZeRO stage, number format."""
+    """State in which a checkpoint was saved.
+
+    Attributes:
+        step: optimizer steps done.
+        world_size: number of training processes.
+        precision: "bf16" or "fp32".
+    """
 
     step: int
     world_size: int
@@ -27,19 +33,19 @@ class CheckpointMetadata:
 
 
 def read_metadata(folder: Path) -> CheckpointMetadata:
-    """What a checkpoint folder says of itself."""
-    return CheckpointMetadata(**json.loads((folder / SHAPE_FILE).read_text()))
+    """The metadata that `write_metadata` stored in a checkpoint folder."""
+    return CheckpointMetadata(**json.loads((folder / METADATA_FILE).read_text()))
 
 
 def write_metadata(folder: Path, metadata: CheckpointMetadata) -> None:
-    """Say in a checkpoint folder who wrote it."""
-    (folder / SHAPE_FILE).write_text(json.dumps(asdict(metadata)))
+    """Store metadata in a checkpoint folder, as JSON."""
+    (folder / METADATA_FILE).write_text(json.dumps(asdict(metadata)))
 
 
 def convert_to_universal(folder: Path) -> None:
-    """Add DeepSpeed's universal form to a checkpoint, once a machine: it loads at any world size.
+    """Add DeepSpeed's universal checkpoint, which can be loaded at any world size.
 
-    Safe to call from every worker of a machine at once.
+    All workers of a machine may call this at the same time; one of them converts.
     """
     from deepspeed.checkpoint.ds_to_universal import main as convert
 
@@ -62,7 +68,7 @@ def convert_to_universal(folder: Path) -> None:
 
 
 def trained_weights(folder: Path) -> dict[str, Tensor]:
-    """The fp32 weights that learned, by their name in `DreamBoothModule`, put together from all workers' shards."""
+    """The trainable weights in fp32, consolidated from the shards of all workers, by name in `DreamBoothModule`."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     with contextlib.redirect_stdout(io.StringIO()):

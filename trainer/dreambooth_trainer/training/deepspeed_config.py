@@ -1,4 +1,4 @@
-"""The DeepSpeed configuration of a plan. Pure."""
+"""Generates the DeepSpeed configuration of a plan. Pure."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dreambooth_trainer.planning.plan import Plan
 
 
 def deepspeed_config(plan: Plan, *, world_size: int, trainable: int, universal: bool) -> dict[str, JsonValue]:
-    """DeepSpeed's configuration; what the job gives in `training.deepspeed.config` is merged over it.
+    """The generated configuration, overridden by `training.deepspeed.config` of the job.
 
     Args:
-        trainable: number of weights that learn.
-        universal: load a checkpoint that was converted from another world size.
+        trainable: number of trainable parameters.
+        universal: load a universal checkpoint, which was saved at another world size.
     """
     training = plan.spec.training
     bucket = bucket_elements(trainable)
@@ -32,7 +32,7 @@ def deepspeed_config(plan: Plan, *, world_size: int, trainable: int, universal: 
         "gradient_clipping": training.max_grad_norm,
         "zero_optimization": zero,
         "bf16": {"enabled": plan.precision == "bf16"},
-        # The optimizer is torch's AdamW: DeepSpeed's own would be compiled on every new machine.
+        # The optimizer is torch.optim.AdamW: DeepSpeed would compile its own optimizer on every new machine.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
@@ -42,13 +42,13 @@ def deepspeed_config(plan: Plan, *, world_size: int, trainable: int, universal: 
     return merge(config, training.deepspeed.config)
 
 
-def merge(base: dict[str, JsonValue], over: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """A new mapping: `over` on top of `base`, key by key at every depth."""
+def merge(base: dict[str, JsonValue], override: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """A new mapping: a recursive merge, in which values of `override` take precedence."""
     merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        if isinstance(value, dict) and isinstance(below, dict):
-            merged[key] = merge(below, value)
+    for key, value in override.items():
+        current = merged.get(key)
+        if isinstance(value, dict) and isinstance(current, dict):
+            merged[key] = merge(current, value)
         else:
             merged[key] = cast("JsonValue", value)
     return merged

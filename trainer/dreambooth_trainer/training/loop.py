@@ -1,4 +1,4 @@
-"""What each Ray Train worker runs: DeepSpeed around the module, step after step, a checkpoint now and then."""
+"""The training loop of a Ray Train worker: DeepSpeed steps and checkpoints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from dreambooth_trainer.training.checkpoint import (
     write_metadata,
 )
 from dreambooth_trainer.training.deepspeed_config import deepspeed_config
-from dreambooth_trainer.training.messages import RECORDS_FILE, LoopConfig, Record, read_records
+from dreambooth_trainer.training.messages import RECORDS_FILE, LoopConfig, StepRecord, read_records
 from dreambooth_trainer.training.module import DreamBoothModule, make_batch, to_device
 
 if TYPE_CHECKING:
@@ -36,69 +36,66 @@ if TYPE_CHECKING:
 
 
 def train_loop(loop: LoopConfig) -> None:
-    """Train from the last checkpoint, or from the start, to the plan's last step."""
+    """Train to the last step of the plan, from the last checkpoint if there is one."""
     plan = loop.plan
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(loop.threads)
+    torch.set_num_threads(loop.num_threads)
     torch.manual_seed(plan.spec.training.seed)
     data = load_data(loop.data)
-    records: list[Record] = []
-    with _restored() as saved:
-        engine = build_engine(plan, world_size, saved)
-        if saved is not None:
-            same_size = read_metadata(saved).world_size == world_size
+    records: list[StepRecord] = []
+    with _last_checkpoint() as checkpoint:
+        engine = build_engine(plan, world_size, checkpoint)
+        if checkpoint is not None:
+            same_size = read_metadata(checkpoint).world_size == world_size
             strict = plan.spec.training.method == "Full"
-            engine.load_checkpoint(str(saved), tag=TAG if same_size else None, load_module_strict=strict)
-            records = read_records(saved)
+            engine.load_checkpoint(str(checkpoint), tag=TAG if same_size else None, load_module_strict=strict)
+            records = read_records(checkpoint)
     for step in range(len(records), plan.steps):
         records.append(run_step(engine, plan, data, step, rank, world_size))
         if rank == 0:
-            loop.tell(records[-1])
+            loop.report(records[-1])
         if (step + 1) % plan.checkpoint_every_steps == 0 or step + 1 == plan.steps:
-            report_checkpoint(
-                engine, CheckpointMetadata(step + 1, world_size, plan.zero_stage, plan.precision), records
-            )
+            metadata = CheckpointMetadata(step + 1, world_size, plan.zero_stage, plan.precision)
+            report_checkpoint(engine, metadata, records)
 
 
 def build_module(plan: Plan) -> tuple[DreamBoothModule, Family]:
-    """The plan's model with its method applied, fp32 on the CPU."""
+    """The model of a plan, prepared by its fine-tuning method; fp32, on the CPU."""
     folder = local_folder(plan.model)
     family, method = open_family(folder), open_method(plan.spec.training.method)
-    parts = family.load(folder, with_vae=False)
-    for part in plan.trained_parts:
-        learning = getattr(parts, part).train()
-        method.prepare(learning, plan.spec.training, family.lora_target_modules()[part])
-    text_encoder = parts.text_encoder if plan.train_text_encoder else None
+    components = family.load(folder, with_vae=False)
+    for name in plan.trained_parts:
+        method.prepare(getattr(components, name).train(), plan.spec.training, family.lora_target_modules()[name])
+    text_encoder = components.text_encoder if plan.train_text_encoder else None
     if plan.spec.training.gradient_checkpointing:
-        parts.denoiser.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue] - every diffusers model has it
+        components.denoiser.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue] - every diffusers model has it
         if text_encoder is not None:
             text_encoder.gradient_checkpointing_enable()  # pyright: ignore[reportCallIssue] - every transformers model has it
-    module = DreamBoothModule(
-        family, parts.noise_scheduler, parts.denoiser, text_encoder, plan.spec.prior_preservation.loss_weight
-    )
+    weight = plan.spec.prior_preservation.loss_weight
+    module = DreamBoothModule(family, components.noise_scheduler, components.denoiser, text_encoder, weight)
     return module, family
 
 
-def build_engine(plan: Plan, world_size: int, saved: Path | None) -> DeepSpeedEngine:
-    """A DeepSpeed engine for this worker; a checkpoint of another world size is made universal first."""
+def build_engine(plan: Plan, world_size: int, checkpoint: Path | None) -> DeepSpeedEngine:
+    """The DeepSpeed engine of this worker. A checkpoint of another world size is converted to a universal one."""
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 
-    from dreambooth_trainer.training.master_weights import set_masters
+    from dreambooth_trainer.training.master_weights import set_master_weights
 
-    # gloo serves the CPU; DeepSpeed's shared-memory op would be compiled on first use, half a minute.
+    # gloo suffices on CPUs; compiling DeepSpeed's shared-memory op on first use would take half a minute.
     __compatible_ops__["deepspeed_shm_comm"] = False
-    universal = saved is not None and read_metadata(saved).world_size != world_size
-    if saved is not None and universal:
-        convert_to_universal(saved)
+    universal = checkpoint is not None and read_metadata(checkpoint).world_size != world_size
+    if checkpoint is not None and universal:
+        convert_to_universal(checkpoint)
     module, _ = build_module(plan)
     trainable = [p for p in module.parameters() if p.requires_grad]
-    # Only references: DeepSpeed's cast replaces the tensors. A checkpoint brings weights of its own.
-    originals = {p: p.data for p in trainable} if saved is None else {}
+    # References, not copies: DeepSpeed's cast replaces the tensors. A checkpoint contains the master weights.
+    originals = {p: p.data for p in trainable} if checkpoint is None else {}
     optimizer = torch.optim.AdamW(optimizer_groups(plan, module), weight_decay=plan.spec.training.weight_decay)
-    schedule: Any = get_scheduler(
-        _schedule_name(plan),
+    lr_scheduler: Any = get_scheduler(
+        _lr_scheduler_name(plan),
         optimizer,
         num_warmup_steps=plan.spec.training.warmup_steps,
         num_training_steps=plan.steps,
@@ -106,7 +103,7 @@ def build_engine(plan: Plan, world_size: int, saved: Path | None) -> DeepSpeedEn
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=optimizer,
-        lr_scheduler=schedule,
+        lr_scheduler=lr_scheduler,
         config=deepspeed_config(
             plan,
             world_size=world_size,
@@ -114,46 +111,50 @@ def build_engine(plan: Plan, world_size: int, saved: Path | None) -> DeepSpeedEn
             universal=universal,
         ),
     )
-    set_masters(originals)
+    set_master_weights(originals)
     return engine
 
 
 def optimizer_groups(plan: Plan, module: DreamBoothModule) -> list[dict[str, Any]]:
-    """What learns, at the rates of the plan: the denoiser, then the text encoder where it learns."""
+    """Parameter groups with the learning rates of the plan: the denoiser, then the text encoder if it is trained."""
     rates = {"denoiser": plan.learning_rate, "text_encoder": plan.text_encoder_learning_rate}
     return [
-        {"params": [p for p in getattr(module, part).parameters() if p.requires_grad], "lr": rates[part]}
-        for part in plan.trained_parts
+        {"params": [p for p in getattr(module, name).parameters() if p.requires_grad], "lr": rates[name]}
+        for name in plan.trained_parts
     ]
 
 
-def run_step(engine: DeepSpeedEngine, plan: Plan, data: TrainingData, step: int, rank: int, world_size: int) -> Record:
-    """One optimizer step over all its micro-batches; losses are means over all workers."""
+def run_step(
+    engine: DeepSpeedEngine, plan: Plan, data: TrainingData, step: int, rank: int, world_size: int
+) -> StepRecord:
+    """Run one optimizer step over all its micro-batches. Losses are means over all workers."""
     accumulation = plan.spec.training.gradient_accumulation_steps
-    parts = world_size * accumulation
+    num_micro_batches = world_size * accumulation
     seed = plan.spec.training.seed
     timesteps = int(cast("DreamBoothModule", engine.module).scheduler.config["num_train_timesteps"])
-    orders = (
-        DeterministicSampler(len(data.instance), plan.batch_size, timesteps, 4 * seed),
-        None if data.prior is None else DeterministicSampler(len(data.prior), plan.batch_size, timesteps, 4 * seed + 2),
+    instance, prior = data.instance_images, data.class_images
+    samplers = (
+        DeterministicSampler(len(instance), plan.batch_size, timesteps, 4 * seed),
+        None if prior is None else DeterministicSampler(len(prior), plan.batch_size, timesteps, 4 * seed + 2),
     )
     device = cast("torch.device", engine.device)
     sums = torch.zeros(3, device=device)
     rate = float(cast("Any", engine.optimizer).param_groups[0]["lr"])
-    for micro in range(accumulation):
-        batch = to_device(make_batch(data, orders, step, micro * world_size + rank, parts), device)
+    for micro_step in range(accumulation):
+        micro_batch = micro_step * world_size + rank
+        batch = to_device(make_batch(data, samplers, step, micro_batch, num_micro_batches), device)
         losses = engine(batch)
         engine.backward(losses[0])
         engine.step()
         sums += losses.detach()
     if world_size > 1:
         torch.distributed.all_reduce(sums)
-    total, instance, prior = (sums / parts).tolist()
-    return Record(step + 1, total, instance, None if data.prior is None else prior, rate)
+    loss, instance_loss, prior_loss = (sums / num_micro_batches).tolist()
+    return StepRecord(step + 1, loss, instance_loss, None if prior is None else prior_loss, rate)
 
 
-def report_checkpoint(engine: DeepSpeedEngine, metadata: CheckpointMetadata, records: list[Record]) -> None:
-    """Hand this worker's shard to Ray Train, which shows the checkpoint once all shards are there."""
+def report_checkpoint(engine: DeepSpeedEngine, metadata: CheckpointMetadata, records: list[StepRecord]) -> None:
+    """Report this worker's shard to Ray Train, which commits the checkpoint once all workers have reported."""
     with tempfile.TemporaryDirectory() as folder:
         engine.save_checkpoint(folder, tag=TAG, client_state={}, exclude_frozen_parameters=True)
         write_metadata(Path(folder), metadata)
@@ -164,7 +165,7 @@ def report_checkpoint(engine: DeepSpeedEngine, metadata: CheckpointMetadata, rec
 
 
 @contextlib.contextmanager
-def _restored() -> Iterator[Path | None]:
+def _last_checkpoint() -> Iterator[Path | None]:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         yield None
@@ -173,6 +174,6 @@ def _restored() -> Iterator[Path | None]:
         yield Path(folder)
 
 
-def _schedule_name(plan: Plan) -> str:
+def _lr_scheduler_name(plan: Plan) -> str:
     name = plan.spec.training.lr_scheduler.lower()
     return "constant_with_warmup" if name == "constant" else name

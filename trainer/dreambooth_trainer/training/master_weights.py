@@ -1,4 +1,7 @@
-"""The optimizer's fp32 weights of a fresh start: those of the base, not the rounded ones that DeepSpeed takes."""
+"""Sets the optimizer's fp32 master weights to those of the base model.
+
+DeepSpeed initializes them from the weights after the cast to bf16, which are rounded.
+"""
 
 from __future__ import annotations
 
@@ -9,29 +12,29 @@ from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 from torch import Tensor, nn
 
 
-def set_masters(originals: Mapping[nn.Parameter, Tensor]) -> None:
-    """Set the optimizer's fp32 copy of each parameter that `deepspeed.initialize` cast to a narrower format.
+def set_master_weights(originals: Mapping[nn.Parameter, Tensor]) -> None:
+    """Set the fp32 master weights of each parameter that `deepspeed.initialize` cast to another number format.
 
-    Every rank calls it, before the first step; each sets the part that it holds.
+    Every rank must call this before the first step; each rank sets its own partition.
 
     Args:
-        originals: by parameter, its values before `initialize`, whole.
+        originals: the values of each parameter before `initialize`, not partitioned.
     """
     for parameter, original in originals.items():
         if parameter.dtype == original.dtype:
             continue
         if hasattr(parameter, "ds_id"):
-            safe_set_local_fp32_param(parameter, _local_part(parameter, original))
+            safe_set_local_fp32_param(parameter, _local_partition(parameter, original))
         else:
             safe_set_full_fp32_param(parameter, original)
 
 
-def _local_part(parameter: nn.Parameter, original: Tensor) -> Tensor:
-    """This rank's part of a parameter that ZeRO-3 splits.
+def _local_partition(parameter: nn.Parameter, original: Tensor) -> Tensor:
+    """This rank's partition of a parameter under ZeRO-3.
 
-    DeepSpeed (0.19.8) pads the last part, and its own `set_full_hp_param` fails on a rank that holds padding.
+    DeepSpeed (0.19.8) pads the last partition, and its own `set_full_hp_param` fails on a rank with padding.
     """
-    split: Any = parameter  # ZeRO-3 adds the attributes
-    size = split.ds_tensor.numel()
-    part = original.flatten()[split.ds_zero_partition_rank * size :][:size]
-    return nn.functional.pad(part, (0, size - part.numel()))
+    partitioned: Any = parameter  # ZeRO-3 adds the attributes
+    size = partitioned.ds_tensor.numel()
+    partition = original.flatten()[partitioned.ds_zero_partition_rank * size :][:size]
+    return nn.functional.pad(partition, (0, size - partition.numel()))

@@ -1,7 +1,7 @@
 """Messages between the driver, the Ray Train controller and the training workers.
 
-Imports no heavy library: the controller and the progress actor unpickle these types and must not wait for torch and
-diffusers to be imported.
+Imports no heavy libraries: the controller and the progress actor unpickle these types and must not wait until torch
+and diffusers are imported.
 """
 
 from __future__ import annotations
@@ -19,8 +19,14 @@ RECORDS_FILE = "losses.jsonl"
 
 
 @dataclass(frozen=True)
-class Record:
-    """One optimizer step, as it goes to the driver and into losses.jsonl."""
+class StepRecord:
+    """Losses of one optimizer step: a line of losses.jsonl.
+
+    Attributes:
+        step: counted from 1.
+        loss: instance_loss + loss weight x prior_loss (paper, equation 2).
+        prior_loss: None without prior preservation.
+    """
 
     step: int
     loss: float
@@ -31,54 +37,59 @@ class Record:
 
 @dataclass(frozen=True)
 class FatalWorkerError:
-    """Why a worker cannot go on and another could not either: no use in starting the workers anew.
+    """An error after which a restart of the workers cannot succeed.
 
     Attributes:
         message: one sentence for the user.
-        error: what to raise in the driver; None for a failure that another machine may not have.
+        error: the exception to raise in the driver; None for a failure that may not occur on another machine.
     """
 
     message: str
     error: InsufficientMemoryError | None = None
 
 
+WorkerMessage = StepRecord | FatalWorkerError
+ReportCallback = Callable[[WorkerMessage], object]
+"""Sends a message to the driver. `ray.get` of the returned object waits until it has arrived."""
+
+
 @dataclass(frozen=True)
 class LoopConfig:
-    """What a worker needs to know.
+    """Configuration of the training loop of a worker.
 
     Attributes:
         data: the cache that the encode phase wrote.
-        threads: CPU threads a worker may use.
-        tell: called on the first worker with each step's record, and on any with why it stopped.
+        num_threads: CPU threads per worker.
+        report: called on rank 0 with the record of each step, and on any worker with a fatal error.
     """
 
     plan: Plan
     data: Path
-    threads: int
-    tell: Callable[[Record | FatalWorkerError], object]
+    num_threads: int
+    report: ReportCallback
 
 
 class ProgressActor:
-    """A Ray actor: the latest of a running training, for whoever asks."""
+    """A Ray actor that keeps the last message of the workers for the driver."""
 
     def __init__(self) -> None:
-        self.latest: Record | FatalWorkerError | None = None
+        self._last: WorkerMessage | None = None
 
-    def post(self, news: Record | FatalWorkerError) -> None:
-        """Replace the latest; that a worker stopped is the last."""
-        if not isinstance(self.latest, FatalWorkerError):
-            self.latest = news
+    def put(self, message: WorkerMessage) -> None:
+        """Replace the last message. A fatal error is never replaced."""
+        if not isinstance(self._last, FatalWorkerError):
+            self._last = message
 
-    def read(self) -> Record | FatalWorkerError | None:
-        """The latest."""
-        return self.latest
-
-
-def post(progress_actor: Any, news: Record | FatalWorkerError) -> object:
-    """Put something on a progress_actor, waiting for nothing; `ray.get` of what is returned waits until it is there."""
-    return progress_actor.post.remote(news)
+    def last(self) -> WorkerMessage | None:
+        """The last message; None before the first one."""
+        return self._last
 
 
-def read_records(checkpoint: Path) -> list[Record]:
-    """The record of every step up to a checkpoint."""
-    return [Record(**json.loads(line)) for line in (checkpoint / RECORDS_FILE).read_text().splitlines()]
+def report_to(progress_actor: Any, message: WorkerMessage) -> object:
+    """Send a message to a `ProgressActor` without waiting; returns Ray's reference of the call."""
+    return progress_actor.put.remote(message)
+
+
+def read_records(checkpoint: Path) -> list[StepRecord]:
+    """The records of all steps up to a checkpoint."""
+    return [StepRecord(**json.loads(line)) for line in (checkpoint / RECORDS_FILE).read_text().splitlines()]

@@ -1,6 +1,7 @@
-"""Everything that learns in one module, so that one DeepSpeed engine shards it, with the loss inside.
+"""The trained modules and the loss in one `nn.Module`, so that one DeepSpeed engine shards all parameters.
 
-Legend: B instance images and as many class images in one batch; C h w latent, L tokens, D conditioning width.
+Legend: B instance images, and the same number of class images, per micro-batch; C h w latent, L tokens, D conditioning
+width.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ from torch import Tensor, nn
 
 from dreambooth_trainer.families.base import Family
 from dreambooth_trainer.training.batches import DeterministicSampler, noise
-from dreambooth_trainer.training.cache import Latents, TrainingData, sample
+from dreambooth_trainer.training.cache import Latents, TrainingData, sample_latents
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch on one worker; instance images first, class images after.
+    """A micro-batch of one worker: instance images, then class images.
 
     Attributes:
         latents, noise: [n, C, h, w]; n = B, or 2 B with prior preservation.
         timesteps: [n].
-        token_ids: [n, L]. conditioning: [n, L, D] or None where the text encoder learns.
-        instance_count: B.
+        token_ids: [n, L].
+        conditioning: [n, L, D], or None if the text encoder is trained.
+        num_instance_images: B.
     """
 
     latents: Tensor
@@ -32,11 +34,11 @@ class Batch:
     timesteps: Tensor
     token_ids: Tensor
     conditioning: Tensor | None
-    instance_count: int
+    num_instance_images: int
 
 
 class DreamBoothModule(nn.Module):
-    """The denoiser, and the text encoder where it learns."""
+    """The denoiser, the text encoder if it is trained, and the DreamBooth loss."""
 
     def __init__(
         self,
@@ -44,17 +46,17 @@ class DreamBoothModule(nn.Module):
         scheduler: DDPMScheduler,
         denoiser: nn.Module,
         text_encoder: nn.Module | None,
-        prior_weight: float,
+        prior_loss_weight: float,
     ) -> None:
         super().__init__()
         self.denoiser, self.text_encoder = denoiser, text_encoder
-        self.family, self.scheduler, self.prior_weight = family, scheduler, prior_weight
+        self.family, self.scheduler, self.prior_loss_weight = family, scheduler, prior_loss_weight
 
     def forward(self, batch: Batch) -> Tensor:
-        """Mean squared errors of one micro-batch, [3]: total, instance, prior.
+        """Losses of a micro-batch, [3]: total, instance, prior.
 
-        total = instance + weight x prior (paper, equation 2); prior is zero without class images. One tensor,
-        because ZeRO-3 hooks onto tensors that a module returns and knows no dataclasses.
+        total = instance + weight x prior (paper, equation 2). The prior loss is zero without class images. The result
+        is one tensor, because ZeRO-3 registers hooks on returned tensors and does not support dataclasses.
         """
         weight = next(self.denoiser.parameters())
         noisy = self.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)  # pyright: ignore[reportArgumentType] - any integer tensor
@@ -64,58 +66,62 @@ class DreamBoothModule(nn.Module):
             conditioning = self.family.encode_prompts(self.text_encoder, batch.token_ids)
         else:
             raise ValueError("a batch without conditioning needs a text encoder")
-        answer = self.family.predict(
+        prediction = self.family.predict(
             self.denoiser, noisy.to(weight.dtype), batch.timesteps, conditioning.to(weight.dtype)
         )
         target = self.family.loss_target(self.scheduler, batch.latents, batch.noise, batch.timesteps)
-        error = (answer.float() - target.float()).square().mean(dim=(1, 2, 3))
-        instance = error[: batch.instance_count].mean()
-        prior = (
-            error[batch.instance_count :].mean() if len(error) > batch.instance_count else torch.zeros_like(instance)
-        )
-        return torch.stack([instance + self.prior_weight * prior, instance, prior])
+        error = (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))
+        instance_errors, prior_errors = error[: batch.num_instance_images], error[batch.num_instance_images :]
+        instance = instance_errors.mean()
+        prior = prior_errors.mean() if len(prior_errors) else torch.zeros_like(instance)
+        return torch.stack([instance + self.prior_loss_weight * prior, instance, prior])
 
 
 def make_batch(
     data: TrainingData,
-    orders: tuple[DeterministicSampler, DeterministicSampler | None],
+    samplers: tuple[DeterministicSampler, DeterministicSampler | None],
     step: int,
-    part: int,
-    parts: int,
+    micro_batch: int,
+    num_micro_batches: int,
 ) -> Batch:
-    """Part `part` of `parts` of the batch of optimizer step `step`."""
-    kinds: list[tuple[Latents, DeterministicSampler]] = [(data.instance, orders[0])]
-    if data.prior is not None and orders[1] is not None:
-        kinds.append((data.prior, orders[1]))
-    latents, noises, timesteps, ids, conditionings = [], [], [], [], []
-    for kind, order in kinds:
-        draws = order.sample(step, part, parts)
-        shape = tuple(kind.mean.shape[1:])
-        both = noise(draws.noise_seeds, (2, *shape))
-        latents.append(sample(kind, draws.indices, both[:, 0]))
-        noises.append(both[:, 1])
-        timesteps.append(draws.timesteps)
-        prompts = kind.prompt_of[draws.indices]
-        ids.append(kind.token_ids[prompts])
-        if kind.conditioning is not None:
-            conditionings.append(kind.conditioning[prompts])
+    """Assemble one micro-batch of an optimizer step.
+
+    Args:
+        samplers: of the instance images, and of the class images.
+        micro_batch: index in [0, num_micro_batches).
+    """
+    kinds: list[tuple[Latents, DeterministicSampler]] = [(data.instance_images, samplers[0])]
+    if data.class_images is not None and samplers[1] is not None:
+        kinds.append((data.class_images, samplers[1]))
+    latents, noises, timesteps, token_ids, conditionings = [], [], [], [], []
+    for cached, sampler in kinds:
+        sample = sampler.sample(step, micro_batch, num_micro_batches)
+        # Two noises per image: one to sample its latent, one for the forward diffusion.
+        noise_B2Chw = noise(sample.noise_seeds, (2, *cached.mean.shape[1:]))
+        latents.append(sample_latents(cached, sample.indices, noise_B2Chw[:, 0]))
+        noises.append(noise_B2Chw[:, 1])
+        timesteps.append(sample.timesteps)
+        prompts = cached.prompt_indices[sample.indices]
+        token_ids.append(cached.token_ids[prompts])
+        if cached.conditioning is not None:
+            conditionings.append(cached.conditioning[prompts])
     return Batch(
         latents=torch.cat(latents),
         noise=torch.cat(noises),
         timesteps=torch.cat(timesteps),
-        token_ids=torch.cat(ids),
+        token_ids=torch.cat(token_ids),
         conditioning=torch.cat(conditionings) if conditionings else None,
-        instance_count=len(latents[0]),
+        num_instance_images=len(latents[0]),
     )
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The same batch on a device."""
+    """Copy a batch to a device."""
     return Batch(
         latents=batch.latents.to(device),
         noise=batch.noise.to(device),
         timesteps=batch.timesteps.to(device),
         token_ids=batch.token_ids.to(device),
         conditioning=None if batch.conditioning is None else batch.conditioning.to(device),
-        instance_count=batch.instance_count,
+        num_instance_images=batch.num_instance_images,
     )

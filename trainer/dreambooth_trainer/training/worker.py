@@ -1,4 +1,4 @@
-"""What Ray Train calls on each worker; light, as the controller imports it as well."""
+"""Entry point of Ray Train on each worker. Imports no heavy libraries, because the controller imports it too."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from dreambooth_trainer.cluster.hardware import DeviceError, work_device
 from dreambooth_trainer.cluster.memory_errors import out_of_memory
 from dreambooth_trainer.training.messages import FatalWorkerError, LoopConfig
 
-# Not every OSError: that a neighbour hung up is one as well, and then starting anew is just what helps.
-NO_USE_TO_RETRY = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+# Not every OSError: a restart helps if the connection to another worker was lost.
+FATAL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 
 
 def run_worker(config: dict[str, Any]) -> None:
-    """Train, with the `LoopConfig` under "loop"."""
+    """Run the training loop.
+
+    Args:
+        config: the `train_loop_config` of Ray Train, with a `LoopConfig` under "loop".
+    """
     loop: LoopConfig = config["loop"]
     try:
         work_device()
@@ -25,21 +29,21 @@ def run_worker(config: dict[str, Any]) -> None:
 
         train_loop(loop)
     except Exception as error:
-        stopped = why_no_retry(error)
-        if stopped is not None:
-            told: Any = loop.tell(stopped)
-            ray.get(told)
+        fatal = fatal_error(error)
+        if fatal is not None:
+            sent: Any = loop.report(fatal)
+            ray.get(sent)
         raise
 
 
-def why_no_retry(error: Exception) -> FatalWorkerError | None:
-    """What to report of an error that would come again at once; None for all others."""
-    shortage = out_of_memory(error, "training")
-    if shortage is not None:
-        return FatalWorkerError(str(shortage), shortage)
+def fatal_error(error: Exception) -> FatalWorkerError | None:
+    """The message for an error that would occur again after a restart; None for other errors."""
+    memory_error = out_of_memory(error, "training")
+    if memory_error is not None:
+        return FatalWorkerError(str(memory_error), memory_error)
     if isinstance(error, DeviceError):
         return FatalWorkerError(str(error))
-    if isinstance(error, OSError) and error.errno in NO_USE_TO_RETRY:
+    if isinstance(error, OSError) and error.errno in FATAL_ERRNOS:
         first_line = str(error).partition("\n")[0]
-        return FatalWorkerError(f"training cannot go on: {os.strerror(error.errno)} ({first_line})")
+        return FatalWorkerError(f"training cannot continue: {os.strerror(error.errno)} ({first_line})")
     return None

@@ -1,7 +1,7 @@
-"""Gives back what a start of Ray Train's workers that failed still holds.
+"""Releases the resources of a worker group that failed to start.
 
-Ray Train (2.60, `WorkerGroup._start`) forgets a group whose worker dies when the processes are up and do not train yet:
-its placement group stays, and keeps the CPUs or GPUs that the next start waits for, for ever.
+Ray Train (2.60, `WorkerGroup._start`) leaks the placement group if a worker dies after the processes have started and
+before they train. Its CPUs or GPUs stay reserved, and the next worker group waits for them forever.
 """
 
 from __future__ import annotations
@@ -19,30 +19,33 @@ from dreambooth_trainer.training.messages import FatalWorkerError
 
 
 class WorkerGroupCleanup(WorkerGroupCallback):
-    """A callback of Ray Train's controller: before a group starts, nothing is left of the one before.
+    """A callback of Ray Train's controller that removes the placement group of the previous worker group.
 
-    It also reports a worker that Ray killed for lack of memory: Ray Train would start the group again, in vain.
+    It also reports a worker that Ray killed for lack of memory, because a restart would fail again.
+
+    Args:
+        report: called with a fatal error.
     """
 
-    def __init__(self, tell: Callable[[FatalWorkerError], object]) -> None:
-        self._last: Any = None
-        self._tell = tell
+    def __init__(self, report: Callable[[FatalWorkerError], object]) -> None:
+        self._placement_group: Any = None
+        self._report = report
 
     def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
-        """The processes are up: note the placement group that they run in."""
-        self._last = ray.get(workers[0].execute_async(get_current_placement_group))
+        """Remember the placement group of the processes that have started."""
+        self._placement_group = ray.get(workers[0].execute_async(get_current_placement_group))
         return {}
 
     def before_worker_group_start(self, worker_group_context: object) -> None:
-        """Remove the last placement group, and with it its processes; one that is gone already may be removed again."""
+        """Remove the previous placement group with its processes. Removing it twice is allowed."""
         del worker_group_context
-        if self._last is not None:
-            remove_placement_group(self._last)
-            self._last = None
+        if self._placement_group is not None:
+            remove_placement_group(self._placement_group)
+            self._placement_group = None
 
     def after_worker_group_poll_status(self, worker_group_status: WorkerGroupPollStatus) -> None:
-        """Tell the driver of a lack of memory."""
+        """Report workers that ran out of memory."""
         for error in worker_group_status.errors.values():
-            shortage = out_of_memory(error, "training")
-            if shortage is not None:
-                self._tell(FatalWorkerError(str(shortage), shortage))
+            memory_error = out_of_memory(error, "training")
+            if memory_error is not None:
+                self._report(FatalWorkerError(str(memory_error), memory_error))
