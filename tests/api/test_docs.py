@@ -15,6 +15,7 @@ import yaml
 from dreambooth_api import environment
 from dreambooth_api.environment import ExitCode
 from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.metrics import METRICS
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_api.status import REASON, ConditionType, Phase, TrainerPhase
 
@@ -134,6 +135,13 @@ def test_the_status_page_has_every_exit_code() -> None:
 def test_every_variable_of_the_contract_is_documented() -> None:
     variables = {v for v in vars(environment).values() if isinstance(v, str) and v.startswith("DREAMBOOTH_")}
     assert variables == {v for v in documented(DOCS / "reference" / "files.md") if v.startswith("DREAMBOOTH_")}
+
+
+def test_every_metric_is_documented() -> None:
+    text = (DOCS / "reference" / "scores.md").read_text()
+    rows = [re.split(r" *\| *", line)[1] for line in text.splitlines() if line.startswith("| ")]
+    assert rows[1:] == [metric.label for metric in METRICS]
+    assert all(f"`{metric.name}`" in text for metric in METRICS)
 
 
 def test_every_chart_value_is_documented() -> None:
