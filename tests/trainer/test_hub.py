@@ -103,7 +103,9 @@ def test_a_commit_in_the_cache_needs_no_hub(hub: Hub, tiny_model: Path) -> None:
 def test_a_model_of_another_family_is_refused_before_its_weights_are_fetched(hub: Hub, crowded: Path) -> None:
     (crowded / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     hub.serve(crowded)
-    with pytest.raises(UserError, match=r"spec\.model\.id: 'team/model': is a FluxPipeline, which is not supported; use a"):
+    with pytest.raises(
+        UserError, match=r"spec\.model\.id: 'team/model': is a FluxPipeline, which is not supported; use a"
+    ):
         local_folder(MODEL)
     assert hub.downloaded == {"model_index.json"}
 
