@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from dreambooth_api.fields import DNS_SUBDOMAIN
 from dreambooth_api.job import JobSpec
+from dreambooth_api.metrics import METRICS
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_api.status import JobStatus
 from dreambooth_operator.crd.rules import JOB_RULES, LIMITS, NAME_LIMIT, Rule
@@ -26,8 +27,7 @@ def job_crd() -> dict[str, Any]:
         _column("Step", ".status.training.progress"),
         _column("Loss", ".status.training.loss", kind="number", number="float"),
         _column("ETA", ".status.training.eta"),
-        _column("DINO", ".status.scores.dino"),
-        _column("CLIP-T", ".status.scores.clipT"),
+        *(_column(metric.label, f".status.scores.{metric.name}") for metric in METRICS if metric.printer_column),
         _column("Age", ".metadata.creationTimestamp", kind="date"),
         _column("Attempts", ".status.attempts", kind="integer", priority=1),
         _column("RayJob", ".status.rayJobName", priority=1),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dreambooth_api.metrics import METRICS
 from dreambooth_api.uris import BUILTIN, OBJECT_STORE
 
 Rule = dict[str, str]
@@ -27,6 +28,8 @@ def _immutable(field: str) -> Rule:
         "spec.runPolicy",
     }
 
+
+_ANY_THRESHOLD = " || ".join(f"has(self.thresholds.{metric.name})" for metric in METRICS if metric.threshold)
 
 # Rules by field path from the root of a DreamBoothJob.
 JOB_RULES: dict[str, list[Rule]] = {
@@ -76,8 +79,7 @@ JOB_RULES: dict[str, list[Rule]] = {
     "spec.evaluation": [
         {
             # The API server also evaluates the rule for the default {} of evaluation, before nested defaults apply.
-            "rule": "!has(self.enabled) || self.enabled || !has(self.thresholds) || "
-            "!(has(self.thresholds.dino) || has(self.thresholds.clipI) || has(self.thresholds.clipT))",
+            "rule": f"!has(self.enabled) || self.enabled || !has(self.thresholds) || !({_ANY_THRESHOLD})",
             "message": "thresholds require scores, and enabled is false: remove thresholds, or set enabled: true",
         },
     ],
