@@ -1,1 +1,1 @@
-"""The DreamBooth operator: from a `DreamBoothJob` to a published model, through KubeRay."""
+"""The DreamBooth operator: runs each `DreamBoothJob` as a KubeRay `RayJob`."""

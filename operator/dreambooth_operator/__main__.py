@@ -1,4 +1,4 @@
-"""`python -m dreambooth_operator`."""
+"""Entry point of `python -m dreambooth_operator`."""
 
 from dreambooth_operator.app import main
 

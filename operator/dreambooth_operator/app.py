@@ -1,4 +1,4 @@
-"""`python -m dreambooth_operator`: put the pieces together and run them until told to stop."""
+"""The operator process: command line, wiring of the components, and shutdown."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from dreambooth_operator.machinery.resources import Key
 from dreambooth_operator.machinery.serving import health_app, serving
 from dreambooth_operator.machinery.workers import run_workers
 from dreambooth_operator.statusserver.auth import TokenChecker
-from dreambooth_operator.statusserver.server import Endpoint
+from dreambooth_operator.statusserver.server import StatusServer
 
 log = logging.getLogger("dreambooth_operator")
 
 
 @dataclass(frozen=True)
 class Options:
-    """How one process of the operator runs.
+    """Command line options of one operator process.
 
-    `namespace` is where its Lease is; empty means no election, for a single process by hand.
+    `namespace` is the namespace of the Lease. Without it there is no leader election, so only one process may run.
     """
 
     kubeconfig: str | None = None
@@ -49,59 +49,59 @@ class Options:
 
 
 class MirrorError(Exception):
-    """A mirror of the API server's objects ended, so that nothing here can be trusted any more."""
+    """A reflector has stopped, so its cache is no longer up to date."""
 
 
 async def run(options: Options) -> None:
     """Run one process until cancelled.
 
     Raises:
-        LeaseLostError: another process has taken over.
-        MirrorError: a mirror ended.
+        LeaseLostError: another process may lead now.
+        MirrorError: a reflector has stopped.
     """
     metrics = Metrics("dreambooth")
     async with await Api.connect(options.kubeconfig) as api:
-        controller = Reconciler(api, options.settings, now=lambda: datetime.now(UTC))
-        events = metrics.counter("events", "Events told, by reason.", "reason")
-        controller.on_event = lambda event: events.labels(event.reason).inc()
-        metrics.gauge("queue_depth", "Jobs that wait to be looked at.", lambda: len(controller.queue))
-        metrics.gauge("jobs", "DreamBoothJobs there are.", lambda: controller.job_count)
-        endpoint = Endpoint(api, TokenChecker(api, AUDIENCE, clock=time.monotonic), clock=time.monotonic)
+        reconciler = Reconciler(api, options.settings, now=lambda: datetime.now(UTC))
+        events = metrics.counter("events", "Recorded events by reason.", "reason")
+        reconciler.on_event = lambda event: events.labels(event.reason).inc()
+        metrics.gauge("queue_depth", "Number of jobs that wait to be reconciled.", lambda: len(reconciler.queue))
+        metrics.gauge("jobs", "Number of DreamBoothJobs.", lambda: reconciler.job_count)
+        server = StatusServer(api, TokenChecker(api, AUDIENCE, clock=time.monotonic), clock=time.monotonic)
 
         async with (
-            serving(health_app(metrics, lambda: controller.is_synced), options.host, options.health_port) as health,
-            serving(endpoint.app(), options.host, options.progress_port) as progress,
+            serving(health_app(metrics, lambda: reconciler.is_synced), options.host, options.health_port) as health,
+            serving(server.app(), options.host, options.progress_port) as progress,
         ):
             log.info("health on port %d, progress on port %d", health, progress)
-            await _beside_mirrors(controller, _work(api, controller, metrics, options))
+            await _run_with_reflectors(reconciler, _work(api, reconciler, metrics, options))
 
 
-async def _work(api: Api, controller: Reconciler, metrics: Metrics, options: Options) -> None:
-    """Reconcile for ever, once the mirrors are filled and while this process leads."""
+async def _work(api: Api, reconciler: Reconciler, metrics: Metrics, options: Options) -> None:
+    """Reconcile forever, once the caches are filled and this process leads."""
 
     async def reconcile() -> None:
         metrics.leader.set(1)
-        await run_workers(controller.queue, controller.reconcile, metrics, count=options.workers)
+        await run_workers(reconciler.queue, reconciler.reconcile, metrics, count=options.workers)
 
-    for reflector in controller.reflectors:
+    for reflector in reconciler.reflectors:
         await reflector.synced.wait()
-    log.info("%d jobs", controller.job_count)
+    log.info("%d jobs", reconciler.job_count)
     if options.namespace:
         await _lease(api, options).lead(reconcile)
     else:
         await reconcile()
 
 
-async def _beside_mirrors(controller: Reconciler, work: Coroutine[None, None, None]) -> None:
-    """Run `work` beside the mirrors; the first of them to end ends all."""
+async def _run_with_reflectors(reconciler: Reconciler, work: Coroutine[None, None, None]) -> None:
+    """Run the reflectors and `work` until the first of them ends, then cancel the others."""
 
-    async def mirror(reflector: Reflector[Any]) -> None:
+    async def run_reflector(reflector: Reflector[Any]) -> None:
         try:
             await reflector.run()
         except Exception as error:
-            raise MirrorError(f"the mirror of {reflector.resource.plural} ended: {error!r}") from error
+            raise MirrorError(f"the reflector of {reflector.resource.plural} stopped: {error!r}") from error
 
-    tasks = [asyncio.ensure_future(each) for each in (*map(mirror, controller.reflectors), work)]
+    tasks = [asyncio.ensure_future(each) for each in (*map(run_reflector, reconciler.reflectors), work)]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -132,10 +132,10 @@ async def _run_until_signal(options: Options) -> int:
         log.info("stopped")
         return 0
     except LeaseLostError as error:
-        log.critical("%s; exiting, so that nobody else's work is disturbed", error)
+        log.critical("%s; exiting, so that only one process leads", error)
         return 1
-    except Exception:  # a bug of ours; a fresh process is better than one that works on half of what it needs
-        log.critical("exiting, to be started again", exc_info=True)
+    except Exception:  # a bug; a restarted process is safer than one that has lost a component
+        log.critical("exiting to be restarted", exc_info=True)
         return 1
     return 0
 
@@ -144,19 +144,28 @@ def _options(arguments: list[str] | None) -> Options:
     parser = argparse.ArgumentParser(
         prog="python -m dreambooth_operator", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    usual = Options()
-    own = os.environ.get("POD_NAMESPACE", "")
-    parser.add_argument("--kubeconfig", help="file; else $KUBECONFIG, else the pod's service account")
-    parser.add_argument("--namespace", default=own, help="where the Lease is; empty runs without election")
-    parser.add_argument("--host", default=usual.host, help="address to serve on; empty for all")
-    parser.add_argument("--health-port", type=int, default=usual.health_port, help="/healthz, /readyz, /metrics")
-    parser.add_argument("--progress-port", type=int, default=usual.progress_port, help="where trainers report")
-    parser.add_argument("--progress-url", default=usual.settings.progress_url, help="how trainers reach that port")
-    parser.add_argument("--workers", type=int, default=usual.workers, help="jobs looked at at a time")
-    parser.add_argument("--lease-seconds", type=float, default=usual.lease_seconds, help="patience with a dead leader")
-    parser.add_argument("--head-grace-seconds", type=float, default=usual.settings.head_grace_seconds)
-    parser.add_argument("--pods-ready-seconds", type=float, default=usual.settings.pods_ready_seconds)
-    parser.add_argument("--retry-seconds", type=float, default=usual.settings.retry_seconds)
+    defaults = Options()
+    namespace = os.environ.get("POD_NAMESPACE", "")
+    parser.add_argument("--kubeconfig", help="path; defaults to $KUBECONFIG, else the pod's service account")
+    parser.add_argument("--namespace", default=namespace, help="namespace of the Lease; if empty, no leader election")
+    parser.add_argument("--host", default=defaults.host, help="address to listen on; if empty, all addresses")
+    parser.add_argument(
+        "--health-port", type=int, default=defaults.health_port, help="port of /healthz, /readyz and /metrics"
+    )
+    parser.add_argument("--progress-port", type=int, default=defaults.progress_port, help="port of the status server")
+    parser.add_argument(
+        "--progress-url", default=defaults.settings.progress_url, help="URL of the status server as trainers reach it"
+    )
+    parser.add_argument("--workers", type=int, default=defaults.workers, help="number of jobs reconciled concurrently")
+    parser.add_argument(
+        "--lease-seconds",
+        type=float,
+        default=defaults.lease_seconds,
+        help="time after which a leader that does not renew is replaced",
+    )
+    _add_duration(parser, "head-grace", defaults.settings.head_grace_seconds, "how long a head pod may be not ready")
+    _add_duration(parser, "pods-ready", defaults.settings.pods_ready_seconds, "how long pods may take to become ready")
+    _add_duration(parser, "retry", defaults.settings.retry_seconds, "delay before the first retry")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING"])
     given = parser.parse_args(arguments)
     logging.basicConfig(
@@ -179,6 +188,10 @@ def _options(arguments: list[str] | None) -> Options:
     )
 
 
+def _add_duration(parser: argparse.ArgumentParser, name: str, default: float, help_text: str) -> None:
+    parser.add_argument(f"--{name}-seconds", type=float, default=default, help=help_text)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run from a command line; the exit code: 0 after a signal, 1 if the lease was lost or on any other error."""
+    """Run until a signal (exit code 0), or until the lease is lost or an error occurs (exit code 1)."""
     return asyncio.run(_run_until_signal(_options(arguments)))

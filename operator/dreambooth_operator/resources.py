@@ -1,4 +1,4 @@
-"""Names of the API's resources, and of KubeRay's that a job is made of."""
+"""Resources, labels and finalizers that the operator uses, of its own API, KubeRay and Kubernetes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ RAY_JOBS = Resource("ray.io", "v1", "rayjobs", "RayJob")
 RAY_CLUSTERS = Resource("ray.io", "v1", "rayclusters", "RayCluster")
 BATCH_JOBS = Resource("batch", "v1", "jobs", "Job")
 
-# On every child: which job it belongs to. Values are the job's name (63 characters at most) and uid.
+# On every child: the name of its DreamBoothJob, which has at most 63 characters.
 JOB_LABEL = f"{GROUP}/job"
+# On every child of an attempt: the number of the attempt.
 ATTEMPT_LABEL = f"{GROUP}/attempt"
+# On jobs with deletionPolicy Delete: the job's data must be deleted first.
 ERASE_FINALIZER = f"{GROUP}/erase"

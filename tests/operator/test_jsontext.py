@@ -59,6 +59,6 @@ async def test_any_depth_is_read(levels: int, bracket: str) -> None:
 
 @pytest.mark.parametrize("text", [b"", b"{", b"]", b"[}", b'{"a"', b"nonsense", b'"\xff"', b"[" * 300, b"]" * 300])
 async def test_what_is_no_json_is_an_error_of_the_server(text: bytes) -> None:
-    with pytest.raises(ApiError, match="sent no JSON") as error:
+    with pytest.raises(ApiError, match="is not JSON") as error:
         await parsed(text)
     assert error.value.is_transient

@@ -22,7 +22,7 @@ from dreambooth_operator.machinery.resources import CONFIG_MAPS, Key, Resource
 from dreambooth_operator.machinery.serving import serving
 from dreambooth_operator.resources import JOBS
 from dreambooth_operator.statusserver.auth import TokenChecker
-from dreambooth_operator.statusserver.server import Endpoint
+from dreambooth_operator.statusserver.server import StatusServer
 
 NO_SEGMENT = (".", "..", "a/b", "../x", "/", "a\nb", "a\rb", "a\x00", "\x7f", "%2F", "a%2e%2eb")
 
@@ -72,15 +72,15 @@ async def test_an_object_of_another_kind_is_not_taken_for_the_one_asked_for(api:
     await api.apply(
         CONFIG_MAPS, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta(namespace, "c")}, manager="t"
     )
-    with pytest.raises(ApiError, match=f"asked for Secret {namespace}/c, got ConfigMap {namespace}/c"):
+    with pytest.raises(ApiError, match=f"requested Secret {namespace}/c, got ConfigMap {namespace}/c"):
         await api.get(Resource("", "v1", "configmaps", "Secret"), Key(namespace, "c"))
 
 
 @pytest.fixture
 async def port(api: Api) -> AsyncIterator[int]:
-    """The endpoint, in this process, on the real API server."""
-    endpoint = Endpoint(api, TokenChecker(api, AUDIENCE, clock=time.monotonic), clock=time.monotonic)
-    async with serving(endpoint.app(), "127.0.0.1", 0) as port:
+    """The status server, in this process, on the real API server."""
+    server = StatusServer(api, TokenChecker(api, AUDIENCE, clock=time.monotonic), clock=time.monotonic)
+    async with serving(server.app(), "127.0.0.1", 0) as port:
         yield port
 
 

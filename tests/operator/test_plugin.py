@@ -46,7 +46,7 @@ def test_errors_are_one_sentence(plane: ControlPlane, namespace: str) -> None:
     missing = run(plane, namespace, "status", "nobody")
     assert missing.exit_code == 1
     assert missing.output.strip() == 'Error: dreamboothjobs.dreambooth.dev "nobody" not found'
-    assert "has no pods now" in run(plane, namespace, "logs", "nobody").output
+    assert "has no pods; to see why, run" in run(plane, namespace, "logs", "nobody").output
 
 
 @pytest.mark.parametrize("verb", ["status", "logs", "events", "images", "suspend", "resume"])

@@ -37,7 +37,7 @@ async def test_the_earliest_of_several_delays_counts() -> None:
 
 
 async def test_retries_back_off_until_success() -> None:
-    queue: WorkQueue[str] = WorkQueue(first_retry_seconds=1, most_retry_seconds=5, jitter=lambda: 1.0)
+    queue: WorkQueue[str] = WorkQueue(first_retry_seconds=1, max_retry_seconds=5, jitter=lambda: 1.0)
     assert [queue.retry("a") for _ in range(5)] == [1, 2, 4, 5, 5]
     queue.succeeded("a")
     assert queue.retry("a") == 1
@@ -46,7 +46,7 @@ async def test_retries_back_off_until_success() -> None:
 @pytest.mark.parametrize("seed", range(5))
 async def test_no_change_is_lost_and_no_key_is_worked_on_twice_at_once(seed: int) -> None:
     rng = random.Random(seed)
-    queue: WorkQueue[int] = WorkQueue(first_retry_seconds=0.001, most_retry_seconds=0.01)
+    queue: WorkQueue[int] = WorkQueue(first_retry_seconds=0.001, max_retry_seconds=0.01)
     wanted: Counter[int] = Counter()  # version that each key has
     seen: Counter[int] = Counter()  # version that its last worker saw
     busy: set[int] = set()

@@ -23,7 +23,7 @@ from dreambooth_api.status import (
     fit_message,
     legal_reason,
 )
-from dreambooth_operator.statusserver.merge import merge, news_of
+from dreambooth_operator.statusserver.merge import merge, milestone_of
 
 NOW = datetime(2026, 11, 24, 7, 0, 0, 123, tzinfo=UTC)
 
@@ -194,7 +194,7 @@ def test_scores_go_by_any_of_their_names() -> None:
 
 def test_steps_are_no_news_but_a_phase_is() -> None:
     def news(**report: object) -> object:
-        return news_of(ProgressMessage.model_validate(report))
+        return milestone_of(ProgressMessage.model_validate(report))
 
     assert news(phase="Train", step=1, loss=3.0) == news(phase="train", step=2, loss=float("nan"))
     assert news(phase="Train") != news(phase="Evaluate")

@@ -104,8 +104,8 @@ async def test_an_object_that_cannot_be_read_costs_only_itself(
         assert Key(namespace, "good") not in mirror.cache, "what it was is not true any more"
         assert Key(namespace, "unwelcome") in mirror.cache
         assert mirror.lists == 1
-        assert f"{namespace}/broken cannot be read" in caplog.text
-        assert f"the change of {namespace}/unwelcome is not handled" in caplog.text
+        assert f"{namespace}/broken cannot be read and is skipped" in caplog.text
+        assert f"the change of {namespace}/unwelcome was not handled" in caplog.text
     finally:
         task.cancel()
 
@@ -128,5 +128,5 @@ async def test_a_mirror_that_ends_ends_the_process(
     )
     assert await asyncio.wait_for(_run_until_signal(options), 60) == 1
     critical = [record for record in caplog.records if record.levelno == logging.CRITICAL]
-    assert "the mirror of dreamboothjobs ended: RecursionError('out of stack')" in caplog.text
+    assert "the reflector of dreamboothjobs stopped: RecursionError('out of stack')" in caplog.text
     assert len(critical) == 1

@@ -101,7 +101,7 @@ def running_jobs(count: int) -> Reconciler:
             "creationTimestamp": "2026-11-24T06:00:00Z", "labels": {"dreambooth.dev/job": name},
         }  # fmt: skip
         job: dict[str, Any] = {"apiVersion": "dreambooth.dev/v1alpha1", "kind": "DreamBoothJob", "metadata": metadata}
-        controller._jobs._keep(Key("team", name), {**job, "spec": spec, "status": {**status, "rayJobName": name}})
+        controller._jobs._store(Key("team", name), {**job, "spec": spec, "status": {**status, "rayJobName": name}})
         for mirror, made in (
             (controller._ray_jobs, world.ray_jobs[world.ray_job]),
             (controller._clusters, world.clusters[world.ray_job]),

@@ -1,1 +1,1 @@
-"""What a job needs next: decided without I/O (`decide`, `rayjob`), carried out by `shell`."""
+"""The controller: `decide` computes the next actions for a job without I/O, and `reconciler` executes them."""

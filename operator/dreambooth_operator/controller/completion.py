@@ -16,7 +16,7 @@ _C = ConditionType
 def close_attempt(
     builder: DecisionBuilder, failure: Failure, policy: RunPolicy, settings: Settings, *, counts: bool = True
 ) -> None:
-    """Close the open attempt, which did not succeed. `counts` says whether it counts toward backoffLimit.
+    """Close the open attempt, which did not succeed. `counts`: whether the failure counts toward backoffLimit.
 
     A failure that the trainer reports, now or later, replaces `failure`, because it is closer to the cause.
     """

@@ -1,1 +1,1 @@
-"""`kubectl dreambooth`: what a user asks about a job, and the two things that they do to it."""
+"""The kubectl plugin `kubectl dreambooth`: inspect, suspend and resume jobs, and fetch their results."""

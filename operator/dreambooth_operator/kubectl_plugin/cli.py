@@ -1,4 +1,4 @@
-"""The command line of the plugin. Installed as `kubectl-dreambooth`, kubectl finds it as `kubectl dreambooth`."""
+"""Command line of the plugin. It is installed as `kubectl-dreambooth`, so that kubectl runs it as a plugin."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.live import Live
 
 from dreambooth_api.fields import DNS_LABEL
 from dreambooth_operator.kubectl_plugin.fetch import fetch
-from dreambooth_operator.kubectl_plugin.view import event_rows, is_over, render
+from dreambooth_operator.kubectl_plugin.render import event_rows, is_finished, render
 from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiError
 from dreambooth_operator.machinery.resources import EVENTS, PODS, Json, Key, part
 from dreambooth_operator.resources import JOB_LABEL, JOBS, RAY_JOBS
@@ -29,36 +29,38 @@ Command = Callable[..., Any]
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dreambooth-operator", prog_name="kubectl-dreambooth")
 def cli() -> None:
-    """Look after DreamBoothJobs."""
+    """Inspect and control DreamBoothJobs."""
 
 
 def _label(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    """The name of a job or of a namespace. Others would be read as another path or selector."""
+    """Validate the name of a job or namespace. An invalid name could be read as another path or selector."""
     if not re.fullmatch(DNS_LABEL, value):
-        rule = "is not a Kubernetes name: at most 63 lower-case letters, digits and hyphens"
-        raise click.BadParameter(f"{value!r} {rule}; write for example my-dog")
+        rule = "is not a Kubernetes name: at most 63 lowercase letters, digits and hyphens"
+        raise click.BadParameter(f"{value!r} {rule}; for example my-dog")
     return value
 
 
-def _about_a_job(command: Command) -> Command:
-    """The arguments that all verbs share."""
+def _job_options(command: Command) -> Command:
+    """Arguments and options of all commands."""
     for decorate in (
         click.argument("name", callback=_label),
         click.option(
             "--namespace", "-n", default="default", show_default=True, callback=_label, help="Namespace of the job."
         ),
-        click.option("--kubeconfig", type=click.Path(exists=True), help="File. Default: as kubectl."),
-        click.option("--context", help="Context in that file."),
+        click.option(
+            "--kubeconfig", type=click.Path(exists=True), help="Path of the kubeconfig file. Defaults as for kubectl."
+        ),
+        click.option("--context", help="Name of the kubeconfig context."),
     ):
         command = decorate(command)
     return command
 
 
 @cli.command()
-@_about_a_job
-@click.option("--watch", "-w", is_flag=True, help="Stay until the job is over.")
+@_job_options
+@click.option("--watch", "-w", is_flag=True, help="Watch until the job finishes.")
 def status(name: str, namespace: str, kubeconfig: str | None, context: str | None, watch: bool) -> None:
-    """Show where a job is, what it waits for, and how it ended."""
+    """Show a job's phase, progress, conditions and scores."""
 
     async def show(api: Api) -> None:
         job = await api.get(JOBS, Key(namespace, name))
@@ -66,7 +68,7 @@ def status(name: str, namespace: str, kubeconfig: str | None, context: str | Non
             Console().print(render(job, _now()))
             return
         with Live(render(job, _now()), console=Console()) as live:
-            while not is_over(job):
+            while not is_finished(job):
                 await asyncio.sleep(1)
                 job = await api.get(JOBS, Key(namespace, name))
                 live.update(render(job, _now()))
@@ -75,47 +77,47 @@ def status(name: str, namespace: str, kubeconfig: str | None, context: str | Non
 
 
 @cli.command()
-@_about_a_job
-@click.option("--tail", default=200, show_default=True, help="Lines from the end.")
-@click.option("--follow", "-f", is_flag=True, help="Stay and print what comes.")
+@_job_options
+@click.option("--tail", default=200, show_default=True, help="Number of lines from the end.")
+@click.option("--follow", "-f", is_flag=True, help="Stream new output.")
 def logs(name: str, namespace: str, kubeconfig: str | None, context: str | None, tail: int, follow: bool) -> None:
-    """Print what a job's trainer prints, which Ray keeps in a file of the head pod."""
+    """Print the output of a job's trainer."""
 
     async def find(api: Api) -> tuple[str, str]:
         selector = f"{JOB_LABEL}={name},ray.io/node-type=head"
         pods = (await api.request("GET", PODS.path(namespace), query={"labelSelector": selector}))["items"]
         if not pods:
             raise click.ClickException(
-                f"job {name} has no pods now: kubectl dreambooth status {name} -n {namespace} tells why"
+                f"job {name} has no pods; to see why, run kubectl dreambooth status {name} -n {namespace}"
             )
         job = await api.get(JOBS, Key(namespace, name))
         ray_job = await api.get(RAY_JOBS, Key(namespace, part(job, "status").get("rayJobName", "")))
         return pods[-1]["metadata"]["name"], part(ray_job, "status").get("jobId", "")
 
     pod, submission = _run(kubeconfig, context, find)
-    file = f"/tmp/ray/session_latest/logs/job-driver-{submission}.log"  # noqa: S108 - where Ray writes it
+    file = f"/tmp/ray/session_latest/logs/job-driver-{submission}.log"  # noqa: S108 - Ray writes it there
     command = ["exec", "-n", namespace, pod, "-c", "ray-head", "--", "tail", "-n", str(tail), *["-f"] * follow, file]
     sys.exit(subprocess.run([*_kubectl(kubeconfig, context), *command], check=False).returncode)  # noqa: S603 - no shell
 
 
 @cli.command()
-@_about_a_job
+@_job_options
 def events(name: str, namespace: str, kubeconfig: str | None, context: str | None) -> None:
-    """List what was told about a job."""
+    """List the events of a job."""
 
     async def show(api: Api) -> None:
-        chosen = f"involvedObject.name={name},involvedObject.kind={JOBS.kind}"
-        found = await api.request("GET", EVENTS.path(namespace), query={"fieldSelector": chosen})
+        selector = f"involvedObject.name={name},involvedObject.kind={JOBS.kind}"
+        found = await api.request("GET", EVENTS.path(namespace), query={"fieldSelector": selector})
         Console().print(event_rows(found["items"], _now()))
 
     _run(kubeconfig, context, show)
 
 
 @cli.command()
-@_about_a_job
-@click.option("--out", type=click.Path(path_type=Path), help="Folder. Default: one named as the job.")
+@_job_options
+@click.option("--out", type=click.Path(path_type=Path), help="Destination folder. Defaults to the job's name.")
 def images(name: str, namespace: str, kubeconfig: str | None, context: str | None, out: Path | None) -> None:
-    """Fetch the pictures and the report of a published job."""
+    """Fetch the images and the report of a published job."""
 
     async def copy(api: Api) -> list[Path]:
         return await fetch(api, Key(namespace, name), out or Path(name), _kubectl(kubeconfig, context))
@@ -125,19 +127,19 @@ def images(name: str, namespace: str, kubeconfig: str | None, context: str | Non
 
 
 @cli.command()
-@_about_a_job
+@_job_options
 def suspend(name: str, namespace: str, kubeconfig: str | None, context: str | None) -> None:
-    """Stop a job at its last checkpoint and free what it holds."""
+    """Suspend a job at its last checkpoint and delete its pods."""
     _run(kubeconfig, context, lambda api: _set_suspend(api, Key(namespace, name), to=True))
-    click.echo(f"{name} stops; go on with: kubectl dreambooth resume {name} -n {namespace}")
+    click.echo(f"{name} is being suspended; to resume it, run kubectl dreambooth resume {name} -n {namespace}")
 
 
 @cli.command()
-@_about_a_job
+@_job_options
 def resume(name: str, namespace: str, kubeconfig: str | None, context: str | None) -> None:
-    """Let a suspended job go on where it was."""
+    """Resume a suspended job from its last checkpoint."""
     _run(kubeconfig, context, lambda api: _set_suspend(api, Key(namespace, name), to=False))
-    click.echo(f"{name} goes on; see: kubectl dreambooth status {name} -n {namespace} --watch")
+    click.echo(f"{name} is resumed; to watch it, run kubectl dreambooth status {name} -n {namespace} --watch")
 
 
 async def _set_suspend(api: Api, key: Key, *, to: bool) -> Json:
@@ -145,7 +147,7 @@ async def _set_suspend(api: Api, key: Key, *, to: bool) -> Json:
 
 
 def _kubectl(kubeconfig: str | None, context: str | None) -> list[str]:
-    """kubectl, on the same cluster."""
+    """The kubectl command for the same cluster."""
     return [
         "kubectl",
         *([f"--kubeconfig={kubeconfig}"] * bool(kubeconfig)),
@@ -154,7 +156,7 @@ def _kubectl(kubeconfig: str | None, context: str | None) -> list[str]:
 
 
 def _run(kubeconfig: str | None, context: str | None, body: Callable[[Api], Coroutine[Any, Any, T]]) -> T:
-    """Run `body` with a connection; errors become one sentence."""
+    """Run `body` with a connection. Errors of the API server are printed as one line."""
 
     async def connected() -> T:
         async with await Api.connect(kubeconfig, context) as api:
@@ -165,8 +167,8 @@ def _run(kubeconfig: str | None, context: str | None, body: Callable[[Api], Coro
     except ApiError as error:
         raise click.ClickException(error.message) from error
     except CONNECTION_ERRORS as error:
-        where = kubeconfig or Path("~/.kube/config")
-        raise click.ClickException(f"no answer from the API server that {where} names: {error}") from error
+        path = kubeconfig or Path("~/.kube/config")
+        raise click.ClickException(f"the API server configured in {path} does not respond: {error}") from error
 
 
 def _now() -> datetime:

@@ -1,4 +1,4 @@
-"""Bring a job's pictures and report from its volume: a pod that mounts the volume, and `kubectl exec` into it."""
+"""Copying of a job's images and report from its volume, by `kubectl exec` into a pod that mounts the volume."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from dreambooth_operator.machinery.client import Api
 from dreambooth_operator.machinery.resources import PODS, Json, Key, part, parts
 from dreambooth_operator.resources import JOB_LABEL, JOBS, RAY_JOBS
 
-# What every published job has, judged or not.
+# Files that every published job has, with or without evaluation.
 FILES = ("report.html", "comparison.png", "subject.png", "recontextualization.png", "class.png")
 _START_SECONDS = 120
-_LIFE_SECONDS = 300
+_LIFETIME_SECONDS = 300
 
 
 def fetch_pod(job: Json, ray_job: Json) -> Json:
-    """A pod that sleeps beside the job's volume, as restricted as the pods that filled it. Pure."""
+    """A pod that mounts the job's volume read-only, with the security context of the job's pods. Pure."""
     template = ray_job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     head = template["containers"][0]
     metadata = job["metadata"]
     owner = {"apiVersion": JOBS.api_version, "kind": JOBS.kind, "name": metadata["name"], "uid": metadata["uid"]}
-    amounts = {"cpu": "50m", "memory": "64Mi"}
+    resources = {"cpu": "50m", "memory": "64Mi"}
     container = {
         **{key: head[key] for key in ("image", "imagePullPolicy", "securityContext")},
         "name": "fetch",
-        "command": ["sleep", str(_LIFE_SECONDS)],
-        "resources": {"requests": amounts, "limits": amounts},
+        "command": ["sleep", str(_LIFETIME_SECONDS)],
+        "resources": {"requests": resources, "limits": resources},
         "volumeMounts": [m | {"readOnly": True} for m in head["volumeMounts"] if m["name"] == "output"],
     }
     return {
@@ -49,7 +49,7 @@ def fetch_pod(job: Json, ray_job: Json) -> Json:
         },
         "spec": {
             "restartPolicy": "Never",
-            "activeDeadlineSeconds": _LIFE_SECONDS,
+            "activeDeadlineSeconds": _LIFETIME_SECONDS,
             "automountServiceAccountToken": False,
             "terminationGracePeriodSeconds": 0,
             "securityContext": template["securityContext"],
@@ -60,26 +60,26 @@ def fetch_pod(job: Json, ray_job: Json) -> Json:
 
 
 def folder_in_pod(ray_job: Json) -> str:
-    """Where the published model's folder is mounted. Pure."""
+    """The path of the published model in that pod. Pure."""
     head = ray_job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     return next(e["value"] for e in head["env"] if e["name"] == environment.OUT) + "/model"
 
 
 async def fetch(api: Api, key: Key, out: Path, kubectl: list[str]) -> list[Path]:
-    """Copy the pictures and the report of a published job to `out`; the files written.
+    """Copy the images and the report of a published job to `out`, and return the written files.
 
     Args:
-        kubectl: the command, with the flags that lead to the same cluster.
+        kubectl: the kubectl command, with the options that select the same cluster.
 
     Raises:
-        click.ClickException: the job has published nothing, or the pod did not start.
-        ApiError: the API server refuses.
+        click.ClickException: the job has not published, or the pod did not start.
+        ApiError: the API server returned an error.
     """
     job = await api.get(JOBS, key)
     status = part(job, "status")
     phase = status.get("phase", "Pending")
-    if not part(status, "output") and phase != "Succeeded":  # the report of a job that succeeded may have been lost
-        raise click.ClickException(f"job {key.name} has published nothing yet; it is {phase}")
+    if not part(status, "output") and phase != "Succeeded":  # the last report of a succeeded job may be missing
+        raise click.ClickException(f"job {key.name} has not published a model yet; its phase is {phase}")
     ray_job = await api.get(RAY_JOBS, Key(key.namespace, status["rayJobName"]))
     async with _running(api, fetch_pod(job, ray_job)) as pod:
         command = [*kubectl, "exec", "-n", key.namespace, pod, "--", "tar", "-C", folder_in_pod(ray_job), "-cf", "-"]
@@ -88,13 +88,13 @@ async def fetch(api: Api, key: Key, out: Path, kubectl: list[str]) -> list[Path]
         raise click.ClickException(packed.stderr.decode(errors="replace").strip())
     out.mkdir(parents=True, exist_ok=True)
     with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
-        archive.extractall(out, filter="data")  # which lets nothing out of the folder
+        archive.extractall(out, filter="data")  # the filter rejects paths outside of the folder
     return [out / name for name in FILES]
 
 
 @asynccontextmanager
 async def _running(api: Api, pod: Json) -> AsyncGenerator[str]:
-    """Create a pod, wait until it runs, give its name, and delete it."""
+    """Create a pod, yield its name once it runs, and delete it at the end."""
     namespace = pod["metadata"]["namespace"]
     created = await api.create(PODS, pod)
     name = created["metadata"]["name"]
@@ -102,7 +102,9 @@ async def _running(api: Api, pod: Json) -> AsyncGenerator[str]:
         deadline = time.monotonic() + _START_SECONDS
         while part(created, "status").get("phase") != "Running":
             if time.monotonic() > deadline:
-                raise click.ClickException(f"pod {name} did not start in {_START_SECONDS} s: {_why(created)}")
+                raise click.ClickException(
+                    f"pod {name} did not start within {_START_SECONDS} s: {_reason_not_running(created)}"
+                )
             await asyncio.sleep(0.3)
             created = await api.get(PODS, Key(namespace, name))
         yield name
@@ -110,6 +112,6 @@ async def _running(api: Api, pod: Json) -> AsyncGenerator[str]:
         await api.delete(PODS, Key(namespace, name))
 
 
-def _why(pod: Json) -> str:
-    told = [c.get("message", "") for c in parts(part(pod, "status"), "conditions") if c["status"] == "False"]
-    return "; ".join(filter(None, told)) or "kubectl describe pod tells why"
+def _reason_not_running(pod: Json) -> str:
+    messages = [c.get("message", "") for c in parts(part(pod, "status"), "conditions") if c["status"] == "False"]
+    return "; ".join(filter(None, messages)) or "to see why, run kubectl describe pod"

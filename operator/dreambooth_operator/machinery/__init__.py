@@ -1,5 +1,5 @@
-"""What any level-triggered controller needs, and nothing about DreamBooth.
+"""Building blocks of any level-triggered controller, independent of DreamBooth.
 
-`client` talks to the API server, `reflector` mirrors a collection, `queue` and `workers` turn changes
-into reconciliations, `lease` elects, `events`, `metrics` and `serving` tell. Import from the modules.
+`client` sends requests to the API server, `reflector` mirrors a collection, `queue` and `workers` turn changes into
+reconciliations, `lease` elects a leader, `events`, `metrics` and `serving` report. Import from the modules.
 """

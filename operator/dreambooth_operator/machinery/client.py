@@ -1,4 +1,4 @@
-"""Requests to the API server: `kubernetes.aio` for configuration, credentials and TLS; JSON in and out."""
+"""Requests to the API server in JSON. `kubernetes.aio` provides configuration, credentials and TLS."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from dreambooth_operator.machinery.resources import Json, Key, Resource, key_of,
 APPLY_PATCH = "application/apply-patch+yaml"
 MERGE_PATCH = "application/merge-patch+json"
 _REQUEST_SECONDS = 30
-# The server sends a bookmark every minute; a watch that is silent for longer is dead.
+# The server sends a bookmark every minute, so a watch that is silent for longer is dead.
 _WATCH_SILENCE_SECONDS = 90
 
 
 class ApiError(Exception):
-    """The API server said no.
+    """An error response of the API server.
 
     Attributes:
-        status: the HTTP status.
-        reason: Kubernetes' word for it, such as AlreadyExists, Conflict, Invalid.
-        message: the server's sentence.
+        status: HTTP status code.
+        reason: reason of the Kubernetes Status, for example AlreadyExists, Conflict or Invalid.
+        message: message of the Kubernetes Status.
     """
 
     def __init__(self, status: int, reason: str, message: str) -> None:
@@ -38,31 +38,31 @@ class ApiError(Exception):
 
     @property
     def is_transient(self) -> bool:
-        """Whether the same request may succeed later: overload, time-outs, a server that is going down."""
+        """Whether the same request may succeed later: overload, timeout, shutdown of the server."""
         return self.status == 429 or self.status >= 500
 
     @property
     def is_conflict(self) -> bool:
-        """The object changed since it was read; read it again and decide anew."""
+        """Whether the object has changed since it was read, so that it must be read again."""
         return self.status == 409 and self.reason != "AlreadyExists"
 
     @property
     def is_already_exists(self) -> bool:
-        """Create only: the name is taken."""
+        """For create: whether an object of that name exists."""
         return self.reason == "AlreadyExists"
 
     @property
     def is_not_found(self) -> bool:
-        """There is no such object, or no such kind."""
+        """Whether the object, or its kind, does not exist."""
         return self.status == 404
 
     @property
     def is_expired(self) -> bool:
-        """The resource version is too old to continue a list or a watch from: list again."""
+        """Whether the resource version is too old to continue a list or a watch, so that a new list is needed."""
         return self.status == 410
 
 
-# What a request may raise when the server cannot be reached at all.
+# Raised by requests if the server cannot be reached.
 CONNECTION_ERRORS = (aiohttp.ClientError, TimeoutError, ConnectionError)
 
 
@@ -75,9 +75,9 @@ class Api:
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None, context: str | None = None) -> Self:
-        """Connect as `kubeconfig` says, else as $KUBECONFIG does, else as the pod's service account."""
+        """Connect with `kubeconfig`, else with $KUBECONFIG, else with the pod's service account."""
         configuration, load = kube.Configuration(), cast("Any", kube_config)
-        configuration.connection_pool_maxsize = 100  # watches hold connections for good
+        configuration.connection_pool_maxsize = 100  # watches hold connections permanently
         try:
             await load.load_kube_config(config_file=kubeconfig, context=context, client_configuration=configuration)
         except kube_config.ConfigException:
@@ -93,7 +93,7 @@ class Api:
         await self.close()
 
     async def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         await self._client.close()
 
     async def request(
@@ -107,11 +107,11 @@ class Api:
         headers: Mapping[str, str] | None = None,
         seconds: float = _REQUEST_SECONDS,
     ) -> Json:
-        """One request and its parsed answer.
+        """Send a request and return the parsed response.
 
         Raises:
-            ApiError: the server answered with an error.
-            one of CONNECTION_ERRORS: it did not answer.
+            ApiError: the server responded with an error.
+            one of CONNECTION_ERRORS: the server did not respond.
         """
         response = await self._send(
             method, path, query or {}, body, {"Content-Type": content_type, **(headers or {})},
@@ -124,7 +124,7 @@ class Api:
         return await parsed(text) if text else {}
 
     async def text(self, path: str, *, query: Mapping[str, str] | None = None) -> str:
-        """A GET whose answer is not JSON, as a pod's log."""
+        """A GET of text, for example a pod's log."""
         timeout = aiohttp.ClientTimeout(total=_REQUEST_SECONDS)
         async with await self._send("GET", path, query or {}, None, {}, timeout) as response:
             content = await response.read()
@@ -133,7 +133,7 @@ class Api:
         return content.decode(errors="replace")
 
     async def lines(self, path: str, query: Mapping[str, str]) -> AsyncIterator[bytes]:
-        """A GET whose answer is an endless stream, as a watch; yields whole lines of any length."""
+        """A GET of an endless stream, as a watch is. Yields complete lines of any length."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=_WATCH_SILENCE_SECONDS)
         response = await self._send("GET", path, query, None, {}, timeout)
         async with response:
@@ -141,27 +141,27 @@ class Api:
                 raise _error(response.status, await response.read())
             rest = b""
             async for chunk in response.content.iter_any():
-                *whole, rest = (rest + chunk).split(b"\n")
-                for line in whole:
+                *complete, rest = (rest + chunk).split(b"\n")
+                for line in complete:
                     yield line
 
     async def get(self, resource: Resource, key: Key) -> Json:
-        """One object; ApiError.is_not_found if it is not there, ApiError as well if another one came."""
+        """Get one object. Raises ApiError if it does not exist, or if the server returned another object."""
         obj = await self.request("GET", _path(resource, key))
         if obj.get("kind") != resource.kind or part(obj, "metadata").get("name") != key.name or key_of(obj) != key:
-            raise ApiError(502, "WrongObject", f"asked for {resource.kind} {key}, got {_named(obj)}")
+            raise ApiError(502, "WrongObject", f"requested {resource.kind} {key}, got {_description(obj)}")
         return obj
 
     async def create(self, resource: Resource, obj: Json) -> Json:
-        """POST; ApiError.is_already_exists if the name is taken."""
+        """Create an object. Raises ApiError, with is_already_exists, if the name is taken."""
         return await self.request("POST", resource.path(obj["metadata"].get("namespace", "")), body=obj)
 
     async def apply(
         self, resource: Resource, obj: Json, *, manager: str, subresource: str = "", force: bool = True
     ) -> Json:
-        """Server-side apply: the fields in `obj` are `manager`'s, all others stay as they are.
+        """Server-side apply: `manager` owns the fields in `obj`; other fields do not change.
 
-        With `metadata.resourceVersion` in `obj` it is also a compare-and-swap: ApiError.is_conflict
+        With `metadata.resourceVersion` in `obj` it is also a compare-and-swap: it raises ApiError, with is_conflict,
         if the object has changed since.
         """
         metadata = obj["metadata"]
@@ -170,14 +170,14 @@ class Api:
         return await self.request("PATCH", path, query=query, body=obj, content_type=APPLY_PATCH)
 
     async def merge(self, resource: Resource, key: Key, patch: Json, *, subresource: str = "") -> Json:
-        """JSON merge patch: what `patch` names is set, a null removes."""
+        """JSON merge patch: sets the fields in `patch`; null removes a field."""
         path = _path(resource, key, subresource)
         return await self.request("PATCH", path, body=patch, content_type=MERGE_PATCH)
 
     async def delete(self, resource: Resource, key: Key, *, uid: str = "", foreground: bool = False) -> bool:
-        """Delete an object; False if it was gone already. With `uid`, only that very object.
+        """Delete an object. Returns False if it did not exist. With `uid`, only that very object is deleted.
 
-        With `foreground` it stays until all that it owns is gone, else that is collected afterwards.
+        With `foreground` the object exists until all its dependents are gone. Otherwise they are deleted afterwards.
         """
         body: Json = {"propagationPolicy": "Foreground" if foreground else "Background"}
         if uid:
@@ -200,7 +200,7 @@ class Api:
         timeout: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
         sent: dict[str, str] = {"User-Agent": "dreambooth-operator", "Accept": "application/json", **headers}
-        # Fills in the bearer token, and refreshes it when it is about to expire.
+        # Sets the bearer token, and refreshes it before it expires.
         await self._client.update_params_for_auth(sent, [], ["BearerToken"], path, method, None)
         answer = await self._client.rest_client.request(
             method, self._url(path, query), headers=sent, body=body, _request_timeout=timeout
@@ -212,25 +212,25 @@ class Api:
 
 
 async def parsed(text: bytes) -> Json:
-    """An answer of the server, or one event of a watch; its nesting is bounded (see `jsontext`).
+    """Parse a response, or an event of a watch. Its nesting is limited (see `jsontext`).
 
     Raises:
-        ApiError: it is not JSON.
+        ApiError: the text is not JSON.
     """
     try:
         return await parse_json(text)
     except ValueError as error:
-        raise ApiError(502, "Unreadable", f"the API server sent no JSON: {error}") from error
+        raise ApiError(502, "Unreadable", f"the response of the API server is not JSON: {error}") from error
 
 
 def _path(resource: Resource, key: Key, subresource: str = "") -> str:
-    """The path of one object. Raises ValueError without a name, which would mean the whole collection."""
+    """The path of one object. Raises ValueError if the name is empty, because the path would be the collection's."""
     if not key.name:
         raise ValueError(f"{resource.kind} in namespace {key.namespace!r}: the name is empty")
     return resource.path(*key, subresource)
 
 
-def _named(obj: Json) -> str:
+def _description(obj: Json) -> str:
     metadata = part(obj, "metadata")
     return f"{obj.get('kind')} {metadata.get('namespace', '')}/{metadata.get('name', '')}"
 

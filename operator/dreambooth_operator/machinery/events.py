@@ -1,4 +1,4 @@
-"""Events that `kubectl describe` shows: the same thing said again raises a count, not a second event."""
+"""Events, as `kubectl describe` shows them. A repeated event increments a count."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiErro
 from dreambooth_operator.machinery.resources import EVENTS, Json, Key
 
 log = logging.getLogger(__name__)
-_MOST_MESSAGE = 1000  # the API server takes 1024 bytes
+_MAX_MESSAGE_LENGTH = 1000  # the API server accepts 1024 bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something worth telling about an object; `reason` is one CamelCase word, `message` a sentence."""
+    """An event about an object. `reason` is a CamelCase word."""
 
     type: Literal["Normal", "Warning"]
     reason: str
@@ -25,16 +25,16 @@ class Event:
 
 
 class Recorder:
-    """Writes events in the name of `component`."""
+    """Writes events with `component` as their source."""
 
     def __init__(self, api: Api, component: str) -> None:
         self._api = api
         self._component = component
 
     async def record(self, about: Json, event: Event) -> None:
-        """Tell `event` about the object that the reference `about` names (apiVersion, kind, namespace, name, uid).
+        """Record an event about the object that the reference `about` identifies.
 
-        An event that cannot be written is logged and forgotten: it must not hold up the work.
+        An event that cannot be written is logged and dropped: it must not delay the reconciliation.
         """
         try:
             await self._write(about, event)
@@ -43,10 +43,10 @@ class Recorder:
 
     async def _write(self, about: Json, event: Event) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        said = f"{about.get('uid')}|{event.type}|{event.reason}|{event.message}"
-        # Cluster-scoped objects' events live in "default", as everywhere in Kubernetes.
+        identity = f"{about.get('uid')}|{event.type}|{event.reason}|{event.message}"
+        # As usual in Kubernetes, events of cluster-scoped objects are in namespace "default".
         namespace = about.get("namespace") or "default"
-        name = f"{about['name'][:200]}.{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+        name = f"{about['name'][:200]}.{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
         body: Json = {
             "apiVersion": "v1",
             "kind": "Event",
@@ -54,7 +54,7 @@ class Recorder:
             "involvedObject": about,
             "type": event.type,
             "reason": event.reason,
-            "message": event.message[:_MOST_MESSAGE],
+            "message": event.message[:_MAX_MESSAGE_LENGTH],
             "source": {"component": self._component},
             "firstTimestamp": now,
             "lastTimestamp": now,
@@ -66,5 +66,5 @@ class Recorder:
             if not error.is_already_exists:
                 raise
             earlier = await self._api.get(EVENTS, Key(namespace, name))
-            again: Json = {"count": (earlier.get("count") or 1) + 1, "lastTimestamp": now}
-            await self._api.merge(EVENTS, Key(namespace, name), again)
+            update: Json = {"count": (earlier.get("count") or 1) + 1, "lastTimestamp": now}
+            await self._api.merge(EVENTS, Key(namespace, name), update)

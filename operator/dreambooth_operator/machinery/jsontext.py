@@ -1,7 +1,7 @@
-"""JSON from the API server: parsed without recursion trouble, whatever a tenant stored.
+"""Parsing of JSON from the API server, with a limit on nesting.
 
-The API server accepts 10,000 levels of nesting in one object, and repeats them in `managedFields`. A list
-or a watch carries the objects of all tenants, so one such object must not make the whole answer unreadable.
+The API server accepts objects with 10,000 levels of nesting, and repeats the levels in `managedFields`. A list or a
+watch contains objects of all tenants, so one such object must not make the whole response unreadable.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from pydantic_core import from_json
 
 from dreambooth_operator.machinery.resources import Json
 
-# The deepest objects of Kubernetes and KubeRay have about 20 levels. The parser refuses more than 200.
+# The deepest objects of Kubernetes and KubeRay have about 20 levels. The parser rejects more than 200.
 MAX_DEPTH = 100
 TOO_DEEP = f"(nested deeper than {MAX_DEPTH} levels)"
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 
 
 async def parse_json(text: bytes) -> Json:
-    """The document in `text`; what is nested deeper than MAX_DEPTH is replaced by the text TOO_DEEP.
+    """Parse `text`. Values nested deeper than MAX_DEPTH are replaced by the text TOO_DEEP.
 
     Raises:
-        ValueError: it is not JSON.
+        ValueError: the text is not JSON.
     """
     try:
         return from_json(text)
     except ValueError:
-        # Slow, as it looks at every bracket, so the event loop goes on meanwhile.
+        # Pruning is slow, because it visits every bracket, so it must not block the event loop.
         return from_json(await asyncio.to_thread(prune, text))
 
 
 def prune(text: bytes) -> bytes:
-    """`text`, with each list and object that lies deeper than MAX_DEPTH replaced by TOO_DEEP. Does not recurse."""
+    """Replace each list and object nested deeper than MAX_DEPTH by TOO_DEEP, without recursion."""
     kept: list[bytes] = []
     depth = done = 0
     for token in _TOKEN.finditer(text):

@@ -1,8 +1,8 @@
-"""Leader election on a Lease, whose loss ends the process.
+"""Leader election on a Lease. A process that loses the lease must exit.
 
-The rule that keeps two leaders apart: a holder that has not renewed for `renew_seconds` counts itself
-out, and nobody takes a lease over before it has stood unchanged for `lease_seconds`, by their own clock,
-so clocks need not agree. `renew_seconds < lease_seconds` leaves a gap in which nobody leads.
+Two leaders are never active at the same time: a holder that has not renewed the lease for `renew_seconds` stops, and
+other processes take a lease over only after it has been unchanged for `lease_seconds` by their own clocks, so clocks
+need not be synchronized. Because `renew_seconds < lease_seconds`, there is a gap in which no process leads.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ log = logging.getLogger(__name__)
 
 
 class LeaseLostError(Exception):
-    """The lease could not be renewed in time: stop at once, another may lead already."""
+    """The lease could not be renewed in time. Another process may lead already, so this one must stop at once."""
 
 
 class Lease:
-    """See the module.
+    """A candidate in a leader election.
 
     Args:
-        key: where the Lease object is.
-        identity: who we are; must differ between processes.
-        lease_seconds: how long an unchanged lease is respected.
-        renew_seconds: how long we try to renew before we count ourselves out.
-        retry_seconds: the pause between tries.
+        key: namespace and name of the Lease.
+        identity: identity of this process, which must be unique.
+        lease_seconds: how long an unchanged lease of another process is respected.
+        renew_seconds: how long renewing may fail before this process stops leading.
+        retry_seconds: delay between tries to acquire or renew.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class Lease:
     ) -> None:
         if not retry_seconds < renew_seconds < lease_seconds:
             raise ValueError(
-                f"retry {retry_seconds} s < renew {renew_seconds} s < lease {lease_seconds} s must hold: "
-                "else a leader that cannot renew overlaps with its successor"
+                f"retry_seconds {retry_seconds} < renew_seconds {renew_seconds} < lease_seconds {lease_seconds} must "
+                "hold, or a leader that cannot renew overlaps with its successor"
             )
         self._api = api
         self._key = key
@@ -59,7 +59,7 @@ class Lease:
         self._seen_at = 0.0  # by the loop's clock
 
     async def lead(self, body: Callable[[], Awaitable[None]]) -> None:
-        """Wait for the lease, then run `body` while it is held, and hand it back at the end.
+        """Acquire the lease, run `body` while it is held, and release it at the end.
 
         Raises:
             LeaseLostError: the lease could not be kept; `body` was cancelled.
@@ -81,7 +81,7 @@ class Lease:
         while True:
             try:
                 if await self._try():
-                    log.info("%s leads", self.identity)
+                    log.info("%s is the leader", self.identity)
                     return
             except (ApiError, *CONNECTION_ERRORS) as error:
                 log.info("lease %s: %s", self._key, str(error) or type(error).__name__)
@@ -94,7 +94,7 @@ class Lease:
             await asyncio.sleep(self._retry_seconds)
             left = renewed + self._renew_seconds - clock()
             try:
-                before = clock()  # the holder's time counts from before the request
+                before = clock()  # the time since the last renewal starts before the request
                 async with asyncio.timeout(max(left, 0)):
                     if not await self._try():
                         raise LeaseLostError(f"{self._key} was taken from {self.identity}")
@@ -104,7 +104,7 @@ class Lease:
                     raise LeaseLostError(f"{self._key} not renewed for {self._renew_seconds} s: {error}") from error
 
     async def _try(self) -> bool:
-        """Take or renew the lease; False while another holds it."""
+        """Acquire or renew the lease. Returns False if another process holds it."""
         try:
             lease = await self._api.get(LEASES, self._key)
         except ApiError as error:
@@ -126,7 +126,7 @@ class Lease:
         return now - self._seen_at > seconds
 
     def _body(self, lease: Json) -> Json:
-        """The lease as we want it; a resource version from `lease` makes the write a compare-and-swap."""
+        """The lease held by this process. The resource version of `lease` makes the write a compare-and-swap."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         old = part(lease, "spec")
         ours = old.get("holderIdentity") == self.identity
@@ -144,13 +144,13 @@ class Lease:
         try:
             await self._api.request(method, path, body=body)
         except ApiError as error:
-            if error.status == 409:  # another was faster
+            if error.status == 409:  # another process was faster
                 return False
             raise
         return True
 
     async def _release(self) -> None:
-        """Let a successor in at once. Failing is fine: the lease expires by itself."""
+        """Let another process lead at once. If this fails, the lease expires."""
         try:
             async with asyncio.timeout(2):
                 lease = await self._api.get(LEASES, self._key)
@@ -158,4 +158,4 @@ class Lease:
                     lease["spec"]["holderIdentity"] = ""
                     await self._api.request("PUT", LEASES.path(*self._key), body=lease)
         except (ApiError, *CONNECTION_ERRORS) as error:
-            log.info("lease %s not handed back: %s", self._key, error)
+            log.info("lease %s not released: %s", self._key, error)

@@ -1,4 +1,4 @@
-"""Prometheus metrics of a controller, in a registry of its own so that two can live in one process."""
+"""Prometheus metrics of a controller, in a separate registry, so that one process can contain several."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from prometheus_client.process_collector import ProcessCollector
 
 
 class Metrics:
-    """Names start with `prefix`."""
+    """The names of all metrics start with `prefix`."""
 
     def __init__(self, prefix: str) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._prefix = prefix
         self._reconciles = Counter(
-            f"{prefix}_reconciles", "Reconciliations by result.", ["result"], registry=self.registry
+            f"{prefix}_reconciles", "Number of reconciliations by result.", ["result"], registry=self.registry
         )
         self._seconds = Histogram(
-            f"{prefix}_reconcile_seconds", "Duration of a reconciliation, seconds.", registry=self.registry
+            f"{prefix}_reconcile_seconds", "Duration of reconciliations in seconds.", registry=self.registry
         )
-        self.leader = Gauge(f"{prefix}_leader", "1 where this process leads.", registry=self.registry)
+        self.leader = Gauge(f"{prefix}_leader", "1 if this process is the leader.", registry=self.registry)
 
     def reconciled(self, result: str, seconds: float) -> None:
         """Count one reconciliation."""
@@ -29,13 +29,13 @@ class Metrics:
         self._seconds.observe(seconds)
 
     def counter(self, name: str, help_text: str, *labels: str) -> Counter:
-        """A counter of this name behind the prefix."""
+        """A counter whose name follows the prefix."""
         return Counter(f"{self._prefix}_{name}", help_text, labels, registry=self.registry)
 
     def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> None:
-        """A gauge that is read when somebody asks."""
+        """A gauge that is read when the metrics are rendered."""
         Gauge(f"{self._prefix}_{name}", help_text, registry=self.registry).set_function(read)
 
     def render(self) -> bytes:
-        """All metrics, as Prometheus reads them."""
+        """All metrics in the text format of Prometheus."""
         return generate_latest(self.registry)

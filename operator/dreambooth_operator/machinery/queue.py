@@ -1,11 +1,11 @@
-"""A queue of keys for level-triggered work.
+"""A work queue of keys for level-triggered reconciliation.
 
 Invariants, for any order of calls:
-- a key is handed to one worker at a time;
-- a key added while it is being worked on is handed out once more after `done`;
-- a key waits at most once in the queue, however often it is added;
-- of several delays for a key, the earliest counts, and `add` beats them all.
-All of it belongs to one event loop; nothing here is thread-safe.
+- a key is processed by at most one worker at a time;
+- a key that is added while it is being processed is processed again after `done`;
+- a key is in the queue at most once, no matter how often it is added;
+- of several delays of a key, the shortest one applies, and `add` overrides them all.
+The queue belongs to one event loop and is not thread-safe.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ K = TypeVar("K")
 
 
 class WorkQueue(Generic[K]):
-    """See the module. `jitter` answers a factor for each back-off; tests pass a constant."""
+    """The queue. `jitter` returns a factor for each retry delay; tests pass a constant."""
 
     def __init__(
         self,
         *,
         first_retry_seconds: float = 0.2,
-        most_retry_seconds: float = 120.0,
+        max_retry_seconds: float = 120.0,
         jitter: Callable[[], float] = lambda: random.uniform(1.0, 1.2),  # noqa: S311 - spreads load
     ) -> None:
-        self._first = first_retry_seconds
-        self._most = most_retry_seconds
+        self._first_seconds = first_retry_seconds
+        self._max_seconds = max_retry_seconds
         self._jitter = jitter
         self._ready: deque[K] = deque()
-        self._dirty: set[K] = set()  # in _ready, or to go there when its worker is done
+        self._dirty: set[K] = set()  # in _ready, or to be added to it by done()
         self._working: set[K] = set()
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._failures: dict[K, int] = {}
@@ -44,11 +44,11 @@ class WorkQueue(Generic[K]):
 
     @property
     def delayed(self) -> int:
-        """How many keys wait for their time."""
+        """Number of keys with a delay."""
         return len(self._timers)
 
     def add(self, key: K) -> None:
-        """Hand the key out as soon as may be."""
+        """Process the key as soon as possible."""
         if timer := self._timers.pop(key, None):
             timer.cancel()
         if key in self._dirty:
@@ -59,7 +59,7 @@ class WorkQueue(Generic[K]):
             self._wake.set()
 
     def add_after(self, key: K, seconds: float) -> None:
-        """Hand the key out in so many seconds, unless it is added sooner."""
+        """Process the key after a delay, unless it is added earlier."""
         if seconds <= 0:
             self.add(key)
             return
@@ -72,19 +72,19 @@ class WorkQueue(Generic[K]):
         self._timers[key] = loop.call_at(due, self._due, key)
 
     def retry(self, key: K) -> float:
-        """Add after a delay that doubles with each failure in a row; returns the delay in seconds."""
+        """Add the key after a delay that doubles with each consecutive failure. Returns the delay in seconds."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
-        seconds = min(self._most, self._first * 2 ** min(failures, 30)) * self._jitter()
+        seconds = min(self._max_seconds, self._first_seconds * 2 ** min(failures, 30)) * self._jitter()
         self.add_after(key, seconds)
         return seconds
 
     def succeeded(self, key: K) -> None:
-        """Forget the failures of `key`."""
+        """Reset the retry delay of a key."""
         self._failures.pop(key, None)
 
     async def get(self) -> K:
-        """The next key; call `done` with it when the work is over, come what may."""
+        """Wait for the next key. The caller must call `done` with it, even if processing fails."""
         while not self._ready:
             self._wake.clear()
             await self._wake.wait()
@@ -94,7 +94,7 @@ class WorkQueue(Generic[K]):
         return key
 
     def done(self, key: K) -> None:
-        """The work on a key that `get` answered is over."""
+        """Finish the processing of a key that `get` returned."""
         self._working.discard(key)
         if key in self._dirty:
             self._ready.append(key)

@@ -1,4 +1,4 @@
-"""Names of Kubernetes resources and of objects in them."""
+"""Kubernetes resources, keys of objects, and access to untyped objects."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-_NO_SEGMENT = re.compile(r"[/%\x00-\x1f\x7f]")
-# An object as the API server sends it. Its shape is the server's business; readers pick with care.
+_INVALID_SEGMENT = re.compile(r"[/%\x00-\x1f\x7f]")
+# An object as the API server sends it. Its structure is not validated, so readers must not rely on it.
 Json = dict[str, Any]
 
 
 class Key(NamedTuple):
-    """Where an object is; `namespace` is empty for cluster-scoped ones."""
+    """Namespace and name of an object. `namespace` is empty for cluster-scoped objects."""
 
     namespace: str
     name: str
@@ -24,13 +24,13 @@ class Key(NamedTuple):
 
 
 def key_of(obj: Mapping[str, Any]) -> Key:
-    """The key of an object as the API server sends it."""
+    """The key of an object that the API server sent."""
     metadata = obj["metadata"]
     return Key(metadata.get("namespace", ""), metadata["name"])
 
 
 def part(obj: Mapping[str, Any], *path: str) -> Json:
-    """The object at `path` in `obj`; an empty one where something on the way is missing or null."""
+    """The object at `path` in `obj`; an empty object if any part of the path is missing or null."""
     node: Any = obj
     for name in path:
         node = node.get(name) or {}
@@ -38,13 +38,13 @@ def part(obj: Mapping[str, Any], *path: str) -> Json:
 
 
 def parts(obj: Mapping[str, Any], name: str) -> list[Json]:
-    """The list of objects called `name`; empty where it is missing or null."""
+    """The list of objects in field `name`; empty if the field is missing or null."""
     return obj.get(name) or []
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """One resource of the API, such as `Resource("batch", "v1", "jobs", "Job")`; core's group is empty."""
+    """A resource of the API, for example `Resource("batch", "v1", "jobs", "Job")`. The core group is empty."""
 
     group: str
     version: str
@@ -53,14 +53,14 @@ class Resource:
 
     @property
     def api_version(self) -> str:
-        """As objects name it."""
+        """The apiVersion of its objects."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
-        """The URL path of an object, or of the collection when `name` is empty.
+        """The URL path of an object, or of the collection if `name` is empty.
 
         Raises:
-            ValueError: a part cannot be one segment of a path, by the rule of Kubernetes.
+            ValueError: an argument is not a valid path segment by the rules of Kubernetes.
         """
         root = ("/apis", self.group, self.version) if self.group else ("/api", self.version)
         scope = ("namespaces", namespace) if namespace else ()
@@ -68,9 +68,9 @@ class Resource:
 
 
 def _segment(text: str) -> str:
-    if text in (".", "..") or _NO_SEGMENT.search(text):
+    if text in (".", "..") or _INVALID_SEGMENT.search(text):
         rule = "must not be . or .. and must not contain /, % or control characters"
-        raise ValueError(f"{text!r} is not a valid URL path segment: it {rule}; give the name of an object")
+        raise ValueError(f"{text!r} is not a valid URL path segment: it {rule}; use the name of an object")
     return quote(text, safe="")
 
 

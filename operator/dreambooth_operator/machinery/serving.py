@@ -1,4 +1,4 @@
-"""Small HTTP servers of a controller: health, metrics, and whatever `aiohttp` application it brings."""
+"""HTTP servers of a controller: health checks, metrics, and any `aiohttp` application."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dreambooth_operator.machinery.metrics import Metrics
 
 
 def health_app(metrics: Metrics, is_ready: Callable[[], bool]) -> web.Application:
-    """`/healthz` answers while the event loop turns, `/readyz` when `is_ready`, `/metrics` for Prometheus."""
+    """`/healthz` responds while the event loop runs, `/readyz` depends on `is_ready`, `/metrics` serves Prometheus."""
 
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok")
 
     async def readyz(_: web.Request) -> web.Response:
         ready = is_ready()
-        return web.Response(status=200 if ready else 503, text="ok" if ready else "caches are not filled yet")
+        return web.Response(status=200 if ready else 503, text="ok" if ready else "the caches are not filled yet")
 
     async def render(_: web.Request) -> web.Response:
         return web.Response(body=metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4"})
@@ -30,9 +30,9 @@ def health_app(metrics: Metrics, is_ready: Callable[[], bool]) -> web.Applicatio
 
 @asynccontextmanager
 async def serving(app: web.Application, host: str, port: int) -> AsyncGenerator[int]:
-    """Serve `app` inside the context, on all interfaces if `host` is empty.
+    """Serve `app` inside the context, on all addresses if `host` is empty.
 
-    Yields the port, which the system chooses when `port` is 0.
+    Yields the port, which the system chooses if `port` is 0.
     """
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()

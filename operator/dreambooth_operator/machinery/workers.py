@@ -1,4 +1,4 @@
-"""Workers that take keys off a queue and reconcile them."""
+"""Workers that reconcile the keys of a queue."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from dreambooth_operator.machinery.queue import WorkQueue
 from dreambooth_operator.machinery.resources import Key
 
 log = logging.getLogger(__name__)
-# Reconciles one object; answers in how many seconds to look again, None for "when something changes".
+# Reconciles one object and returns after how many seconds to do so again; None for "on the next change".
 Reconcile = Callable[[Key], Awaitable[float | None]]
 
 
 async def run_workers(queue: WorkQueue[Key], reconcile: Reconcile, metrics: Metrics, *, count: int = 8) -> None:
-    """Run `count` workers for ever. No error of `reconcile` ends them: the key is retried with back-off.
+    """Run `count` workers forever. If `reconcile` fails, its key is retried with exponential backoff.
 
-    At most `count` keys are worked on in one turn of the event loop: a reconciliation that finds all it needs
-    in memory never waits, and thousands of them in a row would keep the lease from being renewed.
+    Each worker yields to the event loop before each key. A reconciliation that needs no request never waits, and
+    thousands of them in a row would delay the renewal of the lease.
     """
     async with asyncio.TaskGroup() as group:
         for _ in range(count):
@@ -37,15 +37,15 @@ async def _work(queue: WorkQueue[Key], reconcile: Reconcile, metrics: Metrics) -
         try:
             requeue_after_seconds = await reconcile(key)
         except ApiError as error:
-            result = "conflict" if error.is_conflict else "refused"
+            result = "conflict" if error.is_conflict else "rejected"
             level = logging.DEBUG if error.is_conflict else logging.WARNING
-            log.log(level, "%s: %s; again in %.1f s", key, error, queue.retry(key))
+            log.log(level, "%s: %s; retrying in %.1f s", key, error, queue.retry(key))
         except CONNECTION_ERRORS as error:
             result = "unreachable"
-            log.warning("%s: %s; again in %.1f s", key, str(error) or type(error).__name__, queue.retry(key))
-        except Exception:  # a bug of ours must not stop the work on other objects
+            log.warning("%s: %s; retrying in %.1f s", key, str(error) or type(error).__name__, queue.retry(key))
+        except Exception:  # a bug must not affect other objects
             result = "error"
-            log.exception("%s: again in %.1f s", key, queue.retry(key))
+            log.exception("%s: retrying in %.1f s", key, queue.retry(key))
         else:
             result = "ok"
             queue.succeeded(key)

@@ -1,1 +1,1 @@
-"""Where trainers report: an HTTP endpoint that any replica serves, leader or not."""
+"""The status server: receives progress reports from trainers. Every replica serves it, whether it leads or not."""

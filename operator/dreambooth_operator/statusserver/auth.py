@@ -1,4 +1,4 @@
-"""Who is calling: a pod's audience-bound token, checked by the API server."""
+"""Authentication of trainers by their pods' audience-bound tokens, which the API server reviews."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from dreambooth_operator.machinery.client import Api
 from dreambooth_operator.machinery.resources import TOKEN_REVIEWS, Json, part
 
-_KEPT_SECONDS = 60
-_MOST_KEPT = 5000
+_CACHE_SECONDS = 60
+_MAX_CACHED = 5000
 _ACCOUNT = "system:serviceaccount:"
 _POD_NAME = "authentication.kubernetes.io/pod-name"
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A service account, and the pod that its token is bound to (empty if to none)."""
+    """A service account, and the pod that its token is bound to; empty if it is bound to none."""
 
     namespace: str
     account: str
@@ -25,7 +25,7 @@ class Caller:
 
 
 class TokenChecker:
-    """Asks TokenReview, and remembers a yes for a minute; a no is asked anew each time."""
+    """Authenticates by TokenReview. Valid tokens are cached for a minute, invalid ones are not cached."""
 
     def __init__(self, api: Api, audience: str, *, clock: Callable[[], float]) -> None:
         self._api = api
@@ -34,7 +34,7 @@ class TokenChecker:
         self._known: dict[bytes, tuple[float, Caller]] = {}
 
     async def check(self, token: str) -> Caller | None:
-        """Whose token it is; None if it is nobody's or for another audience."""
+        """The caller that a token authenticates; None if it is not valid for the audience."""
         digest, now = hashlib.sha256(token.encode()).digest(), self._clock()
         known = self._known.get(digest)
         if known and known[0] > now:
@@ -43,9 +43,9 @@ class TokenChecker:
         if caller is None:
             self._known.pop(digest, None)
         else:
-            if len(self._known) >= _MOST_KEPT:
+            if len(self._known) >= _MAX_CACHED:
                 self._known = {d: k for d, k in self._known.items() if k[0] > now}
-            self._known[digest] = (now + _KEPT_SECONDS, caller)
+            self._known[digest] = (now + _CACHE_SECONDS, caller)
         return caller
 
     async def _review(self, token: str) -> Caller | None:
@@ -57,7 +57,7 @@ class TokenChecker:
         status = part(await self._api.request("POST", TOKEN_REVIEWS.path(), body=body), "status")
         user = part(status, "user")
         name: str = user.get("username", "")
-        # A server that knows no audiences answers without any: then the token proves too little.
+        # An authenticator without support for audiences returns none: then the token may be meant for another service.
         if not status.get("authenticated") or self._audience not in (status.get("audiences") or ()):
             return None
         if not name.startswith(_ACCOUNT):

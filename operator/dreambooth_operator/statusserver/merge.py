@@ -1,4 +1,4 @@
-"""What becomes of a trainer's report in a job's status. Pure."""
+"""Merging of a trainer's report into a job's status. Pure."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from dreambooth_api.status import (
 
 
 def merge(status: JobStatus, report: ProgressMessage, attempt: int, now: datetime) -> ReportedStatus:
-    """What the endpoint owns of the status after `report` of `attempt`.
+    """The status server's fields of the status after `report` of `attempt`.
 
-    Scores and output are those of the attempt that `report.attempt` names. What an earlier attempt reported is
-    dropped: the trainer reports it again if it still holds. Class images and steps are kept, because the next
-    attempt starts with them.
+    Scores and output of an earlier attempt are dropped; the trainer reports them again if they are still valid. Class
+    images and steps are kept, because the next attempt continues from them.
     """
     old = status.report if status.report and status.report.attempt == attempt else None
     phase = report.phase or (old.phase if old else None)
@@ -39,11 +38,8 @@ def merge(status: JobStatus, report: ProgressMessage, attempt: int, now: datetim
     )
 
 
-def news_of(report: ProgressMessage) -> object:
-    """The part of a report that is written at once, to compare with that of another.
-
-    Steps are not part of it, but the first and the last one are.
-    """
+def milestone_of(report: ProgressMessage) -> object:
+    """The part of a report that is written at once if it changes. Of the steps, only the first and the last count."""
     scores = tuple(sorted((name, str(value)) for name, value in (report.scores or {}).items()))
     is_last = report.step is not None and report.step == report.steps
     return (report.phase, bool(report.step), is_last, report.class_images, report.failure, report.output, scores)
@@ -66,19 +62,19 @@ def _training(old: TrainingStatus, report: ProgressMessage, phase: TrainerPhase 
 
 
 def _scores(scores: dict[str, float | None]) -> Scores:
-    """Scores by any of their names (clipI, clip_i), with three digits."""
+    """Scores by either spelling of their names (clipI, clip_i), with three decimals."""
     fields = {name.replace("_", ""): name for name in Scores.model_fields}
     known = {fields[key]: value for name, value in scores.items() if (key := name.replace("_", "").lower()) in fields}
     return Scores(**{name: f"{value:.3f}" for name, value in known.items() if value is not None and abs(value) < 1e9})
 
 
 def _rounded(value: float | None) -> float | None:
-    """Four significant digits: more is noise, and a write."""
+    """Four significant digits, so that insignificant changes cause no write."""
     return None if value is None else float(f"{value:.4g}")
 
 
 def _duration(seconds: float | None) -> str | None:
-    """As kubectl shows ages: 45s, 5m, 2h10m."""
+    """A duration as kubectl prints it: 45s, 5m, 2h10m."""
     if seconds is None:
         return None
     minutes, rest = divmod(int(seconds), 60)

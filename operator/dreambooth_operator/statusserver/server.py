@@ -1,17 +1,20 @@
-"""`POST /v1/jobs/<namespace>/<name>/attempts/<n>`: a trainer tells where it is.
+"""HTTP server for progress reports: `POST /v1/jobs/<namespace>/<name>/attempts/<n>`.
 
-A report is written into the job's status, under a field manager of its own, before it is answered: what
-was answered with 202 survives this process. Progress within a phase is written at most every ten
-seconds, and in between does not even cost a read; what is final (a phase, class images, the last step, scores, an
-output, a failure) is written at once.
+A report is applied to the job's status, with a separate field manager, before the response is sent: a report that was
+answered with 202 is durable. Progress within a phase is written at most every ten seconds; other reports in between
+cost no request to the API server. A new phase, class images, the last step, scores, an output and a failure are written
+at once.
 
-The latest attempt may report also after its RayJob ended, since its last report may be delayed: it counts for the
-conditions of the job until the next attempt begins or the job is deleted.
+The latest attempt may still report after its RayJob has ended, because its last report may be delayed. Its reports
+count until the next attempt starts or the job is deleted.
 
-Answers: 202 taken. Try again: 401 no valid token (the kubelet replaces it), 503 the API server is away.
-Values of a report that are not valid, and unknown fields, are ignored: the trainer may be newer than the operator.
-Give up: 400 no JSON object; 403 not this job's pod; 404 no such job, or no name of one; 409 a later attempt has
-begun, or the job is being deleted; 413 too large.
+Invalid values and unknown fields of a report are ignored, because the trainer may be newer than the operator.
+
+Responses:
+- 202: accepted.
+- Retry: 401 the token is not valid (the kubelet rotates it), 503 the API server is not available.
+- Do not retry: 400 not a JSON object; 403 not a pod of this job; 404 the job does not exist; 409 a later attempt has
+  started, or the job is being deleted; 413 the body is too large.
 """
 
 from __future__ import annotations
@@ -32,29 +35,29 @@ from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiErro
 from dreambooth_operator.machinery.resources import Json, Key
 from dreambooth_operator.resources import JOBS
 from dreambooth_operator.statusserver.auth import Caller, TokenChecker
-from dreambooth_operator.statusserver.merge import merge, news_of
+from dreambooth_operator.statusserver.merge import merge, milestone_of
 
 log = logging.getLogger(__name__)
 FIELD_MANAGER = "dreambooth-progress"
-_MOST_BYTES = 64 * 1024
+_MAX_BYTES = 64 * 1024
 _WRITE_SECONDS = 10.0
-_MOST_TRIES = 5
-# Matched against the raw path, in which %2F stays %2F: other names are 404 before anything is asked of anybody.
+_MAX_TRIES = 5
+# Matched against the raw path, in which %2F stays encoded: invalid names get 404 before any request is made.
 _LABEL = DNS_LABEL.strip("^$")
 _ROUTE = f"/v1/jobs/{{namespace:{_LABEL}}}/{{name:{_LABEL}}}/attempts/{{attempt:[0-9]{{1,6}}}}"
 
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """The last report of an attempt that was written: when, by whom, and the part of it that should not wait."""
+    """The last written report of an attempt: when it was written, who sent it, and its milestone."""
 
     time: float
     caller: Caller
-    news: object
+    milestone: object
 
 
-class Endpoint:
-    """See the module. `clock` counts seconds and only goes forward."""
+class StatusServer:
+    """The HTTP server. `clock` is monotonic, in seconds."""
 
     def __init__(self, api: Api, tokens: TokenChecker, *, clock: Callable[[], float]) -> None:
         self._api = api
@@ -63,8 +66,8 @@ class Endpoint:
         self._written: dict[tuple[Key, int], _Written] = {}
 
     def app(self) -> web.Application:
-        """The application that serves the endpoint."""
-        app = web.Application(client_max_size=_MOST_BYTES)
+        """The aiohttp application."""
+        app = web.Application(client_max_size=_MAX_BYTES)
         app.add_routes([web.post(_ROUTE, self._post)])
         return app
 
@@ -75,44 +78,49 @@ class Endpoint:
         try:
             caller = await self._tokens.check(token) if scheme == "Bearer" and token else None
             if caller is None:
-                return _say(401, "send the pod's token for audience dreambooth-progress as Authorization: Bearer")
+                return _respond(401, "send the pod's token for audience dreambooth-progress as Authorization: Bearer")
             if caller.namespace != key.namespace:
-                return _say(403, f"a pod of namespace {caller.namespace} cannot report for {key}")
+                return _respond(403, f"a pod in namespace {caller.namespace} must not report for {key}")
             body = await request.read()
             try:
                 report, ignored = parse_message(body)
             except ValueError as error:
-                return _say(400, f"the report is not understood: {error}")
+                return _respond(400, f"the report is not valid: {error}")
             if ignored:
-                log.debug("report for %s: values ignored that are not valid: %s", key, ", ".join(ignored))
-            return await self._take(key, attempt, caller, report)
+                log.debug("report for %s: ignored invalid values: %s", key, ", ".join(ignored))
+            return await self._accept(key, attempt, caller, report)
         except ApiError as error:
             if error.is_not_found:
-                return _say(404, f"there is no DreamBoothJob {key}")
+                return _respond(404, f"DreamBoothJob {key} does not exist")
             if error.status in (400, 422):
-                return _say(400, f"the API server does not take this report: {error.message}")
+                return _respond(400, f"the API server rejected the report: {error.message}")
             log.warning("report for %s: %s", key, error)
-            return _say(503, "the API server refused for now; try again")
+            return _respond(503, "the API server returned an error; retry")
         except CONNECTION_ERRORS:
-            return _say(503, "the API server is away; try again")
+            return _respond(503, "the API server is not available; retry")
 
-    async def _take(self, key: Key, attempt: int, caller: Caller, report: ProgressMessage) -> web.Response:
-        last, news = self._written.get((key, attempt)), news_of(report)
-        if last and last.caller == caller and last.news == news and self._clock() - last.time < _WRITE_SECONDS:
-            return _say(202, "taken; not written, too soon after the last")
-        for _ in range(_MOST_TRIES):
+    async def _accept(self, key: Key, attempt: int, caller: Caller, report: ProgressMessage) -> web.Response:
+        last, milestone = self._written.get((key, attempt)), milestone_of(report)
+        if (
+            last
+            and last.caller == caller
+            and last.milestone == milestone
+            and self._clock() - last.time < _WRITE_SECONDS
+        ):
+            return _respond(202, "accepted; not written, because the last write was too recent")
+        for _ in range(_MAX_TRIES):
             job = read_job(await self._api.get(JOBS, key))
-            if refusal := _refuse(job, attempt, caller):
-                return refusal
+            if rejection := _reject(job, attempt, caller):
+                return rejection
             try:
                 await self._write(job, merge(job.status, report, attempt, datetime.now(UTC)))
             except ApiError as error:
                 if error.is_conflict:
                     continue
                 raise
-            self._remember((key, attempt), _Written(self._clock(), caller, news))
-            return _say(202, "written")
-        return _say(503, "the job changes too fast; try again")
+            self._remember((key, attempt), _Written(self._clock(), caller, milestone))
+            return _respond(202, "written")
+        return _respond(503, "the job changes too often; retry")
 
     async def _write(self, job: Job, status: ReportedStatus) -> None:
         obj: Json = {
@@ -125,23 +133,23 @@ class Endpoint:
 
     def _remember(self, attempt: tuple[Key, int], written: _Written) -> None:
         if len(self._written) > 10_000:
-            least = written.time - _WRITE_SECONDS
-            self._written = {key: old for key, old in self._written.items() if old.time > least}
+            oldest = written.time - _WRITE_SECONDS
+            self._written = {key: old for key, old in self._written.items() if old.time > oldest}
         self._written[attempt] = written
 
 
-def _refuse(job: Job, attempt: int, caller: Caller) -> web.Response | None:
-    """Why `caller` may not report for this attempt of `job`; None if it may."""
+def _reject(job: Job, attempt: int, caller: Caller) -> web.Response | None:
+    """The response to a caller that may not report for this attempt; None if it may."""
     if caller.account != base_name(job):
-        return _say(403, f"service account {caller.account} is not that of DreamBoothJob {job.key}")
+        return _respond(403, f"service account {caller.account} does not belong to DreamBoothJob {job.key}")
     if caller.pod and not caller.pod.startswith(f"{attempt_name(job, attempt)}-"):
-        return _say(403, f"pod {caller.pod} does not belong to attempt {attempt} of DreamBoothJob {job.key}")
+        return _respond(403, f"pod {caller.pod} does not belong to attempt {attempt} of DreamBoothJob {job.key}")
     if attempt != job.status.attempts:
-        return _say(409, f"attempt {attempt} is over, attempt {job.status.attempts} has begun; stop")
+        return _respond(409, f"attempt {attempt} has ended, the latest attempt is {job.status.attempts}; stop")
     if job.deleted:
-        return _say(409, f"DreamBoothJob {job.key} is being deleted; stop")
+        return _respond(409, f"DreamBoothJob {job.key} is being deleted; stop")
     return None
 
 
-def _say(status: int, message: str) -> web.Response:
+def _respond(status: int, message: str) -> web.Response:
     return web.json_response({"message": message}, status=status)

@@ -29,7 +29,7 @@ class Unqueued:
         return {}
 
     def is_admitted(self, ray_job: RayJob) -> bool:
-        """Whether nobody has suspended the RayJob."""
+        """Whether the RayJob has not been suspended by a user."""
         return is_active(ray_job)
 
     def waiting_message(self, ray_job_name: str) -> str:

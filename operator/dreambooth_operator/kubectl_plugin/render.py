@@ -1,4 +1,4 @@
-"""A job as a person reads it. Pure: from the object that the API server sends to text."""
+"""Rendering of a job and its events for the terminal. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STYLES = {"Succeeded": "bold green", "Failed": "bold red", "Rejected": "bold re
 
 
 def render(job: Json, now: datetime) -> RenderableType:
-    """Phase, progress, conditions with their reasons, scores and output."""
+    """Render phase, message, progress, conditions, scores and output."""
     status, metadata = part(job, "status"), part(job, "metadata")
     phase = status.get("phase", "Pending")
     head = Text.assemble(
@@ -30,11 +30,11 @@ def render(job: Json, now: datetime) -> RenderableType:
     training = part(status, "training")
     if training.get("steps"):
         bar = Table.grid(padding=(0, 2))
-        told = [f"loss {training['loss']}"] if "loss" in training else []
-        told += [f"{training['stepsPerSecond']} steps/s"] if "stepsPerSecond" in training else []
-        told += [f"{training['eta']} left"] if "eta" in training else []
+        details = [f"loss {training['loss']}"] if "loss" in training else []
+        details += [f"{training['stepsPerSecond']} steps/s"] if "stepsPerSecond" in training else []
+        details += [f"{training['eta']} left"] if "eta" in training else []
         progress = ProgressBar(total=training["steps"], completed=training.get("step", 0), width=30)
-        bar.add_row("training", progress, training.get("progress", ""), " ".join(told))
+        bar.add_row("training", progress, training.get("progress", ""), " ".join(details))
         rows.append(bar)
     rows.append(_conditions(parts(status, "conditions")))
     if counts := part(status, "classImages"):
@@ -46,13 +46,13 @@ def render(job: Json, now: datetime) -> RenderableType:
     return Group(*rows)
 
 
-def is_over(job: Json) -> bool:
-    """Whether the job has ended, well or not."""
+def is_finished(job: Json) -> bool:
+    """Whether the job has succeeded or failed."""
     return part(job, "status").get("phase") in ("Succeeded", "Failed")
 
 
 def event_rows(events: list[Json], now: datetime) -> Table:
-    """Events as a table, the oldest first."""
+    """Render events as a table, oldest first."""
     table = Table.grid(padding=(0, 2))
     for event in sorted(events, key=lambda e: e.get("lastTimestamp") or ""):
         style = "yellow" if event.get("type") == "Warning" else ""
