@@ -1,7 +1,7 @@
 """Ray clusters with resources that this machine does not have: `python fake_cluster.py CASE` prints a JSON object.
 
-Each case needs a Ray of its own, so each is a process. Ray takes any number for GPUs; that CUDA does not work with
-them is real.
+Each case starts its own Ray cluster and therefore runs in its own process. Ray accepts any number of GPUs; that CUDA
+does not work with them is real.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import psutil
 
 
 def two_nodes_with_gpus() -> dict[str, Any]:
-    """A head without a core, two nodes of four GPUs: who is asked, and how many workers generate images."""
+    """A head node without CPUs and two nodes with four GPUs each: detected hardware, and the size of the pool."""
     import ray
     from ray.cluster_utils import Cluster as Nodes
 
@@ -27,8 +27,8 @@ def two_nodes_with_gpus() -> dict[str, Any]:
 
     def a100() -> hardware.Device:
         gpus = len(ray.get_runtime_context().get_accelerator_ids()["GPU"])
-        assert gpus == 1, "the probe runs with a GPU"
-        assert ray.get_runtime_context().get_node_id() != head, "the head has none"
+        assert gpus == 1, "the probe must reserve a GPU"
+        assert ray.get_runtime_context().get_node_id() != head, "the head node has no GPU"
         return hardware.Device("A100", 80 * 2**30, bf16=True)
 
     nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
@@ -36,22 +36,22 @@ def two_nodes_with_gpus() -> dict[str, Any]:
     nodes.add_node(num_cpus=1, num_gpus=4)
     ray.init(address=nodes.address, log_to_driver=False)
     head = ray.get_runtime_context().get_node_id()
-    answer: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     try:
         hardware.query_workers(Cluster(workers=2, resources=Resources(gpu=4)))
     except hardware.DeviceError as error:
-        answer["without CUDA"] = str(error)
+        result["without CUDA"] = str(error)
     hardware.cuda_device = a100
     for gpu in (4, None):
         found = hardware.query_workers(Cluster(workers=2, resources=Resources(gpu=gpu)))
-        answer[f"gpu {gpu}"] = [found.gpus_per_worker, found.device, found.memory_bytes, found.bf16]
-    answer["cpu"] = hardware.query_workers(Cluster(workers=2, resources=Resources(gpu=0))).gpus_per_worker
-    answer["pool of 6"] = len(WorkerPool(6, gpu=True).start())
-    return answer
+        result[f"gpu {gpu}"] = [found.gpus_per_worker, found.device, found.memory_bytes, found.bf16]
+    result["cpu"] = hardware.query_workers(Cluster(workers=2, resources=Resources(gpu=0))).gpus_per_worker
+    result["pool of 6"] = len(WorkerPool(6, gpu=True).start())
+    return result
 
 
 def broken_gpu() -> dict[str, Any]:
-    """What the phases answer in a process for which Ray reserved a GPU, where CUDA does not work."""
+    """Errors of the pool and of training in processes for which Ray reserved a GPU, but CUDA does not work."""
     import ray
 
     from dreambooth_trainer.cluster.hardware import work_device
@@ -60,12 +60,12 @@ def broken_gpu() -> dict[str, Any]:
     from dreambooth_trainer.training.worker import run_worker
 
     ray.init(address="local", num_gpus=2, include_dashboard=False, log_to_driver=False)
-    answer: dict[str, Any] = {"cpu": WorkerPool(1).call(work_device)}
+    result: dict[str, Any] = {"cpu": WorkerPool(1).call(work_device)}
     pool = WorkerPool(2, gpu=True)
     try:
-        answer["pool"] = pool.call(work_device)
+        result["pool"] = pool.call(work_device)
     except Exception as error:
-        answer["pool"] = str(error).splitlines()[-1]
+        result["pool"] = str(error).splitlines()[-1]
 
     def train() -> str:
         reported: list[FatalWorkerError] = []
@@ -82,14 +82,14 @@ def broken_gpu() -> dict[str, Any]:
         return "trained"
 
     pool.stop()
-    answer["training"] = ray.get(ray.remote(num_gpus=1)(train).remote())
-    return answer
+    result["training"] = ray.get(ray.remote(num_gpus=1)(train).remote())
+    return result
 
 
-def eat(tries: Path) -> int:
-    """Take memory until somebody ends it; counts how often it was tried."""
-    with tries.open("a") as file:
-        file.write("tried\n")
+def exhaust_memory(attempts: Path) -> int:
+    """Allocate memory until the process is killed. Each attempt adds a line to a file."""
+    with attempts.open("a") as file:
+        file.write("attempt\n")
     held = []
     while True:
         held.append(b"x" * 2**28)
@@ -97,7 +97,7 @@ def eat(tries: Path) -> int:
 
 
 def out_of_memory() -> dict[str, Any]:
-    """What a run raises when Ray kills its workers for lack of memory, and how often they were started."""
+    """Errors that a run raises when Ray kills its workers because of memory pressure, and the number of attempts."""
     memory = psutil.virtual_memory()
     os.environ["RAY_memory_usage_threshold"] = str((memory.total - memory.available + 5 * 2**30) / memory.total)  # noqa: SIM112 - Ray's name
     os.environ["RAY_memory_monitor_refresh_ms"] = "50"  # noqa: SIM112 - Ray's name
@@ -112,22 +112,22 @@ def out_of_memory() -> dict[str, Any]:
     from dreambooth_trainer.store.folder import JobFolder
 
     folder = Path(sys.argv[2])
-    answer: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     with ray_cluster():
         try:
-            WorkerPool(1).call(eat, folder / "pool")
+            WorkerPool(1).call(exhaust_memory, folder / "pool")
         except InsufficientMemoryError as error:
-            answer["pool"] = [str(error), len((folder / "pool").read_text().split())]
+            result["pool"] = [str(error), len((folder / "pool").read_text().split())]
         plan = make_plan(WEIGHTS)
         progress_actor: Any = ray.remote(num_cpus=0)(train.ProgressActor).remote()
         trainer = train.build_trainer(plan, JobFolder(folder), "key", train.partial(train.report_to, progress_actor))
-        trainer.train_loop_per_worker = lambda config: eat(folder / "training")
+        trainer.train_loop_per_worker = lambda config: exhaust_memory(folder / "training")
         try:
             train._fit(trainer, progress_actor, Silent())
         except Exception as caught:
             error = caught if isinstance(caught, InsufficientMemoryError) else out_of_memory(caught, "training")
-            answer["training"] = [str(error), len((folder / "training").read_text().split())]
-    return answer
+            result["training"] = [str(error), len((folder / "training").read_text().split())]
+    return result
 
 
 class Silent:

@@ -1,4 +1,4 @@
-"""Defaults, batches and the ZeRO stage: what a job becomes before anything runs."""
+"""Resolved defaults, the split of the batch, and the choice of the ZeRO stage."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from dreambooth_trainer.planning.memory import GIB, ModelSize, choose_stage, mem
 from dreambooth_trainer.planning.plan import Plan, fill_defaults, fingerprint
 from dreambooth_trainer.training.deepspeed_config import deepspeed_config, merge
 
-STABLE_DIFFUSION = ModelSize(trainable=860_000_000, frozen=0, whole=1_066_000_000, latent_side=64, width=320)
+STABLE_DIFFUSION = ModelSize(trainable=860_000_000, frozen=0, total=1_066_000_000, latent_side=64, width=320)
 
 
 def make_plan(spec: dict | None = None, images: int = 4, gpus: int = 0, precision: str = "fp32") -> Plan:
@@ -27,20 +27,20 @@ def make_plan(spec: dict | None = None, images: int = 4, gpus: int = 0, precisio
     )
 
 
-def test_the_papers_defaults_hold_for_any_model_but_the_built_in() -> None:
+def test_models_other_than_the_embedded_one_get_the_defaults_of_the_paper() -> None:
     plan = make_plan({"model": {"id": "some/model"}})
     assert (plan.steps, plan.learning_rate, plan.resolution, plan.num_class_images) == (1000, 5e-6, 512, 800)
     assert plan.spec.prior_preservation.loss_weight == 1.0
     assert make_plan({"model": {"id": "some/model"}}, images=12).num_class_images == PAPER.max_class_images
 
 
-def test_the_built_in_model_has_its_own() -> None:
+def test_the_embedded_model_has_its_own_defaults() -> None:
     plan = make_plan()
     assert (plan.steps, plan.learning_rate, plan.resolution) == (SPRITES.steps, SPRITES.learning_rate, 32)
     assert (plan.instance_prompt, plan.class_prompt, plan.subject_noun) == ("a sks dog", "a dog", "sks dog")
 
 
-def test_what_the_job_says_wins() -> None:
+def test_values_of_the_job_override_defaults() -> None:
     plan = make_plan(
         {
             "training": {"steps": 7, "learningRate": 0.5, "globalBatchSize": 6},
@@ -53,7 +53,7 @@ def test_what_the_job_says_wins() -> None:
 @pytest.mark.parametrize(
     ("model", "rate"), [(None, SPRITES.lora_learning_rate), ({"id": "some/model"}, 1e-4)], ids=["built-in", "other"]
 )
-def test_lora_has_a_learning_rate_of_its_own(model: dict | None, rate: float) -> None:
+def test_lora_has_its_own_default_learning_rate(model: dict | None, rate: float) -> None:
     lora = {"method": "LoRA", "textEncoder": {"train": True}}
     plan = make_plan({"model": model, "training": lora})
     assert (plan.learning_rate, plan.text_encoder_learning_rate) == (rate, rate)
@@ -66,40 +66,40 @@ def test_lora_has_a_learning_rate_of_its_own(model: dict | None, rate: float) ->
     [
         (
             {"training": {"globalBatchSize": 3}, "cluster": {"workers": 2}},
-            "spec.training.globalBatchSize: 3: cannot be split evenly over 2 worker(s) x 1 accumulation step(s); "
-            "write a multiple of 2",
+            "spec.training.globalBatchSize: 3: cannot be split evenly across 2 worker(s) x 1 accumulation step(s); "
+            "set a multiple of 2",
         ),
         (
             {
                 "training": {"globalBatchSize": 4, "gradientAccumulationSteps": 2},
                 "cluster": {"elastic": {"minWorkers": 2, "maxWorkers": 3}},
             },
-            "spec.training.globalBatchSize: 4: cannot be split evenly over any number of workers from 2 to 3 x 2 "
-            "accumulation step(s); write a multiple of 12",
+            "spec.training.globalBatchSize: 4: cannot be split evenly across any number of workers from 2 to 3 x 2 "
+            "accumulation step(s); set a multiple of 12",
         ),
         (
             {"model": {"id": "some/model"}, "cluster": {"workers": 8}},
-            "spec.training.globalBatchSize: 1: the default cannot be split evenly over 8 worker(s) x 1 "
-            "accumulation step(s); use fewer workers, or write a recipe with as many samples: "
+            "spec.training.globalBatchSize: 1: the default cannot be split evenly across 8 worker(s) x 1 "
+            "accumulation step(s); use fewer workers, or set values with the same number of samples: "
             "training.globalBatchSize: 8, training.steps: 125, training.learningRate: 1.4e-05",
         ),
     ],
 )
-def test_a_batch_that_cannot_be_split_is_told(spec: dict, sentence: str) -> None:
+def test_a_batch_that_cannot_be_split_is_rejected(spec: dict, sentence: str) -> None:
     with pytest.raises(UserError) as caught:
         make_plan(spec)
     assert str(caught.value) == sentence
 
 
-def test_a_batch_is_split_over_all_gpus() -> None:
-    with pytest.raises(UserError, match=r"over 1 worker\(s\) x 8 GPUs x 1 accumulation step"):
+def test_the_batch_is_split_across_all_gpus() -> None:
+    with pytest.raises(UserError, match=r"across 1 worker\(s\) x 8 GPUs x 1 accumulation step"):
         make_plan({"model": {"id": "some/model"}}, gpus=8)
     plan = make_plan({"training": {"globalBatchSize": 16}, "cluster": {"workers": 2}}, gpus=8)
     assert plan.world_sizes == (16, 16)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_the_number_of_workers_does_not_change_the_batch(workers: int) -> None:
+def test_the_batch_size_does_not_depend_on_the_number_of_workers(workers: int) -> None:
     assert make_plan({"cluster": {"workers": workers}}).batch_size == SPRITES.batch_size
 
 
@@ -107,7 +107,7 @@ def test_the_number_of_workers_does_not_change_the_batch(workers: int) -> None:
     ("available", "workers", "stage", "fits"),
     [(40, 1, 1, True), (9, 4, 1, True), (8, 4, 2, True), (7, 4, 3, True), (1, 4, 3, False), (1, 1, 1, False)],
 )
-def test_the_lowest_stage_that_fits_is_taken(available: float, workers: int, stage: int, fits: bool) -> None:
+def test_the_lowest_stage_that_fits_is_chosen(available: float, workers: int, stage: int, fits: bool) -> None:
     choice = choose_stage(
         "auto",
         STABLE_DIFFUSION,
@@ -118,10 +118,10 @@ def test_the_lowest_stage_that_fits_is_taken(available: float, workers: int, sta
         checkpointing=True,
     )
     assert (choice.stage, choice.fits) == (stage, fits)
-    assert f"of {available:.1f} GiB" in choice.why
+    assert f"of {available:.1f} GiB" in choice.reason
 
 
-def test_memory_follows_the_zero_paper() -> None:
+def test_memory_of_model_states_matches_the_zero_paper() -> None:
     def need(stage: int) -> float:
         found = memory_need(
             STABLE_DIFFUSION, stage=stage, world_size=4, precision="bf16", images=0, checkpointing=False
@@ -134,7 +134,7 @@ def test_memory_follows_the_zero_paper() -> None:
     assert need(3) == weights * 16 / 4
 
 
-def test_deepspeed_configuration_splits_the_batch_and_takes_raw_settings() -> None:
+def test_deepspeed_config_splits_the_batch_and_merges_the_jobs_config() -> None:
     plan = make_plan(
         {
             "training": {
@@ -160,11 +160,11 @@ def test_deepspeed_configuration_splits_the_batch_and_takes_raw_settings() -> No
     }
 
 
-def test_merging_leaves_both_sides_alone() -> None:
+def test_merge_does_not_modify_its_arguments() -> None:
     base, over = {"a": {"b": 1}}, {"a": {"c": 2}}
     assert merge(base, over) == {"a": {"b": 1, "c": 2}}
     assert (base, over) == ({"a": {"b": 1}}, {"a": {"c": 2}})
 
 
-def test_fingerprints_are_of_values_not_of_their_order() -> None:
+def test_fingerprints_do_not_depend_on_the_order_of_keys() -> None:
     assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1}) != fingerprint({"a": 1, "b": [3]})

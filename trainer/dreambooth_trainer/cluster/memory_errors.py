@@ -1,4 +1,4 @@
-"""Recognizes a lack of memory in the errors of PyTorch and Ray, without importing either."""
+"""Detection of out-of-memory errors of PyTorch and Ray, without importing either."""
 
 from __future__ import annotations
 
@@ -9,40 +9,41 @@ from dreambooth_api.errors import UserError, ValidationIssue
 
 
 class InsufficientMemoryError(UserError):
-    """A worker does not have the memory that the job needs; the same again would end the same."""
+    """A worker ran out of memory. Another attempt of the same job would fail in the same way."""
 
 
 def out_of_memory(error: BaseException, activity: str) -> InsufficientMemoryError | None:
-    """One sentence for an error of PyTorch or Ray that means a lack of memory; None for any other error.
+    """Convert an out-of-memory error of PyTorch or Ray; None for any other error.
 
     Args:
-        activity: what the worker was doing.
+        activity: what the worker was doing, for example "training".
     """
-    found = next((one for one in _inner_errors(error) if type(one).__name__ == "OutOfMemoryError"), None)
-    if found is None:  # ray.exceptions has one, torch has one
+    # Both ray.exceptions and torch have a class of this name.
+    cause = next((inner for inner in _inner_errors(error) if type(inner).__name__ == "OutOfMemoryError"), None)
+    if cause is None:
         return None
-    used = re.search(r"was (\S+) used / (\S+) limit", str(found))
+    used = re.search(r"was (\S+) used / (\S+) limit", str(cause))
     if used:
-        rule = f"Ray killed a worker that was {activity}: {used[1]} of {used[2]} on its machine were in use"
+        rule = f"Ray killed a worker during {activity}: {used[1]} of {used[2]} on its machine were in use"
     else:
-        rule = f"the GPU's memory was exhausted by {activity}: {str(found).partition(chr(10))[0]}"
+        rule = f"the GPU ran out of memory during {activity}: {str(cause).partition(chr(10))[0]}"
     remedy = (
-        "write training.gradientCheckpointing: true, a smaller training.globalBatchSize or training.resolution, "
-        "training.method: LoRA, more cluster.workers, or use workers with more memory"
+        "set training.gradientCheckpointing: true, decrease training.globalBatchSize or training.resolution, "
+        "set training.method: LoRA, increase cluster.workers, or use workers with more memory"
     )
     return InsufficientMemoryError(ValidationIssue("spec.cluster.resources", None, rule, remedy))
 
 
 def _inner_errors(error: BaseException) -> Iterator[BaseException]:
-    """An error and those that Ray, Ray Train and Python keep inside it, each once."""
-    waiting: list[object] = [error]
+    """An error and all errors that Ray, Ray Train and Python wrap in it, each once."""
+    pending: list[object] = [error]
     seen: set[int] = set()
-    while waiting:
-        inner = waiting.pop()
+    while pending:
+        inner = pending.pop()
         if isinstance(inner, Mapping):
-            waiting += inner.values()
+            pending += inner.values()
         elif isinstance(inner, BaseException) and id(inner) not in seen:
             seen.add(id(inner))
             yield inner
             names = ("cause", "health_check_failure", "controller_failure", "worker_failures", "__cause__")
-            waiting += (getattr(inner, name, None) for name in names)
+            pending += (getattr(inner, name, None) for name in names)

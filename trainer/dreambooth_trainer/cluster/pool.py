@@ -1,6 +1,6 @@
-"""The processes that generate, encode and score: one per GPU, or a few on CPUs, started once for a whole job.
+"""A pool of Ray actors that generate, encode and score images: one per GPU, or a few on CPUs.
 
-A process needs ten seconds of CPU and more to import diffusers, so phases do not each start their own.
+All phases share one pool, because importing diffusers takes a process more than ten seconds of CPU time.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from dreambooth_trainer.cluster.memory_errors import out_of_memory
 
-# Times that a call is repeated after the death of the worker that ran it.
+# Retries of a call whose worker died.
 MAX_CALL_RETRIES = 5
 
 
 class PoolWorker:
-    """A Ray actor that runs functions, one at a time; what they cache in their modules stays between calls."""
+    """A Ray actor that runs one function at a time. Objects cached by their modules are kept between calls."""
 
     def __init__(self, threads: int, preload: str) -> None:
-        # Slow imports happen while the driver still prepares images.
+        # Slow imports run while the driver prepares images.
         import torch
 
         if preload:
@@ -32,19 +32,19 @@ class PoolWorker:
         torch.set_num_threads(threads)
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function of a module that workers can import."""
+        """Call a function. It must be importable by the workers."""
         return function(*arguments)
 
 
 class WorkerPool:
-    """The workers of one run. A dead one is replaced and its call repeated, so a call must be repeatable.
+    """The workers of one run. A worker that dies is replaced and its call is retried, so calls must be idempotent.
 
-    A worker that was killed for lack of memory is not replaced: the next one would be killed as well.
+    A worker that was killed because of memory pressure is not replaced: its replacement would be killed as well.
 
     Args:
-        processes: the most workers; fewer where the cluster has fewer GPUs or cores.
-        gpu: whether each worker has a GPU.
-        preload: a module that workers import when they start; empty for none.
+        processes: maximum number of workers. Fewer start if the cluster has fewer GPUs or cores.
+        gpu: whether each worker reserves a GPU.
+        preload: module that workers import when they start; empty for none.
     """
 
     def __init__(self, processes: int, *, gpu: bool = False, preload: str = "") -> None:
@@ -53,69 +53,72 @@ class WorkerPool:
         self._threads = 1
 
     def start(self) -> list[Any]:
-        """The actors, started if they are not; returns at once, while they import."""
+        """Start the actors unless they run, and return them without waiting for their imports."""
         if not self._actors:
             resources = ray.cluster_resources()
             cpus = int(resources.get("CPU", 1))
             count = max(1, min(int(resources.get("GPU", 0)) if self._gpu else cpus, self._processes))
             self._threads = max(1, cpus // count)
-            self._actors = [self._new() for _ in range(count)]
+            self._actors = [self._start_actor() for _ in range(count)]
         return self._actors
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function on one worker, on its GPU if it has one."""
         return next(self.map(function, [arguments]))
 
-    def map(self, function: Callable[..., Any], orders: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-        """Run a function once for each tuple of arguments, on whichever worker is free; results as they come.
+    def map(self, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        """Call a function with each tuple of arguments, on any idle worker. Results are yielded as they complete.
 
         Raises:
-            InsufficientMemoryError: a worker was killed for lack of memory, or its GPU has too little.
+            InsufficientMemoryError: a worker or its GPU ran out of memory.
         """
-        waiting = deque((order, 0) for order in orders)
+        pending = deque((arguments, 0) for arguments in calls)
         idle = deque(self.start())
         running: dict[Any, tuple[Any, tuple[Any, ...], int]] = {}
-        while waiting or running:
-            while waiting and idle:
-                actor, (order, tries) = idle.popleft(), waiting.popleft()
-                running[actor.run.remote(function, *order)] = (actor, order, tries)
+        while pending or running:
+            while pending and idle:
+                actor, (arguments, retries) = idle.popleft(), pending.popleft()
+                running[actor.run.remote(function, *arguments)] = (actor, arguments, retries)
             (done,), _ = ray.wait(list(running), num_returns=1)
-            actor, order, tries = running.pop(done)
+            actor, arguments, retries = running.pop(done)
             try:
                 result = ray.get(done)
             except (OutOfMemoryError, RayTaskError) as error:
-                if shortage := out_of_memory(error, "generating, encoding or scoring images"):
-                    raise shortage from error
+                if memory_error := out_of_memory(error, "image generation, encoding or scoring"):
+                    raise memory_error from error
                 raise
             except RayActorError:
-                if tries == MAX_CALL_RETRIES:
+                if retries == MAX_CALL_RETRIES:
                     raise
                 idle.append(self._replace(actor))
-                waiting.appendleft((order, tries + 1))
+                pending.appendleft((arguments, retries + 1))
                 continue
             idle.append(actor)
             yield result
 
-    def free_memory(self, drop_models: Callable[[], None]) -> None:
-        """Make room for training: give back all GPUs; on CPUs drop the models and keep what was imported."""
+    def free_memory(self, release_models: Callable[[], None]) -> None:
+        """Free memory for training: on GPUs by stopping all workers, on CPUs by calling `release_models` on each.
+
+        Workers on CPUs keep running, because their imports are slow.
+        """
         if self._gpu:
             self.stop()
         elif self._actors:
-            ray.get([actor.run.remote(drop_models) for actor in self._actors])
+            ray.get([actor.run.remote(release_models) for actor in self._actors])
 
     def stop(self) -> None:
-        """End all workers; the next call starts others."""
+        """Kill all workers. The next call starts new ones."""
         for actor in self._actors:
             ray.kill(actor)
         self._actors = []
 
-    def _new(self) -> Any:
-        # Without num_cpus an actor is placed where a core is free and then holds none: training needs them all.
+    def _start_actor(self) -> Any:
+        # Without num_cpus, Ray needs a free core to place an actor but does not reserve it: training needs all cores.
         options: dict[str, Any] = {"num_gpus": 1} if self._gpu else {"scheduling_strategy": "SPREAD"}
         actor: Any = ray.remote(**options)(PoolWorker)
         return actor.remote(self._threads, self._preload)
 
     def _replace(self, dead: Any) -> Any:
-        new = self._new()
-        self._actors = [new if actor is dead else actor for actor in self._actors]
-        return new
+        replacement = self._start_actor()
+        self._actors = [replacement if actor is dead else actor for actor in self._actors]
+        return replacement

@@ -1,4 +1,4 @@
-"""The Ray cluster that a run uses: the one it was started in, or one of its own on this machine."""
+"""Connection to the Ray cluster of a run: the one at RAY_ADDRESS, or a local one."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ OBJECT_STORE_BYTES = 256 * 2**20
 
 
 def has_address() -> bool:
-    """Whether the environment names a Ray cluster to connect to, as it does in the head pod of a job."""
+    """Whether RAY_ADDRESS is set, as in the Ray head pod of a job."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
 @contextlib.contextmanager
 def ray_cluster() -> Iterator[None]:
-    """Connect to RAY_ADDRESS if it is set, else start Ray here for the time of the block."""
-    # Ray Train asks its workers every two seconds by default, and a checkpoint waits for the next question.
+    """Connect to RAY_ADDRESS if it is set, else run a local Ray cluster until the block ends."""
+    # Ray Train polls its workers every two seconds by default, and a checkpoint waits for the next poll.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    # A process that reserves no GPU sees none, so that nothing runs on a GPU by accident.
+    # Hides the GPUs from processes that reserve none, so that nothing runs on a GPU by accident.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     import ray
 

@@ -1,4 +1,4 @@
-"""What a base model is best trained with where the job file is silent."""
+"""Tuned defaults of base models, for the fields that a job does not set."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ class ModelDefaults:
     """Tuned defaults of one base model.
 
     Attributes:
-        resolution: side of the training images, pixels.
-        steps, learning_rate, batch_size: of fine-tuning; batch_size counts instance images of all workers.
-        lora_learning_rate: of method LoRA in place of learning_rate.
-        train_text_encoder: whether the text encoder learns as well.
-        class_images_per_image, max_class_images: class images per subject image, and at most so many in all.
-        prior_steps, prior_guidance: denoising steps and guidance for class images.
-        sample_steps, sample_guidance: the same for pictures that people look at.
-        sampling_batch_size: images that one worker draws at a time.
-        dino, clip: encoders that judge fidelity.
+        resolution: side length of the training images in pixels.
+        learning_rate: of method Full.
+        lora_learning_rate: of method LoRA.
+        batch_size: instance images per optimizer step, across all workers.
+        train_text_encoder: whether method Full trains the text encoder.
+        class_images_per_image: class images per subject image, up to max_class_images in total.
+        class_image_steps, class_image_guidance_scale: sampling settings for class images.
+        sampling_steps, sampling_guidance_scale: sampling settings for the evaluation and the published model.
+        sampling_batch_size: images per batch of one process.
+        dino, clip: encoders used for scoring.
     """
 
     resolution: int
@@ -31,10 +32,10 @@ class ModelDefaults:
     train_text_encoder: bool
     class_images_per_image: int
     max_class_images: int
-    prior_steps: int
-    prior_guidance: float
-    sample_steps: int
-    sample_guidance: float
+    class_image_steps: int
+    class_image_guidance_scale: float
+    sampling_steps: int
+    sampling_guidance_scale: float
     sampling_batch_size: int
     dino: str
     clip: str
@@ -49,17 +50,17 @@ PAPER = ModelDefaults(
     train_text_encoder=False,
     class_images_per_image=200,
     max_class_images=1000,
-    prior_steps=50,
-    prior_guidance=7.5,
-    sample_steps=50,
-    sample_guidance=7.5,
+    class_image_steps=50,
+    class_image_guidance_scale=7.5,
+    sampling_steps=50,
+    sampling_guidance_scale=7.5,
     sampling_batch_size=4,
     dino="facebook/dino-vits16",
     clip="openai/clip-vit-base-patch32",
 )
-# A model of five million weights that saw 32-pixel drawings only: higher rates, fewer steps. Class images at low
-# guidance, because guidance narrows the class (bench/preservation.py measures both).
-# LoRA at 3e-3 learns the subject better than at 1e-3 and narrows the class less (rank 16, samples/sprites.yaml).
+# The embedded model has five million weights and was trained on 32-pixel images: it needs higher learning rates and
+# fewer steps. Class images use low guidance, because guidance reduces their diversity (bench/preservation.py).
+# With LoRA, 3e-3 has higher subject fidelity and more diverse class images than 1e-3 (rank 16, samples/sprites.yaml).
 SPRITES = ModelDefaults(
     resolution=32,
     steps=400,
@@ -69,10 +70,10 @@ SPRITES = ModelDefaults(
     train_text_encoder=True,
     class_images_per_image=50,
     max_class_images=200,
-    prior_steps=20,
-    prior_guidance=1.5,
-    sample_steps=20,
-    sample_guidance=3.0,
+    class_image_steps=20,
+    class_image_guidance_scale=1.5,
+    sampling_steps=20,
+    sampling_guidance_scale=3.0,
     sampling_batch_size=25,
     dino=BUILTIN_SPRITES,
     clip=BUILTIN_SPRITES,
@@ -80,5 +81,5 @@ SPRITES = ModelDefaults(
 
 
 def model_defaults(model_id: str) -> ModelDefaults:
-    """The tuned defaults of the built-in base, the paper's for all else."""
+    """`SPRITES` for the embedded base model, `PAPER` for all others."""
     return SPRITES if model_id == BUILTIN_SPRITES else PAPER

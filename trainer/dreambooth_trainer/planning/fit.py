@@ -1,7 +1,8 @@
-"""Whether a plan fits into the memory of its workers: the ZeRO stage, or an error with numbers."""
+"""Fits a plan into the memory of its workers: chooses the ZeRO stage, or rejects the plan with the numbers."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from dreambooth_api.errors import UserError, ValidationIssue
@@ -12,7 +13,11 @@ from dreambooth_trainer.planning.plan import Plan
 
 
 def size_of(plan: Plan, base: Path, *, method: str | None = None) -> ModelSize:
-    """Counts of the plan's weights, read from headers. `method` replaces the plan's."""
+    """Size of the plan's model, read from file headers.
+
+    Args:
+        method: training method to assume instead of the plan's.
+    """
     training = plan.spec.training
     lora = (method or training.method) == "LoRA"
     return model_size(
@@ -24,16 +29,17 @@ def size_of(plan: Plan, base: Path, *, method: str | None = None) -> ModelSize:
 
 
 def sampling_processes(plan: Plan, size: ModelSize, hardware: Hardware) -> int:
-    """How many processes generate images at a time: one per GPU; on CPUs at least two, if their memory suffices."""
+    """Number of concurrent sampling processes: one per GPU; on CPUs two or more, as far as the memory allows."""
     _, processes = plan.world_sizes
-    if hardware.gpus_per_worker or hardware.memory_bytes is None:
+    if hardware.gpus_per_worker or hardware.sampling_bytes is None:
         return processes
     need = sampling_need(size, precision=plan.precision, batch_size=plan.sampling_batch_size)
-    return max(1, min(max(processes, 2), int(hardware.memory_bytes * plan.spec.cluster.workers // need)))
+    machines = math.ceil(plan.spec.cluster.workers / hardware.processes_per_machine)
+    return max(1, min(max(processes, 2), machines * int(hardware.sampling_bytes // need)))
 
 
 def plan_stage(plan: Plan, size: ModelSize, hardware: Hardware) -> StageChoice:
-    """The ZeRO stage of a plan, chosen for the fewest workers that an elastic job may have."""
+    """Choose the ZeRO stage of a plan, for the minimum number of workers of an elastic job."""
     training, world_size = plan.spec.training, plan.world_sizes[0]
     micro = plan.batch_size // world_size // training.gradient_accumulation_steps
     return choose_stage(
@@ -49,28 +55,31 @@ def plan_stage(plan: Plan, size: ModelSize, hardware: Hardware) -> StageChoice:
 
 
 def check_memory(plan: Plan, base: Path, size: ModelSize, choice: StageChoice, hardware: Hardware) -> None:
-    """Refuse a plan that would run out of memory.
+    """Reject a plan that would run out of memory.
 
     Raises:
-        UserError: with what training or sampling needs, what there is, and what to change.
+        UserError: with the memory that training or sampling needs, the memory available, and the remedy.
     """
-    available = hardware.memory_bytes
-    if available is None:
+    training, sampling = hardware.memory_bytes, hardware.sampling_bytes
+    if training is None or sampling is None:
         return
-    there = f"{available / GIB:.1f} GiB are available per process ({hardware.device})"
-    sampling = sampling_need(size, precision=plan.precision, batch_size=plan.sampling_batch_size)
-    if sampling > available:
-        rule = f"generating images with it needs {sampling / GIB:.1f} GiB, {there}"
-        raise UserError(ValidationIssue("spec.model.id", plan.model.id, rule, "use workers with more memory"))
+    # Sampling and training do not run at the same time, and one sampling process is enough.
+    need = sampling_need(size, precision=plan.precision, batch_size=plan.sampling_batch_size)
+    if need > sampling:
+        rule = f"generating images needs {need / GIB:.1f} GiB, {sampling / GIB:.1f} GiB are available"
+        remedy = "use workers with more memory"
+        raise UserError(ValidationIssue("spec.model.id", plan.model.id, f"{rule} ({hardware.device})", remedy))
     if choice.fits:
         return
-    method = plan.spec.training.method
-    rule = f"{method} in {plan.precision} at {plan.resolution} px with ZeRO-{choice.stage} needs {choice.need}, {there}"
-    raise UserError(ValidationIssue("spec.training", None, rule, f"write {_remedies(plan, base, hardware)}"))
+    rule = (
+        f"{plan.spec.training.method} in {plan.precision} at {plan.resolution} px with ZeRO-{choice.stage} needs "
+        f"{choice.need} per process, {training / GIB:.1f} GiB are available ({hardware.device})"
+    )
+    raise UserError(ValidationIssue("spec.training", None, rule, f"set {_remedies(plan, base, hardware)}"))
 
 
 def _remedies(plan: Plan, base: Path, hardware: Hardware) -> str:
-    """Settings that need less memory, those that are known to fit first."""
+    """Settings that need less memory. A setting that is known to fit comes first."""
     remedies: list[str] = []
     if plan.spec.training.method == "Full":
         lora = plan_stage(plan, size_of(plan, base, method="LoRA"), hardware)
@@ -79,6 +88,6 @@ def _remedies(plan: Plan, base: Path, hardware: Hardware) -> str:
     if not plan.spec.training.gradient_checkpointing:
         remedies.append("gradientCheckpointing: true")
     if hardware.gpus_per_worker:
-        remedies.append("more cluster.workers")
-    remedies.append("a smaller resolution, or use workers with more memory")
+        remedies.append("a higher cluster.workers")
+    remedies.append("a lower resolution, or use workers with more memory")
     return ", ".join(remedies)

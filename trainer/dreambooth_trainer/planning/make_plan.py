@@ -1,4 +1,4 @@
-"""Plans a job: fills its defaults, chooses the ZeRO stage and checks the memory. Facts are arguments."""
+"""Plans a job: resolves its defaults, chooses the ZeRO stage and checks the memory."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dreambooth_trainer.planning.plan import Plan, fill_defaults
 
 @dataclass(frozen=True)
 class JobFacts:
-    """What a plan depends on besides the job.
+    """Inputs of a plan that are not in the job.
 
     Attributes:
-        model: the base model, with its commit as revision if it is from the Hub.
-        model_folder: the model on this machine.
-        identifier: the job's, or the rare token that `auto` stands for.
+        model: the base model; if it is on the Hub, its revision is a commit.
+        model_folder: local folder of the model.
+        identifier: the job's identifier, or the rare token selected for `auto`.
         image_count: number of subject images.
     """
 
@@ -32,10 +32,11 @@ class JobFacts:
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """A plan, and why it is so.
+    """A plan with the facts and the choices behind it.
 
     Attributes:
-        sampling_processes: processes that generate images at the same time.
+        choice: the ZeRO stage, the reason for it, and the memory it needs.
+        sampling_processes: number of concurrent sampling processes.
     """
 
     plan: Plan
@@ -46,10 +47,10 @@ class PlannedJob:
 
 
 def make_plan(job: DreamBoothJob, facts: JobFacts) -> PlannedJob:
-    """Fill every default, choose the ZeRO stage, and check that the plan fits into the workers' memory.
+    """Resolve all defaults, choose the ZeRO stage, and check that the plan fits into the workers' memory.
 
     Raises:
-        UserError: the batch cannot be split over the workers, or the memory does not suffice.
+        UserError: the batch cannot be split across the workers, or the plan needs more memory than available.
     """
     hardware = facts.hardware
     draft = fill_defaults(

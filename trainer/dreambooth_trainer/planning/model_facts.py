@@ -1,8 +1,9 @@
-"""What is to be known of a base model before anything runs; reads headers, loads no weights."""
+"""Reads the size of a base model from file headers, without loading weights."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from safetensors import safe_open
@@ -12,21 +13,21 @@ from dreambooth_trainer.planning.memory import ModelSize
 
 
 def model_size(folder: Path, *, resolution: int, train_text_encoder: bool, lora_rank: int | None) -> ModelSize:
-    """Weights of a diffusers folder, counted from the files' headers.
+    """Size of a diffusers pipeline.
 
     Args:
-        lora_rank: of the adapters where only they learn, else None.
+        lora_rank: rank of the adapters if only they are trained, else None.
     """
     unet, text = _count(folder / "unet"), _count(folder / "text_encoder")
     config = json.loads((folder / "unet" / "config.json").read_text())
     vae = json.loads((folder / "vae" / "config.json").read_text())
     loaded = unet + (text if train_text_encoder else 0)
     parts = ("unet", "text_encoder") if train_text_encoder else ("unet",)
-    adapters = None if lora_rank is None else sum(_adapter_weights(folder / part, lora_rank) for part in parts)
+    adapters = None if lora_rank is None else sum(_count_adapters(folder / part, lora_rank) for part in parts)
     return ModelSize(
         trainable=loaded if adapters is None else adapters,
         frozen=0 if adapters is None else loaded,
-        whole=unet + text + _count(folder / "vae"),
+        total=unet + text + _count(folder / "vae"),
         latent_side=resolution // 2 ** (len(vae["block_out_channels"]) - 1),
         width=config["block_out_channels"][0],
     )
@@ -41,15 +42,9 @@ def _shapes(folder: Path) -> list[list[int]]:
 
 
 def _count(folder: Path) -> int:
-    total = 0
-    for shape in _shapes(folder):
-        size = 1
-        for side in shape:
-            size *= side
-        total += size
-    return total
+    return sum(math.prod(shape) for shape in _shapes(folder))
 
 
-def _adapter_weights(folder: Path, rank: int) -> int:
-    # Nearly every matrix is adaptable; vectors (norms, biases) are not.
+def _count_adapters(folder: Path, rank: int) -> int:
+    # Nearly every matrix gets an adapter; vectors (norms, biases) do not.
     return sum(rank * (shape[0] + shape[1]) for shape in _shapes(folder) if len(shape) >= 2)

@@ -1,7 +1,4 @@
-"""From what a user wrote to what will run: every default filled, nothing left open.
-
-Pure: the number of images, the identifier that `auto` stands for and the model's facts are arguments.
-"""
+"""Resolves a job into a plan, in which every default has a value. Reads no files."""
 
 from __future__ import annotations
 
@@ -19,18 +16,20 @@ from dreambooth_trainer.planning.defaults import model_defaults
 
 
 class SamplerSettings(Strict):
-    """Denoising steps and classifier-free guidance of one kind of picture."""
+    """Denoising steps and classifier-free guidance scale."""
 
     steps: int
     guidance_scale: float
 
 
 class Plan(Strict):
-    """A job with every default filled. Phases read this and the job, never a default of their own.
+    """A job with all defaults resolved. Phases read values from here and have no defaults of their own.
 
     Attributes:
-        batch_size: instance images per optimizer step, over all workers and GPUs.
-        gpus_per_worker: 0 where the work runs on CPUs.
+        batch_size: instance images per optimizer step, across all workers and GPUs.
+        gpus_per_worker: 0 if workers run on CPUs.
+        class_image_sampler: sampling settings for class images.
+        sampler: sampling settings for the evaluation and the published model.
     """
 
     job: DreamBoothJob
@@ -61,7 +60,7 @@ class Plan(Strict):
 
     @property
     def world_sizes(self) -> tuple[int, int]:
-        """The least and the greatest number of training processes: one per GPU, or one per worker on CPUs."""
+        """Minimum and maximum number of training processes: one per GPU, or one per worker on CPUs."""
         elastic, workers = self.spec.cluster.elastic, self.spec.cluster.workers
         per_worker = max(1, self.gpus_per_worker)
         if elastic is None:
@@ -70,17 +69,17 @@ class Plan(Strict):
 
     @property
     def trained_parts(self) -> tuple[str, ...]:
-        """The fields of `families.base.Components` that learn."""
+        """The fields of `families.base.Components` that are trained."""
         return ("denoiser", "text_encoder") if self.train_text_encoder else ("denoiser",)
 
     @property
     def subject_noun(self) -> str:
-        """What takes the place of {} in a template: the identifier and the class."""
+        """Replacement of {} in a prompt template: identifier and class, for example "sks dog"."""
         return f"{self.identifier} {self.spec.subject.class_}"
 
 
 def model_ref(job: DreamBoothJob) -> BaseModelRef:
-    """The job's base model, the built-in one where it names none."""
+    """The job's base model; defaults to builtin:sprites."""
     return job.spec.model or BaseModelRef(id=BUILTIN_SPRITES)
 
 
@@ -93,16 +92,16 @@ def fill_defaults(
     precision: str,
     gpus_per_worker: int = 0,
 ) -> Plan:
-    """Fill every default.
+    """Resolve all defaults of a job.
 
     Args:
-        image_count: subject images there are.
-        identifier: the job's, or the rare token that `auto` stands for.
-        zero_stage: the job's, or what `memory.choose_stage` answered.
-        precision: used where the job names none.
+        image_count: number of subject images.
+        identifier: the job's identifier, or the rare token selected for `auto`.
+        zero_stage: the job's stage, or the result of `memory.choose_stage`.
+        precision: default of training.precision.
 
     Raises:
-        UserError: the batch cannot be split over workers and accumulation steps.
+        UserError: the batch cannot be split across workers and accumulation steps.
     """
     spec, model = job.spec, model_ref(job)
     defaults = model_defaults(model.id)
@@ -111,7 +110,7 @@ def fill_defaults(
     rate = training.learning_rate or (
         defaults.lora_learning_rate if training.method == "LoRA" else defaults.learning_rate
     )
-    trains_text_encoder = (
+    train_text_encoder = (
         defaults.train_text_encoder and training.method == "Full" if text_encoder.train is None else text_encoder.train
     )
     sampler = spec.prior_preservation.sampler
@@ -124,7 +123,7 @@ def fill_defaults(
         resolution=training.resolution or defaults.resolution,
         steps=steps,
         learning_rate=rate,
-        train_text_encoder=trains_text_encoder,
+        train_text_encoder=train_text_encoder,
         text_encoder_learning_rate=text_encoder.learning_rate or rate,
         batch_size=_batch_size(spec, gpus_per_worker, defaults.batch_size, steps, rate),
         precision=training.precision or precision,
@@ -134,10 +133,10 @@ def fill_defaults(
         num_class_images=spec.prior_preservation.num_class_images
         or min(defaults.class_images_per_image * image_count, defaults.max_class_images),
         class_image_sampler=SamplerSettings(
-            steps=sampler.steps or defaults.prior_steps,
-            guidance_scale=sampler.guidance_scale or defaults.prior_guidance,
+            steps=sampler.steps or defaults.class_image_steps,
+            guidance_scale=sampler.guidance_scale or defaults.class_image_guidance_scale,
         ),
-        sampler=SamplerSettings(steps=defaults.sample_steps, guidance_scale=defaults.sample_guidance),
+        sampler=SamplerSettings(steps=defaults.sampling_steps, guidance_scale=defaults.sampling_guidance_scale),
         sampling_batch_size=defaults.sampling_batch_size,
         dino=spec.evaluation.encoders.dino or defaults.dino,
         clip=spec.evaluation.encoders.clip or defaults.clip,
@@ -145,10 +144,11 @@ def fill_defaults(
 
 
 def _batch_size(spec: JobSpec, gpus_per_worker: int, default: int, steps: int, rate: float) -> int:
-    """The global batch. It is part of the recipe: the number of workers never changes it.
+    """The global batch size. It does not depend on the number of workers, because it affects the result.
 
     Raises:
-        UserError: it cannot be split evenly; for a default batch, with a recipe that sees as many samples.
+        UserError: it cannot be split evenly. If it is the default, the remedy is a batch size that can be split, with
+            steps and learning rate that keep the number of samples.
     """
     elastic, accumulation = spec.cluster.elastic, spec.training.gradient_accumulation_steps
     per_worker = max(1, gpus_per_worker)
@@ -161,19 +161,19 @@ def _batch_size(spec: JobSpec, gpus_per_worker: int, default: int, steps: int, r
         f"{counts[0]} worker(s)" if len(counts) == 1 else f"any number of workers from {counts[0]} to {counts[-1]}"
     )
     gpus = f" x {per_worker} GPUs" if per_worker > 1 else ""
-    rule = f"cannot be split evenly over {workers}{gpus} x {accumulation} accumulation step(s)"
+    rule = f"cannot be split evenly across {workers}{gpus} x {accumulation} accumulation step(s)"
     if spec.training.global_batch_size is not None:
-        raise UserError(ValidationIssue("spec.training.globalBatchSize", batch, rule, f"write a multiple of {parts}"))
+        raise UserError(ValidationIssue("spec.training.globalBatchSize", batch, rule, f"set a multiple of {parts}"))
     larger = math.ceil(batch / parts) * parts
     growth = larger / batch
-    # Adam: with a batch k times as large, a rate sqrt(k) times as high (Malladi et al. 2022, section 5).
+    # For Adam, the learning rate scales with the square root of the batch size (Malladi et al. 2022, section 5).
     remedy = (
-        f"use fewer workers, or write a recipe with as many samples: training.globalBatchSize: {larger}, "
+        f"use fewer workers, or set values with the same number of samples: training.globalBatchSize: {larger}, "
         f"training.steps: {max(1, round(steps / growth))}, training.learningRate: {rate * math.sqrt(growth):.2g}"
     )
     raise UserError(ValidationIssue("spec.training.globalBatchSize", batch, f"the default {rule}", remedy))
 
 
 def fingerprint(value: JsonValue) -> str:
-    """SHA-256 of a JSON value, the same for equal values on any machine."""
+    """SHA-256 of a JSON value in canonical form, in hex. Equal values have equal fingerprints."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
