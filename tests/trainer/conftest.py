@@ -1,4 +1,4 @@
-"""Models and jobs that the trainer's tests share."""
+"""Fixtures shared by the trainer's tests."""
 
 from __future__ import annotations
 
@@ -8,13 +8,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jobtext import LoadText
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
+@pytest.fixture
+def load_text(tmp_path: Path) -> LoadText:
+    """Load a job from the text of a job file, with overrides."""
+    from dreambooth_api.job import DreamBoothJob
+    from dreambooth_trainer.jobfile import load_job
+
+    def load(text: str | bytes, *sets: str) -> DreamBoothJob:
+        file = tmp_path / "job.yaml"
+        file.write_bytes(text.encode() if isinstance(text, str) else text)
+        return load_job(file, sets)
+
+    return load
+
+
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory):
-    """Build a random pipeline of Stable Diffusion's shape, small enough for a step in milliseconds."""
+    """Build a random pipeline of Stable Diffusion's architecture, small enough for a step in milliseconds."""
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -77,7 +92,7 @@ def tiny_model(make_model) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_here() -> Iterator[None]:
-    """A Ray of the tests' own, for those that need no process to themselves."""
+    """A local Ray cluster, shared by all tests that do not need a separate process."""
     from dreambooth_trainer.cluster.session import ray_cluster
 
     with ray_cluster():
@@ -86,10 +101,10 @@ def ray_here() -> Iterator[None]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 300 KiB: room for images and latents, none for a checkpoint."""
+    """A file system of 300 KiB: enough for images and latents, too small for a checkpoint."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if os.geteuid() or subprocess.call(["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(disk)]):
-        pytest.skip("needs root, to mount a disk that is small")
+        pytest.skip("requires root to mount a small file system")
     yield disk
     subprocess.check_call(["umount", "--lazy", str(disk)])

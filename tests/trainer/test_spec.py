@@ -1,4 +1,4 @@
-"""The contract itself: every rule has words, every required key an example, every field a description."""
+"""Every pattern of the API has an error message, every required key an example, every field a description."""
 
 import re
 from collections.abc import Iterator
@@ -10,17 +10,17 @@ from pydantic.fields import FieldInfo
 from dreambooth_api.job import DreamBoothJob, JobSpec
 from dreambooth_api.subject import Subject
 from dreambooth_trainer.jobfile.explain import PATTERNS
-from dreambooth_trainer.jobfile.schema import EXAMPLES, keys_of, model_in
+from dreambooth_trainer.jobfile.schema import EXAMPLES, keys_of, model_of
 
 
 def fields(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every field below a model, by its path in YAML."""
     for key, field in keys_of(model).items():
-        here = f"{path}.{key}" if path else key
-        yield here, field
-        below = model_in(field.annotation)
-        if below is not None:
-            yield from fields(below, here)
+        child_path = f"{path}.{key}" if path else key
+        yield child_path, field
+        child = model_of(field.annotation)
+        if child is not None:
+            yield from fields(child, child_path)
 
 
 FIELDS = dict(fields(DreamBoothJob))
@@ -38,12 +38,12 @@ def patterns(schema: object) -> Iterator[str]:
             yield from patterns(item)
 
 
-def test_every_pattern_is_said_in_words() -> None:
+def test_every_pattern_has_an_error_message() -> None:
     assert set(patterns(DreamBoothJob.model_json_schema())) <= set(PATTERNS)
 
 
-def test_every_pattern_is_one_that_the_api_server_compiles() -> None:
-    # RE2 knows no look-around and no back-references.
+def test_every_pattern_compiles_on_the_api_server() -> None:
+    # RE2 has no look-around and no back-references.
     assert not [p for p in PATTERNS if re.search(r"\(\?[=!<]|\\[1-9]", p)]
 
 
@@ -57,7 +57,7 @@ def test_every_field_is_described(path: str) -> None:
     assert FIELDS[path].description
 
 
-def test_a_minimal_spec_is_enough() -> None:
+def test_a_minimal_spec_is_valid() -> None:
     spec = JobSpec(subject=Subject.model_validate({"images": {"uri": "builtin:sprites/x"}, "class": "dog"}))
     assert spec.prior_preservation.enabled
     assert spec.training.steps is None

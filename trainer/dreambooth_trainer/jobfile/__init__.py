@@ -1,4 +1,4 @@
-"""Job files: from YAML to a `DreamBoothJob` and back, every fault told at once in the user's words."""
+"""Job files: loads a `DreamBoothJob` from YAML, reports all errors at once, and writes it back."""
 
 from dreambooth_trainer.jobfile.explain import validate
 from dreambooth_trainer.jobfile.load import dump_job, load_job

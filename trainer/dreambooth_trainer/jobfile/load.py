@@ -1,4 +1,4 @@
-"""Reading, overriding, checking and writing a job file."""
+"""Loads job files with overrides, and writes jobs as YAML."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dreambooth_api.job import API_VERSION, KIND, DreamBoothJob
 from dreambooth_api.uris import ABSOLUTE_URI
 from dreambooth_trainer.jobfile.explain import validate
 from dreambooth_trainer.jobfile.overrides import apply_sets
-from dreambooth_trainer.jobfile.schema import keys_of, model_in, nearest
+from dreambooth_trainer.jobfile.schema import closest_match, keys_of, model_of
 from dreambooth_trainer.jobfile.yamltext import Document, Dumper, read_documents
 from dreambooth_trainer.jobfile.yamltext import Path as KeyPath
 
@@ -25,25 +25,26 @@ _SCHEME = re.compile(ABSOLUTE_URI)
 
 
 def load_job(path: Path, sets: Sequence[str] = ()) -> DreamBoothJob:
-    """The job that a YAML file describes, with `--set` overrides and its relative folders made absolute.
+    """Load and validate a job file.
 
     Args:
-        path: the job file; relative `uri`s in it are relative to its folder.
-        sets: `training.steps=200` and the like; keys below `spec`, values are YAML.
+        path: the job file. Relative `uri`s are resolved against its folder.
+        sets: overrides such as `training.steps=200`: a path below `spec`, and a YAML value.
 
     Raises:
-        UserError: everything that is wrong with it, a fault each.
+        UserError: with all issues of the file and of the overrides.
     """
-    document = pick_job(read_documents(_text(path), path.name), path.name)
+    document = select_job(read_documents(_read_text(path), path.name), path.name)
     value = _without_nulls(document.value, DreamBoothJob)
     value, origins, issues = apply_sets(value, sets)
 
-    def source(at: KeyPath) -> str:
-        for length in range(len(at), -1, -1):
-            if at[:length] in origins:
-                return f"--set {origins[at[:length]]}"
-            if at[:length] in document.lines:
-                return f"line {document.lines[at[:length]]}"
+    def source(key_path: KeyPath) -> str:
+        for length in range(len(key_path), -1, -1):
+            prefix = key_path[:length]
+            if prefix in origins:
+                return f"--set {origins[prefix]}"
+            if prefix in document.lines:
+                return f"line {document.lines[prefix]}"
         return ""
 
     try:
@@ -52,20 +53,20 @@ def load_job(path: Path, sets: Sequence[str] = ()) -> DreamBoothJob:
         raise UserError([*issues, *error.issues]) from error
     if issues:
         raise UserError(issues)
-    return with_absolute_folders(job, path.absolute().parent)
+    return resolve_folders(job, path.absolute().parent)
 
 
 def dump_job(job: DreamBoothJob) -> str:
-    """The job as a user would write it: what equals a default is left out."""
+    """A job as YAML, without fields that equal their defaults."""
     value = job.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude_none=True)
     return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
-def pick_job(documents: Sequence[Document], name: str) -> Document:
-    """The one job among the documents of a file; the others are told about.
+def select_job(documents: Sequence[Document], name: str) -> Document:
+    """Select the only job among the documents of a file. Logs a warning for each other document.
 
     Raises:
-        UserError: there is none, or there are several.
+        UserError: there is not exactly one job.
     """
     if not documents:
         raise UserError(
@@ -75,19 +76,20 @@ def pick_job(documents: Sequence[Document], name: str) -> Document:
     if len(jobs) == 1:
         for other in documents:
             if other is not jobs[0]:
-                log.warning("%s: %s is not read here; only the %s is", name, _title(other), KIND)
+                log.warning("%s: %s is ignored; only the %s is used", name, _title(other), KIND)
         return jobs[0]
     if not jobs and len(documents) == 1:
-        _refuse_other_kind(documents[0], name)
+        _check_kind(documents[0], name)
         return documents[0]
-    found = ", ".join(_title(document) for document in documents)
+    titles = ", ".join(_title(document) for document in documents)
     if not jobs:
-        raise UserError(ValidationIssue(name, None, f"holds no {KIND}, but {found}", f"write kind: {KIND}"))
-    raise UserError(ValidationIssue(name, None, f"holds {len(jobs)} {KIND}s: {found}", "give each a file of its own"))
+        raise UserError(ValidationIssue(name, None, f"contains no {KIND}, but {titles}", f"set kind: {KIND}"))
+    rule = f"contains {len(jobs)} {KIND}s: {titles}"
+    raise UserError(ValidationIssue(name, None, rule, "write each job to a separate file"))
 
 
-def with_absolute_folders(job: DreamBoothJob, base: Path) -> DreamBoothJob:
-    """Local folders of images and output, made absolute from `base`; s3://, gs:// and builtin: stay."""
+def resolve_folders(job: DreamBoothJob, base: Path) -> DreamBoothJob:
+    """Resolve the relative local folders of a job against `base`. URLs and builtin: are not changed."""
     subject, output = job.spec.subject, job.spec.output
     images = subject.images.model_copy(update={"uri": _absolute(subject.images.uri, base)})
     spec = job.spec.model_copy(
@@ -105,19 +107,20 @@ def _absolute(uri: str | None, base: Path) -> str | None:
     return str((base / Path(uri).expanduser()).absolute())
 
 
-def _text(path: Path) -> str:
-    remedy = "give the path of a job file"
+def _read_text(path: Path) -> str:
+    remedy = "pass the path of a job file"
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
-        near = nearest(path.name, [one.name for one in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else None
-        meant = f"did you mean {path.parent / near}?" if near else remedy
-        raise UserError(ValidationIssue(str(path), None, "does not exist", meant)) from error
+        others = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        suggestion = closest_match(path.name, others)
+        remedy = f"did you mean {path.parent / suggestion}?" if suggestion else remedy
+        raise UserError(ValidationIssue(str(path), None, "does not exist", remedy)) from error
     except IsADirectoryError as error:
         raise UserError(ValidationIssue(str(path), None, "is a folder", f"{remedy} in it")) from error
     except UnicodeDecodeError as error:
         rule = f"is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
-        raise UserError(ValidationIssue(str(path), None, rule, "save it as UTF-8, or give the YAML file")) from error
+        raise UserError(ValidationIssue(str(path), None, rule, "save the file as UTF-8")) from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UserError(ValidationIssue(str(path), None, f"cannot be read: {reason}", remedy)) from error
@@ -132,25 +135,25 @@ def _title(document: Document) -> str:
     return f"{_kind(document) or 'a document without a kind'} (line {document.line})"
 
 
-def _refuse_other_kind(document: Document, name: str) -> None:
-    """A misspelt kind is left to validation; a wholly other one is told as such."""
+def _check_kind(document: Document, name: str) -> None:
+    """Reject another kind. A missing or misspelled kind is reported by validation."""
     kind = _kind(document)
-    if kind is None or (nearest(kind, [KIND]) and kind != "DreamBoothRuntime"):
+    if kind is None or (closest_match(kind, [KIND]) and kind != "DreamBoothRuntime"):
         return
     rule = f"is a {kind}, not a {KIND}"
-    remedy = f"give the file that says kind: {KIND}"
+    remedy = f"pass a file with kind: {KIND}"
     if kind == "DreamBoothRuntime":
-        remedy += "; a runtime is applied to a cluster with kubectl"
+        remedy += "; apply a runtime to a cluster with kubectl"
     raise UserError(ValidationIssue(name, None, rule, remedy))
 
 
 def _without_nulls(value: JsonValue, model: type[BaseModel] | None) -> JsonValue:
-    """Drop `key:` without a value where the models rule, as the API server does; free-form parts stay as they are."""
+    """Drop keys without a value where there is a schema, as the API server does."""
     if model is None or not isinstance(value, dict):
         return value
     fields = keys_of(model)
     return {
-        key: _without_nulls(item, model_in(fields[key].annotation) if key in fields else None)
+        key: _without_nulls(item, model_of(fields[key].annotation) if key in fields else None)
         for key, item in value.items()
         if item is not None or (key not in fields and model.model_config.get("extra") != "allow")
     }

@@ -1,4 +1,4 @@
-"""`--set training.steps=200`: a dotted path below `spec`, and a YAML value."""
+"""Overrides such as `--set training.steps=200`: a dotted path below `spec`, and a YAML value."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from pydantic import BaseModel, JsonValue
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import JobSpec
 from dreambooth_trainer.jobfile.explain import unknown_key
-from dreambooth_trainer.jobfile.schema import is_mapping, item_of, keys_of, model_in
+from dreambooth_trainer.jobfile.schema import is_mapping, item_of, keys_of, model_of
 from dreambooth_trainer.jobfile.yamltext import Path, read_value
 
 
 def apply_sets(value: JsonValue, sets: Sequence[str]) -> tuple[JsonValue, dict[Path, str], list[ValidationIssue]]:
-    """A copy of the document with the overrides in it, and which override set which path; later ones win.
+    """Apply overrides to a copy of a document. Later overrides have precedence.
 
-    Third comes an issue for every override that has no `=`, no such path, or no YAML value: it is left out, so that
-    the rest of the job can be checked and all issues told at once.
+    Returns:
+        The copy, the override that set each changed path, and an issue for each override without `=`, with an unknown
+        path or with invalid YAML. Such an override is skipped, so that all issues of the job are reported at once.
     """
     if not sets or not isinstance(value, dict):
         return value, {}, []
@@ -27,8 +28,8 @@ def apply_sets(value: JsonValue, sets: Sequence[str]) -> tuple[JsonValue, dict[P
     issues: list[ValidationIssue] = []
     for text in sets:
         try:
-            path, new = _parse(text)
-            _put(changed, path, new, text)
+            path, override = _parse(text)
+            _assign(changed, path, override, text)
             origins[path] = text
         except UserError as error:
             issues += error.issues
@@ -36,52 +37,50 @@ def apply_sets(value: JsonValue, sets: Sequence[str]) -> tuple[JsonValue, dict[P
 
 
 def _parse(text: str) -> tuple[Path, JsonValue]:
-    dotted, equals, written = text.partition("=")
+    dotted, equals, value = text.partition("=")
     if not equals or not dotted.strip():
-        raise UserError(
-            ValidationIssue(f"--set {text}", None, "has no key=value", "write for example --set training.steps=200")
-        )
+        remedy = "write, for example, --set training.steps=200"
+        raise UserError(ValidationIssue(f"--set {text}", None, "is not KEY=VALUE", remedy))
     path = _path(dotted.strip().removeprefix("spec.").split("."), text)
     try:
-        return ("spec", *path), read_value(written)
+        return ("spec", *path), read_value(value)
     except UserError as error:
         rule = f"the value {error.issues[0].rule}"
-        raise UserError(
-            ValidationIssue(f"--set {text}", None, rule, "quote it, as in --set 'subject.class=\"dog\"'")
-        ) from error
+        remedy = "quote it, for example --set 'subject.class=\"dog\"'"
+        raise UserError(ValidationIssue(f"--set {text}", None, rule, remedy)) from error
 
 
 def _path(parts: list[str], text: str) -> Path:
-    """The parts as keys. Below a mapping whose keys are the user's, all that is left is one key (00.jpg has a dot)."""
+    """Check the parts against the schema. Below a mapping such as captions, the rest is one key: 00.jpg has a dot."""
     model: type[BaseModel] | None = JobSpec
     path: list[str] = []
     for index, part in enumerate(parts):
         if model is None:
             rule = f"{'.'.join(path)} has no keys below it"
-            raise UserError(ValidationIssue(f"--set {text}", None, rule, f"write --set {'.'.join(path)}=VALUE"))
+            raise UserError(ValidationIssue(f"--set {text}", None, rule, f"use --set {'.'.join(path)}=VALUE"))
         field = keys_of(model).get(part)
         if field is None:
             rule, remedy = unknown_key(part, model)
-            raise UserError(ValidationIssue(f"--set {text}", None, f"{part or 'an empty name'} {rule}", remedy))
+            raise UserError(ValidationIssue(f"--set {text}", None, f"{part or 'an empty key'} {rule}", remedy))
         path.append(part)
         if is_mapping(field.annotation):
             rest = parts[index + 1 :]
             return (*path, *([".".join(rest)] if rest and item_of(field.annotation) is not JsonValue else rest))
-        model = model_in(field.annotation)
+        model = model_of(field.annotation)
     return tuple(path)
 
 
-def _put(document: dict[str, JsonValue], path: Path, new: JsonValue, text: str) -> None:
-    here: dict[str, JsonValue] = document
+def _assign(document: dict[str, JsonValue], path: Path, value: JsonValue, text: str) -> None:
+    parent: dict[str, JsonValue] = document
     for part in path[:-1]:
-        below = here.setdefault(str(part), {})
-        if not isinstance(below, dict):
-            rule = f"{part} is no mapping in the job file"
+        child = parent.setdefault(str(part), {})
+        if not isinstance(child, dict):
+            rule = f"{part} is not a mapping in the job file"
             raise UserError(ValidationIssue(f"--set {text}", None, rule, f"correct {part} in the file first"))
-        here = below
-    last = str(path[-1])
-    if new is None:
-        # `--set training.steps=` means: back to the default.
-        here.pop(last, None)
+        parent = child
+    key = str(path[-1])
+    if value is None:
+        # `--set training.steps=` restores the default.
+        parent.pop(key, None)
     else:
-        here[last] = new
+        parent[key] = value

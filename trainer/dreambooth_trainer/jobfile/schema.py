@@ -1,4 +1,4 @@
-"""Questions to the pydantic models: which field is at this path, which keys are allowed, what is an example."""
+"""Looks up fields, keys and examples of the pydantic models by their path in YAML."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ EXAMPLES = {
     "spec.cluster.elastic.minWorkers": "minWorkers: 1",
     "spec.cluster.elastic.maxWorkers": "maxWorkers: 4",
 }
-"""What to write for a required key."""
+"""Example of each required key, by path, for error messages."""
 
 
 @dataclass(frozen=True)
-class Spot:
-    """What the models say about a path: the field there, or the model, or a value of free form."""
+class SchemaNode:
+    """Schema of the value at a path. Both attributes are None for values that have no schema."""
 
     field: FieldInfo | None
     annotation: Any
 
 
-def written(path: Path) -> str:
-    """`spec.evaluation.prompts[3]`; keys that hold dots or spaces are quoted: `captions["00.jpg"]`."""
+def format_path(path: Path) -> str:
+    """A path such as `spec.evaluation.prompts[3]`. Keys with dots or spaces are quoted: `captions["00.jpg"]`."""
     text = ""
     for part in path:
         if isinstance(part, int):
@@ -52,59 +52,60 @@ def written(path: Path) -> str:
 
 
 def keys_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """Field by its name in YAML."""
+    """Fields of a model by their name in YAML."""
     return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
-def model_in(annotation: Any) -> type[BaseModel] | None:
-    """The model that an annotation stands for, through Optional and Annotated."""
-    for kind in _alternatives(annotation):
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return kind
+def model_of(annotation: Any) -> type[BaseModel] | None:
+    """The model in an annotation, with Optional and Annotated unwrapped; None if there is none."""
+    for option in _options(annotation):
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            return option
     return None
 
 
 def is_mapping(annotation: Any) -> bool:
-    """True for `dict[str, ...]`, whose keys are the user's."""
-    return any(get_origin(kind) is dict for kind in _alternatives(annotation))
+    """Whether an annotation is a `dict`, whose keys are chosen by the user."""
+    return any(get_origin(option) is dict for option in _options(annotation))
 
 
 def item_of(annotation: Any) -> Any:
-    """Type of a list's items or a dict's values; None where there are none."""
-    for kind in _alternatives(annotation):
-        if get_origin(kind) in (list, dict):
-            return get_args(kind)[-1]
+    """Type of a list's items or a dict's values; None for other annotations."""
+    for option in _options(annotation):
+        if get_origin(option) in (list, dict):
+            return get_args(option)[-1]
     return None
 
 
-def spot(root: type[BaseModel], path: Path) -> Spot:
-    """Follow `path` as far as the models reach."""
-    here = Spot(None, root)
+def schema_at(root: type[BaseModel], path: Path) -> SchemaNode:
+    """The schema of the value at `path` below the model `root`."""
+    node = SchemaNode(None, root)
     for part in path:
-        model = model_in(here.annotation)
+        model = model_of(node.annotation)
         if model is not None:
             field = keys_of(model).get(str(part))
-            here = Spot(field, field.annotation if field else None)
+            node = SchemaNode(field, field.annotation if field else None)
         else:
-            here = Spot(None, item_of(here.annotation))
-    return here
+            node = SchemaNode(None, item_of(node.annotation))
+    return node
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that was probably meant; case, `_` and `-` do not count."""
-    plain = {_plain(name): name for name in known}
-    close = get_close_matches(_plain(word), plain, n=1, cutoff=0.6)
-    return plain[close[0]] if close else None
+def closest_match(word: str, known: Iterable[str]) -> str | None:
+    """The most similar known word, ignoring case, `_` and `-`; None if no word is similar."""
+    normalized = {_normalize(name): name for name in known}
+    close = get_close_matches(_normalize(word), normalized, n=1, cutoff=0.6)
+    return normalized[close[0]] if close else None
 
 
-def _plain(word: str) -> str:
+def _normalize(word: str) -> str:
     return re.sub(r"[-_ ]", "", word).lower()
 
 
-def _alternatives(annotation: Any) -> list[Any]:
+def _options(annotation: Any) -> list[Any]:
+    """The members of a union; the annotation itself if it is not a union."""
     origin = get_origin(annotation)
     if origin is Annotated:
-        return _alternatives(get_args(annotation)[0])
+        return _options(get_args(annotation)[0])
     if origin in (Union, UnionType):
-        return [one for kind in get_args(annotation) for one in _alternatives(kind)]
+        return [option for member in get_args(annotation) for option in _options(member)]
     return [annotation]

@@ -1,0 +1,321 @@
+"""Errors in job files and overrides, with their exact messages."""
+
+from pathlib import Path
+
+import pytest
+from jobtext import JOB, LoadText, spec, subject
+
+from dreambooth_api.errors import UserError
+from dreambooth_trainer.jobfile import load_job
+
+ERRORS = {
+    "an unknown key gets a suggestion": (
+        spec("training: {learningrat: 1e-4}"),
+        "spec.training.learningrat (line 9): is not a known key; did you mean learningRate?",
+    ),
+    "a key in snake_case": (
+        spec("training: {learning_rate: 1e-4}"),
+        "spec.training.learning_rate (line 9): is not a known key; did you mean learningRate?",
+    ),
+    "a key in the wrong case": (
+        spec("runpolicy: {}"),
+        "spec.runpolicy (line 9): is not a known key; did you mean runPolicy?",
+    ),
+    "a key without a similar one gets the list": (
+        spec("output: {zzz: 1}"),
+        "spec.output.zzz (line 9): is not a known key; allowed keys: uri, pvc, formats, keepCheckpoints, "
+        "deletionPolicy",
+    ),
+    "a missing key gets an example": (
+        JOB.replace("    class: dog\n", ""),
+        "spec.subject.class (line 6): is required; add, for example, class: dog",
+    ),
+    "a required object without content": (
+        "apiVersion: dreambooth.dev/v1alpha1\nkind: DreamBoothJob\nmetadata: {name: a}\nspec:\n  subject:\n",
+        "spec.subject (line 4): is required; add, for example, subject: {images: {uri: photos/}, class: dog}",
+    ),
+    "an invalid enum value gets a suggestion": (
+        spec("training: {method: lora}"),
+        "spec.training.method (line 9): 'lora': must be one of Full, LoRA; write method: LoRA",
+    ),
+    "a stage that ZeRO does not have": (
+        spec("training: {deepspeed: {stage: 4}}"),
+        "spec.training.deepspeed.stage (line 9): '4': must be one of auto, 1, 2, 3; write stage: auto",
+    ),
+    "a number below its minimum": (
+        spec("training: {steps: 0}"),
+        "spec.training.steps (line 9): 0: must be at least 1; write 1 or more",
+    ),
+    "a learning rate above its maximum": (
+        spec("training:\n  steps: 5\n  learningRate: 1"),
+        "spec.training.learningRate (line 11): 1: must be less than 1; write a value such as 5e-6",
+    ),
+    "a resolution that is not a multiple of 8": (
+        spec("training: {resolution: 500}"),
+        "spec.training.resolution (line 9): 500: must be a multiple of 8; write 496 or 504",
+    ),
+    "a fraction in place of an integer": (
+        spec("training: {steps: 2.5}"),
+        "spec.training.steps (line 9): 2.5: must be an integer; write 2 or 3",
+    ),
+    "a number in quotes": (
+        spec("training: {learningRate: '5e-6'}"),
+        "spec.training.learningRate (line 9): '5e-6': must be a number, not a string; write a number without quotes",
+    ),
+    "infinity is not a number": (
+        spec("training: {maxGradNorm: .inf}"),
+        "spec.training.maxGradNorm (line 9): '.inf': must be a number, not a string; write a number without quotes",
+    ),
+    "`no` is a Boolean in YAML": (
+        JOB.replace("class: dog", "class: no"),
+        "spec.subject.class (line 8): False: must be a string, not a Boolean; write it in quotes",
+    ),
+    "a string in place of a Boolean": (
+        spec("priorPreservation: {enabled: maybe}"),
+        "spec.priorPreservation.enabled (line 9): 'maybe': must be true or false, not a string; "
+        "write true or false, without quotes",
+    ),
+    "a string in place of a list": (
+        spec("evaluation: {prompts: 'a {}'}"),
+        "spec.evaluation.prompts (line 9): 'a {}': must be a list, not a string; "
+        "write one item per line, each after a dash: - item",
+    ),
+    "a Boolean in place of a mapping": (
+        spec("training: {textEncoder: true}"),
+        "spec.training.textEncoder (line 9): True: must be a mapping, not a Boolean; "
+        "write a mapping with the keys train, learningRate",
+    ),
+    "a template without the subject": (
+        spec("evaluation:\n  prompts:\n  - a {} in the snow\n  - a dog"),
+        "spec.evaluation.prompts[1] (line 12): 'a dog': must be a single line that contains {} once, as the "
+        "placeholder of the subject, and no other braces; write, for example, 'a {} on the beach', in quotes",
+    ),
+    "thresholds without an evaluation": (
+        spec("evaluation:\n  enabled: false\n  thresholds: {dino: 0.6, clipT: 0.3}"),
+        "spec.evaluation.thresholds (line 11): dino and clipT cannot be checked, because enabled is false and no "
+        "score is measured; remove thresholds, or write enabled: true",
+    ),
+    "an empty list of formats": (
+        spec("output: {formats: []}"),
+        "spec.output.formats (line 9): must not be empty; set a value, or omit the key to use the default",
+    ),
+    "a name that Kubernetes rejects": (
+        JOB.replace("my-dog", "My_Dog"),
+        "metadata.name (line 4): 'My_Dog': must be a Kubernetes name: at most 63 lowercase letters, digits and "
+        "hyphens; write, for example, my-dog",
+    ),
+    "a quantity with a decimal unit": (
+        spec("cluster: {resources: {memory: 16GB}}"),
+        "spec.cluster.resources.memory (line 9): '16GB': must be a Kubernetes quantity; "
+        "write, for example, '4', 500m or 16Gi",
+    ),
+    "a bucket URL with a missing slash": (
+        JOB.replace("photos", "s3:/bucket"),
+        "spec.subject.images.uri (line 7): 's3:/bucket': must be a local folder, s3://bucket/folder, "
+        "gs://bucket/folder or builtin:sprites/<name>; write, for example, photos/",
+    ),
+    "output to the embedded examples": (
+        spec("output: {uri: 'builtin:sprites/dog'}"),
+        "spec.output.uri (line 9): 'builtin:sprites/dog': must be a local folder, s3://bucket/folder or "
+        "gs://bucket/folder; write, for example, out/my-dog",
+    ),
+    "a path outside the volume": (
+        spec("output: {pvc: {claimName: a, path: ../b}}"),
+        "spec.output.pvc.path (line 9): '../b': must be a folder in the volume: a relative path without '.', '..' or "
+        "hidden folders; write, for example, photos/dog",
+    ),
+    "an identifier of two words": (
+        subject("identifier: sks abc"),
+        "spec.subject.identifier (line 9): 'sks abc': must be a single word of at most 32 characters without braces; "
+        "write, for example, sks, or auto",
+    ),
+    "a prompt without the identifier": (
+        subject("instancePrompt: a dog"),
+        "spec.subject.instancePrompt (line 9): 'a dog' does not contain the identifier 'sks' as a word of its own; "
+        "write for example 'a sks dog'",
+    ),
+    "a caption without the identifier": (
+        subject("captions: {00.jpg: a dog}"),
+        "spec.subject.captions[\"00.jpg\"] (line 9): 'a dog' does not contain the identifier 'sks' as a word of its "
+        "own; write for example 'a sks dog'",
+    ),
+    "two sources of images": (
+        JOB.replace("{uri: photos}", "{uri: photos, secret: {name: a}}"),
+        "spec.subject.images (line 7): says uri and secret; give exactly one of uri, pvc, configMap, secret",
+    ),
+    "no source of images": (
+        JOB.replace("{uri: photos}", "{}"),
+        "spec.subject.images (line 7): says nothing; give exactly one of uri, pvc, configMap, secret",
+    ),
+    "maxWorkers below minWorkers": (
+        spec("cluster: {elastic: {minWorkers: 4, maxWorkers: 2}}"),
+        "spec.cluster.elastic.maxWorkers (line 9): maxWorkers 2 is below minWorkers 4; write maxWorkers: 4 or more",
+    ),
+    "an older apiVersion": (
+        JOB.replace("v1alpha1", "v1"),
+        "apiVersion (line 1): 'dreambooth.dev/v1': must be dreambooth.dev/v1alpha1; "
+        "write apiVersion: dreambooth.dev/v1alpha1",
+    ),
+    "a misspelled kind": (
+        JOB.replace("kind: DreamBoothJob", "kind: DreamboothJob"),
+        "kind (line 2): 'DreamboothJob': must be DreamBoothJob; write kind: DreamBoothJob",
+    ),
+    "no kind": (
+        JOB.replace("kind: DreamBoothJob\n", ""),
+        "kind (line 1): is required; add, for example, kind: DreamBoothJob",
+    ),
+    "another kind": (
+        "apiVersion: v1\nkind: ConfigMap\n",
+        "job.yaml: is a ConfigMap, not a DreamBoothJob; pass a file with kind: DreamBoothJob",
+    ),
+    "a runtime": (
+        "kind: DreamBoothRuntime\n",
+        "job.yaml: is a DreamBoothRuntime, not a DreamBoothJob; pass a file with kind: DreamBoothJob; "
+        "apply a runtime to a cluster with kubectl",
+    ),
+    "two jobs": (
+        JOB + "---\n" + JOB,
+        "job.yaml: contains 2 DreamBoothJobs: DreamBoothJob (line 1), DreamBoothJob (line 10); "
+        "write each job to a separate file",
+    ),
+    "several documents and no job": (
+        "kind: A\n---\nkind: B\n",
+        "job.yaml: contains no DreamBoothJob, but A (line 1), B (line 3); set kind: DreamBoothJob",
+    ),
+    "an empty file": (
+        "",
+        "job.yaml: is empty; write a job: apiVersion: dreambooth.dev/v1alpha1, kind: DreamBoothJob, ...",
+    ),
+    "only a comment": (
+        "# to do\n---\n",
+        "job.yaml: is empty; write a job: apiVersion: dreambooth.dev/v1alpha1, kind: DreamBoothJob, ...",
+    ),
+    "a list": (
+        "- 1\n",
+        "job.yaml (line 1): must be a mapping, not a list; "
+        "write a mapping with the keys apiVersion, kind, metadata, spec, status",
+    ),
+    "a duplicate key": (
+        spec("training:\n  steps: 1\n  seed: 2\n  steps: 3"),
+        "job.yaml (line 12): duplicate key 'steps', first set on line 10; remove one of the two",
+    ),
+    "an unclosed bracket": (
+        "spec: [1, 2\n",
+        "job.yaml (line 2, column 1): is not valid YAML: while parsing a flow sequence expected ',' or ']', "
+        "but got '<stream end>'; check indentation, colons and quotes",
+    ),
+    "a tab": (
+        "spec:\n\tsubject: 1\n",
+        "job.yaml (line 2, column 1): is indented with a tab; indent with spaces",
+    ),
+    "a Python object": (
+        "spec: !!python/object/apply:os.system [ls]\n",
+        "job.yaml (line 1, column 7): is not valid YAML: the tag 'tag:yaml.org,2002:python/object/apply:os.system' "
+        "is not supported; check indentation, colons and quotes",
+    ),
+    "Latin-1": (
+        b"kind: caf\xe9\n",
+        "is not UTF-8 text: byte 9 is 0xe9; save the file as UTF-8",
+    ),
+    "a control character": (
+        "kind: \x00\n",
+        "job.yaml: contains characters that YAML does not allow; save it as UTF-8 text",
+    ),
+    "aliases that expand exponentially": (
+        "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdef", "bcdefg", strict=True)),
+        "has more than 100,000 values or 100 levels; replace aliases (*name) by their values",
+    ),
+    "a recursive alias": (
+        "a: &a [*a]\n",
+        "has more than 100,000 values or 100 levels; replace aliases (*name) by their values",
+    ),
+    "deeply nested brackets": (
+        "[" * 1000,
+        "job.yaml: is nested too deeply; pass a job file",
+    ),
+}
+
+
+@pytest.mark.parametrize("text, message", ERRORS.values(), ids=ERRORS)
+def test_an_error_is_reported(load_text: LoadText, text: str | bytes, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_text(text)
+    assert len(caught.value.issues) == 1
+    assert str(caught.value).endswith(message)
+
+
+SETS = {
+    "no equals sign": (
+        "training.steps",
+        "--set training.steps: is not KEY=VALUE; write, for example, --set training.steps=200",
+    ),
+    "no such key": (
+        "training.stepz=1",
+        "--set training.stepz=1: stepz is not a known key; did you mean steps?",
+    ),
+    "a path through a number": (
+        "training.steps.x=1",
+        "--set training.steps.x=1: training.steps has no keys below it; use --set training.steps=VALUE",
+    ),
+    "a value that is not valid YAML": (
+        "subject.class={",
+        "the value is not valid YAML: while parsing a flow node expected the node content, but found '<stream end>'; "
+        "quote it, for example --set 'subject.class=\"dog\"'",
+    ),
+    "a value that breaks a rule": (
+        "training.steps=0",
+        "spec.training.steps (--set training.steps=0): 0: must be at least 1; write 1 or more",
+    ),
+}
+
+
+@pytest.mark.parametrize("override, message", SETS.values(), ids=SETS)
+def test_an_error_in_an_override_is_reported(load_text: LoadText, override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_text(JOB, override)
+    assert str(caught.value).endswith(message)
+
+
+def test_all_errors_are_reported_at_once(load_text: LoadText) -> None:
+    with pytest.raises(UserError) as caught:
+        load_text(
+            spec(
+                "training: {steps: 0, methd: Full}\noutput: {uri: a, pvc: {claimName: X}}\n"
+                "priorPreservation: {lossWeight: 0}"
+            )
+        )
+    assert {issue.path for issue in caught.value.issues} == {
+        "spec.training.steps",
+        "spec.training.methd",
+        "spec.output.pvc.claimName",
+        "spec.priorPreservation.lossWeight",
+    }
+
+
+def test_a_missing_file_gets_a_suggestion(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(JOB)
+    with pytest.raises(UserError) as caught:
+        load_job(tmp_path / "jobs.yaml")
+    assert str(caught.value) == f"{tmp_path}/jobs.yaml: does not exist; did you mean {tmp_path}/job.yaml?"
+    with pytest.raises(UserError, match="is a folder; pass the path of a job file in it"):
+        load_job(tmp_path)
+
+
+@pytest.mark.parametrize("levels", [8, 9, 90, 150, 1500, 20_000])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ("{a: ", "}")])
+def test_a_config_that_is_nested_too_deeply_is_rejected(
+    load_text: LoadText, levels: int, opening: str, closing: str
+) -> None:
+    text = spec(f"training: {{deepspeed: {{config: {{a: {opening * (levels - 1)}1{closing * (levels - 1)}}}}}}}")
+    if levels == 8:
+        assert load_text(text).spec.training.deepspeed.config
+        return
+    with pytest.raises(UserError) as error:
+        load_text(text)
+    if levels <= 90:
+        issue = "spec.training.deepspeed.config (line 9): is nested deeper than 8 levels; write DeepSpeed's keys"
+        assert issue in str(error.value)
+    else:
+        assert "job.yaml" in str(error.value)
+        assert "nested too deeply" in str(error.value) or "100 levels" in str(error.value)
