@@ -1,14 +1,14 @@
-"""The subject's images: from a folder, bucket or the built-in examples to square RGB pictures."""
+"""The subject's images: reads them from a folder, a bucket or the embedded examples, and converts them to square RGB."""
 
 from dreambooth_trainer.images.decode import prepare_image
-from dreambooth_trainer.images.prepare import Prepared, PreparedImage, prepare_images
-from dreambooth_trainer.images.sources import Found, RawImage, read_folder, read_images
+from dreambooth_trainer.images.prepare import PreparedImage, PreparedImages, prepare_images
+from dreambooth_trainer.images.sources import RawImage, RawImages, read_folder, read_images
 
 __all__ = [
-    "Found",
-    "Prepared",
     "PreparedImage",
+    "PreparedImages",
     "RawImage",
+    "RawImages",
     "prepare_image",
     "prepare_images",
     "read_folder",

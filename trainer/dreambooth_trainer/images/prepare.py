@@ -1,4 +1,4 @@
-"""All of a subject's images at once: every bad one is told, and what is merely odd is said."""
+"""Prepares all images of a subject. Reports all unusable files at once, and warns about unusual ones."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import NamedTuple
 from PIL import Image
 
 from dreambooth_api.errors import UserError, ValidationIssue
-from dreambooth_trainer.images.decode import kept_share, prepare_image
+from dreambooth_trainer.images.decode import crop_size, prepare_image
 from dreambooth_trainer.images.sources import RawImage
 
-FEW, MANY = 3, 20
-"""The paper uses 3-5 images; outside these bounds we say so."""
+MIN_RECOMMENDED, MAX_RECOMMENDED = 3, 20
+"""The paper uses 3-5 images. A number outside these bounds causes a warning."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class PreparedImage:
     """A training image.
 
     Attributes:
-        name: file name, as captions name it.
+        name: file name, the key in `captions`.
         image: RGB, square.
-        digest: SHA-256 of size and pixels, hex.
-        caption: its own instance prompt, if it has one.
+        digest: SHA-256 of size and pixels, in hex.
+        caption: instance prompt of this image, if it has its own.
     """
 
     name: str
@@ -35,24 +35,26 @@ class PreparedImage:
     caption: str | None = None
 
 
-class Prepared(NamedTuple):
-    """What can be trained on, in order of name, and what the user should hear about it."""
+class PreparedImages(NamedTuple):
+    """Training images in the order of their names, and warnings for the user."""
 
     images: list[PreparedImage]
     warnings: list[str]
 
 
-def prepare_images(raws: Sequence[RawImage], resolution: int, captions: Mapping[str, str] | None = None) -> Prepared:
+def prepare_images(
+    raws: Sequence[RawImage], resolution: int, captions: Mapping[str, str] | None = None
+) -> PreparedImages:
     """Decode, turn upright, crop and resize all images.
 
     Raises:
-        UserError: there is none, some cannot be used, or a caption names no image; all issues at once.
+        UserError: there are no images, some cannot be used, or a caption has no image; with all issues.
     """
     captions = captions or {}
     if not raws:
-        remedy = "put 3-5 pictures of the subject there"
-        raise UserError(ValidationIssue("spec.subject.images", None, "holds no images", remedy))
-    issues = list(_caption_faults(captions, [raw.name for raw in raws]))
+        remedy = "add 3-5 images of the subject"
+        raise UserError(ValidationIssue("spec.subject.images", None, "contains no images", remedy))
+    issues = list(_caption_issues(captions, [raw.name for raw in raws]))
     images: list[PreparedImage] = []
     warnings: list[str] = []
     for raw in raws:
@@ -62,44 +64,44 @@ def prepare_images(raws: Sequence[RawImage], resolution: int, captions: Mapping[
             issues += error.issues
             continue
         images.append(PreparedImage(raw.name, image, digest_of(image), captions.get(raw.name)))
-        warnings += _oddities(raw, resolution)
+        warnings += _size_warnings(raw, resolution)
     if issues:
         raise UserError(issues)
-    return Prepared(images, [*_count_warning(len(images)), *_duplicates(images), *warnings])
+    return PreparedImages(images, [*_count_warnings(len(images)), *_duplicate_warnings(images), *warnings])
 
 
 def digest_of(image: Image.Image) -> str:
-    """SHA-256 of size and pixels: the same picture under another name or format has the same."""
+    """SHA-256 of size and pixels in hex. It does not depend on the file's name and format."""
     return hashlib.sha256(b"%dx%d\n" % image.size + image.tobytes()).hexdigest()
 
 
-def _caption_faults(captions: Mapping[str, str], names: Sequence[str]) -> Iterable[ValidationIssue]:
+def _caption_issues(captions: Mapping[str, str], names: Sequence[str]) -> Iterable[ValidationIssue]:
     for name in captions:
         if name not in names:
             close = get_close_matches(name, names, n=1)
             shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
             remedy = f"did you mean {close[0]}?" if close else f"the images are {shown}"
-            yield ValidationIssue(f'spec.subject.captions["{name}"]', None, "names no image of the subject", remedy)
+            yield ValidationIssue(f'spec.subject.captions["{name}"]', None, "is not an image of the subject", remedy)
 
 
-def _oddities(raw: RawImage, resolution: int) -> Iterable[str]:
-    share, shorter = kept_share(raw)
+def _size_warnings(raw: RawImage, resolution: int) -> Iterable[str]:
+    share, side = crop_size(raw)
     if share < 0.5:
-        yield f"{raw.name}: only the middle {share:.0%} of it is kept; crop it around the subject yourself"
-    if shorter < resolution:
-        yield f"{raw.name}: {shorter} pixels were enlarged to {resolution}; a larger picture is sharper"
+        yield f"{raw.name}: cropping to the center square keeps {share:.0%} of the image; crop it around the subject"
+    if side < resolution:
+        yield f"{raw.name}: upscaled from {side} to {resolution} pixels; a larger image is sharper"
 
 
-def _count_warning(count: int) -> Iterable[str]:
-    if count < FEW:
-        yield f"{count} image{'s' if count > 1 else ''}: the method works best with 3-5, from several sides"
-    elif count > MANY:
-        yield f"{count} images: the method is made for 3-5; more dilute the subject and need more steps"
+def _count_warnings(count: int) -> Iterable[str]:
+    if count < MIN_RECOMMENDED:
+        yield f"{count} image{'s' if count > 1 else ''}: 3-5 images from different angles work best"
+    elif count > MAX_RECOMMENDED:
+        yield f"{count} images: 3-5 images work best; more images need more steps and reduce subject fidelity"
 
 
-def _duplicates(images: Sequence[PreparedImage]) -> Iterable[str]:
+def _duplicate_warnings(images: Sequence[PreparedImage]) -> Iterable[str]:
     first: dict[str, str] = {}
     for image in images:
         if image.digest in first:
-            yield f"{image.name} is the same picture as {first[image.digest]}; it counts twice in training"
+            yield f"{image.name} is a duplicate of {first[image.digest]}; training uses both"
         first.setdefault(image.digest, image.name)

@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes; its name is not asked."""
+"""Detects the format of a file from its first bytes, regardless of its name."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _OTHERS: list[tuple[bytes, str]] = [
     (b"\x1a\x45\xdf\xa3", "a video (Matroska or WebM)"),
     (b"II+\x00", "a BigTIFF image"),
     (b"MM\x00+", "a BigTIFF image"),
-    (b"version https://git-lfs", "a Git LFS pointer; run git lfs pull to get the image itself"),
+    (b"version https://git-lfs", "a Git LFS pointer (run git lfs pull to download the image)"),
 ]
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
 
 
 def image_kind(data: bytes) -> Kind | None:
-    """The image format that can be decoded here, or None."""
+    """The format of a supported image, or None."""
     for magic, kind in _KINDS:
         if data.startswith(magic):
             return kind
@@ -44,22 +44,22 @@ def image_kind(data: bytes) -> Kind | None:
     return "AVIF" if _brands(data) & {b"avif", b"avis"} else None
 
 
-def what_else(data: bytes) -> str:
-    """Words for a file that is no image of a readable kind: "a PDF document", "text"."""
+def describe_content(data: bytes) -> str:
+    """Description of a file that is not a supported image, for error messages: "a PDF document", "text"."""
     if not data:
         return "empty (0 bytes)"
-    for magic, words in _OTHERS:
+    for magic, description in _OTHERS:
         if data.startswith(magic):
-            return words
+            return description
     brands = _brands(data)
     if brands:
         return "a HEIC photo" if brands & (_HEIC | {b"mif1"}) else "a video (MP4 or QuickTime)"
     head = data[:4096].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if b"<svg" in head and head.startswith(b"<"):
-        return "an SVG drawing"
+        return "an SVG image"
     if head.startswith((b"<!doctype html", b"<html")):
         return "a web page"
-    return "text" if _is_text(data[:4096]) else "no image that can be read here"
+    return "text" if _is_text(data[:4096]) else "an unknown format"
 
 
 def _brands(data: bytes) -> set[bytes]:
@@ -71,6 +71,6 @@ def _brands(data: bytes) -> set[bytes]:
 
 
 def _is_text(head: bytes) -> bool:
-    # A character may be cut at the end of the head.
+    # The last character may be truncated.
     text = head.decode("utf-8", errors="replace").rstrip("\ufffd")
     return "\ufffd" not in text and all(c.isprintable() or c.isspace() for c in text)

@@ -1,0 +1,108 @@
+"""Image files are read from folders, object stores, mounted volumes and the embedded examples."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from dreambooth_api.errors import UserError
+from dreambooth_api.job import ImageSource
+from dreambooth_trainer.images import RawImage, prepare_images, read_folder, read_images, sources
+
+
+def test_a_folder_is_read_in_order_without_subfolders_hidden_files_and_sidecars(tmp_path: Path) -> None:
+    for name in ("b.png", "a.JPG", ".hidden", ".DS_Store", "Thumbs.db", "a.txt", "c"):
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "more").mkdir()
+    found = read_folder(str(tmp_path))
+    assert found.images == [RawImage(name, name.encode()) for name in ("a.JPG", "b.png", "c")]
+    assert found.warnings == [
+        f"more in {tmp_path}: subfolders are ignored",
+        f"Thumbs.db, a.txt in {tmp_path}: ignored, because they are not images",
+    ]
+    assert read_folder(f"file://{tmp_path}").images == found.images
+
+
+def test_an_object_store_is_read_like_a_folder() -> None:
+    files = fsspec.filesystem("memory")
+    files.pipe({"/photos/1.png": b"one", "/photos/2.png": b"two", "/photos/sub/3.png": b"three"})
+    assert [image.name for image in read_folder("memory://photos").images] == ["1.png", "2.png"]
+
+
+def test_a_mounted_secret_is_read_through_its_symbolic_links(tmp_path: Path) -> None:
+    # The kubelet mounts keys as symbolic links into a versioned folder, so that updates are atomic.
+    (tmp_path / "..2026").mkdir()
+    (tmp_path / "..2026" / "a.png").write_bytes(b"x")
+    (tmp_path / "..data").symlink_to("..2026")
+    (tmp_path / "a.png").symlink_to("..data/a.png")
+    source = ImageSource.model_validate({"secret": {"name": "photos"}})
+    assert read_images(source, tmp_path).images == [RawImage("a.png", b"x")]
+    with pytest.raises(UserError, match=r"^spec.subject.images.secret: is a Kubernetes object"):
+        read_images(source)
+
+
+def test_a_folder_of_a_volume_is_read(tmp_path: Path) -> None:
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog" / "a.png").write_bytes(b"x")
+    source = ImageSource.model_validate({"pvc": {"claimName": "photos", "path": "dog"}})
+    assert read_images(source, tmp_path).images == [RawImage("a.png", b"x")]
+
+
+FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a missing folder": (lambda path: None, "does not exist; correct the path, which is relative to the job file"),
+    "a file": (lambda path: path.write_bytes(b""), "is a file; use the folder that contains it"),
+    "an empty folder": (lambda path: path.mkdir(), "contains no images; add 3-5 images of the subject"),
+    "a folder with subfolders only": (
+        lambda path: (path / "dog").mkdir(parents=True),
+        "contains no images, only dog; use one of its subfolders: {path}/dog",
+    ),
+    "a folder with captions only": (
+        lambda path: (path.mkdir(), (path / "a.txt").write_bytes(b"")),
+        "contains no images, only a.txt; add 3-5 images of the subject",
+    ),
+}
+
+
+@pytest.mark.parametrize("make, message", FOLDERS.values(), ids=FOLDERS)
+def test_a_folder_without_images_is_rejected(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
+    path = tmp_path / "photos"
+    make(path)
+    with pytest.raises(UserError) as caught:
+        read_folder(str(path))
+    assert str(caught.value.issues[0]).endswith(message.format(path=path))
+    assert caught.value.issues[0].path == "spec.subject.images.uri"
+
+
+def test_sizes_are_checked_before_any_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(100 * 2**20)
+    monkeypatch.setattr(sources, "_read", None)
+    with pytest.raises(UserError) as caught:
+        read_folder(str(tmp_path))
+    assert [str(issue) for issue in caught.value.issues] == [
+        f"{name}: has 100 MiB, the maximum is 64 MiB; reduce its size" for name in "abc"
+    ]
+    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 2**30)
+    monkeypatch.setattr(sources, "MAX_TOTAL_BYTES", 2**28)
+    with pytest.raises(UserError, match=r"contains 0\.3 GiB"):
+        read_folder(str(tmp_path))
+    monkeypatch.setattr(sources, "MAX_FILES", 2)
+    with pytest.raises(UserError, match="contains 3 files, the maximum is 2"):
+        read_folder(str(tmp_path))
+
+
+def test_embedded_subjects_are_rendered() -> None:
+    found = read_folder("builtin:sprites/dog-pink-blue")
+    assert [raw.name for raw in found.images] == ["0.png", "1.png", "2.png", "3.png", "4.png"]
+    assert prepare_images(found.images, 32).warnings == []
+    with pytest.raises(UserError, match=r"is not an embedded subject; did you mean builtin:sprites/dog-pink-blue\?$"):
+        read_folder("builtin:sprites/dog-pink")
+    with pytest.raises(UserError, match="is not an embedded subject; use one of dog-pink-blue, "):
+        read_folder("builtin:sprites/xyz")
+
+
+def test_other_url_schemes_are_rejected() -> None:
+    with pytest.raises(UserError, match="https:// is not supported; use a local folder, s3://"):
+        read_folder("https://example.org/photos")
