@@ -1,4 +1,4 @@
-"""A Hugging Face hub on this machine, for one repository: it counts what it is asked for, and fails to order."""
+"""A local Hugging Face Hub with one repository. It records requests, and returns errors on demand."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ class Hub:
     """The repository team/model.
 
     Attributes:
-        files: what it holds, by path.
-        converted: what its pull request with safetensors holds; none where there is no such request.
+        files: content by path.
+        converted: content of its pull request with safetensors; empty if there is no such pull request.
         requests: method and path of every request.
-        refusal: status and error code of the hub for every request, if it is to refuse.
-        truncated: a file that breaks off in the middle.
+        error: status and error code with which every request is answered, if set.
+        truncated: path of a file of which only the first half is sent.
     """
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.converted: dict[str, bytes] = {}
         self.requests: list[str] = []
-        self.refusal: tuple[int, str] | None = None
+        self.error: tuple[int, str] | None = None
         self.truncated = ""
 
     def serve(self, folder: Path) -> None:
-        """Hold what a folder holds."""
+        """Serve the files of a folder."""
         self.files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
     @property
     def downloaded(self) -> set[str]:
-        """Files whose content was asked for."""
+        """Paths of the files whose content was requested."""
         return {r.split("/", 5)[5] for r in self.requests if r.startswith("GET /team/model/resolve/")}
 
 
@@ -55,8 +55,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append(f"{self.command} {path}")
-        if self.hub.refusal:
-            status, code = self.hub.refusal
+        if self.hub.error:
+            status, code = self.hub.error
             self._send(status, b"{}", {"X-Error-Code": code} if code else {})
             return
         match path.strip("/").split("/"):
@@ -98,19 +98,19 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_file(self, commit: str, name: str) -> None:
         content = self._content(commit)[name]
         headers = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}
-        self._send(200, content, headers, cut=name == self.hub.truncated and self.command == "GET")
+        self._send(200, content, headers, truncate=name == self.hub.truncated and self.command == "GET")
 
     def _send_json(self, value: object) -> None:
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
-    def _send(self, status: int, content: bytes, headers: dict[str, str], *, cut: bool = False) -> None:
+    def _send(self, status: int, content: bytes, headers: dict[str, str], *, truncate: bool = False) -> None:
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(content))}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(content[: len(content) // 2] if cut else content)
-        if cut:
+            self.wfile.write(content[: len(content) // 2] if truncate else content)
+        if truncate:
             self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
@@ -119,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def run_hub() -> Iterator[tuple[Hub, str]]:
-    """A hub and its URL."""
+    """Start a Hub; yields it and its URL."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -154,7 +154,7 @@ def test_unsupported_models_are_rejected(tmp_path: Path) -> None:
         UserError, match=r"is a PixArtPipeline, which is not supported; use .*: StableDiffusionPipeline"
     ):
         open_family(tmp_path)
-    with pytest.raises(UserError, match=r"spec\.model\.id: '/nowhere/model': is neither a folder here"):
+    with pytest.raises(UserError, match=r"spec\.model\.id: '/nowhere/model': was not found as a local folder"):
         local_folder(BaseModelRef(id="/nowhere/model"))
 
 

@@ -1,4 +1,4 @@
-"""Models from a hub: what is fetched of them, and which of its failures a user can do something about."""
+"""Downloads from a Hub: the files that are downloaded, and the conversion of errors."""
 
 from __future__ import annotations
 
@@ -41,9 +41,12 @@ LOADED = {
 }
 
 
+NOT_FOUND = "was not found, neither as a local folder nor on the Hub; check the ID; for a private model, set HF_TOKEN"
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub that this process uses, with a cache of its own and without pauses between tries."""
+    """A Hub that this process uses, with an empty cache and without delays between retries."""
     from huggingface_hub import constants
 
     with run_hub() as (hub, url):
@@ -58,9 +61,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def crowded(tiny_model: Path, tmp_path: Path) -> Path:
-    """A model as hub repositories hold it: other formats beside the weights, and a safety checker."""
-    folder = shutil.copytree(tiny_model, tmp_path / "crowded")
+def multi_format_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """A model as in a Hub repository: weights in several formats, and a safety checker."""
+    folder = shutil.copytree(tiny_model, tmp_path / "multi-format-model")
     for part, stem in (
         ("unet", "diffusion_pytorch_model"),
         ("vae", "diffusion_pytorch_model"),
@@ -81,8 +84,8 @@ def crowded(tiny_model: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_only_what_is_loaded_is_fetched(hub: Hub, crowded: Path, tiny_model: Path) -> None:
-    hub.serve(crowded)
+def test_only_loaded_files_are_downloaded(hub: Hub, multi_format_model: Path, tiny_model: Path) -> None:
+    hub.serve(multi_format_model)
     folder = local_folder(MODEL)
     assert hub.downloaded == LOADED
     assert open_family(folder).pipeline(folder, torch.float32).unet.dtype == torch.float32
@@ -90,7 +93,7 @@ def test_only_what_is_loaded_is_fetched(hub: Hub, crowded: Path, tiny_model: Pat
     assert weights_digest(folder) == weights_digest(tiny_model)
 
 
-def test_a_commit_in_the_cache_needs_no_hub(hub: Hub, tiny_model: Path) -> None:
+def test_a_cached_commit_needs_no_request(hub: Hub, tiny_model: Path) -> None:
     hub.serve(tiny_model)
     model = pinned(MODEL)
     assert model.revision == COMMIT
@@ -100,9 +103,9 @@ def test_a_commit_in_the_cache_needs_no_hub(hub: Hub, tiny_model: Path) -> None:
     assert hub.requests == []
 
 
-def test_a_model_of_another_family_is_refused_before_its_weights_are_fetched(hub: Hub, crowded: Path) -> None:
-    (crowded / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    hub.serve(crowded)
+def test_an_unsupported_family_is_rejected_before_weights_are_downloaded(hub: Hub, multi_format_model: Path) -> None:
+    (multi_format_model / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    hub.serve(multi_format_model)
     with pytest.raises(
         UserError, match=r"spec\.model\.id: 'team/model': is a FluxPipeline, which is not supported; use a"
     ):
@@ -110,81 +113,93 @@ def test_a_model_of_another_family_is_refused_before_its_weights_are_fetched(hub
     assert hub.downloaded == {"model_index.json"}
 
 
-def test_a_repository_that_is_no_pipeline_is_refused(hub: Hub) -> None:
+def test_a_repository_without_a_pipeline_is_rejected(hub: Hub) -> None:
     hub.files = {"config.json": b"{}", "model.safetensors": b"x" * 1000}
-    with pytest.raises(UserError, match=r"'team/model': is on the hub, but has no model_index\.json"):
+    with pytest.raises(UserError, match=r"'team/model': has no model_index\.json on the Hub"):
         local_folder(MODEL)
     assert hub.downloaded == set()
 
 
 @pytest.mark.parametrize(
-    ("refusal", "sentence"),
+    ("error", "message"),
     [
-        ((401, ""), "is not on the hub, or is private; check the id; for a private model set HF_TOKEN"),
-        ((401, "RepoNotFound"), "is not on the hub, or is private; check the id; for a private model set HF_TOKEN"),
-        ((404, "RepoNotFound"), "is not on the hub, or is private; check the id; for a private model set HF_TOKEN"),
-        ((403, ""), "is not on the hub, or is private; check the id; for a private model set HF_TOKEN"),
-        ((403, "GatedRepo"), "is open only to those who accept its license; accept its license at http"),
+        (
+            (401, ""),
+            NOT_FOUND,
+        ),
+        (
+            (401, "RepoNotFound"),
+            NOT_FOUND,
+        ),
+        (
+            (404, "RepoNotFound"),
+            NOT_FOUND,
+        ),
+        (
+            (403, ""),
+            NOT_FOUND,
+        ),
+        ((403, "GatedRepo"), "is a gated model; accept its license at http"),
     ],
 )
-def test_what_a_user_can_mend_is_a_users_error(hub: Hub, refusal: tuple[int, str], sentence: str) -> None:
-    hub.refusal = refusal
-    with pytest.raises(UserError, match=rf"spec\.model\.id: 'team/model': {sentence}"):
+def test_errors_that_a_user_can_fix_are_user_errors(hub: Hub, error: tuple[int, str], message: str) -> None:
+    hub.error = error
+    with pytest.raises(UserError, match=rf"spec\.model\.id: 'team/model': {message}"):
         local_folder(MODEL)
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
-def test_an_outage_passes(hub: Hub, tiny_model: Path, status: int) -> None:
+def test_an_outage_is_a_transient_error(hub: Hub, tiny_model: Path, status: int) -> None:
     hub.serve(tiny_model)
-    hub.refusal = (status, "")
+    hub.error = (status, "")
     for load in (lambda: local_folder(MODEL), lambda: load_dino("team/model", "cpu")):
-        with pytest.raises(TransientError, match=rf"'team/model': cannot be fetched from http.* now .*{status}"):
+        with pytest.raises(TransientError, match=rf"'team/model': cannot be downloaded from http.* .*{status}"):
             load()
-    hub.refusal = None
+    hub.error = None
     assert local_folder(MODEL).name == COMMIT
 
 
-def test_a_file_that_breaks_off_is_fetched_again(hub: Hub, tiny_model: Path) -> None:
+def test_a_truncated_file_is_downloaded_again(hub: Hub, tiny_model: Path) -> None:
     hub.serve(tiny_model)
     hub.truncated = "unet/diffusion_pytorch_model.safetensors"
-    with pytest.raises(TransientError, match="'team/model': cannot be fetched from http"):
+    with pytest.raises(TransientError, match="'team/model': cannot be downloaded from http"):
         local_folder(MODEL)
     hub.truncated = ""
     assert weights_digest(local_folder(MODEL)) == weights_digest(tiny_model)
 
 
-def test_a_hub_that_cannot_be_reached_passes(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_a_transient_error(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(
-        TransientError, match=r"spec\.model\.id: 'team/model': cannot be fetched from http://127.0.0.1:9"
+        TransientError, match=r"spec\.model\.id: 'team/model': cannot be downloaded from http://127.0.0.1:9"
     ):
         local_folder(MODEL)
 
 
 @pytest.mark.parametrize(
-    ("model", "sentence"),
+    ("model", "message"),
     [
-        (MODEL.model_copy(update={"revision": "v9"}), "'team/model': has no revision 'v9' on the hub; write a commit"),
-        (MODEL.model_copy(update={"revision": "d" * 40}), f"'team/model': has no revision '{'d' * 40}' on the hub"),
+        (MODEL.model_copy(update={"revision": "v9"}), "'team/model': has no revision 'v9' on the Hub; use an existing"),
+        (MODEL.model_copy(update={"revision": "d" * 40}), f"'team/model': has no revision '{'d' * 40}' on the Hub"),
         (
             BaseModelRef(id="/nowhere/model"),
-            "'/nowhere/model': is neither a folder here nor an id on the hub",
+            "'/nowhere/model': was not found as a local folder, and is not a valid Hub ID",
         ),
-        (BaseModelRef(id="team/other"), "'team/other': is not on the hub, or is private"),
+        (BaseModelRef(id="team/other"), "'team/other': was not found, neither as a local folder nor on the Hub"),
     ],
 )
-def test_a_wrong_name_is_a_users_error(hub: Hub, tiny_model: Path, model: BaseModelRef, sentence: str) -> None:
+def test_a_wrong_id_is_a_user_error(hub: Hub, tiny_model: Path, model: BaseModelRef, message: str) -> None:
     hub.serve(tiny_model)
-    with pytest.raises(UserError, match=rf"spec\.model\.id: {sentence}"):
+    with pytest.raises(UserError, match=rf"spec\.model\.id: {message}"):
         local_folder(model)
 
 
-def test_a_user_who_wants_no_network_is_told_what_is_missing(
+def test_in_offline_mode_a_missing_model_is_a_user_error(
     hub: Hub, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.serve(tiny_model)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="is not in the cache, and HF_HUB_OFFLINE forbids to fetch it; unset"):
+    with pytest.raises(UserError, match="is not in the cache, and HF_HUB_OFFLINE is set; unset"):
         local_folder(MODEL)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     local_folder(MODEL)
@@ -194,20 +209,20 @@ def test_a_user_who_wants_no_network_is_told_what_is_missing(
 
 @pytest.fixture
 def encoder(tmp_path: Path) -> Path:
-    """A random ViT as hub repositories hold it."""
+    """A random ViT as in a Hub repository, in two formats."""
     config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=32)
     ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "vit")
     (tmp_path / "vit" / "pytorch_model.bin").write_bytes(b"x" * 1000)
     return tmp_path / "vit"
 
 
-def test_an_encoder_is_fetched_without_its_other_formats(hub: Hub, encoder: Path) -> None:
+def test_only_the_safetensors_of_an_encoder_are_downloaded(hub: Hub, encoder: Path) -> None:
     hub.serve(encoder)
     assert load_dino("team/model", "cpu").name == "team/model"
     assert hub.downloaded == {"config.json", "model.safetensors"}
 
 
-def test_an_encoder_is_taken_from_the_bots_pull_request(hub: Hub, encoder: Path) -> None:
+def test_an_encoder_is_downloaded_from_the_pull_request_of_the_bot(hub: Hub, encoder: Path) -> None:
     hub.serve(encoder)
     hub.converted = dict(hub.files)
     del hub.files["model.safetensors"]
@@ -217,41 +232,43 @@ def test_an_encoder_is_taken_from_the_bots_pull_request(hub: Hub, encoder: Path)
         load_dino("team/model", "cpu")
 
 
-def test_other_formats_in_a_folder_are_neither_hashed_nor_counted_nor_published(
-    crowded: Path, tiny_model: Path, tmp_path: Path
+def test_other_formats_are_not_hashed_counted_or_published(
+    multi_format_model: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    assert weights_digest(crowded) == weights_digest(tiny_model)
-    sizes = [model_size(f, resolution=32, train_text_encoder=True, lora_rank=None) for f in (crowded, tiny_model)]
+    assert weights_digest(multi_format_model) == weights_digest(tiny_model)
+    sizes = [
+        model_size(f, resolution=32, train_text_encoder=True, lora_rank=None) for f in (multi_format_model, tiny_model)
+    ]
     assert sizes[0] == sizes[1]
-    for folder, name in ((crowded, "a"), (tiny_model, "b")):
+    for folder, name in ((multi_format_model, "a"), (tiny_model, "b")):
         open_family(folder).save_single_file(folder, tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_what_is_hashed_is_what_is_loaded(crowded: Path, tiny_model: Path) -> None:
-    ours, plain = (open_family(f).pipeline(f, torch.float32) for f in (crowded, tiny_model))
+def test_the_loaded_weights_do_not_depend_on_other_formats(multi_format_model: Path, tiny_model: Path) -> None:
+    ours, plain = (open_family(f).pipeline(f, torch.float32) for f in (multi_format_model, tiny_model))
     for part in ("unet", "vae", "text_encoder"):
         for name, tensor in getattr(plain, part).state_dict().items():
             assert torch.equal(getattr(ours, part).state_dict()[name], tensor)
 
 
-@pytest.mark.parametrize("where", ["hub", "folder"])
-def test_a_model_in_pickles_only_is_refused(hub: Hub, crowded: Path, where: str) -> None:
-    for path in (crowded / "unet").glob("*.safetensors"):
+@pytest.mark.parametrize("location", ["hub", "folder"])
+def test_a_model_with_pickled_weights_only_is_rejected(hub: Hub, multi_format_model: Path, location: str) -> None:
+    for path in (multi_format_model / "unet").glob("*.safetensors"):
         path.unlink()
-    hub.serve(crowded)
+    hub.serve(multi_format_model)
     with pytest.raises(UserError, match="has no safetensors weights in unet; other formats can contain code; save the"):
-        family_name(local_folder(MODEL if where == "hub" else BaseModelRef(id=str(crowded))))
+        family_name(local_folder(MODEL if location == "hub" else BaseModelRef(id=str(multi_format_model))))
     assert hub.downloaded <= {"model_index.json"}
 
 
-def test_of_shards_those_count_that_the_index_names(tiny_model: Path, tmp_path: Path) -> None:
+def test_only_the_shards_in_the_index_are_loaded(tiny_model: Path, tmp_path: Path) -> None:
     sharded = shutil.copytree(tiny_model, tmp_path / "sharded")
     unet = UNet2DConditionModel.from_pretrained(tiny_model / "unet")
     shutil.rmtree(sharded / "unet")
     unet.save_pretrained(sharded / "unet", max_shard_size="50KB")
     assert len(list((sharded / "unet").glob("*.safetensors"))) > 1
-    # What an earlier save has left.
+    # Files of an earlier save.
     save_file({"x": torch.zeros(1000)}, sharded / "unet" / "diffusion_pytorch_model-00001-of-00099.safetensors")
     save_file({"x": torch.zeros(1000)}, sharded / "unet" / "diffusion_pytorch_model.safetensors")
     sizes = [model_size(f, resolution=32, train_text_encoder=True, lora_rank=None) for f in (sharded, tiny_model)]
@@ -265,7 +282,7 @@ def test_of_shards_those_count_that_the_index_names(tiny_model: Path, tmp_path: 
     assert all(torch.equal(read[name], tensor) for name, tensor in unet.state_dict().items())
 
 
-def test_the_command_ends_with_one_in_an_outage(tmp_path: Path) -> None:
+def test_the_command_exits_with_1_in_an_outage(tmp_path: Path) -> None:
     job = {
         "apiVersion": "dreambooth.dev/v1alpha1",
         "kind": "DreamBoothJob",
@@ -288,4 +305,4 @@ def test_the_command_ends_with_one_in_an_outage(tmp_path: Path) -> None:
             cwd=tmp_path, env={**os.environ, **hub}, capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == 1, done.stderr
-    assert "'a/b': cannot be fetched from" in done.stderr
+    assert "'a/b': cannot be downloaded from" in done.stderr
