@@ -1,4 +1,4 @@
-"""What an operator hears of a run, through a real socket."""
+"""Progress messages to the operator, over a real socket."""
 
 from __future__ import annotations
 
@@ -17,21 +17,27 @@ from dreambooth_api import environment
 from dreambooth_api.progress import ProgressMessage
 from dreambooth_trainer.progress import http
 from dreambooth_trainer.progress.console import LineReporter
-from dreambooth_trainer.progress.http import Delivery, Operator, OperatorReporter, as_shown, operator_from_environment
+from dreambooth_trainer.progress.http import (
+    Delivery,
+    Operator,
+    OperatorReporter,
+    external_uri,
+    operator_from_environment,
+)
 
 
 class Listener:
-    """An HTTP server that keeps the messages it gets. `answers` are the first status codes; then it answers 204."""
+    """An HTTP server that records messages. It responds with the given status codes, then with 204."""
 
-    def __init__(self, port: int = 0, answers: tuple[int, ...] = ()) -> None:
-        heard = self.heard = []
-        left = list(answers)
+    def __init__(self, port: int = 0, statuses: tuple[int, ...] = ()) -> None:
+        received = self.received = []
+        remaining = list(statuses)
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                heard.append((self.headers["Authorization"], json.loads(body)))
-                self.send_response(left.pop(0) if left else 204)
+                received.append((self.headers["Authorization"], json.loads(body)))
+                self.send_response(remaining.pop(0) if remaining else 204)
                 self.end_headers()
 
             def log_message(self, *args: object) -> None: ...
@@ -59,7 +65,7 @@ def silent() -> LineReporter:
     return LineReporter(Console(quiet=True))
 
 
-def test_the_last_message_says_everything(listener: Listener, token: Path) -> None:
+def test_the_last_message_is_complete(listener: Listener, token: Path) -> None:
     with OperatorReporter(silent(), Operator(listener.url, token)) as reporter:
         reporter.finished("class-images", {"key": "k", "seconds": 1.0, "wanted": 8, "reused": 3, "generated": 5})
         with reporter.phase("train") as progress:
@@ -68,7 +74,7 @@ def test_the_last_message_says_everything(listener: Listener, token: Path) -> No
             progress.done(30, loss=0.25)
         reporter.finished("evaluate", {"key": "k", "seconds": 1.0, "dino": 0.7, "clipI": 0.8, "clipT": 0.3})
         reporter.finished("publish", {"key": "k", "seconds": 1.0, "uri": "/out", "digest": "sha256:0"})
-    authorization, last = listener.heard[-1]
+    authorization, last = listener.received[-1]
     assert authorization == "Bearer first"
     assert last["phase"] == "Train"
     assert (last["step"], last["steps"], last["loss"]) == (30, 100, 0.25)
@@ -78,12 +84,12 @@ def test_the_last_message_says_everything(listener: Listener, token: Path) -> No
     assert last["output"] == {"uri": "/out", "digest": "sha256:0"}
 
 
-def test_the_token_is_read_anew_for_every_message(listener: Listener, token: Path) -> None:
+def test_the_token_is_read_for_every_message(listener: Listener, token: Path) -> None:
     operator = Operator(listener.url, token)
     assert operator.send(ProgressMessage(step=1)) is Delivery.ACKNOWLEDGED
     token.write_text("second\n")
     assert operator.send(ProgressMessage(step=2)) is Delivery.ACKNOWLEDGED
-    assert [authorization for authorization, _ in listener.heard] == ["Bearer first", "Bearer second"]
+    assert [authorization for authorization, _ in listener.received] == ["Bearer first", "Bearer second"]
 
 
 def free_port() -> int:
@@ -92,44 +98,44 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_the_last_report_waits_for_an_operator_that_is_away(token: Path) -> None:
+def test_the_last_message_is_retried_until_the_operator_is_back(token: Path) -> None:
     port, listeners = free_port(), []
-    back = threading.Timer(3, lambda: listeners.append(Listener(port)))
+    restart = threading.Timer(3, lambda: listeners.append(Listener(port)))
     with OperatorReporter(silent(), Operator(f"http://127.0.0.1:{port}/v1", token)) as reporter:
         reporter.finished("evaluate", {"key": "k", "seconds": 1.0, "dino": 0.7})
         reporter.finished("publish", {"key": "k", "seconds": 1.0, "uri": "/out", "digest": "sha256:0"})
-        back.start()
-    back.join()
+        restart.start()
+    restart.join()
     listeners[0].server.shutdown()
-    last = listeners[0].heard[-1][1]
+    last = listeners[0].received[-1][1]
     assert (last["scores"], last["output"]["digest"]) == ({"dino": 0.7}, "sha256:0")
 
 
 @pytest.mark.parametrize("status", [401, 408, 429, 500, 503])
-def test_the_last_report_is_repeated_until_it_is_acknowledged(token: Path, status: int) -> None:
-    listener = Listener(answers=(status, status, status))
+def test_the_last_message_is_retried_until_it_is_acknowledged(token: Path, status: int) -> None:
+    listener = Listener(statuses=(status, status, status))
     try:
         with pytest.raises(RuntimeError), OperatorReporter(silent(), Operator(listener.url, token)) as reporter:
             reporter.failed(environment.OUT_OF_MEMORY, "no memory", retryable=False)
             raise RuntimeError("the run failed")
     finally:
         listener.server.shutdown()
-    assert len(listener.heard) >= 4
-    assert listener.heard[-1][1]["failure"]["reason"] == environment.OUT_OF_MEMORY
+    assert len(listener.received) >= 4
+    assert listener.received[-1][1]["failure"]["reason"] == environment.OUT_OF_MEMORY
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 409])
-def test_a_refusal_for_good_ends_the_retries(token: Path, status: int) -> None:
-    listener = Listener(answers=(status,) * 100)
+def test_a_final_rejection_ends_the_retries(token: Path, status: int) -> None:
+    listener = Listener(statuses=(status,) * 100)
     try:
         with OperatorReporter(silent(), Operator(listener.url, token)) as reporter:
             reporter.failed(environment.OUT_OF_MEMORY, "no memory", retryable=False)
     finally:
         listener.server.shutdown()
-    assert len(listener.heard) <= 2
+    assert len(listener.received) <= 2
 
 
-def test_an_interrupted_run_ends_within_its_grace_period(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_exits_within_its_grace_period(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "INTERRUPTED_SECONDS", 0.5)
     start = time.monotonic()
     with (
@@ -141,7 +147,7 @@ def test_an_interrupted_run_ends_within_its_grace_period(token: Path, monkeypatc
     assert time.monotonic() - start < http.LAST_MESSAGE_SECONDS / 2
 
 
-def test_an_operator_that_stays_away_does_not_stop_a_run(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_operator_does_not_fail_a_run(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "LAST_MESSAGE_SECONDS", 0.5)
     with OperatorReporter(silent(), Operator("http://127.0.0.1:9/v1", token)) as reporter:
         reporter.failed(environment.INVALID_INPUT, "spec.subject.class: ...", retryable=False)
@@ -149,31 +155,33 @@ def test_an_operator_that_stays_away_does_not_stop_a_run(token: Path, monkeypatc
             progress.done(1)
 
 
-def test_a_message_that_was_lost_is_made_up_for(listener: Listener, tmp_path: Path) -> None:
+def test_a_message_that_was_not_delivered_is_sent_again(listener: Listener, tmp_path: Path) -> None:
     late = tmp_path / "late-token"
     with OperatorReporter(silent(), Operator(listener.url, late)) as reporter:
         reporter.failed(environment.OUT_OF_MEMORY, "no memory", retryable=True)
-        late.write_text("here")
-    assert listener.heard[-1][1]["failure"] == {
+        late.write_text("token")
+    assert listener.received[-1][1]["failure"] == {
         "reason": environment.OUT_OF_MEMORY,
         "message": "no memory",
         "retryable": True,
     }
 
 
-def test_without_an_operator_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_a_pod_there_is_no_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(environment.PROGRESS_URL, raising=False)
     assert operator_from_environment() is None
 
 
 @pytest.mark.parametrize(
-    ("uri", "shown"),
+    ("uri", "external"),
     [
         (f"{environment.OUTPUT_PATH}/dog/model", "pvc://models/dog/model"),
         ("s3://bucket/dreambooth/output/dog", "s3://bucket/dreambooth/output/dog"),
     ],
 )
-def test_only_a_mounted_folder_gets_another_name(monkeypatch: pytest.MonkeyPatch, uri: str, shown: str) -> None:
+def test_only_paths_in_the_mounted_folder_are_replaced(
+    monkeypatch: pytest.MonkeyPatch, uri: str, external: str
+) -> None:
     monkeypatch.setenv(environment.OUT, f"{environment.OUTPUT_PATH}/dog")
     monkeypatch.setenv(environment.OUT_SHOWN, "pvc://models/dog")
-    assert as_shown(uri) == shown
+    assert external_uri(uri) == external

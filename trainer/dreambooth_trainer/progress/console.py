@@ -1,4 +1,4 @@
-"""How a run tells people where it is: bars on a terminal, a line a phase elsewhere."""
+"""Console progress of a run: progress bars on a terminal, otherwise one line per phase."""
 
 from __future__ import annotations
 
@@ -23,49 +23,49 @@ from rich.progress import (
 
 
 class PhaseProgress(Protocol):
-    """One phase under way."""
+    """Progress of a running phase, in units that depend on the phase: images, optimizer steps, files."""
 
     def total(self, count: int) -> None:
-        """How many there are to do."""
+        """Set the total number of units."""
         ...
 
     def done(self, count: int, **facts: float | int | str) -> None:
-        """How many are done by now, with what else is worth telling (loss=0.12)."""
+        """Set the number of completed units, and values to show, for example loss=0.12."""
         ...
 
 
 class Reporter(Protocol):
-    """Where progress goes."""
+    """Receives the progress of a run."""
 
     def phase(self, name: str) -> contextlib.AbstractContextManager[PhaseProgress]:
-        """Announce a phase for the time of a with block."""
+        """Report a phase as running until the block ends."""
         ...
 
     def skipped(self, name: str) -> None:
-        """A phase that had been done before."""
+        """Report a phase that an earlier run has completed."""
         ...
 
     def finished(self, name: str, result: Mapping[str, JsonValue]) -> None:
-        """What a phase brought, whether just now or before."""
+        """Report the result of a phase. It is also called for skipped phases."""
         ...
 
     def note(self, text: str) -> None:
-        """A sentence for the user."""
+        """Show a message to the user."""
         ...
 
 
 def choose_reporter(console: Console) -> Reporter:
-    """Bars where a person watches, lines where a file or a log does."""
+    """A `BarReporter` on a terminal, otherwise a `LineReporter`."""
     return BarReporter(console) if console.is_terminal else LineReporter(console)
 
 
-def _shown(facts: dict[str, float | int | str]) -> str:
+def _format_facts(facts: dict[str, float | int | str]) -> str:
     return " ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())
 
 
 @dataclass
 class BarReporter:
-    """A bar a phase, with rate and time left."""
+    """Shows one progress bar per phase, with the estimated remaining time."""
 
     console: Console
 
@@ -77,7 +77,7 @@ class BarReporter:
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("remaining"),
             TimeRemainingColumn(compact=True),
             TextColumn("[dim]{task.fields[facts]}"),
         )
@@ -89,7 +89,7 @@ class BarReporter:
             )
 
     def skipped(self, name: str) -> None:
-        self.console.print(f"[green]✓[/] {name:<9} [dim]done before")
+        self.console.print(f"[green]✓[/] {name:<9} [dim]already complete")
 
     def finished(self, name: str, result: Mapping[str, JsonValue]) -> None:
         del name, result
@@ -107,12 +107,12 @@ class _Bar:
         self.bars.update(self.task, total=count)
 
     def done(self, count: int, **facts: float | int | str) -> None:
-        self.bars.update(self.task, completed=count, facts=_shown(facts))
+        self.bars.update(self.task, completed=count, facts=_format_facts(facts))
 
 
 @dataclass
 class LineReporter:
-    """One line a phase, when it ends."""
+    """Prints one line per phase when it ends."""
 
     console: Console
 
@@ -121,11 +121,11 @@ class LineReporter:
         start, line = time.monotonic(), _Line()
         yield line
         count = f"{line.count} " if line.count else ""
-        text = f"{name:<9} {count}in {time.monotonic() - start:.1f} s  {_shown(line.facts)}".rstrip()
+        text = f"{name:<9} {count}in {time.monotonic() - start:.1f} s  {_format_facts(line.facts)}".rstrip()
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def skipped(self, name: str) -> None:
-        self.console.print(f"{name:<9} done before", highlight=False, markup=False)
+        self.console.print(f"{name:<9} already complete", highlight=False, markup=False)
 
     def finished(self, name: str, result: Mapping[str, JsonValue]) -> None:
         del name, result

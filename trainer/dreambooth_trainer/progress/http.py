@@ -1,8 +1,8 @@
-"""Reports progress to the operator: small JSON messages, authenticated by the pod's projected token.
+"""Reports progress to the operator in small JSON messages, authenticated by the pod's projected token.
 
-While a run is under way, a message that cannot be delivered is replaced by the next one, and the run never waits.
-The last message is different: scores, output and failure exist only there, so the process does not exit before the
-operator has acknowledged it or refused it for good, or five minutes have passed.
+During a run, a message that cannot be delivered is replaced by the next one, and the run is not delayed. The last
+message is essential, because scores, output and failure are only in there: the process does not exit until the
+operator has acknowledged or rejected it, or five minutes have passed.
 """
 
 from __future__ import annotations
@@ -28,40 +28,40 @@ from dreambooth_api.metrics import METRICS
 from dreambooth_api.progress import ProgressMessage, parse_fields
 from dreambooth_trainer.progress.console import PhaseProgress, Reporter
 
-SECONDS_BETWEEN = 2.0
-TIMEOUT_SECONDS = 5.0
-# How long the last message is retried. All replicas of the operator may be restarting, on a busy node.
+MIN_INTERVAL_SECONDS = 2.0
+REQUEST_TIMEOUT_SECONDS = 5.0
+# Deadline of the last message. All replicas of the operator may be restarting on a busy node.
 LAST_MESSAGE_SECONDS = 300.0
-# An interrupted process is about to be killed: 30 seconds is the usual grace period of a pod.
+# Deadline of the last message of an interrupted process: the default grace period of a pod is 30 seconds.
 INTERRUPTED_SECONDS = 10.0
-MAX_RETRY_SECONDS = 10.0
-# Answers after which the same message may be accepted later; other 4xx answers are final.
+MAX_BACKOFF_SECONDS = 10.0
+# Client errors after which a retry may succeed; all other 4xx status codes are final.
 RETRYABLE_STATUS = {401, 408, 425, 429}
 
 
 class Delivery(enum.Enum):
-    """What became of a message."""
+    """Outcome of sending a message."""
 
     ACKNOWLEDGED = "acknowledged"
-    REFUSED = "refused"  # for good: another attempt is current, or the job is gone
-    FAILED = "failed"  # may succeed later
+    REJECTED = "rejected"  # final: the attempt is not current, or the job does not exist
+    FAILED = "failed"  # a retry may succeed
 
 
 @dataclass(frozen=True)
 class Operator:
-    """Where to tell, and who we are.
+    """Endpoint of the operator, and the credentials for it.
 
     Attributes:
-        token_file: read anew for every message, because the kubelet replaces the token.
-        authority_file: certificates to trust, or None for the system's.
+        token_file: read for every message, because the kubelet rotates the token.
+        ca_file: CA certificates; None for those of the system.
     """
 
     url: str
     token_file: Path
-    authority_file: Path | None = None
+    ca_file: Path | None = None
 
     def send(self, message: ProgressMessage) -> Delivery:
-        """Send one message. Raises nothing that the network or the operator may cause."""
+        """Send a message. Does not raise errors of the network or the operator."""
         try:
             token = self.token_file.read_text().strip()
             request = urllib.request.Request(  # noqa: S310 - the operator wrote the URL
@@ -70,32 +70,32 @@ class Operator:
                 headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
                 method="POST",
             )
-            trust = ssl.create_default_context(cafile=self.authority_file) if self.url.startswith("https") else None
-            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS, context=trust):  # noqa: S310 - as above
+            context = ssl.create_default_context(cafile=self.ca_file) if self.url.startswith("https") else None
+            with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_SECONDS, context=context):  # noqa: S310
                 return Delivery.ACKNOWLEDGED
         except urllib.error.HTTPError as error:
             final = 400 <= error.code < 500 and error.code not in RETRYABLE_STATUS
-            return Delivery.REFUSED if final else Delivery.FAILED
+            return Delivery.REJECTED if final else Delivery.FAILED
         except (OSError, http.client.HTTPException):
             return Delivery.FAILED
 
 
-def as_shown(uri: str) -> str:
-    """A place below this pod's job folder as people outside call it; any other as it is."""
-    mounted, shown = os.environ.get(environment.OUT), os.environ.get(environment.OUT_SHOWN)
-    return shown + uri.removeprefix(mounted) if mounted and shown and uri.startswith(mounted) else uri
+def external_uri(uri: str) -> str:
+    """Replace the mount path of the job's folder by the volume's URI. Other URIs are not changed."""
+    mounted, external = os.environ.get(environment.OUT), os.environ.get(environment.OUT_SHOWN)
+    return external + uri.removeprefix(mounted) if mounted and external and uri.startswith(mounted) else uri
 
 
 def operator_from_environment() -> Operator | None:
-    """The operator that started this pod, if one did."""
+    """The operator that started this pod; None outside a pod."""
     url, token = os.environ.get(environment.PROGRESS_URL), os.environ.get(environment.PROGRESS_TOKEN_FILE)
-    authority = os.environ.get(environment.PROGRESS_CA_FILE)
-    return Operator(url, Path(token), Path(authority) if authority else None) if url and token else None
+    ca_file = os.environ.get(environment.PROGRESS_CA_FILE)
+    return Operator(url, Path(token), Path(ca_file) if ca_file else None) if url and token else None
 
 
 @dataclass
 class OperatorReporter:
-    """Reports to the operator what it reports to another reporter. A thread sends, so nothing waits before the end."""
+    """Forwards progress to another reporter and, from a background thread, to the operator."""
 
     inner: Reporter
     operator: Operator
@@ -110,11 +110,11 @@ class OperatorReporter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Deliver the last message; how long that may take depends on why the run ends."""
+        """Deliver the last message. The deadline is short if the run was interrupted."""
         self._closed.set()
         self._changed.set()
         if self._thread is not None:
-            self._thread.join(2 * TIMEOUT_SECONDS)
+            self._thread.join(2 * REQUEST_TIMEOUT_SECONDS)
         interrupted = kind is not None and not issubclass(kind, Exception)
         self._deliver(INTERRUPTED_SECONDS if interrupted else LAST_MESSAGE_SECONDS)
 
@@ -124,20 +124,21 @@ class OperatorReporter:
             delivery = self.operator.send(self._message)
             if delivery is Delivery.ACKNOWLEDGED:
                 return
-            left = deadline - time.monotonic()
-            if delivery is Delivery.REFUSED or left <= 0:
-                why = "refused it" if delivery is Delivery.REFUSED else f"did not answer for {seconds:.0f} s"
-                self.inner.note(f"The last report was not delivered: the operator {why}.")
+            remaining = deadline - time.monotonic()
+            if delivery is Delivery.REJECTED or remaining <= 0:
+                rejected = delivery is Delivery.REJECTED
+                reason = "rejected it" if rejected else f"did not acknowledge it within {seconds:.0f} s"
+                self.inner.note(f"The last progress report was not delivered: the operator {reason}.")
                 return
             if attempt == 0:
-                self.inner.note("The operator does not answer; the last report is retried.")
-            time.sleep(min(MAX_RETRY_SECONDS, 0.5 * 2 ** min(attempt, 10), left))
+                self.inner.note("The operator does not respond. Retrying the last progress report.")
+            time.sleep(min(MAX_BACKOFF_SECONDS, 0.5 * 2 ** min(attempt, 10), remaining))
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[PhaseProgress]:
         self._update(phase=name)
         with self.inner.phase(name) as inner:
-            yield _Telling(self, inner, name)
+            yield _ForwardedProgress(self, inner, name)
 
     def skipped(self, name: str) -> None:
         self.inner.skipped(name)
@@ -150,17 +151,17 @@ class OperatorReporter:
             case "evaluate":
                 self._update(scores={metric.name: result[metric.name] for metric in METRICS if metric.name in result})
             case "publish":
-                self._update(output={"uri": as_shown(str(result["uri"])), "digest": result["digest"]})
+                self._update(output={"uri": external_uri(str(result["uri"])), "digest": result["digest"]})
 
     def failed(self, reason: str, message: str, *, retryable: bool) -> None:
-        """The run is about to end, and why."""
+        """Report why the run failed, in the last message."""
         self._update(failure={"reason": reason, "message": message, "retryable": retryable})
 
     def note(self, text: str) -> None:
         self.inner.note(text)
 
     def _update(self, **changes: JsonValue) -> None:
-        # A value that a report cannot hold is left out: reporting does not end a run.
+        # Invalid values are dropped, because reporting must not fail a run.
         self._message, _ = parse_fields({**self._message.model_dump(), **changes})
         self._changed.set()
 
@@ -172,19 +173,19 @@ class OperatorReporter:
                 return
             if self.operator.send(self._message) is Delivery.FAILED:
                 self._changed.set()
-            self._closed.wait(SECONDS_BETWEEN)
+            self._closed.wait(MIN_INTERVAL_SECONDS)
 
 
 @dataclass
-class _Telling:
+class _ForwardedProgress:
     reporter: OperatorReporter
     inner: PhaseProgress
     name: str
-    wanted: int = 0
+    steps: int = 0
     first: tuple[float, int] | None = None
 
     def total(self, count: int) -> None:
-        self.wanted = count
+        self.steps = count
         self.inner.total(count)
 
     def done(self, count: int, **facts: float | int | str) -> None:
@@ -193,11 +194,11 @@ class _Telling:
             return
         now = time.monotonic()
         self.first = self.first or (now, count)
-        seconds, steps = now - self.first[0], count - self.first[1]
-        rate = steps / seconds if seconds and steps else None
-        changes: dict[str, JsonValue] = {"step": count, "steps": self.wanted}
+        seconds, completed = now - self.first[0], count - self.first[1]
+        rate = completed / seconds if seconds and completed else None
+        changes: dict[str, JsonValue] = {"step": count, "steps": self.steps}
         if "loss" in facts:
             changes["loss"] = facts["loss"]
         if rate is not None:
-            changes |= {"steps_per_second": round(rate, 3), "eta_seconds": round((self.wanted - count) / rate)}
+            changes |= {"steps_per_second": round(rate, 3), "eta_seconds": round((self.steps - count) / rate)}
         self.reporter._update(**changes)
