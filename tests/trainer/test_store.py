@@ -1,4 +1,4 @@
-"""Writes that are seen whole or not at all, leases, and folders that belong to one job."""
+"""Atomic writes, leases, and the ownership of folders."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def job(uri: str | None = None, name: str = "my-dog") -> DreamBoothJob:
             "spec": {"subject": {"class": "dog", "images": {"uri": "x"}}},
         }
     )
-    # A job file names no memory:// folder: it stands for s3:// here.
+    # memory:// stands for s3://. A job file cannot contain it.
     output = checked.spec.output.model_copy(update={"uri": uri})
     return checked.model_copy(update={"spec": checked.spec.model_copy(update={"output": output})})
 
@@ -46,7 +46,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
 
 
-def note(files: tuple[str, ...], name: str = "my-dog") -> ModelManifest:
+def manifest(files: tuple[str, ...], name: str = "my-dog") -> ModelManifest:
     sampler = SamplerSettings(steps=1, guidance_scale=1)
     return ModelManifest(
         job=f"default/{name}", files=files, base_model="x", base_digest="x", instance_prompt="x", class_prompt="x",
@@ -54,24 +54,24 @@ def note(files: tuple[str, ...], name: str = "my-dog") -> ModelManifest:
     )  # fmt: skip
 
 
-def make_model(folder: Path, *names: str, owner: str = "my-dog") -> ModelManifest:
-    """A published model as a job leaves it."""
+def write_model(folder: Path, *names: str, owner: str = "my-dog") -> ModelManifest:
+    """Write a published model of a job."""
     for name in names:
         atomic_write(folder / name, f"content of {name}")
-    made = note(tuple(sorted({*names, MANIFEST})), owner)
-    atomic_write(folder / MANIFEST, made.model_dump_json(by_alias=True))
-    return made
+    content = manifest(tuple(sorted({*names, MANIFEST})), owner)
+    atomic_write(folder / MANIFEST, content.model_dump_json(by_alias=True))
+    return content
 
 
-def make_job_folder(root: Path) -> None:
-    """A finished job's folder."""
+def write_job_folder(root: Path) -> None:
+    """Write the folder of a finished job."""
     claim(root, job())
-    for name in ("job.yaml", "report.html", "work/latents", *(f"work/picture-{n}.png" for n in range(6))):
+    for name in ("job.yaml", "report.html", "work/latents", *(f"work/image-{n}.png" for n in range(6))):
         atomic_write(root / name, "x")
-    make_model(root / "model", "model_index.json", "unet/weights")
+    write_model(root / "model", "model_index.json", "unet/weights")
 
 
-def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     atomic_write(path, "old")
     with pytest.raises(TypeError):
@@ -80,12 +80,12 @@ def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_directory_is_replaced_atomically(tmp_path: Path) -> None:
     path = tmp_path / "model"
 
     def fill(text: str, *, fail: bool) -> None:
-        with atomic_directory(path) as draft:
-            (draft / "weights").write_text(text)
+        with atomic_directory(path) as temporary:
+            (temporary / "weights").write_text(text)
             if fail:
                 raise OSError("disk full")
 
@@ -99,7 +99,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_crash_between_the_two_renames_is_mended(tmp_path: Path) -> None:
+def test_a_crash_between_the_two_renames_is_repaired(tmp_path: Path) -> None:
     path, old = tmp_path / "model", tmp_path / ".model.old"
     old.mkdir()
     (old / "weights").write_text("kept")
@@ -108,8 +108,8 @@ def test_a_crash_between_the_two_renames_is_mended(tmp_path: Path) -> None:
     assert (path / "weights").read_text() == "kept"
 
 
-@pytest.mark.parametrize("url", ["{tmp}/pictures", "memory://pictures"])
-def test_pictures_come_back_as_they_went(tmp_path: Path, url: str) -> None:
+@pytest.mark.parametrize("url", ["{tmp}/images", "memory://images"])
+def test_stored_images_are_read_back_unchanged(tmp_path: Path, url: str) -> None:
     store = ImageStore(url.format(tmp=tmp_path))
     assert store.names() == set()
     image = Image.effect_noise((32, 32), 80).convert("RGB")
@@ -118,14 +118,14 @@ def test_pictures_come_back_as_they_went(tmp_path: Path, url: str) -> None:
     assert store.get("000001").tobytes() == image.tobytes()
 
 
-def test_a_lease_has_one_holder_at_a_time(tmp_path: Path) -> None:
+def test_only_one_process_holds_a_lease(tmp_path: Path) -> None:
     fs, path = fsspec.url_to_fs(str(tmp_path / "lease.json"))
-    inside, most = [], []
+    inside, counts = [], []
 
     def work() -> None:
         with lease(fs, path, lambda: None):
             inside.append(1)
-            most.append(len(inside))
+            counts.append(len(inside))
             time.sleep(0.1)
             inside.pop()
 
@@ -134,11 +134,11 @@ def test_a_lease_has_one_holder_at_a_time(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert most == [1, 1, 1, 1]
+    assert counts == [1, 1, 1, 1]
     assert not (tmp_path / "lease.json").exists()
 
 
-def test_a_lease_of_another_machine_is_taken_over_when_it_goes_stale(tmp_path: Path) -> None:
+def test_a_stale_lease_of_another_machine_is_taken_over(tmp_path: Path) -> None:
     fs, path = fsspec.url_to_fs(str(tmp_path / "lease.json"))
     (tmp_path / "lease.json").write_text('{"host": "elsewhere", "pid": 1, "id": "x", "beat": 3}')
     waited: list[int] = []
@@ -146,7 +146,7 @@ def test_a_lease_of_another_machine_is_taken_over_when_it_goes_stale(tmp_path: P
         assert waited
 
 
-def test_a_lease_of_a_dead_process_of_this_machine_is_taken_at_once(tmp_path: Path) -> None:
+def test_a_lease_of_a_dead_local_process_is_taken_over_at_once(tmp_path: Path) -> None:
     fs, path = fsspec.url_to_fs(str(tmp_path / "lease.json"))
     dead = subprocess.Popen(["true"])
     dead.wait()
@@ -159,14 +159,14 @@ def test_a_lease_of_a_dead_process_of_this_machine_is_taken_at_once(tmp_path: Pa
 
 @pytest.fixture
 def bucket() -> Iterator[fsspec.AbstractFileSystem]:
-    """A file system without folders of its own, as an object store is."""
+    """A file system without folders, like an object store."""
     fs = fsspec.filesystem("memory")
     yield fs
     if fs.exists("/bucket"):
         fs.rm("/bucket", recursive=True)
 
 
-def test_a_folder_that_is_new_empty_or_its_own_is_a_jobs(tmp_path: Path) -> None:
+def test_a_job_can_claim_a_new_an_empty_and_its_own_folder(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("new", "empty", "empty"):
         claim(tmp_path / name, job())
@@ -175,21 +175,23 @@ def test_a_folder_that_is_new_empty_or_its_own_is_a_jobs(tmp_path: Path) -> None
     claim(tmp_path / "new", job())
 
 
-def test_a_folder_of_somebody_else_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_foreign_folder_is_rejected_and_not_changed(tmp_path: Path) -> None:
     atomic_write(tmp_path / "mine" / "job.yaml", "# a comment")
     atomic_write(tmp_path / "mine" / "photos" / "1.jpg", "x")
     claim(tmp_path / "other", job(name="another-dog"))
     before = contents(tmp_path)
-    with pytest.raises(UserError, match=r"--out: '.*mine': holds job.yaml, photos, and no marker of a job; write an"):
+    with pytest.raises(
+        UserError, match=r"--out: '.*mine': contains job.yaml, photos, and is not the folder of a job; use an"
+    ):
         claim(tmp_path / "mine", job())
-    with pytest.raises(UserError, match="is the folder of job default/another-dog; write an empty folder"):
+    with pytest.raises(UserError, match="is the folder of job default/another-dog; use an empty folder"):
         claim(tmp_path / "other", job())
     with pytest.raises(UserError, match="is not a folder"):
         claim(tmp_path / "mine" / "job.yaml", job())
     assert contents(tmp_path) == before
 
 
-def test_of_two_jobs_that_want_one_empty_folder_one_gets_it(tmp_path: Path) -> None:
+def test_only_one_of_several_jobs_can_claim_an_empty_folder(tmp_path: Path) -> None:
     for attempt in range(20):
         root, start, won, lost = tmp_path / str(attempt), threading.Barrier(4), [], []
 
@@ -210,20 +212,20 @@ def test_of_two_jobs_that_want_one_empty_folder_one_gets_it(tmp_path: Path) -> N
         assert (root / SENTINEL).read_text() == f"default/{won[0]}\n"
 
 
-def test_a_marker_that_was_never_written_holds_nobody_up(tmp_path: Path) -> None:
+def test_an_empty_sentinel_can_be_claimed(tmp_path: Path) -> None:
     (tmp_path / SENTINEL).touch()
     claim(tmp_path, job())
     assert (tmp_path / SENTINEL).read_text() == "default/my-dog\n"
 
 
-def test_all_places_that_are_somebody_elses_are_told_at_once(tmp_path: Path, bucket: Any) -> None:
-    make_job_folder(tmp_path)
+def test_all_foreign_files_are_reported_at_once(tmp_path: Path, bucket: Any) -> None:
+    write_job_folder(tmp_path)
     atomic_write(tmp_path / "model" / "notes.txt", "mine")
     bucket.pipe_file("/bucket/model/photo.png", b"mine")
     issues = [str(issue) for issue in output_issues(job("memory://bucket/model"), JobFolder(tmp_path))]
     assert len(issues) == 2
-    assert "model': holds notes.txt, which this job did not make and would replace" in issues[0]
-    assert "spec.output.uri: 'memory://bucket/model': holds photo.png, and no model of this job" in issues[1]
+    assert "model': contains notes.txt, which this job did not create and would overwrite" in issues[0]
+    assert "spec.output.uri: 'memory://bucket/model': contains photo.png, and is not a model of this job" in issues[1]
     (tmp_path / "model" / "notes.txt").unlink()
     assert output_issues(job("memory://bucket/elsewhere"), JobFolder(tmp_path)) == []
 
@@ -234,21 +236,21 @@ class Silent:
     def done(self, count: int, **facts: object) -> None: ...
 
 
-def test_publishing_again_removes_what_the_model_no_longer_has(tmp_path: Path, bucket: Any) -> None:
-    first = make_model(tmp_path / "first", "model_index.json", "unet/weights", "my-dog.safetensors")
+def test_publishing_again_deletes_files_that_the_model_no_longer_has(tmp_path: Path, bucket: Any) -> None:
+    first = write_model(tmp_path / "first", "model_index.json", "unet/weights", "my-dog.safetensors")
     upload(tmp_path / "first", first, "memory://bucket/model", job(), Silent())
     bucket.pipe_file("/bucket/model/notes.txt", b"mine")
-    second = make_model(tmp_path / "second", "my-dog.safetensors", "scores.json")
+    second = write_model(tmp_path / "second", "my-dog.safetensors", "scores.json")
     upload(tmp_path / "second", second, "memory://bucket/model", job(), Silent())
-    there = {path.removeprefix("/bucket/model/") for path in bucket.find("/bucket/model")}
-    assert there == {MANIFEST, "my-dog.safetensors", "scores.json", "notes.txt"}
+    existing = {path.removeprefix("/bucket/model/") for path in bucket.find("/bucket/model")}
+    assert existing == {MANIFEST, "my-dog.safetensors", "scores.json", "notes.txt"}
     assert ModelManifest.model_validate_json(bucket.cat_file(f"/bucket/model/{MANIFEST}")) == second
 
 
-def test_an_upload_that_is_cut_short_lists_all_that_is_there(tmp_path: Path, bucket: Any) -> None:
-    first = make_model(tmp_path / "first", "model_index.json", "old")
+def test_the_manifest_of_an_interrupted_upload_lists_all_uploaded_files(tmp_path: Path, bucket: Any) -> None:
+    first = write_model(tmp_path / "first", "model_index.json", "old")
     upload(tmp_path / "first", first, "memory://bucket/model", job(), Silent())
-    second = make_model(tmp_path / "second", "new", "newer")
+    second = write_model(tmp_path / "second", "new", "newer")
     (tmp_path / "second" / "newer").unlink()
     with pytest.raises(FileNotFoundError):
         upload(tmp_path / "second", second, "memory://bucket/model", job(), Silent())
@@ -257,21 +259,23 @@ def test_an_upload_that_is_cut_short_lists_all_that_is_there(tmp_path: Path, buc
 
 
 @pytest.mark.parametrize("owner", ["my-dog", "another-dog"])
-def test_publishing_replaces_no_file_of_somebody_else(tmp_path: Path, bucket: Any, owner: str) -> None:
-    upload(tmp_path, make_model(tmp_path, "a", owner=owner), "memory://bucket/model", job(name=owner), Silent())
+def test_publishing_does_not_overwrite_foreign_files(tmp_path: Path, bucket: Any, owner: str) -> None:
+    upload(tmp_path, write_model(tmp_path, "a", owner=owner), "memory://bucket/model", job(name=owner), Silent())
     bucket.pipe_file("/bucket/model/scores.json", b"mine")
     before = {path: bucket.cat_file(path) for path in bucket.find("/bucket/model")}
-    made = make_model(tmp_path / "second", "a", "scores.json")
-    rule = "holds scores.json, which this job" if owner == "my-dog" else "holds the model of job default/another-dog"
+    made = write_model(tmp_path / "second", "a", "scores.json")
+    rule = (
+        "contains scores.json, which this job" if owner == "my-dog" else "contains the model of job default/another-dog"
+    )
     with pytest.raises(UserError, match=rf"spec\.output\.uri: .*{rule}"):
         upload(tmp_path / "second", made, "memory://bucket/model", job(), Silent())
     assert {path: bucket.cat_file(path) for path in bucket.find("/bucket/model")} == before
 
 
-def test_erasing_removes_the_folder_and_the_published_copy(tmp_path: Path, bucket: Any) -> None:
+def test_erase_deletes_the_folder_and_the_published_copy(tmp_path: Path, bucket: Any) -> None:
     root = tmp_path / "out"
-    make_job_folder(root)
-    made, published = make_model(tmp_path / "copy", "model_index.json", "unet/weights"), job("memory://bucket/model")
+    write_job_folder(root)
+    made, published = write_model(tmp_path / "copy", "model_index.json", "unet/weights"), job("memory://bucket/model")
     upload(tmp_path / "copy", made, "memory://bucket/model", published, Silent())
     assert list(erase_job(published, str(root))) == [Erased("memory://bucket/model", ()), Erased(str(root), ())]
     assert not root.exists()
@@ -279,45 +283,45 @@ def test_erasing_removes_the_folder_and_the_published_copy(tmp_path: Path, bucke
     assert list(erase_job(published, str(root))) == []
 
 
-def test_erasing_leaves_what_others_put_there_and_names_it(tmp_path: Path, bucket: Any) -> None:
+def test_erase_keeps_and_reports_foreign_files(tmp_path: Path, bucket: Any) -> None:
     root, published = tmp_path / "out", job("memory://bucket/model")
-    make_job_folder(root)
-    upload(root / "model", make_model(root / "model", "a"), "memory://bucket/model", published, Silent())
+    write_job_folder(root)
+    upload(root / "model", write_model(root / "model", "a"), "memory://bucket/model", published, Silent())
     bucket.pipe_file("/bucket/model/photo.png", b"mine")
     atomic_write(root / "notes.txt", "mine")
     atomic_write(root / "model" / "unet" / "mine.txt", "mine")
     (root / "model" / "unet" / "weights").unlink()
     (root / "model" / "model_index.json").unlink()
-    places = list(erase_job(published, str(root)))
-    assert places[0] == Erased("memory://bucket/model", ("photo.png",))
-    assert places[1] == Erased(str(root), ("model/unet/mine.txt", "notes.txt"))
+    results = list(erase_job(published, str(root)))
+    assert results[0] == Erased("memory://bucket/model", ("photo.png",))
+    assert results[1] == Erased(str(root), ("model/unet/mine.txt", "notes.txt"))
     assert contents(root) == {"model/unet/mine.txt": "mine", "notes.txt": "mine"}
 
 
-def test_an_erasure_that_is_cut_short_is_finished_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_erase_is_completed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unlink, root = os.unlink, tmp_path / "out"
-    make_job_folder(root)
+    write_job_folder(root)
     for allowed in range(len(contents(root))):
-        make_job_folder(root)
-        left = allowed
+        write_job_folder(root)
+        remaining = allowed
 
-        def until_it_dies(*arguments: Any, **named: Any) -> None:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise OSError("the pod is gone")
+        def unlink_or_die(*arguments: Any, **named: Any) -> None:
+            nonlocal remaining
+            remaining -= 1
+            if remaining < 0:
+                raise OSError("killed")
             unlink(*arguments, **named)
 
-        with monkeypatch.context() as dying, pytest.raises(OSError, match="the pod is gone"):
-            dying.setattr(os, "unlink", until_it_dies)
-            dying.setattr(os, "remove", until_it_dies)
+        with monkeypatch.context() as dying, pytest.raises(OSError, match="killed"):
+            dying.setattr(os, "unlink", unlink_or_die)
+            dying.setattr(os, "remove", unlink_or_die)
             list(erase_job(job(), str(root)))
         assert list(erase_job(job(), str(root))) == [Erased(str(root), ())]
         assert not root.exists()
 
 
 @pytest.mark.parametrize("kind", ["photos", "a work folder", "a parent of jobs", "another job", "a model", "a file"])
-def test_erasing_touches_no_folder_of_somebody_else(tmp_path: Path, kind: str) -> None:
+def test_erase_does_not_change_foreign_folders(tmp_path: Path, kind: str) -> None:
     root = tmp_path / "x"
     match kind:
         case "photos":
@@ -326,30 +330,32 @@ def test_erasing_touches_no_folder_of_somebody_else(tmp_path: Path, kind: str) -
             atomic_write(root / "work" / "thesis.txt", "mine")
             atomic_write(root / "job.yaml", "mine")
         case "a parent of jobs":
-            make_job_folder(root / "work")
-            make_job_folder(root / "my-dog")
+            write_job_folder(root / "work")
+            write_job_folder(root / "my-dog")
         case "another job":
             claim(root, job(name="another-dog"))
             atomic_write(root / "work" / "latents", "x")
         case "a model":
-            make_model(root, "model_index.json")
+            write_model(root, "model_index.json")
         case _:
             atomic_write(root, "mine")
     before = contents(tmp_path)
-    with pytest.raises(UserError, match=r"--out: .*(and no marker of a job|is the folder of job default/another-dog)"):
+    with pytest.raises(
+        UserError, match=r"--out: .*(and is not the folder of a job|is the folder of job default/another-dog)"
+    ):
         list(erase_job(job(), str(root)))
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("kind", ["files", "another job's model", "a manifest that leads outside"])
-def test_erasing_takes_no_other_folder_for_the_published_model(tmp_path: Path, bucket: Any, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["files", "another job's model", "a manifest with a path outside"])
+def test_erase_does_not_change_a_foreign_folder_at_the_output(tmp_path: Path, bucket: Any, kind: str) -> None:
     bucket.pipe_file("/bucket/model/work/photos.txt", b"mine")
     bucket.pipe_file("/bucket/victim", b"theirs")
     if kind != "files":
         files = ("work/photos.txt", MANIFEST) if kind == "another job's model" else ("../victim", MANIFEST)
-        made = note(files, "another-dog" if kind == "another job's model" else "my-dog")
+        made = manifest(files, "another-dog" if kind == "another job's model" else "my-dog")
         bucket.pipe_file(f"/bucket/model/{MANIFEST}", made.model_dump_json(by_alias=True).encode())
     before = bucket.find("/bucket")
-    (place,) = erase_job(job("memory://bucket/model"), str(tmp_path / "nothing"))
-    assert not place.ours
+    (result,) = erase_job(job("memory://bucket/model"), str(tmp_path / "nothing"))
+    assert not result.owned
     assert bucket.find("/bucket") == before

@@ -1,4 +1,4 @@
-"""`dreambooth erase`: remove everything that a job made."""
+"""`dreambooth erase`: deletes the data of a job."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import click
 from dreambooth_trainer.cli import options
 from dreambooth_trainer.cli.run import default_folder
 from dreambooth_trainer.store.erase import erase_job
-from dreambooth_trainer.store.owner import named
+from dreambooth_trainer.store.owner import enumerate_names
 
 
 @click.command()
 @options.job_file
-@click.option("--out", help="The job's folder or URL. Default: as for run.")
+@click.option("--out", help="Folder or URL of the job. Defaults as for run.")
 def erase(job_file: Path, out: str | None) -> None:
-    """Remove a job's images, latents, checkpoints, weights and published copy."""
+    """Delete a job's images, latents, checkpoints, weights and published copy."""
     job = options.read_job(job_file, ())
-    erased = list(erase_job(job, out or str(default_folder(job).resolve())))
-    for place in erased:
-        if not place.ours:
-            click.echo(f"left {place.url} as it is: it holds {named(place.kept)}, and no model of this job")
-        elif place.kept:
-            click.echo(f"erased {place.url}, except {named(place.kept)}: this job did not make that")
+    results = list(erase_job(job, out or str(default_folder(job).resolve())))
+    for erased in results:
+        if not erased.owned:
+            click.echo(f"kept {erased.url}: not a model of this job ({enumerate_names(erased.kept)})")
+        elif erased.kept:
+            click.echo(f"deleted {erased.url}, except {enumerate_names(erased.kept)}: not created by this job")
         else:
-            click.echo(f"erased {place.url}")
-    if not erased:
-        click.echo("nothing left to erase")
+            click.echo(f"deleted {erased.url}")
+    if not results:
+        click.echo("nothing to delete")

@@ -1,7 +1,7 @@
-"""Removes what a job made: images, latents, checkpoints, weights, pictures and the published copy.
+"""Deletes the data of a job: images, latents, checkpoints, weights, the report and the published model.
 
-A marker says whose a folder is and a manifest which files make up a model (`owner.py`). What somebody else has put
-there stays. The marker and the manifest go last, so that an erasure that was cut short can be run again.
+Only files that the job created are deleted, according to the sentinel of its folder and the manifests of its models
+(`owner.py`). Sentinel and manifest are deleted last, so that an interrupted deletion can be repeated.
 """
 
 from __future__ import annotations
@@ -16,41 +16,48 @@ from fsspec.implementations.local import LocalFileSystem
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.uris import is_url
-from dreambooth_trainer.store.owner import MANIFEST, SENTINEL, job_id, list_names, named, read_manifest, read_sentinel
+from dreambooth_trainer.store.owner import (
+    MANIFEST,
+    SENTINEL,
+    foreign_folder,
+    job_id,
+    list_names,
+    read_manifest,
+    read_sentinel,
+)
 
-# What `atomic_directory` leaves beside the model after a crash.
-_MODEL_LEFTOVERS = (".model.draft", ".model.old")
+# Temporary folders of `atomic_directory` that remain after a crash.
+_MODEL_TEMPORARIES = (".model.draft", ".model.old")
 _FILES = ("report.html", "job.yaml")
 
 
 @dataclass(frozen=True)
 class Erased:
-    """What became of one place.
+    """Result of a deletion at one location.
 
     Attributes:
-        ours: whether it was this job's; if not, nothing of it was removed.
-        kept: files that the job did not make and that are still there.
+        kept: remaining files, which the job did not create.
+        owned: whether the location belongs to the job. If not, nothing was deleted.
     """
 
     url: str
     kept: tuple[str, ...]
-    ours: bool = True
+    owned: bool = True
 
 
 def erase_job(job: DreamBoothJob, folder: str) -> Iterator[Erased]:
-    """Remove a job's published copy and its folder. Missing ones are fine.
+    """Delete a job's published model and its folder, if they exist.
 
-    A published copy that is not this job's is left as it is, with its files as kept: the job did not get to publish.
-    Class images in a shared store stay: they hold nothing of the subject, and other jobs use them.
+    A published model of another job is kept: this job failed before it was published. Class images in the shared
+    store are kept, because they contain no subject data and other jobs use them.
 
     Raises:
-        UserError: the folder holds something and is not this job's; nothing is removed anywhere.
+        UserError: the folder is not empty and does not belong to this job. Nothing is deleted.
     """
     fs, path = fsspec.url_to_fs(folder)
     owner, names = read_sentinel(fs, path), list_names(fs, path)
     if names and owner != job_id(job):
-        rule = f"is the folder of job {owner}" if owner else f"holds {named(names)}, and no marker of a job"
-        raise UserError(ValidationIssue("--out", folder, rule, "write the folder that the job ran in"))
+        raise UserError(ValidationIssue("--out", folder, foreign_folder(owner, names), "pass the folder of the job"))
     published = job.spec.output.uri
     if published is not None and is_url(published) and published != folder:
         yield from _erase_published(job, published)
@@ -58,7 +65,7 @@ def erase_job(job: DreamBoothJob, folder: str) -> Iterator[Erased]:
         return
     if owner is not None:
         _erase_folder(fs, path, job)
-    kept = tuple(_found(fs, path))
+    kept = tuple(_list_files(fs, path))
     if not kept:
         _remove_empty(fs, path)
     yield Erased(folder, kept)
@@ -70,26 +77,26 @@ def _erase_published(job: DreamBoothJob, url: str) -> Iterator[Erased]:
     if not names:
         return
     if _erase_model(fs, root, job):
-        yield Erased(url, tuple(_found(fs, root)))
+        yield Erased(url, tuple(_list_files(fs, root)))
     else:
-        yield Erased(url, tuple(names), ours=False)
+        yield Erased(url, tuple(names), owned=False)
 
 
 def _erase_folder(fs: fsspec.AbstractFileSystem, path: str, job: DreamBoothJob) -> None:
     _erase_model(fs, f"{path}/model", job)
     for name in list_names(fs, path):
-        # A file that was being written when its process died: .<name>.<process>.draft
-        is_draft = name.endswith(".draft") and any(name.startswith(f".{file}.") for file in _FILES)
-        if name in _FILES or is_draft:
+        # The temporary file of `atomic_write`, if its process died: .<name>.<pid>.draft
+        is_temporary = name.endswith(".draft") and any(name.startswith(f".{file}.") for file in _FILES)
+        if name in _FILES or is_temporary:
             _remove(fs, f"{path}/{name}")
-        elif name == "work" or name in _MODEL_LEFTOVERS:
+        elif name == "work" or name in _MODEL_TEMPORARIES:
             with contextlib.suppress(FileNotFoundError):
                 fs.rm(f"{path}/{name}", recursive=True)
     _remove(fs, f"{path}/{SENTINEL}")
 
 
 def _erase_model(fs: fsspec.AbstractFileSystem, root: str, job: DreamBoothJob) -> bool:
-    """Remove a model by its manifest; whether there was one of this job."""
+    """Delete the files in a model's manifest. Returns False if there is no model of this job."""
     manifest = read_manifest(fs, root)
     if manifest is None or manifest.job != job_id(job):
         return False
@@ -103,7 +110,7 @@ def _erase_model(fs: fsspec.AbstractFileSystem, root: str, job: DreamBoothJob) -
     return True
 
 
-def _found(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
+def _list_files(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
     fs.invalidate_cache()
     return sorted(str(file)[len(path) :].lstrip("/") for file in fs.find(path))
 
@@ -114,7 +121,7 @@ def _remove(fs: fsspec.AbstractFileSystem, path: str) -> None:
 
 
 def _remove_empty(fs: fsspec.AbstractFileSystem, path: str) -> None:
-    # An object store has no folders, but a bucket that must stay.
+    # Object stores have no folders, and the bucket must be kept.
     if not isinstance(fs, LocalFileSystem) and "/" not in path.strip("/"):
         return
     with contextlib.suppress(OSError, NotImplementedError):

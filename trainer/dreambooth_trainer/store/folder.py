@@ -1,4 +1,4 @@
-"""A job's folder, and writes that are seen whole or not at all."""
+"""The layout of a job's folder, and atomic writes of files and directories."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from dreambooth_api.errors import UserError, ValidationIssue
 
 @dataclass(frozen=True)
 class JobFolder:
-    """Where everything of one job lies: what users look at on top, what the phases need under work/.
+    """Paths in the folder of a job: results for users at the top, intermediate data of the phases in work/.
 
-    The folder may be a laptop's disk or a volume that all workers mount.
+    The folder is on a local disk, or on a volume that all workers mount.
     """
 
     root: Path
 
     @property
     def model(self) -> Path:
-        """The published model: what `diffusers` loads, with card, pictures and scores beside the weights."""
+        """The published model: a diffusers folder with model card, sample images and scores."""
         return self.root / "model"
 
     @property
     def report(self) -> Path:
-        """One HTML page that needs nothing else."""
+        """The report, a self-contained HTML page."""
         return self.root / "report.html"
 
     @property
@@ -38,12 +38,12 @@ class JobFolder:
 
     @property
     def prepared(self) -> Path:
-        """The subject's images, square RGB PNG."""
+        """The subject's images as square RGB PNG files."""
         return self.work / "prepared"
 
     @property
     def latents(self) -> Path:
-        """Cached latents and text conditioning, safetensors."""
+        """Cached latents and text conditioning, in safetensors."""
         return self.work / "latents.safetensors"
 
     @property
@@ -52,17 +52,17 @@ class JobFolder:
 
     @property
     def trained(self) -> Path:
-        """The fine-tuned model as a diffusers folder, before it is published."""
+        """The fine-tuned model before it is published, a diffusers folder."""
         return self.work / "trained"
 
     @property
     def losses(self) -> Path:
-        """One JSON object a step: step, loss, instance_loss, prior_loss, learning_rate."""
+        """One JSON object per step: step, loss, instance_loss, prior_loss, learning_rate."""
         return self.work / "losses.jsonl"
 
     @property
     def evaluation_images(self) -> Path:
-        """Images that the evaluation generated."""
+        """Images generated for the evaluation."""
         return self.work / "evaluation-images"
 
     @property
@@ -71,19 +71,19 @@ class JobFolder:
 
     @property
     def run(self) -> Path:
-        """Plan and phase keys of the last run."""
+        """Plan and phase keys of the last run, see `run_record.py`."""
         return self.work / "run.json"
 
     def completion_record(self, phase: str) -> Path:
-        """What a finished phase leaves behind."""
+        """Result of a finished phase, with the key of its inputs."""
         return self.work / "phases" / f"{phase}.json"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for one run.
+        """Lock the folder until the block ends. The operating system releases the lock if the process dies.
 
         Raises:
-            UserError: another run holds it. The lock goes with its process, however that ends.
+            UserError: another process holds the lock.
         """
         self.work.mkdir(parents=True, exist_ok=True)
         with (self.work / "lock").open("a+") as file:
@@ -91,11 +91,9 @@ class JobFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
-                raise UserError(
-                    ValidationIssue(
-                        "--out", str(self.root), f"is in use by process {file.read().strip()}", "wait, or write another"
-                    )
-                ) from None
+                rule = f"is in use by process {file.read().strip()}"
+                remedy = "wait until that process ends, or use another folder"
+                raise UserError(ValidationIssue("--out", str(self.root), rule, remedy)) from None
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
             file.flush()
@@ -103,41 +101,41 @@ class JobFolder:
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
-    """Write a file that readers see complete or not at all.
+    """Write a file atomically: readers see the old or the new content, never a part of it.
 
     Raises:
-        OSError: with the path, also of a full disk, which the system tells without.
+        OSError: always with the path, which a failed write alone does not have (for example if the disk is full).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
-        draft.write_bytes(content.encode() if isinstance(content, str) else content)
-        draft.replace(path)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.replace(path)
     except OSError as error:
         raise type(error)(error.errno, error.strerror, str(path)) from error
     finally:
-        draft.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Give a draft folder to fill; it takes the place of `path` when the block ends well.
+    """Yield a temporary directory that replaces `path` if the block ends without an error.
 
-    The old folder goes only when the new one is complete. A crash between the two renames leaves the old one
-    under a name that the next call puts back.
+    The old directory is deleted once the new one is complete. After a crash between the two renames, the next call
+    restores the old directory.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft, old = path.with_name(f".{path.name}.draft"), path.with_name(f".{path.name}.old")
+    temporary, old = path.with_name(f".{path.name}.draft"), path.with_name(f".{path.name}.old")
     if old.exists() and not path.exists():
         old.rename(path)
-    shutil.rmtree(draft, ignore_errors=True)
+    shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
-    draft.mkdir()
+    temporary.mkdir()
     try:
-        yield draft
+        yield temporary
         if path.exists():
             path.rename(old)
-        draft.rename(path)
+        temporary.rename(path)
         shutil.rmtree(old, ignore_errors=True)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)

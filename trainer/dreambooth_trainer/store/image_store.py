@@ -1,4 +1,4 @@
-"""Folders of numbered pictures on any fsspec file system; a picture that is there is never drawn again."""
+"""Folders of PNG images on any fsspec file system."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dreambooth_trainer.store.folder import atomic_write
 
 @dataclass(frozen=True)
 class ImageStore:
-    """One folder of PNG files, by URL. Small enough to travel to every worker."""
+    """A folder of PNG files. It has only a URL, so that it can be serialized and sent to workers."""
 
     url: str
 
@@ -25,25 +25,25 @@ class ImageStore:
         return fs, path
 
     def names(self) -> set[str]:
-        """Names, without .png, of the pictures that are there."""
+        """Names of the existing images, without .png."""
         fs, path = self._open()
         fs.invalidate_cache()
-        found = fs.ls(path, detail=False) if fs.exists(path) else []
-        return {p.rsplit("/", 1)[-1].removesuffix(".png") for p in found if p.endswith(".png")}
+        paths = fs.ls(path, detail=False) if fs.exists(path) else []
+        return {p.rsplit("/", 1)[-1].removesuffix(".png") for p in paths if p.endswith(".png")}
 
     def put(self, name: str, image: Image.Image) -> None:
-        """Store a picture so that it is seen whole or not at all."""
+        """Write an image atomically."""
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         fs, path = self._open()
         if isinstance(fs, LocalFileSystem):
-            # Its transactions write below /tmp and move: onto another disk that is a copy, which may break off halfway.
+            # fsspec's local transactions move files from /tmp, which is not atomic across disks.
             atomic_write(Path(path) / f"{name}.png", buffer.getvalue())
         else:
             fs.pipe_file(f"{path}/{name}.png", buffer.getvalue())
 
     def get(self, name: str) -> Image.Image:
-        """A picture, RGB."""
+        """Read an image as RGB."""
         fs, path = self._open()
         content: Any = fs.cat_file(f"{path}/{name}.png")
         return Image.open(io.BytesIO(content)).convert("RGB")

@@ -1,8 +1,8 @@
-"""A lease on a folder of any fsspec file system: who holds it works, the others wait and watch.
+"""A lease on any fsspec file system, which lets one process work while others wait.
 
-Holding is a file that only one can create. The holder rewrites it every few seconds; a waiter that sees it unchanged
-for `stale_seconds` of its own clock takes over, so that clocks need not agree. A takeover may, rarely, leave two
-holders for a moment: use it only where doing the work twice costs time and nothing else.
+The lease is a file that only one process can create. The holder rewrites it every few seconds. A waiter takes over a
+lease that did not change for `stale_seconds` of the waiter's own clock, so clocks need not be synchronized. In rare
+cases, a takeover results in two holders for a short time: use a lease only for work that is safe to do twice.
 """
 
 from __future__ import annotations
@@ -27,22 +27,26 @@ STALE_SECONDS = 20.0
 def lease(
     fs: fsspec.AbstractFileSystem, path: str, while_waiting: Callable[[], None], stale_seconds: float = STALE_SECONDS
 ) -> Iterator[None]:
-    """Hold the lease at `path` during the block; wait for it first, calling `while_waiting` now and then."""
+    """Wait for the lease at `path`, and hold it until the block ends.
+
+    Args:
+        while_waiting: called about every half second while another process holds the lease.
+    """
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex, "beat": 0}
-    _take(fs, path, owner, while_waiting, stale_seconds)
+    _acquire(fs, path, owner, while_waiting, stale_seconds)
     stop = threading.Event()
-    heart = threading.Thread(target=_beat, args=(fs, path, owner, stop), daemon=True)
-    heart.start()
+    heartbeat = threading.Thread(target=_send_heartbeats, args=(fs, path, owner, stop), daemon=True)
+    heartbeat.start()
     try:
         yield
     finally:
         stop.set()
-        heart.join()
+        heartbeat.join()
         with contextlib.suppress(FileNotFoundError):
             fs.rm_file(path)
 
 
-def _take(
+def _acquire(
     fs: fsspec.AbstractFileSystem,
     path: str,
     owner: dict[str, object],
@@ -52,7 +56,7 @@ def _take(
     seen, since = b"", time.monotonic()
     while True:
         try:
-            # Not pipe_file(mode="create"): on a disk it looks first and writes then, so that two may win.
+            # pipe_file(mode="create") is not atomic on a local disk: it checks for existence before it writes.
             with fs.open(path, "xb") as file:
                 cast("Any", file).write(json.dumps(owner).encode())
             return
@@ -64,7 +68,7 @@ def _take(
             continue
         if content != seen:
             seen, since = content, time.monotonic()
-        if _is_dead_neighbour(content) or time.monotonic() - since > stale_seconds:
+        if _is_dead_local_process(content) or time.monotonic() - since > stale_seconds:
             with contextlib.suppress(FileNotFoundError):
                 fs.rm_file(path)
             continue
@@ -72,16 +76,16 @@ def _take(
         time.sleep(0.5)
 
 
-def _beat(fs: fsspec.AbstractFileSystem, path: str, owner: dict[str, object], stop: threading.Event) -> None:
+def _send_heartbeats(fs: fsspec.AbstractFileSystem, path: str, owner: dict[str, object], stop: threading.Event) -> None:
     beat = 0
     while not stop.wait(HEARTBEAT_SECONDS):
         beat += 1
-        with contextlib.suppress(OSError):  # A missed beat is made up by the next; a lost lease costs time only.
+        with contextlib.suppress(OSError):  # The next heartbeat compensates; losing the lease only costs time.
             fs.pipe_file(path, json.dumps({**owner, "beat": beat}).encode())
 
 
-def _is_dead_neighbour(content: bytes) -> bool:
-    """Whether the holder was a process of this machine that is no more: no need to wait for its lease to go stale."""
+def _is_dead_local_process(content: bytes) -> bool:
+    """Whether the holder was a process of this machine that has ended, so that its lease can be taken over at once."""
     try:
         holder = json.loads(content)
         if holder["host"] != socket.gethostname():

@@ -1,7 +1,7 @@
-"""Whose a folder is: a marker in a job's folder, a manifest in a published model.
+"""Ownership of folders: a sentinel file in a job's folder, a manifest in a published model.
 
-A job writes into a folder that carries its marker, and removes from a model what its manifest lists. Everything else
-there is somebody else's, and stays.
+A job writes only to a folder with its own sentinel, and deletes only files in its own manifest. All other files are
+foreign: they are never overwritten or deleted.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from dreambooth_trainer.store.folder import JobFolder
 
 SENTINEL = ".dreambooth-job"
 MANIFEST = "dreambooth.json"
-# Another process creates the marker and then writes its content: a few bytes.
-_MARKER_SECONDS = 2.0
-_NAMES_SHOWN = 5
+# Another process may have created the sentinel without having written its content yet.
+_SENTINEL_TIMEOUT_SECONDS = 2.0
+_MAX_NAMES = 5
 
 
 class Manifest(BaseModel):
-    """What a published model's dreambooth.json says about its files.
+    """The fields of a published model's dreambooth.json that define its owner and its files.
 
     Attributes:
-        job: namespace/name of the job that made it.
-        files: every file of the model, this one included, relative to it, with slashes.
+        job: namespace/name of the job that created the model.
+        files: all files of the model including the manifest, relative to its folder, with slashes.
     """
 
     model_config = {"alias_generator": to_camel, "populate_by_name": True, "extra": "ignore", "frozen": True}
@@ -43,49 +43,56 @@ class Manifest(BaseModel):
 
     @field_validator("files")
     @classmethod
-    def _inside(cls, files: tuple[str, ...]) -> tuple[str, ...]:
-        # They are deleted by these names.
+    def _check_files(cls, files: tuple[str, ...]) -> tuple[str, ...]:
+        # These files may be deleted, so none may be outside the model's folder.
         for name in files:
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in name:
-                raise ValueError(f"{name!r} is not a file inside the model's folder")
+                raise ValueError(f"{name!r} is outside the model's folder")
         return files
 
 
 def job_id(job: DreamBoothJob) -> str:
-    """How a marker and a manifest name a job."""
+    """The ID of a job in sentinels and manifests: namespace/name."""
     return f"{job.metadata.namespace}/{job.metadata.name}"
 
 
-def named(files: Collection[str]) -> str:
-    """Some of many files, for a message."""
-    shown = sorted(files)
-    more = f" and {len(shown) - _NAMES_SHOWN} more" if len(shown) > _NAMES_SHOWN else ""
-    return ", ".join(shown[:_NAMES_SHOWN]) + more
+def enumerate_names(files: Collection[str]) -> str:
+    """The first names of some files, for a message: "a, b, c, d, e and 7 more"."""
+    names = sorted(files)
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more
+
+
+def foreign_folder(owner: str | None, names: Collection[str]) -> str:
+    """The violated rule for a folder that is not empty and does not belong to the job."""
+    if owner:
+        return f"is the folder of job {owner}"
+    return f"contains {enumerate_names(names)}, and is not the folder of a job"
 
 
 def list_names(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
-    """Names of what is directly in a folder, or of a file; empty where there is nothing."""
+    """Names of the entries of a folder, or the name of a file; empty if nothing exists at `path`."""
     fs.invalidate_cache()
     try:
         entries: list[Any] = fs.ls(path, detail=False)
     except FileNotFoundError:
         return []
-    there = {str(entry).rstrip("/") for entry in entries}
-    if path.rstrip("/") in there and not fs.isfile(path):
-        # A store may list the folder itself, as an empty object.
-        there.remove(path.rstrip("/"))
-    return sorted(entry.rpartition("/")[2] for entry in there)
+    paths = {str(entry).rstrip("/") for entry in entries}
+    if path.rstrip("/") in paths and not fs.isfile(path):
+        # An object store may list the folder itself as an empty object.
+        paths.remove(path.rstrip("/"))
+    return sorted(entry.rpartition("/")[2] for entry in paths)
 
 
 def read_sentinel(fs: fsspec.AbstractFileSystem, path: str) -> str | None:
-    """The job that a folder belongs to."""
+    """The ID of the job that a folder belongs to; None if there is no sentinel."""
     content = _read(fs, f"{path}/{SENTINEL}")
     return None if content is None else content.decode(errors="replace").strip()
 
 
 def read_manifest(fs: fsspec.AbstractFileSystem, path: str) -> Manifest | None:
-    """The manifest of a published model; None where there is none that can be read."""
+    """The manifest of a published model; None if it is missing or invalid."""
     content = _read(fs, f"{path}/{MANIFEST}")
     try:
         return None if content is None else Manifest.model_validate_json(content)
@@ -94,81 +101,82 @@ def read_manifest(fs: fsspec.AbstractFileSystem, path: str) -> Manifest | None:
 
 
 def ownership_issues(root: Path, job: DreamBoothJob) -> list[ValidationIssue]:
-    """What keeps a job from working in a folder. Writes nothing."""
+    """Reasons why a job may not use a folder. Read-only."""
     if root.exists() and not root.is_dir():
-        return [ValidationIssue("--out", str(root), "is not a folder", "write another folder")]
+        return [ValidationIssue("--out", str(root), "is not a folder", "use another path")]
     fs, path = fsspec.url_to_fs(str(root))
     owner, names = read_sentinel(fs, path), list_names(fs, path)
     if owner == job_id(job) or not names or _is_half_claimed(owner, names):
         return []
-    rule = f"is the folder of job {owner}" if owner else f"holds {named(names)}, and no marker of a job"
-    return [ValidationIssue("--out", str(root), rule, "write an empty folder, or one that does not exist")]
+    remedy = "use an empty folder, or one that does not exist"
+    return [ValidationIssue("--out", str(root), foreign_folder(owner, names), remedy)]
 
 
 def claim(root: Path, job: DreamBoothJob) -> None:
-    """Make a folder this job's, before anything else is written there. Of two jobs that try, one gets it.
+    """Create a folder with the job's sentinel. If several jobs try at the same time, one succeeds.
 
     Raises:
-        UserError: it is another job's, or holds something and has no marker.
+        UserError: the folder belongs to another job, or is not empty and has no sentinel.
     """
     if issues := ownership_issues(root, job):
         raise UserError(issues)
     root.mkdir(parents=True, exist_ok=True)
-    marker, content = root / SENTINEL, f"{job_id(job)}\n"
-    with contextlib.suppress(FileExistsError), marker.open("x") as file:
+    sentinel, content = root / SENTINEL, f"{job_id(job)}\n"
+    with contextlib.suppress(FileExistsError), sentinel.open("x") as file:
         file.write(content)
         return
-    deadline = time.monotonic() + _MARKER_SECONDS
-    while not marker.read_text() and time.monotonic() < deadline:
+    deadline = time.monotonic() + _SENTINEL_TIMEOUT_SECONDS
+    while not sentinel.read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
-    if _is_half_claimed(marker.read_text(), [p.name for p in root.iterdir()]):
-        marker.write_text(content)
+    if _is_half_claimed(sentinel.read_text(), [p.name for p in root.iterdir()]):
+        sentinel.write_text(content)
     if issues := ownership_issues(root, job):
         raise UserError(issues)
 
 
 def model_issues(model: Path, job: DreamBoothJob) -> list[ValidationIssue]:
-    """What keeps a job from replacing the folder that its model is published in: files that it did not make."""
+    """Foreign files in the folder of the job's model, which publishing would replace."""
     manifest = read_manifest(*fsspec.url_to_fs(str(model)))
-    ours = set(manifest.files) if manifest is not None and manifest.job == job_id(job) else set[str]()
-    there = {p.relative_to(model).as_posix() for p in model.rglob("*") if p.is_symlink() or not p.is_dir()}
-    if not (strangers := there - ours):
+    owned = set(manifest.files) if manifest is not None and manifest.job == job_id(job) else set[str]()
+    existing = {p.relative_to(model).as_posix() for p in model.rglob("*") if p.is_symlink() or not p.is_dir()}
+    if not (foreign := existing - owned):
         return []
-    rule = f"holds {named(strangers)}, which this job did not make and would replace"
-    return [ValidationIssue("--out", str(model), rule, "move them elsewhere, or write another folder")]
+    remedy = "move them to another folder, or use another --out"
+    return [ValidationIssue("--out", str(model), _foreign_files(foreign), remedy)]
 
 
 def remote_issues(uri: str, job: DreamBoothJob, files: Collection[str] = ()) -> list[ValidationIssue]:
-    """What keeps a job from publishing at a URL.
+    """Reasons why a job may not publish to a URL.
 
     Args:
-        files: what it is about to write there, as far as that is known.
+        files: names of the files that will be written, if known.
     """
     fs, root = fsspec.url_to_fs(uri)
     names, manifest = list_names(fs, root), read_manifest(fs, root)
     if manifest is None:
-        rule = f"holds {named(names)}, and no model of this job" if names else ""
+        rule = f"contains {enumerate_names(names)}, and is not a model of this job" if names else ""
     elif manifest.job != job_id(job):
-        rule = f"holds the model of job {manifest.job}"
+        rule = f"contains the model of job {manifest.job}"
     else:
-        strangers = [name for name in set(files) - set(manifest.files) if fs.exists(f"{root}/{name}")]
-        rule = f"holds {named(strangers)}, which this job did not make and would replace" if strangers else ""
-    return (
-        [ValidationIssue("spec.output.uri", uri, rule, "write an empty place, or one that does not exist")]
-        if rule
-        else []
-    )
+        foreign = [name for name in set(files) - set(manifest.files) if fs.exists(f"{root}/{name}")]
+        rule = _foreign_files(foreign) if foreign else ""
+    remedy = "use an empty folder, or one that does not exist"
+    return [ValidationIssue("spec.output.uri", uri, rule, remedy)] if rule else []
 
 
 def output_issues(job: DreamBoothJob, folder: JobFolder) -> list[ValidationIssue]:
-    """Everything that keeps a job from writing where it is to write. Looks only."""
+    """All reasons why a job may not write to its folder or its output. Read-only."""
     issues = ownership_issues(folder.root, job) or model_issues(folder.model, job)
     uri = job.spec.output.uri
     return [*issues, *(remote_issues(uri, job) if uri is not None and is_url(uri) else [])]
 
 
+def _foreign_files(names: Collection[str]) -> str:
+    return f"contains {enumerate_names(names)}, which this job did not create and would overwrite"
+
+
 def _is_half_claimed(owner: str | None, names: Collection[str]) -> bool:
-    # Whoever created the marker died before it wrote to it, and so before anything else.
+    # The process that created the sentinel died before it wrote its content, and before it wrote other files.
     return owner == "" and set(names) == {SENTINEL}
 
 

@@ -1,4 +1,4 @@
-"""A published model as others find it: a diffusers folder with a note of how it was meant to be used."""
+"""A published model: a diffusers folder with a manifest."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from dreambooth_trainer.store.owner import MANIFEST, job_id
 
 
 class ModelManifest(Strict):
-    """What a model's user should know, and what belongs to the model; lies in the folder as dreambooth.json.
+    """The content of dreambooth.json: how the model was trained, how to sample from it, and its files.
 
     Attributes:
-        job: namespace/name of the job that made it.
-        files: every file of the model, this one included, relative to the folder.
+        job: namespace/name of the job that created the model.
+        files: all files of the model including the manifest, relative to its folder.
+        base_digest: digest of the base model's weights.
     """
 
     job: str
@@ -30,7 +31,7 @@ class ModelManifest(Strict):
 
 
 class Published(Strict):
-    """A model folder, ready to draw with."""
+    """A published model, with the settings to sample from it."""
 
     folder: Path
     resolution: int
@@ -39,7 +40,7 @@ class Published(Strict):
 
 
 def build_manifest(plan: Plan, base_digest: str, model: Path) -> ModelManifest:
-    """The note of a plan's model, all whose other files are in a folder."""
+    """The manifest of a plan's model, whose other files are complete in the folder `model`."""
     files = {path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()}
     return ModelManifest(
         job=job_id(plan.job),
@@ -54,24 +55,26 @@ def build_manifest(plan: Plan, base_digest: str, model: Path) -> ModelManifest:
 
 
 def open_published(folder: Path) -> Published:
-    """A model by its job's folder or its own.
+    """Open a published model.
+
+    Args:
+        folder: folder of the model, or of its job.
 
     Raises:
-        UserError: no published model there.
+        UserError: there is no published model, or it has no diffusers format.
     """
     for candidate in (folder / "model", folder):
         if (candidate / MANIFEST).exists():
             if not (candidate / "model_index.json").exists():
-                rule = "holds a single file only"
-                raise UserError(
-                    ValidationIssue("--model", str(candidate), rule, "publish it with formats: [diffusers] as well")
-                )
-            note = ModelManifest.model_validate_json((candidate / MANIFEST).read_text())
-            batch = model_defaults(note.base_model).sampling_batch_size
+                rule = "contains a single-file model only"
+                remedy = "add diffusers to output.formats, and run the job again"
+                raise UserError(ValidationIssue("--model", str(candidate), rule, remedy))
+            manifest = ModelManifest.model_validate_json((candidate / MANIFEST).read_text())
+            batch = model_defaults(manifest.base_model).sampling_batch_size
             return Published(
-                folder=candidate, resolution=note.resolution, sampler=note.sampler, sampling_batch_size=batch
+                folder=candidate, resolution=manifest.resolution, sampler=manifest.sampler, sampling_batch_size=batch
             )
     unfinished = (folder / "work").exists()
-    rule = "holds a job that is not finished" if unfinished else "is no folder of a published model"
-    remedy = "run the job to its end first" if unfinished else "write the folder that `dreambooth run --out` made"
+    rule = "is the folder of an unfinished job" if unfinished else "is not the folder of a published model"
+    remedy = "complete the job first" if unfinished else "pass the folder that `dreambooth run --out` created"
     raise UserError(ValidationIssue("--model", str(folder), rule, remedy))

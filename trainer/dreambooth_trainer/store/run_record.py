@@ -1,4 +1,4 @@
-"""What the last run of a job's folder was about: its plan, and by phase the key of the inputs that it wants."""
+"""Records of runs in a job's folder: the plan and the keys of the last run, and the results of finished phases."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dreambooth_trainer.store.folder import JobFolder, atomic_write
 
 
 class RunRecord(Strict):
-    """One run.
+    """The record of a run.
 
     Attributes:
-        keys: by phase, in order, the fingerprint of its inputs.
+        keys: fingerprint of the inputs of each phase, in the order of the phases.
     """
 
     plan: Plan
@@ -25,27 +25,27 @@ class RunRecord(Strict):
 
 
 def write_run(folder: JobFolder, run: RunRecord) -> None:
-    """Replace the record of the run before."""
+    """Write the record of a run. It replaces that of the previous run."""
     atomic_write(folder.run, run.model_dump_json(by_alias=True, indent=2))
 
 
 def read_run(folder: JobFolder) -> RunRecord:
-    """The last run of a job's folder.
+    """Read the record of the last run.
 
     Raises:
-        UserError: the folder holds none, or one of another version.
+        UserError: the folder has no record, or one of another version.
     """
     try:
         return RunRecord.model_validate_json(folder.run.read_text())
     except FileNotFoundError:
-        rule, remedy = "is not the folder of a job that ran", "write the folder that `dreambooth run --out` made"
+        rule, remedy = "is not the folder of a job", "pass the folder that `dreambooth run --out` created"
     except ValidationError:
-        rule, remedy = "holds a run of another version", "run the job again"
+        rule, remedy = "was written by another version of dreambooth", "run the job again"
     raise UserError(ValidationIssue("OUT", str(folder.root), rule, remedy))
 
 
 def read_completion(folder: JobFolder, keys: Mapping[str, str], phase: str) -> dict[str, JsonValue] | None:
-    """The completion record of a phase; None if it has not finished with the inputs that `keys` stands for."""
+    """The completion record of a phase; None if the phase has not finished with the inputs of `keys`."""
     record = folder.completion_record(phase)
     if not record.exists():
         return None
