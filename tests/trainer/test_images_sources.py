@@ -1,4 +1,4 @@
-"""Image files are read from folders, object stores, mounted volumes and the embedded examples."""
+"""Image files are read from folders, object stores, mounted volumes and the built-in subjects."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -93,13 +93,13 @@ def test_sizes_are_checked_before_any_file_is_read(tmp_path: Path, monkeypatch: 
         read_folder(str(tmp_path))
 
 
-def test_embedded_subjects_are_rendered() -> None:
+def test_built_in_subjects_are_rendered() -> None:
     found = read_folder("builtin:sprites/dog-pink-blue")
     assert [raw.name for raw in found.images] == ["0.png", "1.png", "2.png", "3.png", "4.png"]
     assert prepare_images(found.images, 32).warnings == []
-    with pytest.raises(UserError, match=r"is not an embedded subject; did you mean builtin:sprites/dog-pink-blue\?$"):
+    with pytest.raises(UserError, match=r"is not a built-in subject; did you mean builtin:sprites/dog-pink-blue\?$"):
         read_folder("builtin:sprites/dog-pink")
-    with pytest.raises(UserError, match="is not an embedded subject; use one of dog-pink-blue, "):
+    with pytest.raises(UserError, match="is not a built-in subject; use one of dog-pink-blue, "):
         read_folder("builtin:sprites/xyz")
 
 

@@ -114,7 +114,7 @@ ERRORS = {
         "spec.subject.images.uri (line 7): 's3:/bucket': must be a local folder, s3://bucket/folder, "
         "gs://bucket/folder or builtin:sprites/<name>; write, for example, photos/",
     ),
-    "output to the embedded examples": (
+    "output to the built-in subjects": (
         spec("output: {uri: 'builtin:sprites/dog'}"),
         "spec.output.uri (line 9): 'builtin:sprites/dog': must be a local folder, s3://bucket/folder or "
         "gs://bucket/folder; write, for example, out/my-dog",

@@ -1,4 +1,4 @@
-"""The whole job on the embedded model, interrupted in every way a machine can, through the command line."""
+"""`dreambooth run` on the embedded model: complete, interrupted, killed, and with errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PHASES = ["prepare", "class-images", "encode", "train", "evaluate", "publish"]
 
 
 class Runs:
-    """Starts `dreambooth run` in processes of its own, all on one store."""
+    """Runs `dreambooth run` in subprocesses that share one store of class images."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.job = folder, folder / "job.yaml"
@@ -69,7 +69,7 @@ class Runs:
         return json.loads((self.folder / out / "work" / "phases" / "publish.json").read_text())["digest"]
 
     def wait_for_checkpoint(self, out: str, process: subprocess.Popen[str]) -> None:
-        """Until a checkpoint is registered, which is when it can be resumed."""
+        """Wait until a checkpoint is registered: from then on it can be resumed."""
         deadline = time.monotonic() + 400
         while time.monotonic() < deadline:
             managers = (self.folder / out / "work" / "checkpoints").glob("*/checkpoint_manager_snapshot.json")
@@ -77,7 +77,7 @@ class Runs:
                 return
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.05)
-        raise AssertionError("no checkpoint came")
+        raise AssertionError("no checkpoint within 400 s")
 
 
 @pytest.fixture(scope="module")
@@ -86,15 +86,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 @pytest.fixture(scope="module")
-def whole(runs: Runs) -> str:
-    """What a run that nothing disturbs prints."""
-    code, text = runs.run("whole")
+def complete(runs: Runs) -> str:
+    """The output of a run without interruptions."""
+    code, text = runs.run("complete")
     assert code == 0, text
     return text
 
 
 def kill_tree(process: subprocess.Popen[str]) -> None:
-    """What a node's death leaves: nothing of the run, Ray's processes included."""
+    """Kill all processes of a run including Ray's, as when a node dies."""
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     for child in children:
@@ -103,10 +103,10 @@ def kill_tree(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-def test_a_run_leaves_everything_a_person_wants(runs: Runs, whole: str) -> None:
+def test_a_run_writes_the_report_and_the_model(runs: Runs, complete: str) -> None:
     for phase in PHASES:
-        assert re.search(rf"^{phase} ", whole, re.MULTILINE), whole
-    out = runs.folder / "whole"
+        assert re.search(rf"^{phase} ", complete, re.MULTILINE), complete
+    out = runs.folder / "complete"
     scores = json.loads((out / "model" / "scores.json").read_text())
     assert set(scores) == {"before", "after"}
     page = (out / "report.html").read_text()
@@ -116,77 +116,77 @@ def test_a_run_leaves_everything_a_person_wants(runs: Runs, whole: str) -> None:
     for name in ("README.md", "comparison.png", "my-dog.safetensors", "model_index.json", "job.yaml"):
         assert (out / "model" / name).stat().st_size > 0
     assert not (out / "work" / "checkpoints").exists()
-    assert len(runs.losses("whole")) == STEPS
+    assert len(runs.losses("complete")) == STEPS
 
 
-def test_diffusers_loads_what_was_published(runs: Runs, whole: str) -> None:
-    pipeline = StableDiffusionPipeline.from_pretrained(runs.folder / "whole" / "model", use_safetensors=True)
+def test_diffusers_loads_the_published_model(runs: Runs, complete: str) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(runs.folder / "complete" / "model", use_safetensors=True)
     base = StableDiffusionPipeline.from_pretrained(WEIGHTS)
-    ours, theirs = pipeline.unet.state_dict(), base.unet.state_dict()
-    assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
+    tuned, original = pipeline.unet.state_dict(), base.unet.state_dict()
+    assert any(not torch.equal(tuned[name], original[name]) for name in tuned)
     assert pipeline("a sks dog", num_inference_steps=2, output_type="np").images.shape == (1, 32, 32, 3)
 
 
-def test_the_same_command_again_does_nothing_again(runs: Runs, whole: str) -> None:
-    before = (runs.folder / "whole" / "report.html").stat().st_mtime_ns
-    code, text = runs.run("whole")
+def test_a_complete_job_is_not_run_again(runs: Runs, complete: str) -> None:
+    before = (runs.folder / "complete" / "report.html").stat().st_mtime_ns
+    code, text = runs.run("complete")
     assert code == 0
-    assert text.count("done before") == len(PHASES)
-    assert (runs.folder / "whole" / "report.html").stat().st_mtime_ns == before
+    assert text.count("already complete") == len(PHASES)
+    assert (runs.folder / "complete" / "report.html").stat().st_mtime_ns == before
 
 
-def test_a_killed_worker_is_replaced_and_no_loss_differs(runs: Runs, whole: str) -> None:
+def test_a_killed_worker_is_replaced_without_changing_any_loss(runs: Runs, complete: str) -> None:
     process = runs.start("worker-killed")
     runs.wait_for_checkpoint("worker-killed", process)
-    family = psutil.Process(process.pid).children(recursive=True)
-    (worker,) = [child for child in family if "RayTrainWorker" in " ".join(child.cmdline())]
+    processes = psutil.Process(process.pid).children(recursive=True)
+    (worker,) = [child for child in processes if "RayTrainWorker" in " ".join(child.cmdline())]
     worker.kill()
     text = process.communicate(timeout=500)[0]
     assert process.returncode == 0, text
-    assert runs.losses("worker-killed") == pytest.approx(runs.losses("whole"), rel=1e-4)
+    assert runs.losses("worker-killed") == pytest.approx(runs.losses("complete"), rel=1e-4)
     assert "reused 8" in text
 
 
-def test_a_killed_job_goes_on_with_two_workers_where_it_stopped(runs: Runs, whole: str) -> None:
+def test_a_killed_job_resumes_from_its_checkpoint_with_two_workers(runs: Runs, complete: str) -> None:
     process = runs.start("job-killed")
     runs.wait_for_checkpoint("job-killed", process)
     kill_tree(process)
     assert not (runs.folder / "job-killed" / "model").exists()
     code, text = runs.run("job-killed", "--set", "cluster.workers=2")
     assert code == 0, text
-    assert text.count("done before") == 3
-    assert runs.losses("job-killed") == pytest.approx(runs.losses("whole"), rel=1e-3)
+    assert text.count("already complete") == 3
+    assert runs.losses("job-killed") == pytest.approx(runs.losses("complete"), rel=1e-3)
 
 
-def test_a_job_killed_as_each_phase_begins_ends_as_if_nothing_had_been(runs: Runs, whole: str) -> None:
+def test_a_job_killed_at_the_start_of_each_phase_has_the_same_result(runs: Runs, complete: str) -> None:
     phases = runs.folder / "killed-often" / "work" / "phases"
-    for before in PHASES[:-1]:
+    for phase in PHASES[:-1]:
         process = runs.start("killed-often")
-        while not (phases / f"{before}.json").exists():
+        while not (phases / f"{phase}.json").exists():
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.02)
         kill_tree(process)
     assert not (runs.folder / "killed-often" / "model").exists()
     code, text = runs.run("killed-often")
     assert code == 0, text
-    assert text.count("done before") == len(PHASES) - 1
-    assert runs.digest("killed-often") == runs.digest("whole")
+    assert text.count("already complete") == len(PHASES) - 1
+    assert runs.digest("killed-often") == runs.digest("complete")
 
 
-def test_steps_at_rate_zero_in_bf16_publish_the_base(runs: Runs) -> None:
-    # The first step of a warm-up has a rate of zero.
+def test_a_step_with_learning_rate_zero_in_bf16_publishes_the_base_weights(runs: Runs) -> None:
+    # The learning rate of the first warmup step is zero.
     settings = ("training.steps=1", "training.warmupSteps=1", "training.precision=bf16", "evaluation.enabled=false")
     code, text = runs.run("untrained", *(word for setting in settings for word in ("--set", setting)))
     assert code == 0, text
     for part in ("unet", "text_encoder"):
         (path,) = (WEIGHTS / part).glob("*.safetensors")
-        base, ours = load_file(path), load_file(runs.folder / "untrained" / "model" / part / path.name)
-        assert base.keys() == ours.keys()
-        changed = [name for name, weights in base.items() if not torch.equal(weights.half(), ours[name])]
+        base, published = load_file(path), load_file(runs.folder / "untrained" / "model" / part / path.name)
+        assert base.keys() == published.keys()
+        changed = [name for name, weights in base.items() if not torch.equal(weights.half(), published[name])]
         assert changed == [], part
 
 
-def test_lora_publishes_its_adapter_beside_the_merged_model(runs: Runs) -> None:
+def test_lora_publishes_the_adapter_and_the_merged_model(runs: Runs) -> None:
     settings = (
         "training.method=LoRA",
         "training.textEncoder.train=true",
@@ -204,40 +204,40 @@ def test_lora_publishes_its_adapter_beside_the_merged_model(runs: Runs) -> None:
     assert {name: oct(path.stat().st_mode & 0o777) for name, path in files.items()} == dict.fromkeys(files, "0o644")
     assert "load_lora_weights" in (model / "README.md").read_text()
 
-    def draw(folder: Path, adapter: Path | None) -> np.ndarray:
+    def generate(folder: Path, adapter: Path | None) -> np.ndarray:
         pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, safety_checker=None)
         if adapter is not None:
             pipeline.load_lora_weights(adapter)
         noise = torch.Generator().manual_seed(0)
         return pipeline("a sks dog", num_inference_steps=4, generator=noise, output_type="np").images
 
-    merged = draw(model, None)
+    merged = generate(model, None)
     np.testing.assert_allclose(
-        draw(WEIGHTS, model), merged, rtol=0, atol=1 / 255
+        generate(WEIGHTS, model), merged, rtol=0, atol=1 / 255
     )  # the merged model is rounded to fp16
-    assert np.abs(draw(WEIGHTS, None) - merged).max() > 10 / 255
+    assert np.abs(generate(WEIGHTS, None) - merged).max() > 10 / 255
 
 
 PHOTOS = Path(__file__).parents[2].parent / "shared" / "dreambooth-dataset" / "dog"
 
 
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"needs real photographs in {PHOTOS}")
-def test_real_photographs_go_all_the_way(runs: Runs, whole: str) -> None:
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"requires photographs in {PHOTOS}")
+def test_a_job_with_real_photographs_completes(runs: Runs, complete: str) -> None:
     code, text = runs.run("real", "--set", f"subject.images.uri={PHOTOS}", "--set", "training.steps=2")
     assert code == 0, text
     assert "reused 8" in text
     assert (runs.folder / "real" / "report.html").exists()
 
 
-def test_a_full_disk_ends_the_run_with_one_try_and_one_sentence(runs: Runs, whole: str, small_disk: Path) -> None:
+def test_a_full_disk_fails_the_run_without_retries(runs: Runs, complete: str, small_disk: Path) -> None:
     code, text = runs.run(str(small_disk / "job"))
     assert code == 1
     assert "training cannot continue: No space left on device" in text
     assert len(list((small_disk / "job" / "work" / "checkpoints").glob("*/checkpoint_*"))) <= 1
 
 
-def test_an_interrupted_run_says_how_to_go_on(runs: Runs) -> None:
-    # A suite that a shell started in the background ignores Ctrl-C, and so would what it starts.
+def test_an_interrupted_run_prints_how_to_continue(runs: Runs) -> None:
+    # Background processes of a shell ignore SIGINT, and their children inherit this.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     process = runs.start("interrupted")
     assert process.stdout is not None
@@ -247,27 +247,27 @@ def test_an_interrupted_run_says_how_to_go_on(runs: Runs) -> None:
     os.kill(process.pid, signal.SIGINT)
     text = process.communicate(timeout=120)[0]
     assert process.returncode == 130
-    assert "the same command goes on from here" in text
+    assert "The same command continues where it stopped." in text
 
 
-def test_scores_below_the_thresholds_publish_nothing(runs: Runs, whole: str) -> None:
-    code, text = runs.run("whole", "--set", "evaluation.thresholds.dino=0.99")
+def test_a_model_below_the_thresholds_is_not_published(runs: Runs, complete: str) -> None:
+    code, text = runs.run("complete", "--set", "evaluation.thresholds.dino=0.99")
     assert code == 3
     assert "spec.evaluation.thresholds.dino: 0.99: the trained model scores" in text
 
 
-def test_a_wrong_job_is_told_before_anything_starts(runs: Runs) -> None:
-    code, text = runs.run("wrong", "--set", "training.stepz=3", "--set", "priorPreservation.lossWeight=-1")
+def test_an_invalid_job_is_rejected_before_anything_starts(runs: Runs) -> None:
+    code, text = runs.run("invalid", "--set", "training.stepz=3", "--set", "priorPreservation.lossWeight=-1")
     assert code == 2
     assert "--set training.stepz=3: stepz is not a known key; did you mean steps?" in text
     assert "spec.priorPreservation.lossWeight" in text
-    assert not (runs.folder / "wrong").exists()
+    assert not (runs.folder / "invalid").exists()
 
 
-def test_a_folder_in_use_is_told(runs: Runs, whole: str) -> None:
+def test_a_folder_in_use_is_rejected(runs: Runs, complete: str) -> None:
     from dreambooth_trainer.store.folder import JobFolder
 
-    with JobFolder(runs.folder / "whole").locked():
-        code, text = runs.run("whole")
+    with JobFolder(runs.folder / "complete").locked():
+        code, text = runs.run("complete")
     assert code == 2
     assert f"is in use by process {os.getpid()}" in text

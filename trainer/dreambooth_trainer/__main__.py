@@ -1,4 +1,4 @@
-"""`python -m dreambooth_trainer`: what the operator's pods run."""
+"""`python -m dreambooth_trainer`: the entry point in the operator's pods."""
 
 from dreambooth_trainer.cli.main import main
 

@@ -1,4 +1,4 @@
-"""Runs a job: the six phases in order, each once."""
+"""Prepares a job and runs its phases in order, skipping those that are complete."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PHASES = (PREPARE, CLASS_IMAGES, ENCODE, TRAIN, EVALUATE, PUBLISH)
 
 @dataclass(frozen=True)
 class PreparedJob:
-    """A planned job with its subject images: what `plan` prints and `run` does."""
+    """A planned job with its subject images, and warnings for the user."""
 
     planned: PlannedJob
     images: tuple[RawImage, ...]
@@ -47,13 +47,13 @@ class PreparedJob:
 
 
 def prepare_job(job: DreamBoothJob) -> PreparedJob:
-    """Read the images, look at the model, ask the workers for their hardware, and make the plan.
+    """Read the images, inspect the model, detect the hardware of the workers, and plan the job.
 
     Raises:
-        UserError: images or model cannot be read, the plan does not work out, or it does not fit into memory.
-        DeviceError: a worker has a GPU, and CUDA does not work there.
+        UserError: images or model cannot be read, or the plan is invalid or does not fit into memory.
+        DeviceError: a worker has a GPU, but CUDA does not work.
     """
-    found = read_images(job.spec.subject.images)
+    raw_images = read_images(job.spec.subject.images)
     model = pinned(model_ref(job))
     folder = local_folder(model)
     family_name(folder)
@@ -61,24 +61,24 @@ def prepare_job(job: DreamBoothJob) -> PreparedJob:
     if identifier == "auto":
         identifier = rare_identifier(folder, f"{job.metadata.namespace}/{job.metadata.name}")
     hardware = query_workers(job.spec.cluster)
-    planned = make_plan(job, JobFacts(model, folder, identifier, len(found.images), hardware))
-    warnings = (*found.warnings, *([hardware.note] if hardware.note else []))
-    return PreparedJob(planned, tuple(found.images), warnings)
+    planned = make_plan(job, JobFacts(model, folder, identifier, len(raw_images.images), hardware))
+    warnings = (*raw_images.warnings, *([hardware.note] if hardware.note else []))
+    return PreparedJob(planned, tuple(raw_images.images), warnings)
 
 
 def run_job(
     prepared: PreparedJob, folder: JobFolder, store: str, reporter: Reporter
 ) -> dict[str, dict[str, JsonValue]]:
-    """Run what is not done yet.
+    """Run the phases that are not complete.
 
     Args:
-        store: URL of the folder that jobs share class images in.
+        store: URL of the folder with shared class images.
 
     Returns:
-        What each phase left in its marker.
+        The completion record of each phase.
 
     Raises:
-        UserError: the job cannot be done as it is written, or the folder is not this job's.
+        UserError: the job is invalid, or the folder does not belong to it.
     """
     keys: dict[str, str] = {}
     check_runnable(prepared.planned.hardware, prepared.plan.spec.cluster)
@@ -101,7 +101,7 @@ def run_job(
             if done is not None:
                 reporter.skipped(phase.name)
             elif not started:
-                # A run with nothing left to do ends before encoders are loaded and Ray is started.
+                # If all phases are complete, no encoder is loaded and Ray is not started.
                 check_encoders(prepared.plan)
                 stack.enter_context(ray_cluster())
                 started = True
@@ -113,9 +113,9 @@ def run_job(
 
 
 def run_phase(phase: Phase, context: Context, reporter: Reporter) -> dict[str, JsonValue]:
-    """Run one phase and leave its marker; returns what the marker holds."""
+    """Run a phase, write its completion record, and return the record."""
     start = time.monotonic()
-    # From here on the outputs may be those of other inputs than an earlier marker names.
+    # An earlier record may have been written for other inputs, and the phase is about to change its outputs.
     context.folder.completion_record(phase.name).unlink(missing_ok=True)
     with reporter.phase(phase.name) as progress:
         result = phase.run(context, progress)

@@ -1,1 +1,1 @@
-"""The `dreambooth` command. Each command is a module; heavy imports happen when it runs."""
+"""The `dreambooth` command line. Each command is in its own module, and imports heavy libraries when it runs."""

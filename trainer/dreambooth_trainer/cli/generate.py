@@ -1,4 +1,4 @@
-"""`dreambooth generate`: pictures from a published model."""
+"""`dreambooth generate`: generates images with a published model."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import click
 
 @click.command()
 @click.option(
-    "--model", "folder", type=click.Path(path_type=Path), required=True, help="A job's folder, or a diffusers folder."
+    "--model", "folder", type=click.Path(path_type=Path), required=True, help="Folder of a job, or a diffusers folder."
 )
-@click.option("--prompt", "prompts", multiple=True, required=True, help="What to draw; may be given several times.")
-@click.option("--count", default=4, show_default=True, type=click.IntRange(1, 1000), help="Pictures a prompt.")
+@click.option("--prompt", "prompts", multiple=True, required=True, help="Prompt. May be repeated.")
+@click.option("--count", default=4, show_default=True, type=click.IntRange(1, 1000), help="Images per prompt.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the noise.")
-@click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps. Default: the job's.")
-@click.option("--guidance", type=click.FloatRange(1, 50), help="Classifier-free guidance. Default: the job's.")
+@click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps. Defaults to the job's.")
+@click.option("--guidance", type=click.FloatRange(1, 50), help="Classifier-free guidance scale. Defaults to the job's.")
 @click.option(
     "--out",
-    default="pictures",
+    default="images",
     show_default=True,
     type=click.Path(path_type=Path),
-    help="Folder for PNGs; earlier ones stay.",
+    help="Folder for PNG files. Existing files are kept.",
 )
 def generate(
     folder: Path, prompts: tuple[str, ...], count: int, seed: int, steps: int | None, guidance: float | None, out: Path
 ) -> None:
-    """Draw pictures with a trained model."""
+    """Generate images with a trained model."""
     from rich.progress import track
 
     from dreambooth_trainer.cluster.hardware import local_devices
@@ -45,7 +45,7 @@ def generate(
     if note:
         click.echo(note, err=True)
     sampler = published.sampler
-    style = SamplingConfig(
+    config = SamplingConfig(
         sampler.model_copy(
             update={"steps": steps or sampler.steps, "guidance_scale": guidance or sampler.guidance_scale}
         ),
@@ -53,23 +53,23 @@ def generate(
         "bf16" if any(device.bf16 for device in devices) else "fp32",
         published.sampling_batch_size,
     )
-    pipeline = load_pipeline(published.folder, style.precision, "cuda" if devices else "cpu")
+    pipeline = load_pipeline(published.folder, config.precision, "cuda" if devices else "cpu")
     out.mkdir(parents=True, exist_ok=True)
-    drawings = [
+    requests = [
         ImageRequest(f"{number:02d}-{image:03d}", prompt, noise_seed(seed, image))
-        for number, prompt in enumerate(prompts, first_number(out))
+        for number, prompt in enumerate(prompts, next_number(out))
         for image in range(count)
     ]
-    orders = [drawings[i : i + style.batch_size] for i in range(0, len(drawings), style.batch_size)]
-    for order in track(orders, "drawing", transient=True):
-        for drawing, image in zip(order, sample_batch(pipeline, style, order), strict=True):
-            # "x": a file that appeared meanwhile is not overwritten either.
-            with (out / f"{drawing.name}.png").open("xb") as file:
+    batches = [requests[i : i + config.batch_size] for i in range(0, len(requests), config.batch_size)]
+    for batch in track(batches, "generating", transient=True):
+        for request, image in zip(batch, sample_batch(pipeline, config, batch), strict=True):
+            # Mode "x": a file that was created in the meantime is not overwritten.
+            with (out / f"{request.name}.png").open("xb") as file:
                 image.save(file, "PNG")
-    click.echo(f"{len(drawings)} pictures in {out}")
+    click.echo(f"wrote {len(requests)} images to {out}")
 
 
-def first_number(out: Path) -> int:
-    """The first number of a prompt that no file in a folder begins with, nor a higher one."""
-    taken = [int(match[1]) for path in out.iterdir() if (match := re.match(r"(\d+)-\d{3}\.png$", path.name))]
-    return max(taken, default=-1) + 1
+def next_number(out: Path) -> int:
+    """The number of the next prompt: one more than the highest number of an image in a folder, which may have gaps."""
+    used = [int(match[1]) for path in out.iterdir() if (match := re.match(r"(\d+)-\d{3}\.png$", path.name))]
+    return max(used, default=-1) + 1

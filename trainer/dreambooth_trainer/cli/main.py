@@ -14,9 +14,9 @@ from dreambooth_api.environment import DEBUG, ExitCode
 from dreambooth_api.errors import ThresholdError, TransientError, UserError
 
 EXIT_CODES = f"""
-Exit codes: {ExitCode.DONE} done; {ExitCode.FAILED} failed, running again may help and goes on where it stopped;
-{ExitCode.INVALID_INPUT} the input is wrong, running again will not help; {ExitCode.BELOW_THRESHOLDS} trained, but the
-scores are below the job's thresholds; {ExitCode.INTERRUPTED} interrupted, run again to go on.
+Exit codes: {ExitCode.DONE} done; {ExitCode.FAILED} failed, the same command may succeed and continues where it stopped;
+{ExitCode.INVALID_INPUT} invalid input, the same command fails again; {ExitCode.BELOW_THRESHOLDS} trained, but a score
+is below the job's thresholds; {ExitCode.INTERRUPTED} interrupted, the same command continues.
 """
 COMMANDS = {
     "run": "dreambooth_trainer.cli.run:run",
@@ -30,7 +30,7 @@ COMMANDS = {
 
 
 class LazyGroup(click.Group):
-    """Imports a command when it is asked for: `dreambooth validate` need not wait for torch."""
+    """Imports a command when it is needed, so that `dreambooth validate` does not import torch."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -45,13 +45,13 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dreambooth-operator")
 def cli() -> None:
-    """Teach a text-to-image model one subject, from a handful of photos."""
+    """Fine-tune a text-to-image model on a few images of one subject."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with a documented code."""
     signal.signal(signal.SIGTERM, _interrupt)
-    # Image processors that need torchvision are not used here; transformers would say so in every process.
+    # Suppresses a warning in every process about image processors that need torchvision, which are not used.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     sys.exit(run_cli(arguments))
 
@@ -69,19 +69,19 @@ def run_cli(arguments: list[str] | None = None) -> int:
             errors.print(f"[red]error[/] {_escape(str(issue))}", highlight=False, soft_wrap=True)
         return ExitCode.BELOW_THRESHOLDS if isinstance(error, ThresholdError) else ExitCode.INVALID_INPUT
     except (KeyboardInterrupt, click.Abort):
-        errors.print("interrupted; the same command goes on from here")
+        errors.print("Interrupted. The same command continues where it stopped.")
         return ExitCode.INTERRUPTED
     except Exception as error:
         if os.environ.get(DEBUG):
             raise
-        errors.print(f"[red]failed[/] {_escape(_sentence(error))}", highlight=False, soft_wrap=True)
-        errors.print(f"The same command goes on from the last checkpoint; {DEBUG}=1 shows where it failed.")
+        errors.print(f"[red]failed[/] {_escape(_one_line(error))}", highlight=False, soft_wrap=True)
+        errors.print(f"The same command continues from the last checkpoint. Set {DEBUG}=1 to show a traceback.")
         return ExitCode.FAILED
     return ExitCode.DONE
 
 
-def _sentence(error: BaseException) -> str:
-    # What a Ray worker raised comes wrapped, without its errno.
+def _one_line(error: BaseException) -> str:
+    # Errors of Ray workers are wrapped, without their errno.
     error = getattr(error, "cause", None) or error
     if isinstance(error, TransientError):
         return str(error)

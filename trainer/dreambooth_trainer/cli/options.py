@@ -14,21 +14,25 @@ from dreambooth_trainer.jobfile.load import load_job
 
 job_file = click.argument("job_file", metavar="JOB.yaml", type=click.Path(path_type=Path))
 sets = click.option(
-    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change a field of the job: --set training.steps=200."
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a field of spec, for example --set training.steps=200.",
 )
 
 
 def read_job(path: Path, changes: tuple[str, ...]) -> DreamBoothJob:
-    """The job of a file, with changes.
+    """Load a job file with overrides.
 
     Raises:
-        UserError: with all issues of the file.
+        UserError: with all issues of the file and of the overrides.
     """
     return load_job(path, changes)
 
 
 def store_url(store: str | None) -> str:
-    """Where jobs share class images: `store`, else DREAMBOOTH_STORE, else the cache folder. Paths become absolute."""
+    """URL or absolute path of shared class images: `store`, else DREAMBOOTH_STORE, else the user's cache folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     chosen = store or os.environ.get(environment.STORE) or str(cache / "dreambooth" / "store")
     return chosen if is_url(chosen) else str(Path(chosen).resolve())

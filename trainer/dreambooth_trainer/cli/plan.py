@@ -1,4 +1,4 @@
-"""`dreambooth validate` and `dreambooth plan`: what is wrong with a job, and what it would do."""
+"""`dreambooth validate` and `dreambooth plan`: report the errors of a job file, and show what a job will do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dreambooth_trainer.cli import options
 @options.job_file
 @options.sets
 def validate(job_file: Path, sets: tuple[str, ...]) -> None:
-    """Tell everything that is wrong with a job file."""
+    """Report all errors in a job file."""
     job = options.read_job(job_file, sets)
     click.echo(f"{job_file}: DreamBoothJob {job.metadata.name} is valid")
 
@@ -25,7 +25,7 @@ def validate(job_file: Path, sets: tuple[str, ...]) -> None:
 @options.job_file
 @options.sets
 def plan(job_file: Path, sets: tuple[str, ...]) -> None:
-    """Show what a job would do: defaults filled, memory a worker, the ZeRO stage and why."""
+    """Show what a job will do: resolved defaults, memory per process, the ZeRO stage and the reason for it."""
     job = options.read_job(job_file, sets)
     from dreambooth_trainer.cluster.session import has_address, ray_cluster
     from dreambooth_trainer.planning.describe import rows

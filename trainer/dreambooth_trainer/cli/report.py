@@ -1,4 +1,4 @@
-"""`dreambooth report`: writes a finished job's report again, from its folder."""
+"""`dreambooth report`: regenerates the report of a finished job from its folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def report(out: Path) -> None:
-    """Write OUT/report.html again from the files in OUT, the folder of a finished job."""
+    """Regenerate OUT/report.html from the files in OUT, the folder of a finished job."""
     from dreambooth_trainer.report.collect import collect_report
     from dreambooth_trainer.report.page import write_report
     from dreambooth_trainer.store.folder import JobFolder

@@ -1,4 +1,4 @@
-"""`dreambooth run`: a whole job on this machine, or on the Ray cluster at RAY_ADDRESS."""
+"""`dreambooth run`: runs a job on this machine, or on the Ray cluster at RAY_ADDRESS."""
 
 from __future__ import annotations
 
@@ -25,20 +25,24 @@ from dreambooth_trainer.store.owner import output_issues
 @click.command()
 @options.job_file
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder of the job. Default: spec.output.uri, else out/<name>."
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of the job. Defaults to spec.output.uri if it is local, else out/<name>.",
 )
-@click.option("--store", help=f"Folder or URL where jobs share class images. Default: {STORE}, else the cache.")
+@click.option(
+    "--store", help=f"Folder or URL of shared class images. Defaults to {STORE}, else the user's cache folder."
+)
 @options.sets
 def run(job_file: Path, out: Path | None, store: str | None, sets: tuple[str, ...]) -> None:
-    """Run a DreamBoothJob: class images, training, scores, a report and a model."""
+    """Run a DreamBoothJob: generate class images, train, evaluate and publish."""
     start = time.monotonic()
     console = Console()
-    with told_to_operator(choose_reporter(console)) as reporter, contextlib.ExitStack() as stack:
+    with forward_to_operator(choose_reporter(console)) as reporter, contextlib.ExitStack() as stack:
         job = options.read_job(job_file, sets)
         folder = JobFolder((out or default_folder(job)).resolve())
         if issues := output_issues(job, folder):
             raise UserError(issues)
-        # Imported here, so that an issue in the file is told at once: torch and Ray take seconds.
+        # Imported here, so that errors in the file are reported at once: importing torch and Ray takes seconds.
         from dreambooth_trainer.cluster.session import has_address, ray_cluster
         from dreambooth_trainer.planning.describe import describe
         from dreambooth_trainer.runner import prepare_job, run_job
@@ -48,12 +52,12 @@ def run(job_file: Path, out: Path | None, store: str | None, sets: tuple[str, ..
         prepared = prepare_job(job)
         reporter.note("\n".join([describe(prepared.planned), *(f"note: {warning}" for warning in prepared.warnings)]))
         run_job(prepared, folder, options.store_url(store), reporter)
-    reporter.note(f"\nReport  {folder.report}\nModel   {folder.model}\nin {time.monotonic() - start:.0f} s")
+    reporter.note(f"\nReport  {folder.report}\nModel   {folder.model}\nTime    {time.monotonic() - start:.0f} s")
 
 
 @contextlib.contextmanager
-def told_to_operator(inner: Reporter) -> Iterator[Reporter]:
-    """Tell the operator as well if one started this process; its last message says how the run failed."""
+def forward_to_operator(inner: Reporter) -> Iterator[Reporter]:
+    """Report also to the operator, if it started this process. The last message has the reason of a failure."""
     operator = operator_from_environment()
     if operator is None:
         yield inner
@@ -71,13 +75,13 @@ def told_to_operator(inner: Reporter) -> Iterator[Reporter]:
             reporter.failed(INVALID_INPUT, str(error), retryable=False)
             raise
         except Exception as error:
-            cause = getattr(error, "cause", None) or error  # what a Ray worker raised comes wrapped
+            cause = getattr(error, "cause", None) or error  # errors of Ray workers are wrapped
             reporter.failed(type(cause).__name__, str(cause), retryable=True)
             raise
 
 
 def default_folder(job: DreamBoothJob) -> Path:
-    """Where a job's folder is when nobody says: its output if that is on this machine, else out/<name>."""
+    """The folder of a job without --out: its output if it is local, else out/<name>."""
     uri = job.spec.output.uri
     if uri is not None and not is_url(uri):
         return Path(uri)

@@ -1,4 +1,4 @@
-"""`dreambooth sprites`: the embedded base model and the drawn subjects it is tried on."""
+"""`dreambooth sprites`: trains and checks the embedded base model, and exports its subjects."""
 
 from __future__ import annotations
 
@@ -11,29 +11,27 @@ from dreambooth_api.errors import UserError, ValidationIssue
 
 @click.group()
 def sprites() -> None:
-    """The embedded base model: train it anew, check it, write its subjects as images."""
+    """Train or check the embedded base model, or export its subjects as images."""
 
 
 @sprites.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the weights.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of data, weights and order.")
-@click.option("--work", type=click.Path(path_type=Path), help="Folder for what can be resumed. Default: <out>.work.")
+@click.option("--work", type=click.Path(path_type=Path), help="Folder for intermediate state. Defaults to <out>.work.")
 def train(out: Path, seed: int, work: Path | None) -> None:
-    """Train the base model and its evaluator from nothing; interrupted, the same command goes on."""
+    """Train the base model and its evaluator from scratch. If interrupted, the same command continues."""
     from dreambooth_trainer.sprites.recipe import train_sprites
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(
-            ValidationIssue("--out", str(out), "is there already, and would be replaced", "write another folder")
-        )
+        raise UserError(ValidationIssue("--out", str(out), "exists, and would be overwritten", "use another folder"))
     train_sprites(out, seed=seed, work=work)
 
 
 @sprites.command()
-@click.option("--model", type=click.Path(path_type=Path), help="Folder of the weights. Default: the shipped ones.")
-@click.option("--sheet", type=click.Path(path_type=Path), help="Write a contact sheet, PNG.")
+@click.option("--model", type=click.Path(path_type=Path), help="Folder of the weights. Defaults to the embedded ones.")
+@click.option("--sheet", type=click.Path(path_type=Path), help="PNG file for a contact sheet.")
 def check(model: Path | None, sheet: Path | None) -> None:
-    """Measure the base model with its independent evaluator."""
+    """Measure the base model with its separately trained evaluator."""
     from dreambooth_trainer.sprites import WEIGHTS
     from dreambooth_trainer.sprites.check import check_sprites
 
@@ -43,11 +41,11 @@ def check(model: Path | None, sheet: Path | None) -> None:
 @sprites.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 def examples(folder: Path) -> None:
-    """Write the drawn subjects as PNG files, a folder each: what builtin:sprites/<name> stands for."""
+    """Write the built-in subjects as PNG files, one folder per subject."""
     from dreambooth_trainer.sprites.examples import EXAMPLES, write_examples
 
-    if there := [name for name in EXAMPLES if (folder / name).exists()]:
-        rule = f"holds {there[0]} already, which would be replaced"
-        raise UserError(ValidationIssue("FOLDER", str(folder), rule, "write another folder"))
+    if existing := [name for name in EXAMPLES if (folder / name).exists()]:
+        rule = f"contains {existing[0]}, which would be overwritten"
+        raise UserError(ValidationIssue("FOLDER", str(folder), rule, "use another folder"))
     write_examples(folder)
-    click.echo(f"{len(list(folder.iterdir()))} subjects in {folder}")
+    click.echo(f"wrote {len(EXAMPLES)} subjects to {folder}")

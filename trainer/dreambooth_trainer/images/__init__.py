@@ -1,4 +1,4 @@
-"""Reads the subject's images from a folder, a bucket or the embedded examples, and converts them to square RGB."""
+"""Reads the subject's images from a folder, a bucket or the built-in subjects, and converts them to square RGB."""
 
 from dreambooth_trainer.images.decode import prepare_image
 from dreambooth_trainer.images.prepare import PreparedImage, PreparedImages, prepare_images

@@ -1,4 +1,4 @@
-"""Reads image files from a local folder, s3://, gs:// or the embedded examples."""
+"""Reads image files from a local folder, s3://, gs:// or the built-in subjects."""
 
 from __future__ import annotations
 
@@ -176,15 +176,15 @@ def _enumerate(names: Sequence[str]) -> str:
 
 
 def _read_examples(uri: str) -> list[RawImage]:
-    """Render the images of an embedded subject as PNG files."""
-    # Imported here, because most jobs do not use embedded subjects.
+    """Render the images of a built-in subject as PNG files."""
+    # Imported here, because most jobs do not use built-in subjects.
     from dreambooth_trainer.sprites.examples import EXAMPLES, example_images
 
     name = uri.removeprefix(f"{BUILTIN_SPRITES}/")
     if name not in EXAMPLES:
         close = get_close_matches(name, EXAMPLES, n=1)
         remedy = f"did you mean builtin:sprites/{close[0]}?" if close else f"use one of {', '.join(EXAMPLES)}"
-        raise UserError(ValidationIssue(_FIELD, uri, "is not an embedded subject", remedy))
+        raise UserError(ValidationIssue(_FIELD, uri, "is not a built-in subject", remedy))
     raws: list[RawImage] = []
     for index, pixels in enumerate(example_images(name)):
         file = io.BytesIO()
