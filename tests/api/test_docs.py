@@ -24,7 +24,7 @@ DOCS = ROOT / "docs"
 TROUBLESHOOTING = DOCS / "troubleshooting.md"
 STATUS = DOCS / "reference" / "status.md"
 # Calls whose arguments contain a reason; `reason=` in any other call does as well.
-TAKE_A_REASON = {"condition", "fail", "Failure", "Problem", "ResolutionError"}
+TAKE_A_REASON = {"set_condition", "fail_job", "Failure", "ResolutionError"}
 # A fragment that begins with `spec:` is completed by it.
 SUBJECT = {"class": "dog", "images": {"uri": "./photos"}}
 STATUS_VALUES = {"True", "False", "Unknown"}
@@ -112,8 +112,8 @@ def test_every_reason_has_an_entry_in_troubleshooting() -> None:
     ("code", "reason"),
     [
         ('Failure(reason="NewReason", message=m)', "NewReason"),
-        ('draft.condition(_C.FAILED, "False", "Odd" if x else "Even")', "Even"),
-        ('_LATE = "TooLate"\nfail(draft, _LATE, message)', "TooLate"),
+        ('builder.set_condition(_C.FAILED, "False", "Odd" if x else "Even")', "Even"),
+        ('_LATE = "TooLate"\nfail_job(builder, _LATE, message)', "TooLate"),
         ('Failure(reason=f"{kind}Lost")', "*Lost"),
     ],
 )

@@ -7,7 +7,7 @@ import fsspec
 import pytest
 
 from dreambooth_api.errors import UserError
-from dreambooth_api.job import ImageSource
+from dreambooth_api.subject import ImageSource
 from dreambooth_trainer.images import RawImage, prepare_images, read_folder, read_images, sources
 
 

@@ -93,7 +93,7 @@ ERRORS = {
     "thresholds without an evaluation": (
         spec("evaluation:\n  enabled: false\n  thresholds: {dino: 0.6, clipT: 0.3}"),
         "spec.evaluation.thresholds (line 11): dino and clipT cannot be checked, because enabled is false and no "
-        "score is measured; remove thresholds, or write enabled: true",
+        "scores are computed; remove thresholds, or set enabled: true",
     ),
     "an empty list of formats": (
         spec("output: {formats: []}"),
@@ -131,25 +131,25 @@ ERRORS = {
     ),
     "a prompt without the identifier": (
         subject("instancePrompt: a dog"),
-        "spec.subject.instancePrompt (line 9): 'a dog' does not contain the identifier 'sks' as a word of its own; "
-        "write for example 'a sks dog'",
+        "spec.subject.instancePrompt (line 9): 'a dog' does not contain the identifier 'sks' as a separate word; "
+        "write, for example, 'a sks dog'",
     ),
     "a caption without the identifier": (
         subject("captions: {00.jpg: a dog}"),
-        "spec.subject.captions[\"00.jpg\"] (line 9): 'a dog' does not contain the identifier 'sks' as a word of its "
-        "own; write for example 'a sks dog'",
+        "spec.subject.captions[\"00.jpg\"] (line 9): 'a dog' does not contain the identifier 'sks' as a separate "
+        "word; write, for example, 'a sks dog'",
     ),
     "two sources of images": (
         JOB.replace("{uri: photos}", "{uri: photos, secret: {name: a}}"),
-        "spec.subject.images (line 7): says uri and secret; give exactly one of uri, pvc, configMap, secret",
+        "spec.subject.images (line 7): sets uri and secret; set exactly one of uri, pvc, configMap, secret",
     ),
     "no source of images": (
         JOB.replace("{uri: photos}", "{}"),
-        "spec.subject.images (line 7): says nothing; give exactly one of uri, pvc, configMap, secret",
+        "spec.subject.images (line 7): sets nothing; set exactly one of uri, pvc, configMap, secret",
     ),
     "maxWorkers below minWorkers": (
         spec("cluster: {elastic: {minWorkers: 4, maxWorkers: 2}}"),
-        "spec.cluster.elastic.maxWorkers (line 9): maxWorkers 2 is below minWorkers 4; write maxWorkers: 4 or more",
+        "spec.cluster.elastic.maxWorkers (line 9): maxWorkers 2 is less than minWorkers 4; set maxWorkers to 4 or more",
     ),
     "an older apiVersion": (
         JOB.replace("v1alpha1", "v1"),
@@ -314,7 +314,7 @@ def test_a_config_that_is_nested_too_deeply_is_rejected(
     with pytest.raises(UserError) as error:
         load_text(text)
     if levels <= 90:
-        issue = "spec.training.deepspeed.config (line 9): is nested deeper than 8 levels; write DeepSpeed's keys"
+        issue = "spec.training.deepspeed.config (line 9): is nested deeper than 8 levels; use DeepSpeed's own keys"
         assert issue in str(error.value)
     else:
         assert "job.yaml" in str(error.value)

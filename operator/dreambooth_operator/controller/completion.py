@@ -29,7 +29,7 @@ def close_attempt(
     if not failure.retryable:
         fail_job(builder, failure.reason, failure.message)
     elif failures > policy.backoff_limit and counts:
-        fail_job(builder, retries.REASON, retries.limit_exceeded(status, failure, failures, policy))
+        fail_job(builder, retries.BACKOFF_LIMIT_EXCEEDED, retries.limit_exceeded(status, failure, failures, policy))
     else:
         retries.schedule_retry(builder, failure, failures, settings)
 
@@ -73,10 +73,12 @@ def update_failed_job(builder: DecisionBuilder, policy: RunPolicy) -> None:
     status, failure = builder.status, late_failure(builder.status)
     failed = builder.condition(_C.FAILED)
     reason = failed.reason if failed else ""
-    if failure is None or reason == deadline.REASON:  # a trainer that is stopped at the deadline may report a failure
+    if (
+        failure is None or reason == deadline.DEADLINE_EXCEEDED
+    ):  # a trainer that is stopped at the deadline may report a failure
         return
     builder.set_fields(last_failure=failure)
-    if failure.retryable and reason == retries.REASON:
+    if failure.retryable and reason == retries.BACKOFF_LIMIT_EXCEEDED:
         fail_job(builder, reason, retries.limit_exceeded(status, failure, status.failures, policy))
     else:
         fail_job(builder, failure.reason, failure.message)

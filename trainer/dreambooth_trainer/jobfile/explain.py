@@ -28,7 +28,10 @@ PATTERNS: dict[str, tuple[str, str]] = {
         "must be a single line that contains {} once, as the placeholder of the subject, and no other braces",
         "write, for example, 'a {} on the beach', in quotes",
     ),
-    fields.PHRASE: ("must be a single line of text without braces", "write, for example, a sks dog, or dog for a class"),
+    fields.PHRASE: (
+        "must be a single line of text without braces",
+        "write, for example, a sks dog, or dog for a class",
+    ),
     fields.QUANTITY: ("must be a Kubernetes quantity", "write, for example, '4', 500m or 16Gi"),
     fields.TOKEN: ("must be a single word of at most 32 characters without braces", "write, for example, sks, or auto"),
     fields.RELATIVE_PATH: (

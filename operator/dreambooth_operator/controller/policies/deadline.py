@@ -9,7 +9,7 @@ from dreambooth_api.job import RunPolicy
 from dreambooth_api.status import Failure
 from dreambooth_operator.controller.builder import DecisionBuilder
 
-REASON = "DeadlineExceeded"
+DEADLINE_EXCEEDED = "DeadlineExceeded"
 
 
 def deadline_exceeded(builder: DecisionBuilder, policy: RunPolicy) -> Failure | None:
@@ -24,7 +24,7 @@ def deadline_exceeded(builder: DecisionBuilder, policy: RunPolicy) -> Failure | 
         f"The job was active for {policy.active_deadline_seconds} s over all attempts, the limit set by "
         "spec.runPolicy.activeDeadlineSeconds."
     )
-    return Failure(reason=REASON, message=message, retryable=False)
+    return Failure(reason=DEADLINE_EXCEEDED, message=message, retryable=False)
 
 
 def start_clock(builder: DecisionBuilder) -> None:

@@ -10,7 +10,7 @@ from dreambooth_operator.controller.builder import DecisionBuilder
 from dreambooth_operator.controller.observed import Observed
 from dreambooth_operator.controller.settings import Settings
 
-REASON = "BackoffLimitExceeded"
+BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
 
 
 def retry_delay_seconds(failures: int, settings: Settings) -> float:
