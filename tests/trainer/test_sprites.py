@@ -1,4 +1,4 @@
-"""The embedded base model: its world is exact, its weights are real, its recipe resumes."""
+"""The embedded base model: rendering, captions, the embedded weights, and resumable training."""
 
 import random
 from dataclasses import replace
@@ -21,7 +21,6 @@ MEGABYTE = 1_000_000
 
 
 def test_importing_the_package_does_not_import_torch() -> None:
-    """The CLI reads `WEIGHTS` long before anybody wants to train."""
     import subprocess
     import sys
 
@@ -29,7 +28,7 @@ def test_importing_the_package_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_same_subject_in_the_same_scene_is_the_same_picture() -> None:
+def test_rendering_is_deterministic() -> None:
     first, second = random.Random(5), random.Random(5)
     one = render(random_subject(first), random_scene(first))
     two = render(random_subject(second), random_scene(second))
@@ -39,29 +38,28 @@ def test_the_same_subject_in_the_same_scene_is_the_same_picture() -> None:
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_a_subject_fits_its_frame_and_shows_both_colours(cls: str) -> None:
-    """In every place: some pixels of the scene change, and the outermost corner of the sky does not."""
+def test_a_subject_is_visible_in_both_colors_on_every_background(cls: str) -> None:
     rng = random.Random(cls)
     for background in BACKGROUNDS:
         subject, scene = random_subject(rng, cls), random_scene(rng, background, "big")
-        picture = render(subject, scene).astype(int).reshape(-1, 3)
-        for colour in (subject.body, subject.accent):
-            assert np.abs(picture - np.array(colour)).sum(axis=1).min() < 30, f"{colour} is not to be seen"
+        image = render(subject, scene).astype(int).reshape(-1, 3)
+        for color in (subject.body, subject.accent):
+            assert np.abs(image - np.array(color)).sum(axis=1).min() < 30, f"{color} is not visible"
 
 
-def test_every_word_of_the_world_is_one_token() -> None:
+def test_every_word_of_the_captions_is_one_token() -> None:
     from dreambooth_trainer.sprites.tokenizer import CONTEXT, build_tokenizer
 
     tokenizer = build_tokenizer()
     split = [word for word in WORDS if len(tokenizer(word).input_ids) != 3]
     assert split == []
-    assert len(tokenizer("zebra").input_ids) > 3, "an unknown word is spelled out, not lost"
-    longest = phrase("dog", size="small", rare="sks", colour="red", pattern="striped", background="beach")
+    assert len(tokenizer("zebra").input_ids) > 3, "an unknown word is split into characters"
+    longest = phrase("dog", size="small", rare="sks", color="red", pattern="striped", background="beach")
     assert longest == "a small sks red striped dog on the beach"
     assert len(tokenizer(longest).input_ids) <= CONTEXT
 
 
-def test_captions_are_true_and_one_in_ten_carries_a_rare_token() -> None:
+def test_captions_are_correct_and_one_in_ten_has_a_rare_token() -> None:
     rng = random.Random(0)
     rare = 0
     for _ in range(2_000):
@@ -74,13 +72,13 @@ def test_captions_are_true_and_one_in_ten_carries_a_rare_token() -> None:
     assert 0.05 < rare / 2_000 < 0.12
 
 
-def test_there_are_25_prompts_and_each_has_one_place_for_the_subject() -> None:
+def test_there_are_25_prompts_with_one_placeholder_each() -> None:
     assert len(set(SPRITES_PROMPTS)) == 25
     assert all(prompt.count("{}") == 1 for prompt in SPRITES_PROMPTS)
     assert "a small {} on the beach" in SPRITES_PROMPTS
 
 
-def test_examples_are_written_as_small_pngs_and_never_change(tmp_path: Path) -> None:
+def test_built_in_subjects_are_deterministic_and_written_as_png_files(tmp_path: Path) -> None:
     paths = write_examples(tmp_path)
     assert len(paths) == len(EXAMPLES) * IMAGES
     assert len({subject.cls for subject in EXAMPLES.values()}) >= 6
@@ -88,20 +86,20 @@ def test_examples_are_written_as_small_pngs_and_never_change(tmp_path: Path) -> 
         np.array_equal(a, b)
         for a, b in zip(example_images("dog-pink-blue"), example_images("dog-pink-blue"), strict=True)
     )
-    with pytest.raises(KeyError, match="builtin:sprites/unicorn: no such example; write one of dog-pink-blue"):
+    with pytest.raises(KeyError, match="builtin:sprites/unicorn: is not a built-in subject; use one of dog-pink-blue"):
         example_images("unicorn")
 
 
-def test_the_weights_are_small_and_free_of_pickle() -> None:
+def test_the_weights_are_small_and_contain_no_pickle_files() -> None:
     files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".md"}
     assert sum(path.stat().st_size for path in files) <= 12 * MEGABYTE
 
 
-class TestShippedModel:
-    """The weights in the package, loaded as anybody would load them."""
+class TestEmbeddedModel:
+    """The weights in the package."""
 
-    def test_the_evaluator_knows_true_sprites(self) -> None:
+    def test_the_evaluator_classifies_rendered_sprites(self) -> None:
         from dreambooth_trainer.sprites.evaluator import load_evaluator
 
         evaluator = load_evaluator()
@@ -114,22 +112,22 @@ class TestShippedModel:
         found = evaluator.classify(sprites, list(BACKGROUNDS.values()))
         assert np.mean([places[guess] == place for guess, (_, place) in zip(found, cases, strict=True)]) >= 0.98
 
-    def test_the_evaluator_tells_individuals_of_a_class_apart(self) -> None:
+    def test_the_evaluator_distinguishes_subjects_of_a_class(self) -> None:
         from dreambooth_trainer.sprites.evaluator import load_evaluator
 
         evaluator = load_evaluator()
         rng = random.Random(7)
-        people = [random_subject(rng, cls) for cls in CLASSES for _ in range(4)]
-        first = evaluator.image_features_subject([render(person, random_scene(rng)) for person in people])
-        second = evaluator.image_features_subject([render(person, random_scene(rng)) for person in people])
+        subjects = [random_subject(rng, cls) for cls in CLASSES for _ in range(4)]
+        first = evaluator.image_features_subject([render(subject, random_scene(rng)) for subject in subjects])
+        second = evaluator.image_features_subject([render(subject, random_scene(rng)) for subject in subjects])
         similarity = first @ second.T
         same = similarity.diagonal().mean().item()
-        others = (similarity.sum() - similarity.diagonal().sum()).item() / (len(people) * (len(people) - 1))
+        others = (similarity.sum() - similarity.diagonal().sum()).item() / (len(subjects) * (len(subjects) - 1))
         assert same > 0.8
         assert abs(others) < 0.1
-        assert (similarity.argmax(dim=1).numpy() == np.arange(len(people))).mean() >= 0.9
+        assert (similarity.argmax(dim=1).numpy() == np.arange(len(subjects))).mean() >= 0.9
 
-    def test_a_plain_diffusers_pipeline_draws_the_class_it_is_asked_for(self) -> None:
+    def test_a_diffusers_pipeline_generates_the_class_of_the_prompt(self) -> None:
         from dreambooth_trainer.sprites.check import class_score, load_pipeline
         from dreambooth_trainer.sprites.evaluator import load_evaluator
 
@@ -139,15 +137,15 @@ class TestShippedModel:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_interrupted_recipe_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed in the middle of the denoiser, then run again: bit for bit what an undisturbed run publishes."""
+def test_interrupted_training_gives_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted while the denoiser is trained, then resumed: the weights are bitwise identical."""
     import torch
     from safetensors.torch import load_file
 
     from dreambooth_trainer.sprites import recipe, train_unet
 
     toy = replace(recipe.TOY, images=recipe.HELD_OUT + 40)
-    whole = recipe.train_sprites(tmp_path / "whole", seed=1, recipe=toy)
+    complete = recipe.train_sprites(tmp_path / "complete", seed=1, recipe=toy)
 
     loss, calls = train_unet.denoising_loss, 0
 
@@ -160,10 +158,10 @@ def test_an_interrupted_recipe_ends_with_the_same_weights(tmp_path: Path, monkey
 
     monkeypatch.setattr(train_unet, "denoising_loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        recipe.train_sprites(tmp_path / "broken", seed=1, recipe=toy)
-    assert not (tmp_path / "broken").exists(), "nothing is published before it is complete"
+        recipe.train_sprites(tmp_path / "interrupted", seed=1, recipe=toy)
+    assert not (tmp_path / "interrupted").exists(), "nothing is published before it is complete"
     monkeypatch.setattr(train_unet, "denoising_loss", loss)
-    resumed = recipe.train_sprites(tmp_path / "broken", seed=1, recipe=toy)
+    resumed = recipe.train_sprites(tmp_path / "interrupted", seed=1, recipe=toy)
 
     for part in (
         "unet/diffusion_pytorch_model",
@@ -171,15 +169,15 @@ def test_an_interrupted_recipe_ends_with_the_same_weights(tmp_path: Path, monkey
         "vae/diffusion_pytorch_model",
         "evaluator/model",
     ):
-        one, two = load_file(whole / f"{part}.safetensors"), load_file(resumed / f"{part}.safetensors")
+        one, two = load_file(complete / f"{part}.safetensors"), load_file(resumed / f"{part}.safetensors")
         assert all(torch.equal(one[name], two[name]) for name in one), part
 
 
 @pytest.mark.parametrize("command", [["examples"], ["train", "--out"]])
-def test_files_that_are_there_are_not_replaced(tmp_path: Path, command: list[str]) -> None:
+def test_existing_files_are_not_overwritten(tmp_path: Path, command: list[str]) -> None:
     path = tmp_path / "dog-pink-blue" / "0.png"
     path.parent.mkdir()
     path.write_text("mine")
-    with pytest.raises(UserError, match=r"(which|and) would be replaced"):
+    with pytest.raises(UserError, match=r"(which|and) would be overwritten"):
         cli.main(args=["sprites", *command, str(tmp_path)], standalone_mode=False)
     assert [p.read_text() for p in tmp_path.rglob("*") if p.is_file()] == ["mine"]

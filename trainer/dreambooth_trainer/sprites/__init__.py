@@ -1,11 +1,11 @@
-"""`builtin:sprites`: a tiny Stable-Diffusion-shaped base model, the world it knows, and the recipe that trains it.
+"""`builtin:sprites`: a small base model with Stable Diffusion's architecture, its training data, and its training.
 
-Importing this package is cheap: torch is loaded only by the modules that train or sample.
+Importing this package does not import torch. Only the modules that train or sample do.
 """
 
 from pathlib import Path
 
 WEIGHTS: Path = Path(__file__).parent / "weights"
-"""A diffusers pipeline folder that ships with the package; `WEIGHTS / "evaluator"` holds the evaluator."""
+"""The embedded base model, a diffusers folder in the package. `WEIGHTS / "evaluator"` contains the evaluator."""
 
 EVALUATOR_WEIGHTS: Path = WEIGHTS / "evaluator"

@@ -1,6 +1,7 @@
-"""The eight places: two or three flat zones and one emblem beside the subject.
+"""Renders the eight backgrounds: two or three flat zones and one object next to the subject.
 
-Layouts are few (`VARIANTS` a place) and fixed, so a small network can learn them fully and painting is a look-up.
+There are only `VARIANTS` fixed layouts per background, so that a small network can learn them, and so that rendered
+backgrounds can be cached.
 """
 
 import random
@@ -23,12 +24,12 @@ BACKGROUNDS: dict[str, str] = {
     "desert": "in the desert",
     "room": "in a room",
 }
-"""Place -> how a caption says it."""
+"""Background -> its phrase in captions."""
 
 VARIANTS = 4
-"""Layouts of a place: emblem left or right, horizon high or low."""
+"""Layouts per background: object left or right, horizon high or low."""
 CANVAS = 128
-"""Canvas units a side, four to a pixel; edges are drawn on multiples of four so that they stay sharp."""
+"""Canvas units per side, four per pixel. Edges are on multiples of four, so that they remain sharp."""
 
 Draw = ImageDraw.ImageDraw
 Rgb = tuple[int, int, int]
@@ -36,7 +37,7 @@ Rgb = tuple[int, int, int]
 
 @lru_cache(maxsize=len(BACKGROUNDS) * VARIANTS)
 def paint_background(name: str, variant: int) -> NDArray[np.uint8]:
-    """The place without a subject, uint8 [128, 128, 3]; shared between callers, so copy before drawing."""
+    """A background without a subject, uint8 [128, 128, 3]. It is cached and read-only: copy it before drawing."""
     rng = seeded(f"{name}/{variant}")
     image = Image.new("RGB", (CANVAS, CANVAS))
     _PAINTERS[name](ImageDraw.Draw(image), rng, (64, 72)[variant // 2], variant % 2 == 0)
@@ -45,20 +46,20 @@ def paint_background(name: str, variant: int) -> NDArray[np.uint8]:
     return canvas
 
 
-def _zone(draw: Draw, top: float, bottom: float, colour: Rgb) -> None:
-    draw.rectangle((0, top, CANVAS, bottom - 1), fill=colour)
+def _zone(draw: Draw, top: float, bottom: float, color: Rgb) -> None:
+    draw.rectangle((0, top, CANVAS, bottom - 1), fill=color)
 
 
-def _box(draw: Draw, left: float, top: float, right: float, bottom: float, colour: Rgb) -> None:
-    draw.rectangle((left, top, right - 1, bottom - 1), fill=colour)
+def _box(draw: Draw, left: float, top: float, right: float, bottom: float, color: Rgb) -> None:
+    draw.rectangle((left, top, right - 1, bottom - 1), fill=color)
 
 
-def _disc(draw: Draw, x: float, y: float, radius: float, colour: Rgb) -> None:
-    draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+def _disc(draw: Draw, x: float, y: float, radius: float, color: Rgb) -> None:
+    draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
 
 
 def _side(left: bool, inset: float) -> float:
-    """Canvas x of something `inset` units from the left or the right edge."""
+    """Canvas x, `inset` units from the left or the right edge."""
     return inset if left else CANVAS - inset
 
 
@@ -112,8 +113,8 @@ def _meadow(draw: Draw, rng: random.Random, horizon: int, left: bool) -> None:
     x = _side(left, 24)
     for shift in (-11, 0, 11):
         _disc(draw, x + shift, 16, 11 if shift else 14, (255, 255, 255))
-    for k, colour in enumerate(((252, 232, 80), (250, 110, 150), (255, 255, 255))):
-        _box(draw, 12 + 44 * k, 112, 20 + 44 * k, 120, colour)
+    for k, color in enumerate(((252, 232, 80), (250, 110, 150), (255, 255, 255))):
+        _box(draw, 12 + 44 * k, 112, 20 + 44 * k, 120, color)
 
 
 def _desert(draw: Draw, rng: random.Random, horizon: int, left: bool) -> None:

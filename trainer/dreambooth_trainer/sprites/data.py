@@ -1,4 +1,4 @@
-"""The training set: sprites and their captions, rendered once and kept in one compressed file."""
+"""The training set: sprites and their captions, rendered once and stored in a compressed file."""
 
 import json
 import os
@@ -15,25 +15,25 @@ from dreambooth_trainer.sprites.randomness import seeded
 from dreambooth_trainer.sprites.world import SIZE, random_scene, random_subject, render
 
 CHUNK = 500
-"""Images a work unit. A unit's seed depends on its index only, so the number of processes changes nothing."""
+"""Images per work unit. The seed of a unit depends only on its index, not on the number of processes."""
 
 
 @dataclass(frozen=True)
 class SpriteSet:
-    """`images` uint8 [N, 32, 32, 3]; `captions` N lists of equally many captions."""
+    """`images` uint8 [N, 32, 32, 3]; `captions` N lists of equal length."""
 
     images: NDArray[np.uint8]
     captions: list[list[str]]
 
 
 def make_sprites(count: int, captions_per_image: int, seed: int) -> SpriteSet:
-    """Render `count` random sprites on all cores; the same arguments give the same bytes."""
+    """Render `count` random sprites on all cores. Equal arguments give equal results."""
     sizes = [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
     units = [(f"{seed}/{index}", size, captions_per_image) for index, size in enumerate(sizes)]
     if len(units) == 1:
         parts = [_render_unit(units[0])]
     else:
-        # spawn: a forked child of a process whose OpenMP threads already run may hang
+        # A child that is forked from a process with running OpenMP threads may hang.
         with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
             parts = list(pool.map(_render_unit, units))
     return SpriteSet(
@@ -42,7 +42,7 @@ def make_sprites(count: int, captions_per_image: int, seed: int) -> SpriteSet:
 
 
 def save_sprites(sprites: SpriteSet, path: Path) -> None:
-    """Write atomically: a half-written set must not be taken for a finished one."""
+    """Write a set atomically, because the next stage only checks whether the file exists."""
     partial = path.with_suffix(".partial.npz")
     captions = np.frombuffer(json.dumps(sprites.captions).encode(), dtype=np.uint8)
     np.savez_compressed(partial, images=sprites.images, captions=captions)
@@ -50,7 +50,7 @@ def save_sprites(sprites: SpriteSet, path: Path) -> None:
 
 
 def load_sprites(path: Path) -> SpriteSet:
-    """Read what `save_sprites` wrote."""
+    """Read a set written by `save_sprites`."""
     with np.load(path, allow_pickle=False) as stored:
         return SpriteSet(stored["images"], json.loads(stored["captions"].tobytes()))
 

@@ -1,7 +1,7 @@
-"""The independent judge of sprites: plays DINO's part (which individual?) and CLIP's part (what does it show?).
+"""The evaluator of sprites, which replaces DINO (subject features) and CLIP (image and text features).
 
-One small convolutional network with two heads, and a bag-of-words text head. It never sees the diffusion model,
-nor the images that model was trained on.
+A small convolutional network with two heads, and a bag-of-words text head. It is trained separately from the base
+model and on other images.
 """
 
 import json
@@ -39,7 +39,10 @@ class EvaluatorConfig:
 
 
 class EvaluatorNet(nn.Module):
-    """Images [N, 3, 32, 32] in -1..1 and word counts [N, words] -> raw (not yet centred) features."""
+    """Maps images [N, 3, 32, 32] in -1..1 and word counts [N, words] to features that are not yet centered.
+
+    The spelling of the `*_centre` buffers is that of the keys in the embedded weights.
+    """
 
     subject_centre: torch.Tensor
     joint_centre: torch.Tensor
@@ -75,29 +78,29 @@ def _block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
 
 
 class SpritesEvaluator:
-    """L2-normalised features of sprites and of captions; random pairs have a cosine near zero."""
+    """L2-normalized features of sprites and captions. Random pairs have a cosine near zero."""
 
     def __init__(self, net: EvaluatorNet) -> None:
         self.net = net.eval()
 
     @torch.no_grad()
     def image_features_subject(self, images: Sequence[Sprite]) -> torch.Tensor:
-        """Who is shown, float [N, 64]: same individual close, another individual (even of the class) far."""
+        """Features of the subject's identity, float [N, 64]. Other subjects of the same class are dissimilar."""
         return normalize(normalize(self.net.subject(self._hidden(images)), dim=1) - self.net.subject_centre, dim=1)
 
     @torch.no_grad()
     def image_features(self, images: Sequence[Sprite]) -> torch.Tensor:
-        """What is shown, float [N, 64], comparable with `text_features`."""
+        """Features of the content, float [N, 64], in the same space as `text_features`."""
         return normalize(normalize(self.net.joint(self._hidden(images)), dim=1) - self.net.joint_centre, dim=1)
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
-        """What is told, float [N, 64]. Words it does not know, such as an identifier, count for nothing."""
+        """Features of captions, float [N, 64]. Unknown words such as an identifier are ignored."""
         counts = bag_of_words(texts, self.net.config.words)
         return normalize(normalize(self.net.text(counts), dim=1) - self.net.text_centre, dim=1)
 
     def classify(self, images: Sequence[Sprite], labels: Sequence[str]) -> list[int]:
-        """Zero-shot: index of the label that says best what each image shows."""
+        """Zero-shot classification: index of the most similar label for each image."""
         similarity = self.image_features(images) @ self.text_features(labels).T
         return similarity.argmax(dim=1).tolist()
 
@@ -115,7 +118,7 @@ class SpritesEvaluator:
 
 
 def load_evaluator(path: Path | None = None) -> SpritesEvaluator:
-    """The evaluator in `path`; without one, that shipped with the package."""
+    """Load an evaluator; by default the embedded one."""
     folder = path or EVALUATOR_WEIGHTS
     stored: dict[str, Any] = json.loads((folder / "config.json").read_text())
     config = EvaluatorConfig(**{**stored, "channels": tuple(stored["channels"]), "words": tuple(stored["words"])})
@@ -130,22 +133,22 @@ def load_evaluator(path: Path | None = None) -> SpritesEvaluator:
 
 
 def as_batch(images: Sequence[Sprite]) -> torch.Tensor:
-    """Any images -> float [N, 3, 32, 32] in -1..1; larger ones are averaged down."""
+    """Convert images of any type and size to float [N, 3, 32, 32] in -1..1. Larger images are averaged."""
     return torch.stack([_as_tensor(image) for image in images])
 
 
 def _as_tensor(image: Sprite) -> torch.Tensor:
     if isinstance(image, torch.Tensor):
         image = image.numpy()
-    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-    picture = picture.convert("RGB")
-    if picture.size != (SIZE, SIZE):
-        picture = picture.resize((SIZE, SIZE), Image.Resampling.BOX)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
+    pil = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    pil = pil.convert("RGB")
+    if pil.size != (SIZE, SIZE):
+        pil = pil.resize((SIZE, SIZE), Image.Resampling.BOX)
+    return torch.from_numpy(np.array(pil)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def bag_of_words(texts: Sequence[str], words: tuple[str, ...]) -> torch.Tensor:
-    """Which known words each text has, float [N, words]. The world's captions have no grammar beyond that."""
+    """Which known words each text contains, float [N, words]. The order of words in captions has no meaning."""
     index = {word: position for position, word in enumerate(words)}
     counts = torch.zeros(len(texts), len(words))
     for row, text in enumerate(texts):

@@ -1,4 +1,4 @@
-"""How the trained parts become the folder that ships."""
+"""Writes the trained components as the folder of weights in the package."""
 
 import json
 import shutil
@@ -9,25 +9,24 @@ from diffusers import StableDiffusionPipeline
 
 
 def publish_pipeline(pipeline: StableDiffusionPipeline, out: Path, evaluator: Path) -> None:
-    """Write `out` as float16 safetensors, with the evaluator inside; `out` is replaced only when all is written."""
+    """Write `out` as float16 safetensors, with the evaluator in it. `out` is replaced once everything is written."""
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.to(torch.float16)
     pipeline.save_pretrained(partial)
     if evaluator.exists():
         shutil.copytree(evaluator, partial / "evaluator")
-    for part in ("text_encoder", "unet", "vae"):
-        _settle(partial / part / "config.json")
+    for component in ("text_encoder", "unet", "vae"):
+        _clean_config(partial / component / "config.json")
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
 
 
-def _settle(config: Path) -> None:
-    """Leave in a part's config only what the recipe decides.
+def _clean_config(config: Path) -> None:
+    """Remove the training path from a component's config, and set its dtype to float32.
 
-    Half precision is how weights are stored, not how they run by default. diffusers loads to float32 unless told
-    otherwise; transformers goes by `dtype` in the config, and a text encoder in float16 beside a UNet in float32
-    cannot run. Where the part lay while it was trained is nobody's business.
+    Weights are stored in float16 but run in float32 by default: diffusers loads in float32, while transformers uses
+    `dtype` of the config. A float16 text encoder cannot run together with a float32 UNet.
     """
     settings = json.loads(config.read_text())
     settings.pop("_name_or_path", None)

@@ -1,7 +1,7 @@
-"""`dreambooth sprites train`: from nothing to a published base model and its evaluator.
+"""`dreambooth sprites train`: trains the base model and its evaluator from scratch.
 
-Five stages, each a function of the stages before it. A stage whose output exists is skipped; the training
-stages also resume inside. Interrupt it anywhere and run the same command again.
+There are five stages. A stage whose output exists is skipped, and the training stages resume from their checkpoints.
+After an interruption, the same command continues.
 """
 
 import shutil
@@ -19,12 +19,12 @@ from dreambooth_trainer.sprites.train_unet import Examples, UnetConfig, train_un
 from dreambooth_trainer.sprites.train_vae import VaeConfig, encode_all, load_latents, reconstruction_psnr, train_vae
 
 HELD_OUT = 500
-"""Images at the end of the set that the autoencoder never trains on: they measure it."""
+"""Images at the end of the set that are held out to measure the autoencoder."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the weights, but the seed."""
+    """All settings that affect the weights, except the seed."""
 
     images: int = 30_000
     captions_per_image: int = 5
@@ -41,12 +41,12 @@ TOY = Recipe(
     evaluator=replace(FULL.evaluator, subjects=16, steps=4, batch=8),
     unet=replace(FULL.unet, channels=(16, 16, 16), text_width=16, steps=6, batch=8, snapshot_every=2),
 )
-"""Seconds long and useless, but the same code: for tests."""
+"""Takes seconds and gives useless weights; for tests."""
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where a run keeps what it has made so far."""
+    """Paths of the intermediate results of a run."""
 
     root: Path
 
@@ -62,7 +62,7 @@ class Workspace:
 
     @property
     def latents(self) -> Path:
-        """Every image's posterior."""
+        """Mean and standard deviation of each image's posterior."""
         return self.root / "latents.safetensors"
 
     @property
@@ -74,68 +74,69 @@ class Workspace:
 def train_sprites(
     out: Path, seed: int = 0, recipe: Recipe = FULL, work: Path | None = None, console: Console | None = None
 ) -> Path:
-    """Train the base model and the evaluator; publish them to `out`, a diffusers folder of float16 safetensors.
+    """Train the base model and the evaluator, and write them to `out`, a diffusers folder of float16 safetensors.
 
-    `work` (default: `<out>.work`) keeps intermediate results and may be deleted afterwards.
+    Args:
+        work: folder for intermediate results, which can be deleted afterwards. Defaults to `<out>.work`.
     """
     console = console or Console()
-    space = Workspace(work or out.with_name(out.name + ".work"))
-    space.root.mkdir(parents=True, exist_ok=True)
-    sprites = sprites_stage(space, recipe, seed, console)
-    vae_stage(space, recipe, sprites, seed, console)
-    pipeline = unet_stage(space, recipe, sprites, seed, console)
-    evaluator_stage(space, recipe, seed, console)
-    publish_pipeline(pipeline, out, space.evaluator)
+    workspace = Workspace(work or out.with_name(out.name + ".work"))
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    sprites = sprites_stage(workspace, recipe, seed, console)
+    vae_stage(workspace, recipe, sprites, seed, console)
+    pipeline = unet_stage(workspace, recipe, sprites, seed, console)
+    evaluator_stage(workspace, recipe, seed, console)
+    publish_pipeline(pipeline, out, workspace.evaluator)
     console.print(f"published {out}")
     return out
 
 
-def sprites_stage(space: Workspace, recipe: Recipe, seed: int, console: Console) -> SpriteSet:
-    """Render the training set."""
-    if not space.sprites.exists():
+def sprites_stage(workspace: Workspace, recipe: Recipe, seed: int, console: Console) -> SpriteSet:
+    """Render the training set, unless it exists."""
+    if not workspace.sprites.exists():
         console.print(f"rendering {recipe.images} sprites")
-        save_sprites(make_sprites(recipe.images, recipe.captions_per_image, seed + 1000), space.sprites)
-    return load_sprites(space.sprites)
+        save_sprites(make_sprites(recipe.images, recipe.captions_per_image, seed + 1000), workspace.sprites)
+    return load_sprites(workspace.sprites)
 
 
-def vae_stage(space: Workspace, recipe: Recipe, sprites: SpriteSet, seed: int, console: Console) -> None:
-    """Train the autoencoder, then encode the whole set once."""
-    if not space.vae.exists():
-        vae = train_vae(sprites.images[:-HELD_OUT], space.root, recipe.vae, seed, console)
+def vae_stage(workspace: Workspace, recipe: Recipe, sprites: SpriteSet, seed: int, console: Console) -> None:
+    """Train the autoencoder, then encode all images."""
+    if not workspace.vae.exists():
+        vae = train_vae(sprites.images[:-HELD_OUT], workspace.root, recipe.vae, seed, console)
         psnr = reconstruction_psnr(vae, sprites.images[-HELD_OUT:])
         console.print(f"autoencoder: {psnr:.2f} dB on {HELD_OUT} held-out sprites")
-        partial = space.root / "vae.partial"
+        partial = workspace.root / "vae.partial"
         vae.save_pretrained(partial)
-        partial.rename(space.vae)
-    if not space.latents.exists():
+        partial.rename(workspace.vae)
+    if not workspace.latents.exists():
         console.print("encoding all sprites")
-        encode_all(AutoencoderKL.from_pretrained(space.vae), sprites.images, space.latents)
+        encode_all(AutoencoderKL.from_pretrained(workspace.vae), sprites.images, workspace.latents)
 
 
 def unet_stage(
-    space: Workspace, recipe: Recipe, sprites: SpriteSet, seed: int, console: Console
+    workspace: Workspace, recipe: Recipe, sprites: SpriteSet, seed: int, console: Console
 ) -> StableDiffusionPipeline:
-    """Train text encoder and UNet on the cached latents."""
-    tokenizer, vae = build_tokenizer(), AutoencoderKL.from_pretrained(space.vae)
-    mean, std = load_latents(space.latents)
+    """Train the text encoder and the UNet on the cached latents."""
+    tokenizer, vae = build_tokenizer(), AutoencoderKL.from_pretrained(workspace.vae)
+    mean, std = load_latents(workspace.latents)
     flat = encode(tokenizer, [text for texts in sprites.captions for text in texts])
     tokens = flat.view(len(sprites.captions), recipe.captions_per_image, -1)
     examples = Examples(mean, std, tokens, encode(tokenizer, [""])[0])
-    return train_unet(examples, vae, tokenizer, space.root, recipe.unet, seed, console)
+    return train_unet(examples, vae, tokenizer, workspace.root, recipe.unet, seed, console)
 
 
-def evaluator_stage(space: Workspace, recipe: Recipe, seed: int, console: Console) -> None:
-    """Train the judge, on other seeds than the model it will judge."""
-    if not space.evaluator.exists():
-        evaluator = train_evaluator(space.root, recipe.evaluator, seed + 2000, console)
-        partial = space.root / "evaluator.partial"
+def evaluator_stage(workspace: Workspace, recipe: Recipe, seed: int, console: Console) -> None:
+    """Train the evaluator, on images from other seeds than the training set of the base model."""
+    if not workspace.evaluator.exists():
+        evaluator = train_evaluator(workspace.root, recipe.evaluator, seed + 2000, console)
+        partial = workspace.root / "evaluator.partial"
         shutil.rmtree(partial, ignore_errors=True)
         evaluator.save(partial)
-        partial.rename(space.evaluator)
+        partial.rename(workspace.evaluator)
 
 
 def main() -> None:
-    """`python -m dreambooth_trainer.sprites.recipe OUT`, for work on the recipe itself; users have the CLI."""
+    """`python -m dreambooth_trainer.sprites.recipe OUT`, for development. Users have `dreambooth sprites train`."""
     import argparse
 
     parser = argparse.ArgumentParser(description=main.__doc__)

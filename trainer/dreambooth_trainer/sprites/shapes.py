@@ -1,6 +1,6 @@
-"""The eight silhouettes, as polygons in a frame where a subject spans about -1..1 (y grows downwards).
+"""The shapes of the eight classes, as polygons in coordinates of about -1..1 (y increases downward).
 
-Each function takes three proportions in -1..1 and returns its parts from back to front.
+The function of each class takes three proportions in -1..1 and returns its parts from back to front.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Outline = NDArray[np.float64]
 
 
 class Part(NamedTuple):
-    """A filled polygon, or an open stroke when `stroke` (a width, in subject units) is given."""
+    """A filled polygon or, if `stroke` (a width in subject coordinates) is set, an open line."""
 
     role: Role
     outline: Outline
@@ -23,7 +23,7 @@ class Part(NamedTuple):
 
 
 def ellipse(cx: float, cy: float, rx: float, ry: float, turn: float = 0.0, points: int = 24) -> Outline:
-    """Polygon of an ellipse turned by `turn` radians, [points, 2]."""
+    """Polygon of an ellipse, rotated by `turn` radians, [points, 2]."""
     angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
     x, y = rx * np.cos(angle), ry * np.sin(angle)
     return np.stack([cx + x * np.cos(turn) - y * np.sin(turn), cy + x * np.sin(turn) + y * np.cos(turn)], axis=1)
@@ -40,7 +40,7 @@ def polygon(*points: tuple[float, float]) -> Outline:
 
 
 def ring(cx: float, cy: float, rx: float, ry: float) -> Outline:
-    """A closed ellipse to be stroked, [26, 2]."""
+    """A closed ellipse for a part with `stroke`, [26, 2]."""
     once = ellipse(cx, cy, rx, ry)
     return np.concatenate([once, once[:2]])
 

@@ -1,4 +1,4 @@
-"""Contact sheets: many sprites on one PNG, enlarged without smoothing."""
+"""Contact sheets: sprites in a grid, upscaled without smoothing."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def contact_sheet(sprites: Sequence[NDArray[np.uint8]], columns: int, path: Path, zoom: int = 4, gap: int = 2) -> None:
-    """Write `sprites` (uint8 [32, 32, 3] each) row by row to a PNG."""
+    """Write sprites (uint8 [32, 32, 3] each), row by row, to a PNG file."""
     side = sprites[0].shape[0] * zoom
     rows = -(-len(sprites) // columns)
     sheet = Image.new("RGB", (columns * (side + gap), rows * (side + gap)), (255, 255, 255))

@@ -1,4 +1,4 @@
-"""A `CLIPTokenizer` in which every word of the sprite world is one token; other words are spelled out."""
+"""A `CLIPTokenizer` in which each word of the captions is one token. Other words are split into characters."""
 
 import string
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from transformers import CLIPTokenizer
 from dreambooth_trainer.sprites.captions import WORDS
 
 CONTEXT = 16
-"""Tokens in a prompt, start and end included."""
+"""Tokens per prompt, including the start and end tokens."""
 END_OF_WORD = "</w>"
 CHARACTERS = string.ascii_lowercase + string.digits + ".,'!?-:;()\"&"
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """Learn merges until each of `WORDS` is whole; characters are the fallback for anything else."""
+    """Build a tokenizer in which each of `WORDS` is one token."""
     merges = _merges(WORDS)
     tokens = [*CHARACTERS, *(character + END_OF_WORD for character in CHARACTERS)]
     tokens += [first + second for first, second in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-    # annotated for merges as lines of text; the tokenizer behind it takes pairs
+    # `merges` is annotated as lines of text, but the underlying tokenizer takes pairs.
     return CLIPTokenizer(vocab=vocabulary, merges=cast("Any", merges), model_max_length=CONTEXT)
 
 
@@ -36,10 +36,10 @@ def encode(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> torch.Tensor:
 
 
 def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Merges that make every word whole, most urgent first.
+    """Merges that make each word one token, by decreasing priority.
 
-    A merge added later never comes before an earlier one, so a word that is whole stays whole. (`BpeTrainer` breaks
-    ties by hash order: each process would get other ids, and a resumed run would read other words.)
+    New merges have a lower priority than earlier ones, so words that are one token already are not affected.
+    (`BpeTrainer` breaks ties by hash order, so the token IDs of a resumed run could differ.)
     """
     ranks: dict[tuple[str, str], int] = {}
     for word in words:
@@ -49,7 +49,7 @@ def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _split(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
-    """Byte-pair encoding of one word: join the best-ranked neighbours until none is known."""
+    """Byte-pair encoding of one word: join the adjacent pair with the lowest rank until no known pair is left."""
     pieces = [*word[:-1], word[-1] + END_OF_WORD]
     while known := [pair for pair in pairwise(pieces) if pair in ranks]:
         best = min(known, key=ranks.__getitem__)

@@ -1,4 +1,4 @@
-"""Stage 4: the evaluator, on images and seeds of its own."""
+"""Stage 4: trains the evaluator, on other images than the base model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,47 +16,48 @@ from dreambooth_trainer.sprites.training import Checkpoint, make_optimizer, prog
 from dreambooth_trainer.sprites.world import SIZE, Scene, Subject, random_scene, random_subject, render
 
 TEMPERATURE = 0.1
-"""Of the subject loss."""
+"""Temperature of the subject loss."""
 
 
 @dataclass(frozen=True)
 class EvaluatorTraining:
-    """Schedule of the evaluator."""
+    """Training settings of the evaluator."""
 
     subjects: int = 4_000
     views: int = 4
-    """Pictures of each subject, every one in another scene."""
+    """Images per subject, each in another scene."""
     steps: int = 1_200
     batch: int = 64
-    """Subjects a step; two views of each are shown."""
+    """Subjects per step, with two views each."""
     rate: float = 2e-3
 
 
 @dataclass(frozen=True)
-class Album:
-    """`images` uint8 [subjects, views, 32, 32, 3], and who and where each is."""
+class SubjectViews:
+    """`images` uint8 [subjects, views, 32, 32, 3], with the subject and the scene of each image."""
 
     images: np.ndarray
     subjects: list[Subject]
     scenes: list[list[Scene]]
 
 
-def make_album(subjects: int, views: int, seed: int) -> Album:
-    """Individuals, each in `views` scenes. Neighbours (2k, 2k + 1) share class and pattern: hard negatives."""
+def make_subject_views(count: int, views: int, seed: int) -> SubjectViews:
+    """Render random subjects in `views` scenes each. Subjects 2k and 2k + 1 share their class: hard negatives."""
     rng = seeded(f"album/{seed}")
-    people: list[Subject] = []
+    subjects: list[Subject] = []
     scenes: list[list[Scene]] = []
-    for index in range(subjects):
-        cls = people[-1].cls if index % 2 else None
-        people.append(random_subject(rng, cls))
+    for index in range(count):
+        cls = subjects[-1].cls if index % 2 else None
+        subjects.append(random_subject(rng, cls))
         scenes.append([random_scene(rng) for _ in range(views)])
-    images = np.stack([[render(person, scene) for scene in row] for person, row in zip(people, scenes, strict=True)])
-    return Album(images, people, scenes)
+    pairs = zip(subjects, scenes, strict=True)
+    images = np.stack([[render(subject, scene) for scene in row] for subject, row in pairs])
+    return SubjectViews(images, subjects, scenes)
 
 
 def train_evaluator(work: Path, training: EvaluatorTraining, seed: int, console: Console) -> SpritesEvaluator:
-    """Train both heads on one trunk, resuming from `work/evaluator.ckpt`."""
-    album = make_album(training.subjects, training.views, seed)
+    """Train both heads and their shared trunk, resuming from `work/evaluator.ckpt`."""
+    dataset = make_subject_views(training.subjects, training.views, seed)
     torch.manual_seed(seed)
     net = EvaluatorNet(EvaluatorConfig()).train()
     optimizer, schedule = make_optimizer(list(net.parameters()), training.rate, training.steps, weight_decay=1e-2)
@@ -65,7 +66,7 @@ def train_evaluator(work: Path, training: EvaluatorTraining, seed: int, console:
     with progress("evaluator", start, training.steps, console) as report:
         for step in range(start + 1, training.steps + 1):
             generator = step_generator(seed, step)
-            subject_loss, joint_loss = evaluator_losses(net, album, training.batch, generator)
+            subject_loss, joint_loss = evaluator_losses(net, dataset, training.batch, generator)
             optimizer.zero_grad()
             (subject_loss + joint_loss).backward()
             optimizer.step()
@@ -73,29 +74,29 @@ def train_evaluator(work: Path, training: EvaluatorTraining, seed: int, console:
             report(step, f"subject {subject_loss.item():.3f} caption {joint_loss.item():.3f}")
             if step % 250 == 0 or step == training.steps:
                 checkpoint.save(step)
-    centre_features(net.eval(), album, seed)
+    center_features(net.eval(), dataset, seed)
     return SpritesEvaluator(net)
 
 
 def evaluator_losses(
-    net: EvaluatorNet, album: Album, batch: int, generator: torch.Generator
+    net: EvaluatorNet, dataset: SubjectViews, batch: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Contrastive losses of one batch: view against view of a subject, and picture against caption."""
-    # pairs of neighbours, so that every subject meets one of its own class
-    pairs = torch.randint(len(album.subjects) // 2, (batch // 2,), generator=generator)
-    people = torch.stack([2 * pairs, 2 * pairs + 1], dim=1).flatten().tolist()
-    views = [torch.randperm(album.images.shape[1], generator=generator)[:2].tolist() for _ in people]
+    """Contrastive losses of one batch: between two views of a subject, and between an image and its caption."""
+    # Adjacent subjects, so that every batch has hard negatives.
+    pairs = torch.randint(len(dataset.subjects) // 2, (batch // 2,), generator=generator)
+    subjects = torch.stack([2 * pairs, 2 * pairs + 1], dim=1).flatten().tolist()
+    views = [torch.randperm(dataset.images.shape[1], generator=generator)[:2].tolist() for _ in subjects]
     rng = seeded(str(torch.randint(2**31, (1,), generator=generator).item()))
-    images = np.concatenate([[album.images[p, v[k]] for p, v in zip(people, views, strict=True)] for k in (0, 1)])
+    images = np.concatenate([[dataset.images[p, v[k]] for p, v in zip(subjects, views, strict=True)] for k in (0, 1)])
     texts = [
-        caption(album.subjects[p], album.scenes[p][v[k]], rng)
+        caption(dataset.subjects[p], dataset.scenes[p][v[k]], rng)
         for k in (0, 1)
-        for p, v in zip(people, views, strict=True)
+        for p, v in zip(subjects, views, strict=True)
     ]
     pixels = to_tensor(images)
-    pixels = torch.cat([disturb(half, generator) for half in pixels.chunk(2)])
+    pixels = torch.cat([augment(half, generator) for half in pixels.chunk(2)])
     hidden = net.trunk(pixels)
-    subject_loss = same_subject_loss(normalize(net.subject(hidden), dim=1), torch.tensor(people * 2))
+    subject_loss = same_subject_loss(normalize(net.subject(hidden), dim=1), torch.tensor(subjects * 2))
     counts = bag_of_words(texts, net.config.words)
     joint_loss = caption_loss(
         normalize(net.joint(hidden), dim=1), normalize(net.text(counts), dim=1), net.log_scale.exp(), counts
@@ -103,25 +104,25 @@ def evaluator_losses(
     return subject_loss, joint_loss
 
 
-def disturb(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Shift [N, 3, 32, 32] by up to two pixels and add noise: drawn sprites stand less exactly than true ones."""
+def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Shift [N, 3, 32, 32] by up to two pixels and add noise: generated sprites are less exact than rendered ones."""
     down, right = torch.randint(0, 5, (2,), generator=generator).tolist()
     shifted = pad(pixels, (2, 2, 2, 2), mode="replicate")[:, :, down : down + SIZE, right : right + SIZE]
     strength = 0.08 * torch.rand(len(pixels), 1, 1, 1, generator=generator)
     return shifted + strength * torch.randn(pixels.shape, generator=generator)
 
 
-def same_subject_loss(features: torch.Tensor, people: torch.Tensor) -> torch.Tensor:
-    """Supervised contrastive loss (Khosla et al. 2020) over features [N, D] of `people` [N]."""
-    itself = torch.eye(len(people), dtype=torch.bool)
-    same = (people[:, None] == people[None, :]) & ~itself
+def same_subject_loss(features: torch.Tensor, subjects: torch.Tensor) -> torch.Tensor:
+    """Supervised contrastive loss (Khosla et al. 2020) over features [N, D] of `subjects` [N]."""
+    itself = torch.eye(len(subjects), dtype=torch.bool)
+    same = (subjects[:, None] == subjects[None, :]) & ~itself
     logits = (features @ features.T / TEMPERATURE).masked_fill(itself, float("-inf"))
     log_probability = logits - logits.logsumexp(dim=1, keepdim=True)
     return -(log_probability.masked_fill(~same, 0).sum(dim=1) / same.sum(dim=1)).mean()
 
 
 def caption_loss(images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """InfoNCE both ways, [N, D] x [N, D]; captions of equal words share the credit, for they tell no difference."""
+    """Symmetric InfoNCE loss, [N, D] x [N, D]. Captions with equal words share the target probability."""
     equal = (counts[:, None] == counts[None, :]).all(dim=2).float()
     targets = equal / equal.sum(dim=1, keepdim=True)
     logits = scale.clamp(max=50) * images @ texts.T
@@ -129,12 +130,12 @@ def caption_loss(images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor,
 
 
 @torch.no_grad()
-def centre_features(net: EvaluatorNet, album: Album, seed: int) -> None:
-    """Store the means that inference subtracts, so that unrelated pairs score near zero."""
+def center_features(net: EvaluatorNet, dataset: SubjectViews, seed: int) -> None:
+    """Store the mean features, which inference subtracts so that unrelated pairs have a cosine near zero."""
     rng = seeded(f"centre/{seed}")
-    rows = range(min(2000, len(album.subjects)))
-    hidden = net.trunk(to_tensor(album.images[list(rows), 0]))
-    texts = [caption(album.subjects[row], album.scenes[row][0], rng) for row in rows]
+    rows = range(min(2000, len(dataset.subjects)))
+    hidden = net.trunk(to_tensor(dataset.images[list(rows), 0]))
+    texts = [caption(dataset.subjects[row], dataset.scenes[row][0], rng) for row in rows]
     net.subject_centre.copy_(normalize(net.subject(hidden), dim=1).mean(dim=0))
     net.joint_centre.copy_(normalize(net.joint(hidden), dim=1).mean(dim=0))
     net.text_centre.copy_(normalize(net.text(bag_of_words(texts, net.config.words)), dim=1).mean(dim=0))

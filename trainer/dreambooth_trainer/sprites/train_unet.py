@@ -1,4 +1,4 @@
-"""Stage 3, the long one: text encoder and UNet, trained together on cached latents."""
+"""Stage 3, the longest: trains the text encoder and the UNet together on cached latents."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,12 @@ from dreambooth_trainer.sprites.tokenizer import CONTEXT
 from dreambooth_trainer.sprites.training import Checkpoint, make_optimizer, progress, step_generator
 
 SNR_CAP = 5.0
-"""Above this signal-to-noise ratio a timestep's weight falls: too little noise left to learn from (min-SNR)."""
+"""Signal-to-noise ratio above which the weight of a timestep decreases (min-SNR weighting)."""
 
 
 @dataclass(frozen=True)
 class UnetConfig:
-    """Size and schedule of the denoiser and its text encoder."""
+    """Size and training settings of the denoiser and its text encoder."""
 
     channels: tuple[int, ...] = (48, 64, 96)
     text_width: int = 128
@@ -31,12 +31,12 @@ class UnetConfig:
     rate: float = 1e-3
     ema_decay: float = 0.999
     caption_dropout: float = 0.1
-    """Share of captions replaced by "": what guidance subtracts."""
+    """Share of captions that are replaced by "", for classifier-free guidance."""
     snapshot_every: int = 250
 
 
 def build_unet(config: UnetConfig, latent_channels: int) -> UNet2DConditionModel:
-    """Three levels, 16 x 16 (convolutions only), 8 x 8 and 4 x 4 (which also read the caption)."""
+    """Build a UNet of three levels: 16 x 16 (convolutions only), 8 x 8 and 4 x 4 (with cross-attention)."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=latent_channels,
@@ -46,17 +46,17 @@ def build_unet(config: UnetConfig, latent_channels: int) -> UNet2DConditionModel
         block_out_channels=config.channels,
         layers_per_block=1,
         cross_attention_dim=config.text_width,
-        attention_head_dim=4,  # a number of heads, despite the name (diffusers keeps it for old checkpoints)
+        attention_head_dim=4,  # the number of heads, despite the name
         norm_num_groups=min(16, config.channels[0] // 2),
     )
 
 
 def build_text_encoder(config: UnetConfig, tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """A small CLIP text model, trained from scratch by the denoising loss alone.
+    """Build a small CLIP text model, which is trained from scratch by the denoising loss only.
 
-    Its word vectors start at deviation one, not CLIP's 0.02: a word then passes through to the UNet as itself.
-    Started small, the text states are first filled by the place, which explains most of a picture, and the class is
-    drowned: after 1,750 steps "a big dog" and "a big cat" still gave the same picture.
+    Token embeddings are initialized with standard deviation 1 instead of CLIP's 0.02. With 0.02, the text encoder first
+    learns the background, which explains most of an image, and ignores the class: after 1,750 steps, "a big dog" and
+    "a big cat" still gave the same image.
     """
     encoder = CLIPTextModel(
         CLIPTextConfig(
@@ -77,7 +77,7 @@ def build_text_encoder(config: UnetConfig, tokenizer: CLIPTokenizer) -> CLIPText
 
 
 def noise_settings() -> dict[str, Any]:
-    """One noise schedule for training and sampling: Stable Diffusion's own."""
+    """The noise schedule of Stable Diffusion, for training and sampling."""
     return {
         "num_train_timesteps": 1000,
         "beta_schedule": "scaled_linear",
@@ -88,7 +88,7 @@ def noise_settings() -> dict[str, Any]:
 
 
 class Denoiser(nn.Module):
-    """Text encoder and UNet as one module: one optimizer, one EMA, one checkpoint."""
+    """Text encoder and UNet as one module, with a single optimizer, EMA and checkpoint."""
 
     def __init__(self, text_encoder: CLIPTextModel, unet: UNet2DConditionModel) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Denoiser(nn.Module):
 
 @dataclass(frozen=True)
 class Examples:
-    """What the denoiser learns from, cached by the earlier stages."""
+    """Training data of the denoiser, cached by the earlier stages."""
 
     mean: torch.Tensor
     """float16 [N, 4, 16, 16]"""
@@ -114,7 +114,7 @@ class Examples:
     """Tokens of the empty caption, int64 [16]."""
 
     def batch(self, size: int, dropout: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw latents [size, 4, 16, 16] from the posteriors, each with one of its captions [size, 16] or none."""
+        """Sample latents [size, 4, 16, 16] from the posteriors, each with one of its captions [size, 16] or ""."""
         index = torch.randint(len(self.mean), (size,), generator=generator)
         mean, std = self.mean[index].float(), self.std[index].float()
         latents = mean + std * torch.randn(mean.shape, generator=generator)
@@ -132,7 +132,7 @@ def denoising_loss(
 ) -> torch.Tensor:
     """Mean squared error of the predicted noise, weighted min(SNR, 5) / SNR (Hang et al. 2023)."""
     noise = torch.randn(latents.shape, generator=generator)
-    # stratified: each batch covers all noise levels evenly, which halves the variance of the loss
+    # Stratified sampling: each batch covers all noise levels evenly, which halves the variance of the loss.
     size = len(latents)
     uniform = (torch.arange(size) + torch.rand(size, generator=generator)) / size
     timesteps = (uniform * scheduler.config["num_train_timesteps"]).long()
@@ -152,7 +152,7 @@ def train_unet(
     seed: int,
     console: Console,
 ) -> StableDiffusionPipeline:
-    """Train, resuming from `work/unet.ckpt`; every snapshot in `work/snapshot` is a complete pipeline."""
+    """Train, resuming from `work/unet.ckpt`. Snapshots of the complete pipeline are written to `work/snapshot`."""
     torch.manual_seed(seed)
     model = Denoiser(build_text_encoder(config, tokenizer), build_unet(config, examples.mean.shape[1])).train()
     parameters = list(model.parameters())
@@ -182,7 +182,7 @@ def train_unet(
 
 
 def make_pipeline(model: Denoiser, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
-    """The trained parts as a plain Stable Diffusion pipeline that samples with DDIM."""
+    """The trained components as a Stable Diffusion pipeline with a DDIM scheduler."""
     scheduler = DDIMScheduler(**noise_settings(), clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     return StableDiffusionPipeline(
         vae=vae,
@@ -197,7 +197,7 @@ def make_pipeline(model: Denoiser, vae: AutoencoderKL, tokenizer: CLIPTokenizer)
 
 
 def _snapshot(model: Denoiser, ema: EMAModel, vae: AutoencoderKL, tokenizer: CLIPTokenizer, path: Path) -> None:
-    """Write the averaged weights as a pipeline, then go on training the plain ones."""
+    """Write the EMA weights as a pipeline, then restore the training weights."""
     parameters = list(model.parameters())
     ema.store(parameters)
     ema.copy_to(parameters)

@@ -1,7 +1,7 @@
-"""Stage 2: the autoencoder, sprites [3, 32, 32] <-> latents [4, 16, 16].
+"""Stage 2: trains the autoencoder, sprites [3, 32, 32] <-> latents [4, 16, 16].
 
-A factor of two. A factor of four with 16 channels was tried: it blurs (24.9 dB where this one has over 27), and its
-latents mix colour and outline so thoroughly that a small denoiser draws patchwork.
+The downsampling factor is two. A factor of four with 16 channels gives blurred images (24.9 dB instead of more than
+27 dB), and latents from which a small denoiser does not learn coherent shapes.
 """
 
 import math
@@ -24,7 +24,7 @@ from dreambooth_trainer.sprites.training import Checkpoint, make_optimizer, prog
 
 @dataclass(frozen=True)
 class VaeConfig:
-    """Size and schedule of the autoencoder."""
+    """Size and training settings of the autoencoder."""
 
     channels: tuple[int, ...] = (16, 48)
     latent_channels: int = 4
@@ -32,14 +32,14 @@ class VaeConfig:
     batch: int = 16
     rate: float = 2e-3
     kl_weight: float = 1e-4
-    """Per latent dimension; small: only keeps the posterior from collapsing to points."""
+    """Per latent dimension. It is small and only prevents the posterior's variance from collapsing to zero."""
 
 
 def build_vae(config: VaeConfig) -> AutoencoderKL:
-    """A plain `AutoencoderKL`; no attention, because zones and outlines are local."""
+    """Build an `AutoencoderKL` without attention, because all structure of the images is local."""
     levels = len(config.channels)
     return AutoencoderKL(
-        # diffusers annotates these as tuples of one
+        # diffusers annotates these as tuples of length one.
         down_block_types=cast("Any", ("DownEncoderBlock2D",) * levels),
         up_block_types=cast("Any", ("UpDecoderBlock2D",) * levels),
         block_out_channels=cast("Any", config.channels),
@@ -59,17 +59,17 @@ def to_tensor(images: NDArray[np.uint8] | torch.Tensor) -> torch.Tensor:
 
 
 def posterior_of(vae: AutoencoderKL, pixels: torch.Tensor) -> DiagonalGaussianDistribution:
-    """Encode [N, 3, 32, 32] to a distribution over [N, 4, 16, 16] (typed: diffusers may also return a tuple)."""
+    """Encode [N, 3, 32, 32] to a distribution over [N, 4, 16, 16]."""
     return cast("Any", vae.encode(pixels)).latent_dist
 
 
-def decoded(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
-    """[N, 4, 16, 16] -> [N, 3, 32, 32]"""
+def decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """Decode latents [N, 4, 16, 16] to images [N, 3, 32, 32]."""
     return cast("Any", vae.decode(cast("Any", latents))).sample
 
 
 def train_vae(images: NDArray[np.uint8], work: Path, config: VaeConfig, seed: int, console: Console) -> AutoencoderKL:
-    """Train on `images`, resuming from `work/vae.ckpt`; return the autoencoder with standardised latents."""
+    """Train on `images`, resuming from `work/vae.ckpt`, and standardize the latents."""
     torch.manual_seed(seed)
     vae = build_vae(config)
     optimizer, schedule = make_optimizer(list(vae.parameters()), config.rate, config.steps)
@@ -83,7 +83,7 @@ def train_vae(images: NDArray[np.uint8], work: Path, config: VaeConfig, seed: in
             if step % 250 == 0 or step == config.steps:
                 checkpoint.save(step)
     vae.eval()
-    standardise_latents(vae, to_tensor(images[:2000]))
+    standardize_latents(vae, to_tensor(images[:2000]))
     return vae
 
 
@@ -94,14 +94,14 @@ def _vae_step(
     generator: torch.Generator,
     optimizer: torch.optim.Optimizer,
 ) -> float:
-    """One update; returns the mean squared error of the batch (pixels in -1..1)."""
+    """Run one optimizer step, and return the mean squared error of the batch (pixels in -1..1)."""
     index = torch.randint(len(images), (config.batch,), generator=generator).numpy()
     pixels = to_tensor(images[index])
     posterior = posterior_of(vae, pixels)
-    picture = decoded(vae, posterior.sample(generator))
-    squared = mse_loss(picture, pixels)
+    reconstruction = decode(vae, posterior.sample(generator))
+    squared = mse_loss(reconstruction, pixels)
     kl = posterior.kl().mean() / posterior.mean[0].numel()
-    loss = l1_loss(picture, pixels) + squared + config.kl_weight * kl
+    loss = l1_loss(reconstruction, pixels) + squared + config.kl_weight * kl
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -110,11 +110,11 @@ def _vae_step(
 
 
 @torch.no_grad()
-def standardise_latents(vae: AutoencoderKL, pixels: torch.Tensor) -> None:
-    """Give every latent channel mean 0, and all of them together deviation 1, as the noise schedule expects.
+def standardize_latents(vae: AutoencoderKL, pixels: torch.Tensor) -> None:
+    """Shift each latent channel to mean 0, and scale all to standard deviation 1, as the noise schedule expects.
 
-    The map is affine, so it folds into the two 1x1 convolutions and decode(encode(x)) stays the same. A pipeline's
-    `scaling_factor` could not do it: it does not centre.
+    The map is affine, so it is folded into the two 1x1 convolutions, and decode(encode(x)) does not change. The
+    `scaling_factor` of a pipeline cannot shift.
     """
     posterior = posterior_of(vae, pixels)
     channels = posterior.mean.shape[1]
@@ -130,7 +130,7 @@ def standardise_latents(vae: AutoencoderKL, pixels: torch.Tensor) -> None:
 
 @torch.no_grad()
 def encode_all(vae: AutoencoderKL, images: NDArray[np.uint8], path: Path) -> None:
-    """Store the posterior of every image: `mean` and `std`, float16 [N, 4, 16, 16]."""
+    """Write the posterior of each image: `mean` and `std`, float16 [N, 4, 16, 16]."""
     means: list[torch.Tensor] = []
     deviations: list[torch.Tensor] = []
     for first in range(0, len(images), 500):
@@ -141,14 +141,14 @@ def encode_all(vae: AutoencoderKL, images: NDArray[np.uint8], path: Path) -> Non
 
 
 def load_latents(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """`mean` and `std` of every image, float16 [N, 4, 16, 16] each."""
+    """Read `mean` and `std` of each image, float16 [N, 4, 16, 16] each."""
     stored = load_file(path)
     return stored["mean"], stored["std"]
 
 
 @torch.no_grad()
 def reconstruction_psnr(vae: AutoencoderKL, images: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio of decode(encode(x)), dB."""
+    """Peak signal-to-noise ratio of decode(encode(x)) in dB."""
     pixels = to_tensor(images)
-    picture = decoded(vae, posterior_of(vae, pixels).mean).clamp(-1, 1)
-    return 10 * math.log10(4 / mse_loss(picture, pixels).item())
+    reconstruction = decode(vae, posterior_of(vae, pixels).mean).clamp(-1, 1)
+    return 10 * math.log10(4 / mse_loss(reconstruction, pixels).item())

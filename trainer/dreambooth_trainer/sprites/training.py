@@ -1,7 +1,7 @@
-"""What the three training loops share: exact resume, learning-rate shape, progress.
+"""Shared by the three training loops: exact resume, the learning rate schedule, and progress.
 
-A step's randomness comes from a generator seeded by the step's number, so a run that was interrupted and
-resumed draws the same batches and the same noise as one that was not.
+The random generator of each step is seeded by the step number, so that a resumed run has the same batches and noise as
+one without interruptions.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,22 +17,22 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_wsd_schedule
 
 DECAY = 0.4
-"""Share of the steps over which the learning rate falls."""
+"""Share of the steps over which the learning rate decays."""
 Report = Callable[[int, str], None]
-"""Called after a step with its number (from 1) and a few measured words."""
+"""Called after each step with its number (from 1) and its metrics as text."""
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """The one source of randomness of one step."""
+    """The random generator of a step."""
     return torch.Generator().manual_seed(seed * 10_000_019 + step)
 
 
 def make_optimizer(
     parameters: list[torch.nn.Parameter], rate: float, steps: int, weight_decay: float = 1e-3
 ) -> tuple[Optimizer, LRScheduler]:
-    """AdamW with a short warm-up, then `rate`, then a cosine to zero over the last `DECAY` of the steps.
+    """AdamW with a short warmup, then `rate`, then cosine decay to zero over the last `DECAY` of the steps.
 
-    Until the decay begins nothing depends on `steps`, so a run may be lengthened by resuming it with more.
+    Before the decay starts, nothing depends on `steps`, so a run can be extended by resuming it with more steps.
     """
     optimizer = AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=weight_decay)
     warmup = min(200, max(1, steps // 10))
@@ -43,21 +43,21 @@ def make_optimizer(
 
 
 class Stateful(Protocol):
-    """A module, an optimizer, a schedule, an average of weights."""
+    """A module, an optimizer, a learning rate schedule, or an EMA of weights."""
 
     def state_dict(self) -> Any: ...
     def load_state_dict(self, state_dict: Any) -> Any: ...
 
 
 class Checkpoint:
-    """The parts of a run, in one file that is always complete."""
+    """The state of several objects in one file, which is written atomically."""
 
     def __init__(self, path: Path, **parts: Stateful) -> None:
         self.path = path
         self.parts = parts
 
     def restore(self) -> int:
-        """Load the parts, if there is a file; returns the number of steps already done."""
+        """Load the state if the file exists, and return the number of completed steps."""
         if not self.path.exists():
             return 0
         state = torch.load(self.path, map_location="cpu", weights_only=True)
@@ -66,7 +66,7 @@ class Checkpoint:
         return state["step"]
 
     def save(self, step: int) -> None:
-        """Write the parts; the previous file stays until this one is complete."""
+        """Write the state after a step."""
         partial = self.path.with_suffix(".partial")
         torch.save({**{name: part.state_dict() for name, part in self.parts.items()}, "step": step}, partial)
         partial.replace(self.path)
@@ -74,7 +74,7 @@ class Checkpoint:
 
 @contextmanager
 def progress(stage: str, start: int, steps: int, console: Console) -> Iterator[Report]:
-    """A live bar on a terminal; elsewhere a line every two per cent of the steps."""
+    """Show a progress bar on a terminal, otherwise print a line for every 2% of the steps."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -83,12 +83,14 @@ def progress(stage: str, start: int, steps: int, console: Console) -> Iterator[R
         TimeRemainingColumn(),
     )
     every = max(1, steps // 50)
-    with Progress(*columns, TextColumn("{task.fields[said]}"), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(stage, total=steps, completed=start, said="")
+    with Progress(
+        *columns, TextColumn("{task.fields[metrics]}"), console=console, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(stage, total=steps, completed=start, metrics="")
 
-        def report(step: int, said: str) -> None:
-            bar.update(task, completed=step, said=said)
+        def report(step: int, metrics: str) -> None:
+            bar.update(task, completed=step, metrics=metrics)
             if not console.is_terminal and (step % every == 0 or step == steps):
-                console.print(f"{stage} {step}/{steps} {said}", highlight=False)
+                console.print(f"{stage} {step}/{steps} {metrics}", highlight=False)
 
         yield report

@@ -1,7 +1,7 @@
-"""The sprite world: subjects, scenes, and the exact 32 x 32 picture of one in the other.
+"""Renders sprites: images of 32 x 32 pixels of a subject in a scene.
 
-Everything here is a pure function of two frozen values, so the ground truth of a picture is never guessed.
-Geometry lives on a canvas four times finer than the sprite (`CANVAS` = 128 units a side) and is box-filtered down.
+An image is a pure function of its subject and scene, so its ground truth is known exactly. Geometry is rendered on a
+canvas with four times the resolution (`CANVAS` = 128 units per side) and downsampled with a box filter.
 """
 
 import colorsys
@@ -18,7 +18,7 @@ from dreambooth_trainer.sprites.backgrounds import BACKGROUNDS, VARIANTS, paint_
 from dreambooth_trainer.sprites.shapes import PARTS
 
 SIZE = 32
-"""Side of a sprite, pixels."""
+"""Side length of a sprite in pixels."""
 SUPERSAMPLE = 4
 CANVAS = SIZE * SUPERSAMPLE
 
@@ -26,7 +26,7 @@ CLASSES: tuple[str, ...] = tuple(PARTS)
 
 PATTERNS: tuple[str, ...] = ("plain", "striped", "spotted")
 
-COLOURS: dict[str, tuple[float, float, float]] = {
+COLORS: dict[str, tuple[float, float, float]] = {
     "red": (0.000, 0.85, 0.85),
     "orange": (0.075, 0.90, 0.97),
     "yellow": (0.150, 0.80, 0.98),
@@ -37,42 +37,42 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "white": (0.100, 0.03, 0.98),
     "brown": (0.065, 0.66, 0.45),
 }
-"""Hue, saturation, value (each 0..1) of the colours that captions name."""
+"""Hue, saturation and value (0..1) of the colors that occur in captions."""
 
-ODD_COLOURS: dict[str, tuple[float, float, float]] = {
+UNNAMED_COLORS: dict[str, tuple[float, float, float]] = {
     "teal": (0.490, 0.72, 0.80),
     "lime": (0.235, 0.78, 0.88),
     "magenta": (0.860, 0.85, 0.85),
     "slate": (0.600, 0.28, 0.48),
 }
-"""Colours in the pictures that no caption names: a subject made of them can be shown, hardly told."""
+"""Colors that occur in images, but not in captions, so that prompts cannot describe subjects with these colors."""
 
-ALL_COLOURS = COLOURS | ODD_COLOURS
+ALL_COLORS = COLORS | UNNAMED_COLORS
 
 Rgb = tuple[int, int, int]
 Size = Literal["small", "medium", "big"]
 Pixels = NDArray[np.uint8]
 
 SCALES: dict[Size, float] = {"small": 35.0, "medium": 46.0, "big": 57.0}
-"""Half the height of a subject, in canvas units (four to a pixel)."""
+"""Half the height of a subject in canvas units (four per pixel)."""
 
-STANDS: dict[Size, tuple[tuple[int, ...], int]] = {
+POSITIONS: dict[Size, tuple[tuple[int, ...], int]] = {
     "small": ((48, 64, 80), 82),
     "medium": ((48, 64, 80), 72),
     "big": ((64,), 66),
 }
-"""Where a subject's centre may be, canvas units: x, y. Steps of 16 are steps of one latent position: a subject moved
-by one looks the same to a convolution, so the base need not learn every silhouette at every offset."""
+"""Possible centers of a subject in canvas units: x coordinates and y. The distance of 16 is two latent positions, so
+that a shift is a translation of the latents, and the model need not learn each shape at each sub-pixel offset."""
 
 INK: Rgb = (28, 24, 30)
 PAPER: Rgb = (250, 250, 250)
 MIN_CONTRAST = 170
-"""Least L1 distance, in 8-bit RGB, of a subject's two colours: stripes must be visible."""
+"""Minimum L1 distance of a subject's two colors in 8-bit RGB, so that patterns are visible."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """An individual: what stays when the scene changes."""
+    """The attributes of a subject, which are the same in all scenes."""
 
     cls: str
     body_name: str
@@ -86,21 +86,21 @@ class Subject:
 
 @dataclass(frozen=True)
 class Scene:
-    """Where, how large and which way round a subject is shown."""
+    """Background, size, position and direction of a subject in an image."""
 
     background: str
     variant: int
-    """Which of the `VARIANTS` layouts of that background."""
+    """Index of the background's layout, below `VARIANTS`."""
     size: Size
-    centre: tuple[int, int]
+    center: tuple[int, int]
     """Canvas units."""
     flip: bool
-    """Facing left."""
+    """Whether the subject faces left."""
 
 
 def shade(rng: random.Random, name: str) -> Rgb:
-    """One individual's version of a named colour."""
-    hue, saturation, value = ALL_COLOURS[name]
+    """A random variation of a named color."""
+    hue, saturation, value = ALL_COLORS[name]
     hue = (hue + rng.uniform(-0.012, 0.012)) % 1
     if saturation > 0.1:
         saturation = min(1.0, saturation + rng.uniform(-0.06, 0.06))
@@ -110,8 +110,8 @@ def shade(rng: random.Random, name: str) -> Rgb:
 
 
 def random_subject(rng: random.Random, cls: str | None = None) -> Subject:
-    """Draw an individual; its two colours always differ clearly."""
-    names = tuple(ALL_COLOURS)
+    """Sample a subject whose two colors differ by more than `MIN_CONTRAST`."""
+    names = tuple(ALL_COLORS)
     body_name = rng.choice(names)
     body = shade(rng, body_name)
     while True:
@@ -125,14 +125,14 @@ def random_subject(rng: random.Random, cls: str | None = None) -> Subject:
 
 
 def random_scene(rng: random.Random, background: str | None = None, size: Size | None = None) -> Scene:
-    """Draw a place and a pose; the subject always fits in the frame and stands near the ground."""
+    """Sample a scene. The subject is always inside the image and near the ground."""
     size = size or rng.choices(("small", "medium", "big"), weights=(1, 2, 1))[0]
-    columns, row = STANDS[size]
+    columns, row = POSITIONS[size]
     return Scene(
         background=background or rng.choice(tuple(BACKGROUNDS)),
         variant=rng.randrange(VARIANTS),
         size=size,
-        centre=(rng.choice(columns), row),
+        center=(rng.choice(columns), row),
         flip=rng.random() < 0.5,
     )
 
@@ -140,7 +140,7 @@ def random_scene(rng: random.Random, background: str | None = None, size: Size |
 def render(subject: Subject, scene: Scene) -> Pixels:
     """The sprite, uint8 [32, 32, 3]."""
     canvas = paint_background(scene.background, scene.variant).copy()
-    roles, local_x, local_y = _place(subject, scene)
+    roles, local_x, local_y = _rasterize(subject, scene)
     outline = np.asarray(Image.fromarray(np.where(roles > 0, 255, 0).astype(np.uint8)).filter(ImageFilter.MaxFilter(5)))
     canvas[outline > 0] = INK
     marked = _pattern(subject.pattern, local_x, local_y)
@@ -167,9 +167,9 @@ def _grid() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     return x, y
 
 
-def _place(subject: Subject, scene: Scene) -> tuple[Pixels, NDArray[np.floating], NDArray[np.floating]]:
-    """Role of every canvas unit [128, 128], and its coordinates in the subject's own frame."""
-    (cx, cy), scale = scene.centre, SCALES[scene.size]
+def _rasterize(subject: Subject, scene: Scene) -> tuple[Pixels, NDArray[np.floating], NDArray[np.floating]]:
+    """Role of each canvas unit [128, 128], and its coordinates relative to the subject."""
+    (cx, cy), scale = scene.center, SCALES[scene.size]
     mirror = -1.0 if scene.flip else 1.0
     image = Image.new("L", (CANVAS, CANVAS), 0)
     draw = ImageDraw.Draw(image)
@@ -185,7 +185,7 @@ def _place(subject: Subject, scene: Scene) -> tuple[Pixels, NDArray[np.floating]
 
 
 def _pattern(pattern: str, x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Where the body shows the accent colour; periods are in the subject's own units."""
+    """Mask of the accent color on the body. Periods are in coordinates relative to the subject."""
     if pattern == "striped":
         return np.mod(x + 0.25 * y + 0.12, 0.5) < 0.25
     if pattern == "spotted":
