@@ -246,10 +246,10 @@ def test_other_formats_are_not_hashed_counted_or_published(
 
 
 def test_the_loaded_weights_do_not_depend_on_other_formats(multi_format_model: Path, tiny_model: Path) -> None:
-    ours, plain = (open_family(f).pipeline(f, torch.float32) for f in (multi_format_model, tiny_model))
+    actual, expected = (open_family(f).pipeline(f, torch.float32) for f in (multi_format_model, tiny_model))
     for part in ("unet", "vae", "text_encoder"):
-        for name, tensor in getattr(plain, part).state_dict().items():
-            assert torch.equal(getattr(ours, part).state_dict()[name], tensor)
+        for name, tensor in getattr(expected, part).state_dict().items():
+            assert torch.equal(getattr(actual, part).state_dict()[name], tensor)
 
 
 @pytest.mark.parametrize("location", ["hub", "folder"])
@@ -275,9 +275,9 @@ def test_only_the_shards_in_the_index_are_loaded(tiny_model: Path, tmp_path: Pat
     assert sizes[0] == sizes[1]
     open_family(sharded).save_single_file(sharded, tmp_path / "file")
     open_family(tiny_model).save_single_file(tiny_model, tmp_path / "plain")
-    ours, plain = load_file(tmp_path / "file"), load_file(tmp_path / "plain")
-    assert ours.keys() == plain.keys()
-    assert all(torch.equal(ours[name], plain[name]) for name in plain)
+    actual, expected = load_file(tmp_path / "file"), load_file(tmp_path / "plain")
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
     read = open_family(sharded).load(sharded, with_vae=False).denoiser.state_dict()
     assert all(torch.equal(read[name], tensor) for name, tensor in unet.state_dict().items())
 

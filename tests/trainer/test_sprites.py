@@ -104,13 +104,16 @@ class TestEmbeddedModel:
 
         evaluator = load_evaluator()
         rng = random.Random(99)
-        cases = [(cls, place) for cls in CLASSES for place in BACKGROUNDS for _ in range(4)]
-        sprites = [render(random_subject(rng, cls), random_scene(rng, place)) for cls, place in cases]
+        cases = [(cls, background) for cls in CLASSES for background in BACKGROUNDS for _ in range(4)]
+        sprites = [render(random_subject(rng, cls), random_scene(rng, background)) for cls, background in cases]
         classes = evaluator.classify(sprites, [phrase(cls) for cls in CLASSES])
         assert np.mean([CLASSES[guess] == cls for guess, (cls, _) in zip(classes, cases, strict=True)]) >= 0.99
-        places = list(BACKGROUNDS)
+        backgrounds = list(BACKGROUNDS)
         found = evaluator.classify(sprites, list(BACKGROUNDS.values()))
-        assert np.mean([places[guess] == place for guess, (_, place) in zip(found, cases, strict=True)]) >= 0.98
+        assert (
+            np.mean([backgrounds[guess] == background for guess, (_, background) in zip(found, cases, strict=True)])
+            >= 0.98
+        )
 
     def test_the_evaluator_distinguishes_subjects_of_a_class(self) -> None:
         from dreambooth_trainer.sprites.evaluator import load_evaluator
