@@ -1,4 +1,4 @@
-"""The fixture itself: it starts, it survives what tests do to it, and it leaves nothing behind."""
+"""The development cluster: it starts, survives a killed API server, and leaves no processes behind."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ with ControlPlane() as plane:
 """
 
 
-def test_an_api_server_that_was_killed_comes_back_with_its_data() -> None:
+def test_killed_api_server_restarts_with_its_data() -> None:
     with ControlPlane() as plane:
         plane.kubectl("create", "namespace", "kept")
         plane.apiserver.kill()
@@ -31,7 +31,7 @@ def test_an_api_server_that_was_killed_comes_back_with_its_data() -> None:
     assert not folder.exists()
 
 
-def test_nothing_outlives_an_owner_that_was_killed() -> None:
+def test_no_process_outlives_a_killed_owner() -> None:
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER],
         stdout=subprocess.PIPE,

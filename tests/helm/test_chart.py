@@ -1,4 +1,4 @@
-"""The chart: installed by the real Helm on the real API server, equal to kustomize, and no more rights than needed."""
+"""The Helm chart on the real API server: installation, equality with the kustomize manifests, and permissions."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ FORBIDDEN = (
 
 @pytest.fixture(scope="module")
 def plane() -> Iterator[ControlPlane]:
-    """A bare control plane of its own: what Helm installs must be all that is there."""
+    """A separate, empty control plane, so that it contains only what Helm installs."""
     with ControlPlane() as plane:
         plane.start_controllers()
         yield plane
 
 
 @pytest.fixture(scope="module")
-def rights(plane: ControlPlane) -> ControlPlane:
-    """With the operator's account and its rights."""
+def rbac(plane: ControlPlane) -> ControlPlane:
+    """The control plane with the operator's service account and its permissions."""
     for part in ("operator/namespace.yaml", "rbac/rbac.yaml"):
         plane.kubectl("apply", "--server-side", "-f", str(ROOT / "manifests" / part))
     return plane
 
 
 def comparable(documents: str) -> dict[str, Any]:
-    """Objects by kind and name, less the one label that says who installed them."""
+    """Objects by kind and name, without the label managed-by."""
     found = {}
     for obj in filter(None, yaml.safe_load_all(documents)):
         for metadata in (obj["metadata"], obj.get("spec", {}).get("template", {}).get("metadata", {})):
@@ -52,15 +52,15 @@ def comparable(documents: str) -> dict[str, Any]:
     return found
 
 
-def test_helm_and_kustomize_agree() -> None:
+def test_helm_and_kustomize_render_the_same_objects() -> None:
     chart = comparable(helm(None, "template", "dreambooth-operator", str(CHART), "-n", SYSTEM, "--include-crds"))
     command = [str(binary("kubectl")), "kustomize", str(ROOT / "manifests")]
     built = comparable(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert built.pop(f"Namespace/{SYSTEM}"), "kustomize brings the namespace, Helm is told to create it"
+    assert built.pop(f"Namespace/{SYSTEM}"), "kustomize contains the namespace, Helm creates it on request"
     assert chart == built
 
 
-def test_helm_installs_and_uninstalls_leaving_the_crds(plane: ControlPlane) -> None:
+def test_helm_uninstall_keeps_the_crds(plane: ControlPlane) -> None:
     helm(plane, "install", "dreambooth-operator", str(CHART), "-n", SYSTEM, "--create-namespace")
     deployment = plane.get("deployment", "dreambooth-operator", "-n", SYSTEM)
     assert deployment["spec"]["replicas"] == 2
@@ -75,19 +75,19 @@ def test_helm_installs_and_uninstalls_leaving_the_crds(plane: ControlPlane) -> N
         for item in plane.get(kinds, "-A", "-l", "app.kubernetes.io/name=dreambooth-operator")["items"]
     ]
     assert left == []
-    assert len(plane.get("crd")["items"]) == 2, "jobs are not lost with the operator"
+    assert len(plane.get("crd")["items"]) == 2, "uninstalling the operator keeps the jobs"
 
 
 @pytest.mark.parametrize(
-    ("setting", "sentence"),
+    ("setting", "message"),
     [("replicas=0", "replicas"), ("replcias=2", "replcias"), ("logLevel=LOUD", "logLevel")],
 )
-def test_a_wrong_value_is_refused(setting: str, sentence: str) -> None:
-    with pytest.raises(ProcessError, match=sentence):
+def test_invalid_values_are_rejected(setting: str, message: str) -> None:
+    with pytest.raises(ProcessError, match=message):
         helm(None, "template", str(CHART), "--set", setting)
 
 
-def test_the_operators_pod_fits_the_restricted_profile(plane: ControlPlane) -> None:
+def test_operator_pod_satisfies_the_restricted_pod_security_standard(plane: ControlPlane) -> None:
     plane.kubectl("create", "namespace", "strict")
     plane.kubectl("label", "namespace", "strict", "pod-security.kubernetes.io/enforce=restricted")
     plane.kubectl("create", "serviceaccount", "dreambooth-operator", "-n", "strict")
@@ -96,17 +96,17 @@ def test_the_operators_pod_fits_the_restricted_profile(plane: ControlPlane) -> N
     plane.apply({"apiVersion": "v1", "kind": "Pod", **template, "metadata": {"name": "it", "namespace": "strict"}})
 
 
-@pytest.mark.parametrize("deed", FORBIDDEN)
-def test_the_operators_account_may_not(rights: ControlPlane, deed: str) -> None:
-    verb, _, what = deed.partition(" ")
+@pytest.mark.parametrize("action", FORBIDDEN)
+def test_operator_account_lacks_permission(rbac: ControlPlane, action: str) -> None:
+    verb, _, what = action.partition(" ")
     resource, _, part = what.partition("/")
     with pytest.raises(ProcessError, match="can-i"):
-        rights.kubectl(
+        rbac.kubectl(
             "auth", "can-i", verb, resource, f"--subresource={part}", f"--as={ACCOUNT}", "-n", "default", "--quiet"
         )
 
 
-def test_every_sample_is_taken_by_the_server_and_by_its_runtime(plane: ControlPlane) -> None:
+def test_every_sample_is_valid_and_within_the_bounds_of_its_runtime(plane: ControlPlane) -> None:
     plane.install_crds(CHART / "crds")
     samples = sorted((ROOT / "manifests" / "samples").glob("*.yaml"))
     assert len(samples) >= 6

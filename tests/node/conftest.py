@@ -1,4 +1,4 @@
-"""One cluster with a real node for the session: KubeRay, and the operator in pods, from its chart."""
+"""Fixture: one cluster per session with a real node, KubeRay, and the operator installed from its chart."""
 
 import os
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from devcluster.system import install_dreambooth
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[NodeCluster]:
-    """The cluster. Where this machine cannot run a node the tests are skipped, but never in CI."""
-    lack = missing()
-    if lack and not os.environ.get("CI"):
-        pytest.skip(lack)
+    """The cluster. The tests are skipped on machines that cannot run a node, except in CI."""
+    reason = missing()
+    if reason and not os.environ.get("CI"):
+        pytest.skip(reason)
     with NodeCluster() as cluster:
         install_dreambooth(cluster)
         yield cluster

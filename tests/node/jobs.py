@@ -1,4 +1,4 @@
-"""The sample job, made small, as a tenant applies it."""
+"""The sample job at reduced size, as a tenant applies it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from devcluster.system import add_namespace, sample, sprites_runtime
 from dreambooth_api.job import API_VERSION
 
 CLASS_IMAGES = 16
-STEPS = 120  # long enough that a kill still meets the training on a busy machine
+STEPS = 120  # enough that a kill interrupts the training even on a slow machine
 SMALL = {
     "priorPreservation": {"numClassImages": CLASS_IMAGES},
     "training": {"steps": STEPS, "checkpointEverySteps": 4},
@@ -28,7 +28,7 @@ SMALL = {
 
 
 def until(what: str, holds: Callable[[], object], seconds: float = 60) -> None:
-    """Wait until `holds`; fail with `what` after so many seconds."""
+    """Wait until `holds` returns true, and fail with `what` after `seconds`."""
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
@@ -36,7 +36,7 @@ def until(what: str, holds: Callable[[], object], seconds: float = 60) -> None:
 
 
 class Job:
-    """The sample, made small, in a tenant's namespace. `spec` replaces parts of it."""
+    """The sample job at reduced size in a tenant's namespace. `spec` replaces parts of it."""
 
     def __init__(self, cluster: NodeCluster, tenant: str, /, **spec: Any) -> None:
         self.cluster, self.tenant = cluster, tenant
@@ -61,7 +61,7 @@ class Job:
         return sorted(self.volume.glob(".class-images/namespaces/*/class-images/*/*.png"))
 
     def pods(self, kind: str) -> list[str]:
-        """Names of running pods: head or worker."""
+        """Names of the running head or worker pods."""
         return [pod["metadata"]["name"] for pod in self._running(kind)]
 
     def address(self, kind: str) -> str:
@@ -69,7 +69,7 @@ class Job:
         return self._running(kind)[0]["status"]["podIP"]
 
     def exec(self, kind: str, *command: str) -> str:
-        """What a command says in a running pod."""
+        """The output of a command in a running pod."""
         return self.cluster.kubectl(
             "exec", "-n", self.tenant, self.pods(kind)[0], f"--container=ray-{kind}", "--", *command
         )
@@ -94,7 +94,7 @@ class Job:
         return subprocess.run([*command, *flags], env=env, check=True, capture_output=True, text=True).stdout
 
     def until(self, what: str, holds: Callable[[], object], seconds: float) -> None:
-        """Wait until `holds`; if it does not, say where the job stands."""
+        """Wait until `holds` returns true. On a timeout, print the status of the job."""
         try:
             until(what, holds, seconds)
         except AssertionError:
@@ -102,6 +102,6 @@ class Job:
             raise
 
     def succeeds(self, seconds: float = 420) -> dict[str, Any]:
-        self.until("the job is over", lambda: self.status.get("phase") in ("Succeeded", "Failed"), seconds)
+        self.until("the job finishes", lambda: self.status.get("phase") in ("Succeeded", "Failed"), seconds)
         assert self.status["phase"] == "Succeeded", json.dumps(self.status, indent=1)
         return self.status

@@ -1,4 +1,4 @@
-"""Two users, a queue with room for one job, the real Kueue: one waits, one is put off, nothing is lost."""
+"""Preemption by the real Kueue: two users share a queue with capacity for one job."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEPS, SAVED_EVERY = 240, 10
 
 @pytest.fixture(scope="module")
 def queue(cluster: NodeCluster) -> None:
-    """A cluster queue with room for one job, and a way into it from the namespaces of two users."""
+    """A ClusterQueue with capacity for one job, and a LocalQueue in the namespaces of two users."""
     install_kueue(cluster)
     quota = [{"name": "cpu", "nominalQuota": "1"}, {"name": "memory", "nominalQuota": "10Gi"}]
     flavors = [{"name": "cpu", "resources": quota}]
@@ -39,23 +39,23 @@ def queue(cluster: NodeCluster) -> None:
 PRIORITIES = {"low": 1, "high": 1000}
 
 
-def test_a_higher_priority_goes_first_and_the_other_goes_on(cluster: NodeCluster, queue: None) -> None:
+def test_job_of_higher_priority_preempts_and_the_other_resumes(cluster: NodeCluster, queue: None) -> None:
     one = {"cluster": {"workers": 1}, "evaluation": {"enabled": False}}
     long = {"training": {"steps": STEPS, "checkpointEverySteps": SAVED_EVERY}}
     dave = Job(cluster, "dave", **one | long, runPolicy={"queueName": "gpus", "priorityClassName": "low"})
     until("dave's job has a checkpoint", lambda: dave.step > SAVED_EVERY, 300)
-    until("it counts as admitted", lambda: _condition(dave, "Queued").get("status") == "False")
+    until("it is admitted", lambda: _condition(dave, "Queued").get("status") == "False")
     quick = {"priorPreservation": {"enabled": False}, "training": {"steps": 24}}
     erin = Job(cluster, "erin", **one | quick, runPolicy={"queueName": "gpus", "priorityClassName": "high"})
-    until("dave's job waits", lambda: dave.status["phase"] == "Queued", 120)
+    until("dave's job is preempted", lambda: dave.status["phase"] == "Queued", 120)
     assert "Waiting for admission by queue gpus" in _condition(dave, "Queued")["message"]
-    put_off_at = dave.step
-    assert put_off_at < STEPS
+    preempted_at = dave.step
+    assert preempted_at < STEPS
     assert erin.succeeds()["attempts"] == 1
-    until("dave's job goes on", lambda: dave.step != put_off_at, 300)
-    assert dave.step > put_off_at - SAVED_EVERY, "at its checkpoint, not from the start"
+    until("dave's job continues", lambda: dave.step != preempted_at, 300)
+    assert dave.step > preempted_at - SAVED_EVERY, "it resumes from the checkpoint"
     status = dave.succeeds()
-    assert (status["attempts"], status["failures"]) == (1, 0), "to be put off is no failure"
+    assert (status["attempts"], status["failures"]) == (1, 0), "preemption is not a failure"
     assert status["classImages"]["generated"] + status["classImages"]["reused"] == status["classImages"]["wanted"]
     losses = (dave.volume / "pink-dog" / "work" / "losses.jsonl").read_text().splitlines()
     assert len(losses) == STEPS

@@ -1,4 +1,4 @@
-"""A node that is emptied, and a job that takes the workers it gets."""
+"""A drained node, and an elastic job."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from jobs import STEPS, Job, until
 pytestmark = pytest.mark.long
 
 
-def test_a_job_survives_the_draining_of_its_node(cluster: NodeCluster) -> None:
+def test_job_survives_draining_of_its_node(cluster: NodeCluster) -> None:
     grace = Job(cluster, "grace", evaluation={"enabled": False})
-    until("training goes on after a checkpoint", lambda: grace.step > 4, 300)
+    until("training continues after a checkpoint", lambda: grace.step > 4, 300)
     (node,) = (item["metadata"]["name"] for item in cluster.get("nodes")["items"])
     cluster.kubectl("cordon", node)
     try:
-        # As `kubectl drain` does to every pod; here only to the job's, for the operator has no other node to go to.
+        # Only the pods of the job are drained, because the operator has no other node.
         cluster.kubectl(
             "drain", node, "--pod-selector=dreambooth.dev/job=pink-dog", "--delete-emptydir-data",
             "--ignore-daemonsets", "--force", "--grace-period=5", "--timeout=120s",
         )  # fmt: skip
-        until("a second attempt waits for a node", lambda: grace.status.get("attempts") == 2, 120)
+        until("the second attempt waits for a node", lambda: grace.status.get("attempts") == 2, 120)
         assert grace.status["phase"] not in ("Succeeded", "Failed")
         assert not grace.pods("head")
     finally:
@@ -31,7 +31,7 @@ def test_a_job_survives_the_draining_of_its_node(cluster: NodeCluster) -> None:
     assert status["classImages"]["generated"] + status["classImages"]["reused"] == len(grace.class_images)
 
 
-def test_an_elastic_job_trains_with_the_workers_it_gets(cluster: NodeCluster) -> None:
+def test_elastic_job_trains_with_the_available_workers(cluster: NodeCluster) -> None:
     frank = Job(
         cluster,
         "frank",

@@ -1,4 +1,4 @@
-"""Photos, class images and models in object storage: a real S3 server, keys from a Secret."""
+"""Images, class images and models in object storage: a real S3 server with credentials from a Secret."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ACCESS, SECRET = "test", "not-a-secret"
 
 @pytest.fixture(scope="module")
 def store(cluster: NodeCluster, tmp_path_factory: pytest.TempPathFactory) -> s3fs.S3FileSystem:
-    """A bucket with photos, and one for models."""
+    """A bucket with images, and one for models."""
     url = start_s3(cluster, ACCESS, SECRET)
     store = s3fs.S3FileSystem(key=ACCESS, secret=SECRET, endpoint_url=url, use_listings_cache=False)
     for bucket in ("photos", "dreambooth"):
@@ -35,7 +35,7 @@ def store(cluster: NodeCluster, tmp_path_factory: pytest.TempPathFactory) -> s3f
     return store
 
 
-def test_a_job_lives_on_s3_and_leaves_nothing_there(
+def test_job_uses_s3_and_deletion_removes_its_data(
     cluster: NodeCluster, store: s3fs.S3FileSystem, tmp_path: Path
 ) -> None:
     photos = store.glob("photos/**/*.png")[0].rpartition("/")[0]
@@ -59,5 +59,5 @@ def test_a_job_lives_on_s3_and_leaves_nothing_there(
     assert store.find("dreambooth/models/carol") == []
     assert not (carol.volume / "pink-dog").exists()
     assert len(store.glob("dreambooth/models/.class-images/**/*.png")) == CLASS_IMAGES, (
-        "class images hold nothing of the subject"
+        "shared class images contain no subject data"
     )

@@ -1,4 +1,4 @@
-"""One control plane for the session; a namespace of its own for each test."""
+"""Fixtures: one control plane per session, one namespace per test."""
 
 import itertools
 import socket
@@ -23,7 +23,7 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="session")
 def plane() -> Iterator[ControlPlane]:
-    """etcd, API server, garbage collection; our CRDs and KubeRay's, but no KubeRay."""
+    """etcd, API server and garbage collection, with our CRDs and those of KubeRay, but without KubeRay."""
     with ControlPlane() as plane:
         plane.install_crds(kuberay_crds(), ROOT / "charts" / "dreambooth-operator" / "crds")
         plane.start_controllers()
@@ -34,9 +34,9 @@ def plane() -> Iterator[ControlPlane]:
 
 @pytest.fixture
 def namespace(plane: ControlPlane) -> str:
-    """A fresh namespace under the restricted profile.
+    """A new namespace that enforces the restricted Pod Security Standard.
 
-    Nobody deletes it: the control plane does not outlive the session.
+    It is not deleted, because the control plane ends with the session.
     """
     name = f"test-{next(_numbers)}"
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
@@ -46,21 +46,21 @@ def namespace(plane: ControlPlane) -> str:
 
 @pytest.fixture
 async def api(plane: ControlPlane):
-    """A connection as administrator."""
+    """A connection with administrator rights."""
     async with await Api.connect(str(plane.kubeconfig)) as api:
         yield api
 
 
 @pytest.fixture(scope="session")
 def ray(plane: ControlPlane) -> Iterator[FakeRay]:
-    """KubeRay for real, and what stands in for kubelet and Ray."""
+    """The real KubeRay, and a fake kubelet and Ray dashboard."""
     with fake_ray(plane) as ray:
         plane.start_kuberay()
         yield ray
 
 
 class Operator:
-    """One process of the operator, with its ports, and with the rights that the chart gives it."""
+    """One operator process, with the permissions that the chart grants."""
 
     def __init__(self, plane: ControlPlane, name: str, *flags: str) -> None:
         self.health, self.progress = _free_port(), _free_port()
@@ -73,13 +73,13 @@ class Operator:
         self.process = Process(plane.folder, name, command)
 
     def start(self) -> "Operator":
-        """Start it, or start it again after `process.kill()`; returns when its caches are filled."""
+        """Start the process, also after `process.kill()`. Returns when its caches are filled."""
         self.process.start()
         until("the operator is ready", lambda: self.get(self.health, "/readyz") == "ok", 60)
         return self
 
     def metric(self, name: str) -> float:
-        """The sum of a metric over its labels."""
+        """The sum of a metric over all its labels."""
         lines = self.get(self.health, "/metrics").splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
 
@@ -94,7 +94,7 @@ class Operator:
 
 @pytest.fixture(scope="module")
 def operator(plane: ControlPlane, ray: FakeRay) -> Iterator[Operator]:
-    """An operator that runs for the tests of a module: those of others must not be touched by it."""
+    """An operator for the tests of one module, so that it does not affect the tests of others."""
     plane.apply(RUNTIME)
     operator = Operator(plane, "operator").start()
     yield operator
@@ -114,7 +114,7 @@ RUNTIME = {
 
 
 def until(what: str, holds: Callable[[], object], seconds: float = 60) -> None:
-    """Wait until `holds`; fail with `what` after so many seconds."""
+    """Wait until `holds` returns true, and fail with `what` after `seconds`."""
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"{what}: not within {seconds} s"

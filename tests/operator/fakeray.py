@@ -1,8 +1,8 @@
-"""What is missing where no kubelet runs: pods that become ready, and Ray's dashboard inside them.
+"""A fake kubelet and a fake Ray dashboard, for tests without a node.
 
-The API server, its controllers and KubeRay are the real ones. `FakeRay` writes the status that a kubelet
-would write, and answers the four requests that KubeRay sends to a dashboard, which reach it through the
-API server's service proxy. It notes who ran when, so that a test can say that nothing ran twice.
+The API server, its controllers and KubeRay are real. `FakeRay` writes the status that a kubelet would write, and
+responds to the requests that KubeRay sends to the dashboard, which reach it through the service proxy of the API
+server. It records all runs, so that tests can check that nothing ran twice.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PORT = 8265
 
 @dataclass
 class Run:
-    """One submission: the RayJob's name, and what became of it."""
+    """One submission of a Ray job, and its outcome."""
 
     ray_job: str
     namespace: str
@@ -46,16 +46,16 @@ class Run:
 
 @dataclass
 class FakeRay:
-    """See the module. Runs go on until `finish`, or until `autopilot` ends them."""
+    """The dashboard. A run continues until `finish` is called, or until `autopilot` ends it."""
 
     address: str
     runs: dict[str, Run] = field(default_factory=dict)
     endpoints: dict[Key, str] = field(default_factory=dict)
-    without_workers: set[str] = field(default_factory=set)  # namespaces in which no node is left for a worker
-    autopilot: random.Random | None = None  # ends runs by itself, at random
+    without_workers: set[str] = field(default_factory=set)  # namespaces whose worker pods never become ready
+    autopilot: random.Random | None = None  # ends runs at random
 
     def of(self, job: str) -> list[Run]:
-        """The runs of a DreamBoothJob, in order: its RayJobs are called dbj-<job>-..."""
+        """The runs of a DreamBoothJob, in order. Its RayJobs are named dbj-<job>-..."""
         return [run for run in self.runs.values() if run.ray_job.startswith(f"dbj-{job}-")]
 
     def latest(self, job: str) -> Run | None:
@@ -84,15 +84,15 @@ class FakeRay:
         if run is None:
             return web.json_response({}, status=404)
         if self.autopilot and run.status == "RUNNING" and time.time() - run.started > 2:
-            dice = self.autopilot.random()
-            if dice < 0.4:
+            chance = self.autopilot.random()
+            if chance < 0.4:
                 self.finish(run)
-            elif dice < 0.6:
+            elif chance < 0.6:
                 self.finish(run, "FAILED")
         return web.json_response({"status": run.status, "message": run.message, "submission_id": run.ray_job})
 
     async def _submit(self, request: web.Request) -> web.Response:
-        assert request.headers.get("x-ray-authorization", "").startswith("Bearer "), "Ray would refuse this"
+        assert request.headers.get("x-ray-authorization", "").startswith("Bearer "), "Ray would reject this request"
         body = json.loads(await request.text())
         identity = body["submission_id"]
         assert identity not in self.runs, "KubeRay submitted twice"
@@ -107,8 +107,8 @@ class FakeRay:
         return web.json_response({"stopped": True})
 
 
-async def _play_kubelet(api: Api, ray: FakeRay, stop: threading.Event) -> None:
-    """Make every pod of a job run and be ready; end the runs whose head pod is gone."""
+async def _run_kubelet(api: Api, ray: FakeRay, stop: threading.Event) -> None:
+    """Make all pods of jobs ready, and end the runs whose head pod is gone."""
     while not stop.is_set():
         with contextlib.suppress(ApiError, *CONNECTION_ERRORS):
             pods = await api.request("GET", PODS.path(), query={"labelSelector": JOB_LABEL})
@@ -121,15 +121,15 @@ async def _play_kubelet(api: Api, ray: FakeRay, stop: threading.Event) -> None:
                     continue
                 if not pod.get("status", {}).get("podIP"):
                     await api.merge(PODS, key_of(pod), {"status": _ready(pod, ray.address)}, subresource="status")
-            await _play_endpoints(api, ray, heads)
+            await _update_endpoints(api, ray, heads)
             for run in ray.runs.values():
                 if run.ended is None and not any(cluster.startswith(run.ray_job) for cluster in heads):
                     run.ended = time.time()
         await asyncio.sleep(0.3)
 
 
-async def _play_endpoints(api: Api, ray: FakeRay, heads: dict[str, Json]) -> None:
-    """Put the dashboard behind the head services of clusters that have a head pod."""
+async def _update_endpoints(api: Api, ray: FakeRay, heads: dict[str, Json]) -> None:
+    """Point the head services of clusters that have a head pod to the dashboard."""
     services = await api.request("GET", SERVICES.path(), query={"labelSelector": "ray.io/node-type=head"})
     for service in services["items"]:
         key = key_of(service)
@@ -138,7 +138,7 @@ async def _play_endpoints(api: Api, ray: FakeRay, heads: dict[str, Json]) -> Non
             if ray.endpoints.pop(key, None):
                 await api.delete(ENDPOINTS, key)
         elif ray.endpoints.get(key) != head["metadata"]["name"]:
-            # The server proxies to pods only: an address must name the pod that has it.
+            # The API server proxies only to addresses that refer to a pod.
             target = {"kind": "Pod", "name": head["metadata"]["name"], "namespace": key.namespace}
             ports = [{"name": port["name"], "port": port["port"]} for port in service["spec"]["ports"]]
             subset = {"addresses": [{"ip": ray.address, "targetRef": target}], "ports": ports}
@@ -176,17 +176,17 @@ def _ready(pod: Json, address: str) -> Json:
 
 @contextlib.contextmanager
 def fake_ray(plane: ControlPlane) -> Iterator[FakeRay]:
-    """Serve on an address of its own (198.18.0.0/15 is for benchmarks), which needs the right to add one."""
+    """Serve on a separate address of 198.18.0.0/15 (reserved for benchmarks). Adding the address needs root."""
     ray = FakeRay(f"198.18.{random.randrange(1, 250)}.{random.randrange(1, 250)}")
     add = ["ip", "addr", "add", f"{ray.address}/32", "dev", "lo"]
     if subprocess.run(add, capture_output=True, check=False).returncode:
-        pytest.skip("adding an address to lo needs root: the API server proxies to no loopback address")
+        pytest.skip("adding an address to lo needs root, and the API server does not proxy to loopback addresses")
     stop = threading.Event()
     ready = threading.Event()
     thread = threading.Thread(target=lambda: asyncio.run(_serve(plane, ray, ready, stop)), daemon=True)
     thread.start()
     try:
-        assert ready.wait(20), "the dashboard does not come up"
+        assert ready.wait(20), "the dashboard does not start"
         yield ray
     finally:
         stop.set()
@@ -200,5 +200,5 @@ async def _serve(plane: ControlPlane, ray: FakeRay, ready: threading.Event, stop
     await web.TCPSite(runner, ray.address, PORT).start()
     ready.set()
     async with await Api.connect(str(plane.kubeconfig)) as api:
-        await _play_kubelet(api, ray, stop)
+        await _run_kubelet(api, ray, stop)
     await runner.cleanup()

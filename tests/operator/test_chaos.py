@@ -1,6 +1,6 @@
-"""Everything dies, at random, while jobs run: none is lost, none runs twice, and status tells the truth.
+"""Random failures of all components while jobs run: no job is lost or runs twice, and the status is correct.
 
-`DREAMBOOTH_CHAOS_STEPS`, `DREAMBOOTH_CHAOS_JOBS` make it longer; `DREAMBOOTH_SEED` chooses the dice.
+`DREAMBOOTH_CHAOS_STEPS` and `DREAMBOOTH_CHAOS_JOBS` set the length; `DREAMBOOTH_SEED` repeats a run.
 """
 
 from __future__ import annotations
@@ -20,60 +20,64 @@ JOBS = int(os.environ.get("DREAMBOOTH_CHAOS_JOBS", "12"))
 ENDS = ("Succeeded", "Failed")
 
 
-def test_nothing_is_lost_and_nothing_runs_twice_while_everything_dies(
+def test_no_job_is_lost_or_runs_twice_under_random_failures(
     plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str
 ) -> None:
     seed = int(os.environ.get("DREAMBOOTH_SEED", random.SystemRandom().randrange(2**31)))
-    print(f"again with DREAMBOOTH_SEED={seed}")
-    dice = random.Random(seed)
+    print(f"repeat with DREAMBOOTH_SEED={seed}")
+    rng = random.Random(seed)
     operators = [operator, Operator(plane, "operator-2").start()]
-    jobs = [Job(plane, ray, namespace, f"j{number}", backoffLimit=dice.randint(1, 5)) for number in range(JOBS)]
+    jobs = [Job(plane, ray, namespace, f"j{number}", backoffLimit=rng.randint(1, 5)) for number in range(JOBS)]
     ray.autopilot = random.Random(seed)
     try:
         done: dict[str, int] = {}
         for _ in range(STEPS):
-            name = disturb(plane, dice, operators, jobs)
+            name = disturb(plane, rng, operators, jobs)
             done[name] = done.get(name, 0) + 1
-            time.sleep(dice.uniform(0.1, 1.5))
+            time.sleep(rng.uniform(0.1, 1.5))
         print(done)
         for job in jobs:
             job.patch({"suspend": False})
         for job in jobs:
-            until(f"{job.name} ends", lambda job=job: revive(operators) or job.status.get("phase") in ENDS, 240)
+            until(
+                f"{job.name} finishes",
+                lambda job=job: restart_exited(operators) or job.status.get("phase") in ENDS,
+                240,
+            )
     finally:
         ray.autopilot = None
         operators[1].process.kill()
     for job in jobs:
         check(ray, job)
-    until("nothing is left running", lambda: not plane.get("pods", "-n", namespace)["items"])
-    # The leader may have been the operator that was just killed, with writes left for its successor to make.
-    until("the other operator leads", lambda: revive([operator]) or operator.metric("dreambooth_leader") == 1)
-    until("the operator has nothing left to write", lambda: is_quiet(operator, plane, namespace), 60)
+    until("no pod is left", lambda: not plane.get("pods", "-n", namespace)["items"])
+    # The operator that was just killed may have been the leader, with pending writes for its successor.
+    until("the other operator leads", lambda: restart_exited([operator]) or operator.metric("dreambooth_leader") == 1)
+    until("the operator stops writing", lambda: is_quiet(operator, plane, namespace), 60)
 
 
 def is_quiet(operator: Operator, plane: ControlPlane, namespace: str, seconds: float = 5) -> bool:
-    """Whether the operator writes no event and no job for so many seconds."""
+    """Whether the operator writes neither events nor jobs for this time."""
     before = [operator.metric("dreambooth_events_total"), versions(plane, namespace)]
     time.sleep(seconds)
     return [operator.metric("dreambooth_events_total"), versions(plane, namespace)] == before
 
 
-def revive(operators: list[Operator]) -> None:
-    """Start what ended by itself, as a kubelet would: on a starved machine a leader loses its lease, and leaves."""
+def restart_exited(operators: list[Operator]) -> None:
+    """Restart exited operators, as a kubelet does: on an overloaded machine a leader loses its lease and exits."""
     for operator in operators:
         if operator.process.has_ended:
             operator.process.start()
 
 
-def disturb(plane: ControlPlane, dice: random.Random, operators: list[Operator], jobs: list[Job]) -> str:
-    """Do something nasty; its name."""
-    what = dice.choices(
+def disturb(plane: ControlPlane, rng: random.Random, operators: list[Operator], jobs: list[Job]) -> str:
+    """Cause a random failure and return its name."""
+    what = rng.choices(
         ["operator", "rayjob", "pod", "suspend", "resume", "kuberay", "apiserver"], [6, 2, 2, 3, 3, 1, 1]
     )[0]
-    job = dice.choice(jobs)
+    job = rng.choice(jobs)
     match what:
         case "operator":
-            victim = dice.choice(operators)
+            victim = rng.choice(operators)
             victim.process.kill()
             victim.process.start()
         case "apiserver":
@@ -86,7 +90,7 @@ def disturb(plane: ControlPlane, dice: random.Random, operators: list[Operator],
         case _:
             victims = job.children(f"{what}s")
             if victims:
-                name = dice.choice(victims)["metadata"]["name"]
+                name = rng.choice(victims)["metadata"]["name"]
                 try:
                     plane.kubectl("delete", what, name, "-n", job.namespace, "--wait=false")
                 except ProcessError as error:
@@ -100,14 +104,14 @@ def check(ray: FakeRay, job: Job) -> None:
     assert len(set(names)) == len(names), f"{job.name}: an attempt was submitted twice: {names}"
     for earlier, later in itertools.pairwise(runs):
         assert earlier.ended is not None
-        assert earlier.ended <= later.started, f"{job.name}: {earlier} and {later} ran at once"
+        assert earlier.ended <= later.started, f"{job.name}: {earlier} and {later} ran at the same time"
     assert status["attempts"] >= len(runs)
-    won = [run.status == "SUCCEEDED" for run in runs]
+    succeeded = [run.status == "SUCCEEDED" for run in runs]
     if status["phase"] == "Succeeded":
-        assert won[-1], f"{job.name} says Succeeded; its runs: {runs}"
+        assert succeeded[-1], f"{job.name} is Succeeded, but its runs are {runs}"
     else:
         assert status["failures"] > 0
-        # A success that KubeRay never got to read, because its RayJob or head was deleted, is no success.
+        # A run whose RayJob or head was deleted before KubeRay read its success counts as failed.
         reason = job.condition("Failed")["reason"]
         assert reason == "BackoffLimitExceeded", reason
 

@@ -1,4 +1,4 @@
-"""The CRDs as the API server and its users see them: what is refused, with which sentence, and what reads well."""
+"""The CRDs on the real API server: validation messages, defaults, descriptions and printer columns."""
 
 import copy
 import subprocess
@@ -16,7 +16,7 @@ from dreambooth_operator.machinery.client import Api
 from dreambooth_operator.resources import JOBS, RUNTIMES
 
 ROOT = Path(__file__).resolve().parents[2]
-LEAST = {
+MINIMAL = {
     "apiVersion": "dreambooth.dev/v1alpha1",
     "kind": "DreamBoothJob",
     "metadata": {"name": "my-dog"},
@@ -25,13 +25,13 @@ LEAST = {
         "output": {"uri": "s3://models/dog"},
     },
 }
-REFUSED = {
+INVALID = {
     "an unknown field": ("spec.training.stpes", 5, 'unknown field "spec.training.stpes"'),
     "steps below one": ("spec.training.steps", 0, "should be greater than or equal to 1"),
     "an unknown method": ("spec.training.method", "Lora", 'supported values: "Full", "LoRA"'),
     "two sources of images": ("spec.subject.images.uri", "s3://b/x", "set exactly one of uri, pvc, configMap, secret"),
     "no source of images": ("spec.subject.images", {}, "set exactly one of uri, pvc, configMap, secret"),
-    "images on a laptop": (
+    "local images": (
         "spec.subject.images",
         {"uri": "photos/dog"},
         "for local images, run kubectl create configmap NAME --from-file=FOLDER and set configMap: {name: NAME}",
@@ -45,28 +45,28 @@ REFUSED = {
         "replace auto with, for example, identifier: sks",
     ),
     "a caption without the identifier": ("spec.subject.captions", {"1.png": "a dog"}, "each caption must contain"),
-    "a warm-up longer than the training": (
+    "more warmup steps than steps": (
         "spec.training", {"steps": 10, "warmupSteps": 20}, "decrease warmupSteps or increase steps",
     ),
-    "a checkpoint that is never made": (
+    "no checkpoint": (
         "spec.training", {"steps": 10, "checkpointEverySteps": 20}, "or no checkpoint is saved: decrease it",
     ),
     "thresholds without an evaluation": (
         "spec.evaluation", {"enabled": False, "thresholds": {"dino": 0.6}}, "thresholds require scores",
     ),
     "two outputs": ("spec.output.pvc", {"claimName": "models"}, "set only one of uri and pvc"),
-    "an output on a laptop": ("spec.output.uri", "out/dog", "for a volume, set pvc: {claimName: ...}"),
-    "elastic bounds swapped": (
+    "a local output": ("spec.output.uri", "out/dog", "for a volume, set pvc: {claimName: ...}"),
+    "maxWorkers less than minWorkers": (
         "spec.cluster.elastic", {"minWorkers": 4, "maxWorkers": 2}, "maxWorkers must not be less than minWorkers",
     ),
-    "a name that is no label": ("metadata.name", "my.dog", "letters, digits and hyphens, for example my-dog"),
+    "a name that is not a label": ("metadata.name", "my.dog", "letters, digits and hyphens, for example my-dog"),
     "a control character in a prompt": ("spec.priorPreservation.classPrompt", "a\ndog", "should match"),
     "no class": ("spec.subject", {"images": {"uri": "s3://b/x"}}, "spec.subject.class: Required value"),
 }  # fmt: skip
 
 
 def with_value(path: str, value: object) -> dict[str, Any]:
-    job = copy.deepcopy(LEAST)
+    job = copy.deepcopy(MINIMAL)
     *parents, last = path.split(".")
     node: Any = job
     for part in parents:
@@ -75,21 +75,21 @@ def with_value(path: str, value: object) -> dict[str, Any]:
     return job
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_a_bad_job_is_refused_with_a_sentence(plane: ControlPlane, case: str) -> None:
-    path, value, sentence = REFUSED[case]
-    with pytest.raises(ProcessError) as refusal:
+@pytest.mark.parametrize("case", INVALID)
+def test_invalid_job_is_rejected_with_a_message(plane: ControlPlane, case: str) -> None:
+    path, value, message = INVALID[case]
+    with pytest.raises(ProcessError) as rejection:
         plane.kubectl("create", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(with_value(path, value)))
-    assert sentence in str(refusal.value)
+    assert message in str(rejection.value)
 
 
-def test_ten_lines_are_enough_and_the_server_fills_in_the_rest(plane: ControlPlane, namespace: str) -> None:
-    plane.kubectl("create", "-n", namespace, "-f", "-", stdin=yaml.safe_dump(LEAST))
+def test_minimal_job_gets_defaults(plane: ControlPlane, namespace: str) -> None:
+    plane.kubectl("create", "-n", namespace, "-f", "-", stdin=yaml.safe_dump(MINIMAL))
     spec = plane.get("dreamboothjob", "my-dog", "-n", namespace)["spec"]
     assert spec["training"]["method"] == "Full"
     assert spec["runPolicy"]["backoffLimit"] == 3
     assert "elastic" not in spec["cluster"]
-    assert "steps" not in spec["training"], "what depends on the base model stays open"
+    assert "steps" not in spec["training"], "defaults of the base model are not stored"
 
 
 SUBJECT = {"images": {"uri": "s3://b/dog"}, "class": "dog"}
@@ -123,7 +123,7 @@ SAME_RUNTIMES: list[dict[str, Any]] = [
 
 
 async def stored(api: Api, kind: str, spec: dict[str, Any]) -> dict[str, Any]:
-    """The spec as the API server keeps it, with its defaults."""
+    """The spec as stored by the API server, with defaults."""
     resource = JOBS if kind == "DreamBoothJob" else RUNTIMES
     obj = {"apiVersion": "dreambooth.dev/v1alpha1", "kind": kind, "metadata": {"name": "same"}, "spec": spec}
     path = resource.path("default" if resource is JOBS else "")
@@ -131,32 +131,32 @@ async def stored(api: Api, kind: str, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("part", SAME_JOBS, ids=str)
-async def test_the_server_and_python_fill_in_the_same_for_a_job(api: Api, part: dict[str, Any]) -> None:
+async def test_server_and_python_apply_the_same_defaults_to_a_job(api: Api, part: dict[str, Any]) -> None:
     spec = {"subject": SUBJECT, **part}
-    kept = await stored(api, "DreamBoothJob", spec)
-    assert JobSpec.model_validate(kept) == JobSpec.model_validate(spec)
-    assert kept == await stored(api, "DreamBoothJob", kept)
+    stored_spec = await stored(api, "DreamBoothJob", spec)
+    assert JobSpec.model_validate(stored_spec) == JobSpec.model_validate(spec)
+    assert stored_spec == await stored(api, "DreamBoothJob", stored_spec)
 
 
 @pytest.mark.parametrize("part", SAME_RUNTIMES, ids=str)
-async def test_the_server_and_python_fill_in_the_same_for_a_runtime(api: Api, part: dict[str, Any]) -> None:
+async def test_server_and_python_apply_the_same_defaults_to_a_runtime(api: Api, part: dict[str, Any]) -> None:
     spec = {"image": "trainer:1", **part}
-    kept = await stored(api, "DreamBoothRuntime", spec)
+    stored_spec = await stored(api, "DreamBoothRuntime", spec)
     ours = RuntimeSpec.model_validate(spec)
-    assert RuntimeSpec.model_validate(kept) == ours
-    # What nobody reads through the model (columns, other clients) has the same values as well.
-    assert kept["pods"]["worker"] == ours.pods.worker.model_dump(by_alias=True)
-    assert kept["pods"]["head"] == ours.pods.head.model_dump(by_alias=True)
+    assert RuntimeSpec.model_validate(stored_spec) == ours
+    # Printer columns and other clients read the stored values, not the model.
+    assert stored_spec["pods"]["worker"] == ours.pods.worker.model_dump(by_alias=True)
+    assert stored_spec["pods"]["head"] == ours.pods.head.model_dump(by_alias=True)
 
 
-def test_a_worker_has_a_gpu_unless_the_runtime_writes_none() -> None:
+def test_worker_has_one_gpu_by_default() -> None:
     assert RuntimeSpec.model_validate({"image": "i", "pods": {"worker": {"cpu": "8"}}}).pods.worker.gpu == 1
     assert RuntimeSpec.model_validate({"image": "i", "pods": {"worker": {"gpu": 0}}}).pods.worker.gpu == 0
     assert RuntimeSpec.model_validate({"image": "i", "pods": {"head": {"cpu": "1"}}}).pods.head.gpu == 0
 
 
-def test_a_started_job_takes_a_new_run_policy_and_nothing_else(plane: ControlPlane, namespace: str) -> None:
-    plane.kubectl("create", "-n", namespace, "-f", "-", stdin=yaml.safe_dump(LEAST))
+def test_only_the_run_policy_of_a_started_job_can_change(plane: ControlPlane, namespace: str) -> None:
+    plane.kubectl("create", "-n", namespace, "-f", "-", stdin=yaml.safe_dump(MINIMAL))
     change = ("patch", "dbj", "my-dog", "-n", namespace, "--type=merge", "-p")
     plane.kubectl(*change, '{"spec": {"training": {"steps": 7}}}')
     plane.kubectl(*change, '{"status": {"attempts": 1}}', "--subresource=status")
@@ -166,23 +166,23 @@ def test_a_started_job_takes_a_new_run_policy_and_nothing_else(plane: ControlPla
             plane.kubectl(*change, f'{{"spec": {spec}}}')
 
 
-def test_a_job_does_not_write_its_own_status(plane: ControlPlane, namespace: str) -> None:
-    job = {**LEAST, "status": {"phase": "Succeeded"}}
+def test_status_of_a_created_job_is_ignored(plane: ControlPlane, namespace: str) -> None:
+    job = {**MINIMAL, "status": {"phase": "Succeeded"}}
     plane.kubectl("create", "-n", namespace, "-f", "-", stdin=yaml.safe_dump(job))
     assert "status" not in plane.get("dbj", "my-dog", "-n", namespace)
 
 
-def test_every_field_is_explained(plane: ControlPlane) -> None:
+def test_every_field_has_a_description(plane: ControlPlane) -> None:
     text = plane.kubectl("explain", "dbj.spec.training")
     assert "Number of optimizer steps. Defaults to 1000, as in the paper" in text
     assert "enum: Full, LoRA" in text
     for crd in ("dreamboothjobs.dreambooth.dev", "dreamboothruntimes.dreambooth.dev"):
         schema = plane.get("crd", crd)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-        assert list(_unexplained(schema["properties"]["spec"], "spec")) == []
+        assert list(_undescribed(schema["properties"]["spec"], "spec")) == []
 
 
 def test_columns_show_the_progress_of_a_job(plane: ControlPlane, namespace: str) -> None:
-    plane.kubectl("create", "-n", namespace, "-f", "-", stdin=yaml.safe_dump(LEAST))
+    plane.kubectl("create", "-n", namespace, "-f", "-", stdin=yaml.safe_dump(MINIMAL))
     status = (
         '{"status": {"phase": "Running", "message": "The trainer is training the model.",'
         ' "training": {"progress": "120/1000", "loss": 0.0423, "eta": "5m"},'
@@ -197,7 +197,7 @@ def test_columns_show_the_progress_of_a_job(plane: ControlPlane, namespace: str)
     assert wide[-4:] == ["ATTEMPTS", "RAYJOB", "OUTPUT", "MESSAGE"]
 
 
-def test_generated_files_are_as_generated(tmp_path: Path) -> None:
+def test_generated_files_are_up_to_date(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dreambooth_operator.crd", "--root", str(tmp_path)]
     subprocess.run(command, check=True)
     assert subprocess.run([*command[:3], "--check", "--root", str(ROOT)], check=False).returncode == 0
@@ -206,8 +206,8 @@ def test_generated_files_are_as_generated(tmp_path: Path) -> None:
     assert subprocess.run([*command, "--check"], check=False).returncode == 1
 
 
-def _unexplained(node: dict[str, Any], path: str) -> Any:
+def _undescribed(node: dict[str, Any], path: str) -> Any:
     if not node.get("description"):
         yield path
     for name, child in node.get("properties", {}).items():
-        yield from _unexplained(child, f"{path}.{name}")
+        yield from _undescribed(child, f"{path}.{name}")

@@ -1,4 +1,4 @@
-"""Thousands of broken jobs: each is refused by a sentence, or what is made of it is taken by the API server."""
+"""Random mutations of jobs: each is rejected with a message, or the API server accepts its children."""
 
 from __future__ import annotations
 
@@ -25,71 +25,71 @@ JUNK: list[Any] = [
 ]  # fmt: skip
 
 
-def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The paths of everything inside a document."""
+def paths_in(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The paths of all values in a document."""
     found = [path] if path else []
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, child in items:
-        found += places(child, (*path, key))
+        found += paths_in(child, (*path, key))
     return found
 
 
-def mutate(job: dict[str, Any], dice: random.Random) -> dict[str, Any]:
-    """A copy with one to three things wrong."""
+def mutate(job: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """A copy with one to three mutations."""
     job = copy.deepcopy(job)
-    for _ in range(dice.choice([1, 1, 2, 3])):
-        path = dice.choice([p for p in places(job) if p[0] == "spec"] or [("spec",)])
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        path = rng.choice([p for p in paths_in(job) if p[0] == "spec"] or [("spec",)])
         node: Any = job
         for key in path[:-1]:
             node = node[key]
         last = path[-1]
-        match dice.randrange(4):
+        match rng.randrange(4):
             case 0:
-                node[last] = copy.deepcopy(dice.choice(JUNK))
+                node[last] = copy.deepcopy(rng.choice(JUNK))
             case 1 if isinstance(node, dict):
-                node[f"{last}{dice.choice(['x', 's', '_'])}"] = node.pop(last)
+                node[f"{last}{rng.choice(['x', 's', '_'])}"] = node.pop(last)
             case 2:
                 del node[last]
             case _:
                 if isinstance(node[last], dict):
-                    node[last][dice.choice(["uri", "pvc", "steps", "name", "class", "count"])] = dice.choice(JUNK)
+                    node[last][rng.choice(["uri", "pvc", "steps", "name", "class", "count"])] = rng.choice(JUNK)
                 else:
                     node[last] = [node[last]]
-        if not places(job.get("spec") or {}):
+        if not paths_in(job.get("spec") or {}):
             break
     return job
 
 
-async def test_every_broken_job_is_refused_by_a_sentence_or_comes_to_something(api: Api, namespace: str) -> None:
+async def test_every_mutated_job_is_rejected_with_a_message_or_starts(api: Api, namespace: str) -> None:
     seed = int(os.environ.get("DREAMBOOTH_SEED", random.SystemRandom().randrange(2**31)))
     count = int(os.environ.get("DREAMBOOTH_MUTATIONS", "500"))
-    print(f"again with DREAMBOOTH_SEED={seed}")
-    dice = random.Random(seed)
+    print(f"repeat with DREAMBOOTH_SEED={seed}")
+    rng = random.Random(seed)
     documents = [yaml.safe_load(path.read_text()) for path in (ROOT / "manifests" / "samples").glob("*.yaml")]
     samples = [document for document in documents if document["kind"] == "DreamBoothJob"]
-    outcome = {"refused": 0, "rejected": 0, "started": 0}
+    outcome = {"invalid": 0, "rejected": 0, "started": 0}
     for _ in range(count):
-        broken = mutate(dice.choice(samples), dice)
-        broken["metadata"] = {"name": "broken", "namespace": namespace}
+        mutated = mutate(rng.choice(samples), rng)
+        mutated["metadata"] = {"name": "mutated", "namespace": namespace}
         try:
-            taken = await dry_run(api, f"/apis/dreambooth.dev/v1alpha1/namespaces/{namespace}/dreamboothjobs", broken)
+            taken = await dry_run(api, f"/apis/dreambooth.dev/v1alpha1/namespaces/{namespace}/dreamboothjobs", mutated)
         except ApiError as error:
-            assert error.status in (400, 422), f"{error} for {broken}"
-            assert len(error.message.split()) > 4, f"{error} for {broken}"
-            outcome["refused"] += 1
+            assert error.status in (400, 422), f"{error} for {mutated}"
+            assert len(error.message.split()) > 4, f"{error} for {mutated}"
+            outcome["invalid"] += 1
             continue
         taken["metadata"]["resourceVersion"] = "1"
-        outcome[await come_to_something(api, read_job(taken))] += 1
+        outcome[await reconcile_once(api, read_job(taken))] += 1
     print(outcome)
-    assert outcome["refused"] > 0 < outcome["started"], "the mutations are one-sided"
+    assert outcome["invalid"] > 0 < outcome["started"], "the mutations have only one outcome"
 
 
-async def come_to_something(api: Api, job: Job) -> str:
-    """The job is rejected with a sentence, or its children are taken by the API server."""
+async def reconcile_once(api: Api, job: Job) -> str:
+    """The outcome: the job is rejected with a message, or the API server accepts its children."""
     found = resolve(job, RUNTIME, ["default"])
     world = World(job)
     world.reconcile()
-    world.reconcile()  # the first may only have put the finalizer on
+    world.reconcile()  # the first one may only have added the finalizer
     if isinstance(found, ResolutionError):
         assert world.status.phase == "Rejected"
         assert len(found.message.split()) > 4
@@ -97,7 +97,7 @@ async def come_to_something(api: Api, job: Job) -> str:
     assert isinstance(found, ResolvedJob)
     assert world.status.attempts == (0 if job.spec and job.spec.run_policy.suspend else 1)
     children = attempt_children(job, 1, found, SETTINGS)
-    assert children == attempt_children(job, 1, found, SETTINGS), "a builder changed what it was given"
+    assert children == attempt_children(job, 1, found, SETTINGS), "a builder changed its arguments"
     for resource, obj in children:
         await dry_run(api, resource.path(job.key.namespace), Create(resource, obj).obj)
     return "started"

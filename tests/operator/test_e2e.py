@@ -1,4 +1,4 @@
-"""Jobs of all kinds through all ends: the real API server, the real KubeRay, the operator as a process."""
+"""Jobs from start to end, with the real API server, the real KubeRay and the operator as a process."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Job:
             raise
 
     def runs(self, count: int = 1) -> Run:
-        """Wait for the run of so many attempts, and return the latest."""
+        """Wait for this number of runs, and return the last one."""
         until(f"{self.name} runs {count} times", lambda: len(self.ray.of(self.name)) >= count, 90)
         self.reaches("Running")
         run = self.ray.latest(self.name)
@@ -59,16 +59,18 @@ class Job:
         self.plane.kubectl("patch", "dbj", self.name, "-n", self.namespace, "--type=merge", "-p", patch)
 
     def events(self) -> list[str]:
-        chosen = f"involvedObject.name={self.name}"
+        selector = f"involvedObject.name={self.name}"
         return [
-            e["reason"] for e in self.plane.get("events", "-n", self.namespace, f"--field-selector={chosen}")["items"]
+            e["reason"] for e in self.plane.get("events", "-n", self.namespace, f"--field-selector={selector}")["items"]
         ]
 
     def children(self, kind: str) -> list[dict[str, Any]]:
         return self.plane.get(kind, "-n", self.namespace, "-l", f"dreambooth.dev/job={self.name}")["items"]
 
 
-def test_a_job_runs_reports_and_succeeds(plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str) -> None:
+def test_job_reports_progress_and_succeeds(
+    plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str
+) -> None:
     job = Job(plane, ray, namespace, "good")
     run = job.runs()
     assert run.entrypoint == 'python -m dreambooth_trainer run /etc/dreambooth/job.yaml --out "$DREAMBOOTH_OUT"'
@@ -102,10 +104,10 @@ def test_a_job_runs_reports_and_succeeds(plane: ControlPlane, ray: FakeRay, oper
     assert {c["type"]: c["status"] for c in status["conditions"]} == dict.fromkeys(
         ("Accepted", "ClusterReady", "ClassImagesReady", "Trained", "Evaluated", "Published", "Succeeded"), "True"
     )
-    assert sorted(job.events()) == ["AttemptStarted", "Running", "Succeeded"], "each told once"
+    assert sorted(job.events()) == ["AttemptStarted", "Running", "Succeeded"], "each event is recorded once"
 
 
-def test_the_last_report_counts_also_after_the_end(
+def test_last_report_counts_after_the_end(
     plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str
 ) -> None:
     job = Job(plane, ray, namespace, "delayed")
@@ -125,16 +127,16 @@ def test_the_last_report_counts_also_after_the_end(
         "output": {"uri": "s3://models/dog/model", "digest": "sha256:abc"},
     }
     answer = report(plane, operator, job, last, token=token)
-    if answer[0] == 401:  # KubeRay was faster: the pod is gone, and its token with it
+    if answer[0] == 401:  # KubeRay has already deleted the pod, which invalidates its token
         answer = report(plane, operator, job, last, token=unbound_token(plane, job))
     assert answer == (202, "written")
-    until("what was reported is claimed", lambda: job.condition("Published").get("status") == "True")
+    until("the conditions reflect the report", lambda: job.condition("Published").get("status") == "True")
     assert job.condition("Evaluated")["status"] == "True"
     assert job.condition("Succeeded")["message"] == "The model was published to s3://models/dog/model."
     assert job.status["scores"] == {"dino": "0.712"}
 
 
-def test_a_failure_that_arrives_late_stops_the_next_attempt(
+def test_failure_that_is_reported_late_replaces_the_assumed_one(
     plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str
 ) -> None:
     job = Job(plane, ray, namespace, "explained", backoffLimit=0)
@@ -144,13 +146,13 @@ def test_a_failure_that_arrives_late_stops_the_next_attempt(
     failure = {"reason": "RayTaskError(OutOfMemoryError)", "message": "\x1b[31m32 GiB\x1b[0m", "retryable": False}
     answer = report(plane, operator, job, {"failure": failure}, token=unbound_token(plane, job))
     assert answer == (202, "written")
-    until("the cause is told", lambda: job.condition("Failed")["reason"] == "OutOfMemoryError")
+    until("the cause is in the conditions", lambda: job.condition("Failed")["reason"] == "OutOfMemoryError")
     assert job.condition("Failed")["message"] == job.status["lastFailure"]["message"] == "32 GiB"
     stale = report(plane, operator, job, {"step": 1}, attempt=7, token=unbound_token(plane, job))
     assert stale[0] == 409
 
 
-def test_values_of_a_report_that_the_schema_could_refuse_are_left_out(
+def test_invalid_values_of_a_report_are_ignored(
     plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str
 ) -> None:
     job = Job(plane, ray, namespace, "odd")
@@ -172,7 +174,7 @@ def test_values_of_a_report_that_the_schema_could_refuse_are_left_out(
     assert job.status["report"]["failure"]["reason"] == "CD"
 
 
-def test_a_report_needs_the_token_of_the_job_that_it_is_about(
+def test_report_needs_the_token_of_its_job(
     plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str
 ) -> None:
     job, other = Job(plane, ray, namespace, "mine"), Job(plane, ray, namespace, "theirs")
@@ -188,20 +190,20 @@ def test_a_report_needs_the_token_of_the_job_that_it_is_about(
     assert "loss" not in job.status["training"]
 
 
-def test_a_user_error_is_not_tried_again(plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str) -> None:
+def test_user_error_is_not_retried(plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str) -> None:
     job = Job(plane, ray, namespace, "wrong")
     run = job.runs()
-    refused = {"reason": "BadImages", "message": "images/1.png: no image; write a PNG or JPEG", "retryable": False}
-    report(plane, operator, job, {"phase": "prepare", "failure": refused})
+    failure = {"reason": "BadImages", "message": "images/1.png: is not an image; use a PNG or JPEG", "retryable": False}
+    report(plane, operator, job, {"phase": "prepare", "failure": failure})
     ray.finish(run, "FAILED", exit_code=2)
     job.reaches("Failed")
-    assert job.condition("Failed")["message"] == job.status["message"] == refused["message"]
-    assert refused["message"] in plane.kubectl("get", "dbj", "wrong", "-n", namespace)
+    assert job.condition("Failed")["message"] == job.status["message"] == failure["message"]
+    assert failure["message"] in plane.kubectl("get", "dbj", "wrong", "-n", namespace)
     assert len(ray.of("wrong")) == 1
-    assert "no image; write a PNG or JPEG" in plane.kubectl("describe", "dbj", "wrong", "-n", namespace)
+    assert "is not an image; use a PNG or JPEG" in plane.kubectl("describe", "dbj", "wrong", "-n", namespace)
 
 
-def test_a_job_is_tried_again_up_to_its_limit(
+def test_job_is_retried_up_to_its_backoff_limit(
     plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str
 ) -> None:
     job = Job(plane, ray, namespace, "unlucky", backoffLimit=1)
@@ -213,28 +215,26 @@ def test_a_job_is_tried_again_up_to_its_limit(
     assert "exit code 1" in job.condition("Failed")["message"]
 
 
-def test_a_deadline_ends_a_job(plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str) -> None:
+def test_deadline_fails_a_job(plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str) -> None:
     job = Job(plane, ray, namespace, "slow", activeDeadlineSeconds=8)
     job.reaches("Failed")
     assert job.condition("Failed")["reason"] == "DeadlineExceeded"
     until("its pods are gone", lambda: not job.children("pods"))
 
 
-def test_a_job_is_suspended_and_resumed(plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str) -> None:
+def test_job_is_suspended_and_resumed(plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str) -> None:
     job = Job(plane, ray, namespace, "patient")
     job.runs(1)
     job.patch({"suspend": True})
     job.reaches("Suspended")
-    assert not job.children("pods"), "Suspended means that nothing is held any more"
+    assert not job.children("pods"), "a suspended job has no pods"
     job.patch({"suspend": False})
     ray.finish(job.runs(2))
     job.reaches("Succeeded")
     assert job.status["failures"] == 0
 
 
-def test_a_job_that_is_deleted_leaves_nothing(
-    plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str
-) -> None:
+def test_deleted_job_leaves_no_children(plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str) -> None:
     job = Job(plane, ray, namespace, "unwanted")
     job.runs()
     plane.kubectl("delete", "dbj", "unwanted", "-n", namespace)
@@ -242,15 +242,13 @@ def test_a_job_that_is_deleted_leaves_nothing(
         until(f"no {kind}", lambda kind=kind: not job.children(kind))
 
 
-def test_erasure_comes_between_a_deletion_and_the_end(
-    plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str
-) -> None:
+def test_data_is_deleted_before_the_job(plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str) -> None:
     job = Job(plane, ray, namespace, "secret", erase=True)
     job.runs()
     plane.kubectl("delete", "dbj", "secret", "-n", namespace, "--wait=false")
-    until("a pod erases", lambda: job.children("jobs"))
+    until("the erase job exists", lambda: job.children("jobs"))
     assert job.status["phase"] == "Erasing"
-    assert not job.children("pods"), "the trainer is gone first"
+    assert not job.children("pods"), "the trainer is deleted first"
     erase = job.children("jobs")[0]
     command = erase["spec"]["template"]["spec"]["containers"][0]["command"]
     assert command[:4] == ["python", "-m", "dreambooth_trainer", "erase"]
@@ -268,7 +266,7 @@ def test_erasure_comes_between_a_deletion_and_the_end(
     assert "Erased" in job.events()
 
 
-def test_a_lost_ray_job_or_head_is_a_failed_attempt(
+def test_lost_ray_job_or_head_pod_is_a_failed_attempt(
     plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str
 ) -> None:
     job = Job(plane, ray, namespace, "unguarded")
@@ -276,7 +274,7 @@ def test_a_lost_ray_job_or_head_is_a_failed_attempt(
     plane.kubectl("delete", "rayjob", job.status["rayJobName"], "-n", namespace)
     job.runs(2)
     assert job.status["lastFailure"]["reason"] == "RayJobDeleted"
-    until("its head is known", lambda: job.status.get("headPod"))
+    until("its head pod is recorded", lambda: job.status.get("headPod"))
     plane.kubectl("delete", "pod", job.status["headPod"], "-n", namespace)
     run = job.runs(3)
     assert job.status["lastFailure"]["reason"] == "HeadLost"
@@ -294,7 +292,7 @@ def report(
     token: str | None = None,
     attempt: int | None = None,
 ) -> tuple[int, str]:
-    """POST a report as the trainer in the head pod would; the answer's status and sentence."""
+    """POST a report as the trainer in the head pod does. Returns the status code and the message."""
     token = token or token_of(plane, job)
     path = f"/v1/jobs/{job.namespace}/{job.name}/attempts/{attempt or job.status['attempts']}"
     request = urllib.request.Request(
@@ -310,7 +308,7 @@ def report(
 
 
 def token_of(plane: ControlPlane, job: Job, audience: str = "dreambooth-progress") -> str:
-    """The token that the head pod's projected volume would hold."""
+    """The token in the head pod's projected volume."""
     pods = [p for p in job.children("pods") if p["metadata"]["labels"]["ray.io/node-type"] == "head"]
     if not pods:
         return "none"
@@ -323,6 +321,6 @@ def token_of(plane: ControlPlane, job: Job, audience: str = "dreambooth-progress
 
 
 def unbound_token(plane: ControlPlane, job: Job, audience: str = "dreambooth-progress") -> str:
-    """A token of the job's service account that no pod takes along when it goes."""
+    """A token of the job's service account that is not bound to a pod."""
     account = job.children("serviceaccounts")[0]["metadata"]["name"]
     return plane.kubectl("create", "token", account, "-n", job.namespace, f"--audience={audience}").strip()

@@ -1,4 +1,4 @@
-"""One object that is nested without end costs only its deep part."""
+"""Parsing of deeply nested JSON: only the part beyond the limit is lost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VALUES = st.recursive(
 
 
 def nested(levels: int, inside: str = "1", bracket: str = '{"a":') -> str:
-    """JSON text of so many objects or lists in each other."""
+    """JSON text with this many levels of objects or lists."""
     return bracket * levels + inside + ("}" if "{" in bracket else "]") * levels
 
 
@@ -33,14 +33,14 @@ def depth_of(value: Any) -> int:
 
 
 @given(VALUES)
-async def test_what_is_not_deep_is_read_as_it_is(value: Any) -> None:
+async def test_shallow_values_are_unchanged(value: Any) -> None:
     text = json.dumps(value, ensure_ascii=False).encode()
     assert prune(text) == text
     assert await parse_json(text) == value
 
 
 @given(before=VALUES, inside=VALUES, after=VALUES, bracket=st.sampled_from(['{"a":', "[", '{"]}\\"":']))
-async def test_only_the_deep_part_is_lost(before: Any, inside: Any, after: Any, bracket: str) -> None:
+async def test_only_the_part_beyond_the_limit_is_lost(before: Any, inside: Any, after: Any, bracket: str) -> None:
     deep = nested(1500, json.dumps(inside), bracket)
     text = f'{{"items": [{json.dumps(before)}, {{"x": {deep}, "y": 1}}, {deep}, {json.dumps(after)}]}}'
     first, bad, other, last = (await parse_json(text.encode()))["items"]
@@ -51,14 +51,14 @@ async def test_only_the_deep_part_is_lost(before: Any, inside: Any, after: Any, 
 
 @pytest.mark.parametrize("levels", [99, 100, 101, 200, 201, 1500, 9_999, 200_000])
 @pytest.mark.parametrize("bracket", ["[", '{"a":'])
-async def test_any_depth_is_read(levels: int, bracket: str) -> None:
+async def test_any_depth_can_be_parsed(levels: int, bracket: str) -> None:
     read = await parse_json(nested(levels, bracket=bracket).encode())
-    assert depth_of(read) == (levels if levels <= 200 else MAX_DEPTH), "the parser's own limit is 200"
+    assert depth_of(read) == (levels if levels <= 200 else MAX_DEPTH), "the limit of the parser is 200"
     json.dumps(read)
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"]", b"[}", b'{"a"', b"nonsense", b'"\xff"', b"[" * 300, b"]" * 300])
-async def test_what_is_no_json_is_an_error_of_the_server(text: bytes) -> None:
+async def test_invalid_json_is_an_error_of_the_server(text: bytes) -> None:
     with pytest.raises(ApiError, match="is not JSON") as error:
         await parsed(text)
     assert error.value.is_transient

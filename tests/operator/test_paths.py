@@ -1,4 +1,4 @@
-"""No name reaches another object than its own: paths, and the endpoint against the real API server."""
+"""Names never address another object: URL paths, and the status server against the real API server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from devcluster import ControlPlane
-from test_crd import LEAST
+from test_crd import MINIMAL
 
 from dreambooth_operator.controller.names import base_name
 from dreambooth_operator.controller.observed import read_job
@@ -24,17 +24,17 @@ from dreambooth_operator.resources import JOBS
 from dreambooth_operator.statusserver.auth import TokenChecker
 from dreambooth_operator.statusserver.server import StatusServer
 
-NO_SEGMENT = (".", "..", "a/b", "../x", "/", "a\nb", "a\rb", "a\x00", "\x7f", "%2F", "a%2e%2eb")
+INVALID_SEGMENTS = (".", "..", "a/b", "../x", "/", "a\nb", "a\rb", "a\x00", "\x7f", "%2F", "a%2e%2eb")
 
 
-@pytest.mark.parametrize("bad", NO_SEGMENT)
-def test_a_path_takes_no_segment_that_leads_elsewhere(bad: str) -> None:
+@pytest.mark.parametrize("bad", INVALID_SEGMENTS)
+def test_invalid_path_segments_are_rejected(bad: str) -> None:
     for parts in ((bad, "x"), ("x", bad), ("x", "y", bad)):
         with pytest.raises(ValueError, match="not a valid URL path segment"):
             JOBS.path(*parts)
 
 
-def test_a_path_quotes_what_has_a_meaning_in_a_url() -> None:
+def test_path_segments_are_quoted() -> None:
     assert (
         JOBS.path("a b", "c?d#e", "é")
         == "/apis/dreambooth.dev/v1alpha1/namespaces/a%20b/dreamboothjobs/c%3Fd%23e/%C3%A9"
@@ -44,7 +44,7 @@ def test_a_path_quotes_what_has_a_meaning_in_a_url() -> None:
 
 
 @pytest.mark.parametrize("suffix", ["?", "?x=1", "#", "#x", "/", "/.", "/../c", "\n", "%3F"])
-async def test_a_name_is_never_read_as_another_ones(api: Api, namespace: str, suffix: str) -> None:
+async def test_name_never_addresses_another_object(api: Api, namespace: str, suffix: str) -> None:
     await api.apply(
         CONFIG_MAPS, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta(namespace, "c")}, manager="t"
     )
@@ -58,7 +58,7 @@ async def test_a_name_is_never_read_as_another_ones(api: Api, namespace: str, su
     assert "data" not in await api.get(CONFIG_MAPS, Key(namespace, "c"))
 
 
-async def test_an_empty_name_is_not_the_whole_collection(api: Api, namespace: str) -> None:
+async def test_empty_name_does_not_address_the_collection(api: Api, namespace: str) -> None:
     await api.apply(
         CONFIG_MAPS, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta(namespace, "c")}, manager="t"
     )
@@ -68,7 +68,7 @@ async def test_an_empty_name_is_not_the_whole_collection(api: Api, namespace: st
     assert await api.get(CONFIG_MAPS, Key(namespace, "c"))
 
 
-async def test_an_object_of_another_kind_is_not_taken_for_the_one_asked_for(api: Api, namespace: str) -> None:
+async def test_object_of_another_kind_is_an_error(api: Api, namespace: str) -> None:
     await api.apply(
         CONFIG_MAPS, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta(namespace, "c")}, manager="t"
     )
@@ -85,22 +85,22 @@ async def port(api: Api) -> AsyncIterator[int]:
 
 
 def post(port: int, path: str, token: str = "") -> int:
-    """POST a report to a path that no client library has normalized; the status of the answer."""
+    """POST a report to a path that no client library normalizes. Returns the status code."""
     body = b'{"phase": "Train", "step": 666}'
     head = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", "Connection: close"]
     if token:
         head.append(f"Authorization: Bearer {token}")
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
         connection.sendall("\r\n".join([*head, "", ""]).encode() + body)
-        answer = b""
+        response = b""
         while chunk := connection.recv(65536):
-            answer += chunk
-    return int(answer.split()[1])
+            response += chunk
+    return int(response.split()[1])
 
 
 def started_job(plane: ControlPlane, namespace: str) -> dict[str, Any]:
     """A job in its first attempt."""
-    plane.kubectl("create", "-n", namespace, "-f", "-", stdin=yaml.safe_dump(LEAST))
+    plane.kubectl("create", "-n", namespace, "-f", "-", stdin=yaml.safe_dump(MINIMAL))
     patch = '{"status": {"phase": "Running", "attempts": 1}}'
     plane.kubectl("patch", "dbj", "my-dog", "-n", namespace, "--subresource=status", "--type=merge", "-p", patch)
     return plane.get("dbj", "my-dog", "-n", namespace)
@@ -116,7 +116,7 @@ ATTACKS = (
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-async def test_nobody_reports_for_a_job_of_another_namespace(
+async def test_report_for_a_job_of_another_namespace_is_rejected(
     plane: ControlPlane, namespace: str, port: int, attack: str
 ) -> None:
     victim = started_job(plane, namespace)
@@ -137,9 +137,9 @@ BAD_NAMES = (
 
 
 @pytest.mark.parametrize("bad", BAD_NAMES)
-async def test_a_name_that_is_no_label_is_refused_before_anybody_is_asked(port: int, bad: str) -> None:
+async def test_invalid_names_are_rejected_before_authentication(port: int, bad: str) -> None:
     for path in (f"/v1/jobs/{bad}/dog/attempts/1", f"/v1/jobs/team/{bad}/attempts/1"):
-        # 401 would mean that the token is looked at.
+        # 401 would mean that the token is reviewed.
         assert await asyncio.to_thread(post, port, path) == 404, path
     for attempt in ("-1", "1e1", "1%2F2", "1234567", ""):
         assert await asyncio.to_thread(post, port, f"/v1/jobs/team/dog/attempts/{attempt}") == 404, attempt

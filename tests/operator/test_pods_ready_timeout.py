@@ -1,4 +1,4 @@
-"""Pods that do not come: a job gives back those that did, and gets all of them later."""
+"""Pods that do not become ready in time: the job deletes its pods and retries, on the real API server."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from test_e2e import Job
 
 
 @pytest.fixture
-def hasty(plane: ControlPlane, ray: FakeRay) -> Iterator[None]:
+def impatient_operator(plane: ControlPlane, ray: FakeRay) -> Iterator[None]:
     plane.apply(RUNTIME)
-    operator = Operator(plane, "hasty", "--pods-ready-seconds=5").start()
+    operator = Operator(plane, "impatient", "--pods-ready-seconds=5").start()
     yield
     operator.process.kill()
 
 
-def test_a_job_without_all_its_pods_makes_room_and_tries_again(
-    plane: ControlPlane, ray: FakeRay, hasty: None, namespace: str
+def test_job_whose_pods_are_not_ready_in_time_deletes_them_and_retries(
+    plane: ControlPlane, ray: FakeRay, impatient_operator: None, namespace: str
 ) -> None:
     ray.without_workers.add(namespace)
     job = Job(plane, ray, namespace, "crowded", backoffLimit=0)
@@ -28,9 +28,9 @@ def test_a_job_without_all_its_pods_makes_room_and_tries_again(
     failure = job.status["lastFailure"]
     assert failure["reason"] == "PodsNotReady"
     assert "Head ready, 0 of 1 workers ready." in failure["message"]
-    assert not ray.of("crowded"), "nothing was run"
+    assert not ray.of("crowded"), "the trainer must not run"
     ray.without_workers.clear()
     ray.finish(job.runs())
     job.reaches("Succeeded")
-    assert job.status.get("failures", 0) == 0, "to wait is no failure"
-    assert len(job.children("rayjobs")) == 1, "the earlier one is gone, with its pods"
+    assert job.status.get("failures", 0) == 0, "a timeout does not count as a failure"
+    assert len(job.children("rayjobs")) == 1, "the first RayJob is deleted, with its pods"

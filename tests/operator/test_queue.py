@@ -1,4 +1,4 @@
-"""WorkQueue: its invariants, under random operations with a logged seed."""
+"""WorkQueue: its invariants, also under random operations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from dreambooth_operator.machinery.queue import WorkQueue
 
 
-async def test_a_key_waits_once_however_often_it_is_added() -> None:
+async def test_key_is_queued_only_once() -> None:
     queue: WorkQueue[str] = WorkQueue()
     for _ in range(3):
         queue.add("a")
@@ -20,12 +20,12 @@ async def test_a_key_waits_once_however_often_it_is_added() -> None:
     assert await queue.get() == "a"
     queue.add("a")
     queue.add("a")
-    assert len(queue) == 0, "not while it is being worked on"
+    assert len(queue) == 0, "not while it is being processed"
     queue.done("a")
-    assert len(queue) == 1, "but once more afterwards"
+    assert len(queue) == 1, "but once afterwards"
 
 
-async def test_the_earliest_of_several_delays_counts() -> None:
+async def test_shortest_delay_applies() -> None:
     queue: WorkQueue[str] = WorkQueue()
     queue.add_after("a", 60)
     queue.add_after("a", 0.01)
@@ -44,11 +44,11 @@ async def test_retries_back_off_until_success() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_no_change_is_lost_and_no_key_is_worked_on_twice_at_once(seed: int) -> None:
+async def test_no_change_is_lost_and_no_key_is_processed_concurrently(seed: int) -> None:
     rng = random.Random(seed)
     queue: WorkQueue[int] = WorkQueue(first_retry_seconds=0.001, max_retry_seconds=0.01)
-    wanted: Counter[int] = Counter()  # version that each key has
-    seen: Counter[int] = Counter()  # version that its last worker saw
+    wanted: Counter[int] = Counter()  # current version of each key
+    seen: Counter[int] = Counter()  # version that the last worker observed
     busy: set[int] = set()
 
     async def work() -> None:

@@ -1,4 +1,4 @@
-"""From a trainer's report to a job's status."""
+"""Reports of a trainer: merging into the status, and conversion of any text and number to valid values."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from dreambooth_operator.statusserver.merge import merge, milestone_of
 NOW = datetime(2026, 11, 24, 7, 0, 0, 123, tzinfo=UTC)
 
 
-def told(*reports: dict[str, object], attempts: tuple[int, ...] = (1, 1, 1)) -> ReportedStatus:
-    """The status after reports in a row."""
+def merged_status(*reports: dict[str, object], attempts: tuple[int, ...] = (1, 1, 1)) -> ReportedStatus:
+    """The status after a sequence of reports."""
     status = JobStatus()
     for report, attempt in zip(reports, attempts, strict=False):
         merged = merge(status, ProgressMessage.model_validate(report), attempt, NOW)
@@ -37,8 +37,8 @@ def told(*reports: dict[str, object], attempts: tuple[int, ...] = (1, 1, 1)) -> 
     return status
 
 
-def test_what_is_not_said_stays_as_it_was() -> None:
-    status = told(
+def test_fields_that_are_not_reported_are_kept() -> None:
+    status = merged_status(
         {"phase": "Train", "step": 5, "steps": 10, "loss": 0.123456},
         {"step": 6, "classImages": {"wanted": 2, "reused": 1, "generated": 1}},
         {"phase": "Evaluate"},
@@ -54,27 +54,27 @@ def test_what_is_not_said_stays_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(0.4, "0s"), (59, "59s"), (61, "1m"), (3600, "1h"), (7860, "2h11m"), (1e400, None)]
 )
-def test_the_time_left_reads_as_kubectl_writes_ages(seconds: float, shown: str | None) -> None:
-    training = told({"phase": "train", "step": 1, "steps": 10, "etaSeconds": seconds}).training
+def test_remaining_time_is_formatted_like_the_ages_of_kubectl(seconds: float, shown: str | None) -> None:
+    training = merged_status({"phase": "train", "step": 1, "steps": 10, "etaSeconds": seconds}).training
     assert training
     assert training.eta == shown
 
 
-def test_there_is_no_time_left_once_training_is_over() -> None:
-    training = told(
+def test_remaining_time_is_removed_when_training_ends() -> None:
+    training = merged_status(
         {"phase": "Train", "step": 1, "steps": 2, "etaSeconds": 9}, {"phase": "Evaluate", "step": 2}
     ).training
     assert training
     assert training.eta is None
 
 
-def test_a_failure_belongs_to_its_attempt() -> None:
+def test_failure_belongs_to_its_attempt() -> None:
     failure = {"reason": "Boom", "message": "m", "retryable": True}
-    assert told({"failure": failure}, {"step": 1}).report.failure == Failure(reason="Boom", message="m")  # type: ignore[union-attr]
-    assert told({"failure": failure}, {"step": 1}, attempts=(1, 2)).report.failure is None  # type: ignore[union-attr]
+    assert merged_status({"failure": failure}, {"step": 1}).report.failure == Failure(reason="Boom", message="m")  # type: ignore[union-attr]
+    assert merged_status({"failure": failure}, {"step": 1}, attempts=(1, 2)).report.failure is None  # type: ignore[union-attr]
 
 
-def test_scores_and_output_are_those_of_the_attempt_that_reported() -> None:
+def test_scores_and_output_of_an_earlier_attempt_are_dropped() -> None:
     first = {
         "scores": {"dino": 0.7},
         "output": {"uri": "s3://b/1"},
@@ -82,12 +82,12 @@ def test_scores_and_output_are_those_of_the_attempt_that_reported() -> None:
         "step": 5,
         "steps": 10,
     }
-    same = told(first, {"phase": "Publish"})
+    same = merged_status(first, {"phase": "Publish"})
     assert (same.scores, same.output) != (None, None)
-    later = told(first, {"phase": "Train"}, attempts=(1, 2))
+    later = merged_status(first, {"phase": "Train"}, attempts=(1, 2))
     assert (later.scores, later.output) == (None, None)
-    assert later.class_images, "class images are there for all attempts"
-    assert later.training, "it goes on from the last checkpoint"
+    assert later.class_images, "class images are kept for the next attempt"
+    assert later.training, "training resumes from the last checkpoint"
 
 
 REASONS = {
@@ -106,25 +106,25 @@ REASONS = {
 
 
 @pytest.mark.parametrize("text", REASONS, ids=range(len(REASONS)))
-def test_any_text_becomes_a_legal_reason(text: str) -> None:
+def test_any_text_is_converted_to_a_valid_reason(text: str) -> None:
     assert legal_reason(text) == REASONS[text] if len(text) < 9999 else len(legal_reason(text)) == 256
     assert Failure(reason=text).reason == legal_reason(text)
 
 
 @given(st.text() | st.from_regex(r"[A-Za-z.]*\([A-Za-z(). ]*\)?"))
-def test_a_legal_reason_is_legal_and_stays_as_it_is(text: str) -> None:
+def test_conversion_to_a_reason_is_valid_and_idempotent(text: str) -> None:
     reason = legal_reason(text)
     assert re.fullmatch(REASON, reason, re.ASCII)
     assert len(reason) <= 256
     assert legal_reason(reason) == reason
 
 
-def test_a_message_has_no_control_characters() -> None:
+def test_control_characters_are_removed_from_messages() -> None:
     failure = Failure(reason="A", message="\x1b[31;1mred\x1b[0m\r\na\rb\tc\x00\x9b\ud800 \x1b]0;title\x07" + "x" * 9000)
     assert failure.message.startswith("red\na\nb\tc ]0;titlexxx")
     assert len(failure.message) == 4000
     assert Failure(reason="A", message=failure.message) == failure
-    output = told({"output": {"uri": "s3://b/\x1b[2Jx\n y", "digest": "a\nb"}}).output
+    output = merged_status({"output": {"uri": "s3://b/\x1b[2Jx\n y", "digest": "a\nb"}}).output
     assert output
     assert (output.uri, output.digest) == ("s3://b/x y", "a b")
 
@@ -151,7 +151,7 @@ REPORTS = st.fixed_dictionaries(
         | JSON,
     },
 )
-# What becomes of the attempt before the report comes, and after.
+# How the attempt ends before the last report arrives.
 ENDS: dict[str, Callable[[World], None]] = {
     "running": lambda world: None,
     "succeeded": World.succeed,
@@ -163,7 +163,7 @@ ENDS: dict[str, Callable[[World], None]] = {
 
 @settings(max_examples=int(os.environ.get("DREAMBOOTH_REPORTS", "300")), deadline=None)
 @given(st.lists(REPORTS, max_size=3), st.sampled_from(list(ENDS)), st.sampled_from([0, 3]))
-def test_no_report_breaks_a_decision_or_the_schema(reports: list[object], end: str, retries: int) -> None:
+def test_no_report_violates_the_schema_or_breaks_a_decision(reports: list[object], end: str, retries: int) -> None:
     world = World(make_job(backoffLimit=retries))
     world.reconcile()
     world.kuberay(world.ray_job, deployment="Running", job="RUNNING")
@@ -172,10 +172,10 @@ def test_no_report_breaks_a_decision_or_the_schema(reports: list[object], end: s
         if number == len(reports) - 1:
             ENDS[end](world)
             world.reconcile()
-        taken, _ = parse_message(json.dumps(report))
+        parsed, _ = parse_message(json.dumps(report))
         assert world.job
-        merged = merge(world.status, taken, world.status.attempts, NOW)
-        # What is written is what the schema takes: the CRD is generated from these types.
+        merged = merge(world.status, parsed, world.status.attempts, NOW)
+        # The CRD is generated from these types, so values that they accept are valid.
         written = merged.model_dump_json(by_alias=True, exclude_none=True)
         assert ReportedStatus.model_validate_json(written, strict=True) == merged
         update = {name: getattr(merged, name) for name in ReportedStatus.model_fields}
@@ -186,19 +186,23 @@ def test_no_report_breaks_a_decision_or_the_schema(reports: list[object], end: s
             assert condition.message == fit_message(condition.message)
 
 
-def test_scores_go_by_any_of_their_names() -> None:
-    scores = told({"scores": {"dino": 0.71234, "clip_i": 0.8, "clipT": 0.3, "CLIP_T_extra": 1.0, "pres": None}}).scores
+def test_both_spellings_of_score_names_are_accepted() -> None:
+    scores = merged_status(
+        {"scores": {"dino": 0.71234, "clip_i": 0.8, "clipT": 0.3, "CLIP_T_extra": 1.0, "pres": None}}
+    ).scores
     assert scores
     assert scores.model_dump(exclude_none=True) == {"dino": "0.712", "clip_i": "0.800", "clip_t": "0.300"}
 
 
-def test_steps_are_no_news_but_a_phase_is() -> None:
-    def news(**report: object) -> object:
+def test_only_milestones_are_written_at_once() -> None:
+    def milestone(**report: object) -> object:
         return milestone_of(ProgressMessage.model_validate(report))
 
-    assert news(phase="Train", step=1, loss=3.0) == news(phase="train", step=2, loss=float("nan"))
-    assert news(phase="Train") != news(phase="Evaluate")
-    assert news(step=9, steps=10) == news(step=8, steps=10) != news(step=10, steps=10), "the last step is final"
-    assert news(class_images={"wanted": 2}) != news() != news(class_images={"wanted": 2, "generated": 2})
-    assert news(scores={"dino": float("nan")}) == news(scores={"dino": float("nan")})
-    assert news(phase="Train", scores={"dino": 0.1}) != news(phase="Train", scores={"dino": 0.2})
+    assert milestone(phase="Train", step=1, loss=3.0) == milestone(phase="train", step=2, loss=float("nan"))
+    assert milestone(phase="Train") != milestone(phase="Evaluate")
+    assert milestone(step=9, steps=10) == milestone(step=8, steps=10) != milestone(step=10, steps=10), (
+        "the last step is final"
+    )
+    assert milestone(class_images={"wanted": 2}) != milestone() != milestone(class_images={"wanted": 2, "generated": 2})
+    assert milestone(scores={"dino": float("nan")}) == milestone(scores={"dino": float("nan")})
+    assert milestone(phase="Train", scores={"dino": 0.1}) != milestone(phase="Train", scores={"dino": 0.2})

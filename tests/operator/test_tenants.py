@@ -1,4 +1,4 @@
-"""One tenant's object that nothing was made for: the others' jobs are reconciled, and its own gets a sentence."""
+"""Isolation of tenants: an unreadable object does not affect others, and is rejected with a message."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from conftest import SYSTEM, Operator, until
 from devcluster import ControlPlane
 from fakeray import FakeRay
-from test_crd import LEAST
+from test_crd import MINIMAL
 from test_jsontext import nested
 
 from dreambooth_operator.app import Options, _run_until_signal
@@ -24,18 +24,18 @@ LEVELS = 1500
 
 
 def apply_nested(plane: ControlPlane, namespace: str, name: str) -> None:
-    """A job of a few kilobytes that the API server takes, and that Python's json cannot read."""
-    job = {**LEAST, "metadata": {"name": name}}
-    text = json.dumps({**job, "spec": {**LEAST["spec"], "training": {"deepspeed": {"config": "HERE"}}}})
+    """Create a job of a few kilobytes that the API server accepts and that Python's json cannot parse."""
+    job = {**MINIMAL, "metadata": {"name": name}}
+    text = json.dumps({**job, "spec": {**MINIMAL["spec"], "training": {"deepspeed": {"config": "HERE"}}}})
     plane.kubectl("create", "-n", namespace, "-f", "-", stdin=text.replace('"HERE"', nested(LEVELS)))
 
 
 def apply_good(plane: ControlPlane, namespace: str, name: str) -> None:
-    plane.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps({**LEAST, "metadata": {"name": name}}))
+    plane.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps({**MINIMAL, "metadata": {"name": name}}))
 
 
 def field(plane: ControlPlane, namespace: str, name: str, path: str) -> str:
-    """One field of a job, picked by kubectl: this process could not read the whole."""
+    """A field of a job, selected by kubectl, because this process cannot parse the whole object."""
     return plane.kubectl("get", "dbj", name, "-n", namespace, "-o", f"jsonpath={{{path}}}")
 
 
@@ -43,42 +43,42 @@ def reaches(plane: ControlPlane, namespace: str, name: str, *phases: str) -> Non
     until(f"{name} is {phases}", lambda: field(plane, namespace, name, ".status.phase") in phases, 60)
 
 
-def is_rejected_with_a_sentence(plane: ControlPlane, namespace: str, name: str) -> None:
+def check_rejection(plane: ControlPlane, namespace: str, name: str) -> None:
     reaches(plane, namespace, name, "Rejected")
-    said = field(plane, namespace, name, ".status.conditions[0].message")
+    message = field(plane, namespace, name, ".status.conditions[0].message")
     for part in ("spec.training.deepspeed.config", "nested deeper than 8 levels", "use DeepSpeed's own keys"):
-        assert part in said
+        assert part in message
 
 
-def test_a_job_without_an_end_stops_nobody_elses(
+def test_deeply_nested_job_does_not_affect_other_jobs(
     plane: ControlPlane, ray: FakeRay, operator: Operator, namespace: str
 ) -> None:
-    apply_nested(plane, namespace, "deep")  # as a change that is watched
+    apply_nested(plane, namespace, "deep")  # as an event of a watch
     apply_good(plane, namespace, "shallow")
     reaches(plane, namespace, "shallow", "Starting", "Running")
-    is_rejected_with_a_sentence(plane, namespace, "deep")
+    check_rejection(plane, namespace, "deep")
     operator.process.kill()
-    apply_nested(plane, namespace, "deeper")  # as a part of a list
+    apply_nested(plane, namespace, "deeper")  # in a list
     operator.start()
     apply_good(plane, namespace, "shallow-2")
     reaches(plane, namespace, "shallow-2", "Starting", "Running")
-    is_rejected_with_a_sentence(plane, namespace, "deeper")
+    check_rejection(plane, namespace, "deeper")
     patch = '{"spec": {"training": {"deepspeed": {"config": null}}}}'
     plane.kubectl("patch", "dbj", "deep", "-n", namespace, "--type=merge", "-p", patch)
     reaches(plane, namespace, "deep", "Starting", "Running")
     plane.kubectl("delete", "dbj", "--all", "-n", namespace)
 
 
-async def test_an_object_that_cannot_be_read_costs_only_itself(
+async def test_unreadable_object_does_not_affect_others(
     api: Api, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    told: list[Key] = []
+    notified: list[Key] = []
 
     def project(obj: Json) -> str:
         return obj["data"]["value"]
 
     def on_change(key: Key) -> None:
-        told.append(key)
+        notified.append(key)
         if key.name == "unwelcome":
             raise RecursionError
 
@@ -101,7 +101,7 @@ async def test_an_object_that_cannot_be_read_costs_only_itself(
         async with asyncio.timeout(20):
             while Key(namespace, "last") not in mirror.cache:
                 await asyncio.sleep(0.05)
-        assert Key(namespace, "good") not in mirror.cache, "what it was is not true any more"
+        assert Key(namespace, "good") not in mirror.cache, "the cached state is out of date"
         assert Key(namespace, "unwelcome") in mirror.cache
         assert mirror.lists == 1
         assert f"{namespace}/broken cannot be read and is skipped" in caplog.text
@@ -111,7 +111,7 @@ async def test_an_object_that_cannot_be_read_costs_only_itself(
 
 
 @pytest.mark.parametrize("election", ["", SYSTEM])
-async def test_a_mirror_that_ends_ends_the_process(
+async def test_process_exits_when_a_reflector_stops(
     plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, election: str
 ) -> None:
     watch = Reflector._watch

@@ -1,4 +1,4 @@
-"""Turns of the event loop: ten thousand jobs in memory never keep the lease, the probes or a report waiting."""
+"""Latency of the event loop: ten thousand cached jobs do not delay the lease, the probes or a report."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from dreambooth_operator.machinery.workers import run_workers
 
 JOBS = 10_000
 WORKERS = 8
-MOST_LAG_SECONDS = 0.05
+MAX_LAG_SECONDS = 0.05
 
 
-async def worst(measure: Callable[[], float], is_over: Callable[[], bool]) -> float:
-    """The most that `measure` grows between two turns of the loop, until `is_over`."""
-    most, last = 0.0, measure()
-    while not is_over():
+async def max_increase(measure: Callable[[], float], is_done: Callable[[], bool]) -> float:
+    """The maximum increase of `measure` between two iterations of the event loop, until `is_done`."""
+    largest, last = 0.0, measure()
+    while not is_done():
         await asyncio.sleep(0)
         now = measure()
-        most, last = max(most, now - last), now
-    return most
+        largest, last = max(largest, now - last), now
+    return largest
 
 
-async def test_workers_let_others_have_their_turn() -> None:
+async def test_workers_yield_to_other_tasks() -> None:
     queue: WorkQueue[Key] = WorkQueue()
     done: list[Key] = []
 
@@ -49,7 +49,7 @@ async def test_workers_let_others_have_their_turn() -> None:
     for number in range(JOBS):
         queue.add(Key("n", str(number)))
     workers = asyncio.create_task(run_workers(queue, reconcile, Metrics("test"), count=WORKERS))
-    assert await worst(lambda: len(done), lambda: len(done) == JOBS) <= WORKERS
+    assert await max_increase(lambda: len(done), lambda: len(done) == JOBS) <= WORKERS
     workers.cancel()
 
 
@@ -58,7 +58,7 @@ def object_of(number: int) -> Json:
 
 
 class Pages:
-    """An API server that has everything at hand, so that no answer is waited for."""
+    """An API server whose responses are available at once, so that no await suspends."""
 
     async def request(self, method: str, path: str, *, query: dict[str, str]) -> Json:
         del method, path
@@ -71,17 +71,17 @@ class Pages:
         await asyncio.sleep(3600)
 
 
-async def test_a_mirror_lets_others_have_their_turn() -> None:
+async def test_reflector_yields_to_other_tasks() -> None:
     seen: list[Key] = []
     api = cast("Api", Pages())
     mirror = Reflector(api, CONFIG_MAPS, project=lambda obj: obj, on_change=seen.append, page=1000)
     task = asyncio.create_task(mirror.run())
-    assert await worst(lambda: len(seen), lambda: len(seen) == 2000) <= 1
+    assert await max_increase(lambda: len(seen), lambda: len(seen) == 2000) <= 1
     task.cancel()
 
 
 def running_jobs(count: int) -> Reconciler:
-    """A controller whose mirrors hold so many jobs about which nothing is to be done."""
+    """A reconciler whose caches contain this many running jobs, none of which needs an action."""
     world = World(make_job())
     world.reconcile()
     world.kuberay(world.ray_job, deployment="Running", job="RUNNING")
@@ -92,8 +92,8 @@ def running_jobs(count: int) -> Reconciler:
     assert world.job.spec
     status = world.status.model_dump(mode="json", by_alias=True, exclude_none=True)
     spec = world.job.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
-    controller = Reconciler(Api(kube.Configuration()), SETTINGS, now=lambda: START + timedelta(seconds=60))
-    controller._runtimes.cache[Key("", "default")] = RUNTIME
+    reconciler = Reconciler(Api(kube.Configuration()), SETTINGS, now=lambda: START + timedelta(seconds=60))
+    reconciler._runtimes.cache[Key("", "default")] = RUNTIME
     for number in range(count):
         name = f"dog-{number}"
         metadata = {
@@ -101,45 +101,45 @@ def running_jobs(count: int) -> Reconciler:
             "creationTimestamp": "2026-11-24T06:00:00Z", "labels": {"dreambooth.dev/job": name},
         }  # fmt: skip
         job: dict[str, Any] = {"apiVersion": "dreambooth.dev/v1alpha1", "kind": "DreamBoothJob", "metadata": metadata}
-        controller._jobs._store(Key("team", name), {**job, "spec": spec, "status": {**status, "rayJobName": name}})
+        reconciler._jobs._store(Key("team", name), {**job, "spec": spec, "status": {**status, "rayJobName": name}})
         for mirror, made in (
-            (controller._ray_jobs, world.ray_jobs[world.ray_job]),
-            (controller._clusters, world.clusters[world.ray_job]),
+            (reconciler._ray_jobs, world.ray_jobs[world.ray_job]),
+            (reconciler._clusters, world.clusters[world.ray_job]),
         ):
             child = Key("team", name)
             cast("dict[Key, object]", mirror.cache)[child] = made.__class__(
                 **{slot: getattr(made, slot) for slot in made.__slots__}
                 | {"name": name, "owner": name}
-                | ({"ray_job": name} if mirror is controller._clusters else {})
+                | ({"ray_job": name} if mirror is reconciler._clusters else {})
             )
             mirror._on_change(child)
-    return controller
+    return reconciler
 
 
 @pytest.fixture
 def frozen_heap() -> Iterator[None]:
-    """What the tests before have left is not for the garbage collector to visit while time is taken."""
+    """Exclude objects of earlier tests from garbage collection during the measurement."""
     gc.collect()
     gc.freeze()
     yield
     gc.unfreeze()
 
 
-async def test_ten_thousand_jobs_delay_others_by_less_than_the_limit(frozen_heap: None) -> None:
-    controller, metrics = running_jobs(JOBS), Metrics("test")
+async def test_ten_thousand_jobs_delay_other_tasks_by_less_than_the_limit(frozen_heap: None) -> None:
+    reconciler, metrics = running_jobs(JOBS), Metrics("test")
     gc.freeze()
     done = metrics.registry.get_sample_value
 
     def count() -> float:
         return done("test_reconciles_total", {"result": "ok"}) or 0
 
-    workers = asyncio.create_task(run_workers(controller.queue, controller.reconcile, metrics, count=WORKERS))
-    # The loop's own time on the processor: another process that takes the machine does not count.
-    lag_seconds = await worst(time.thread_time, lambda: count() >= JOBS or workers.done())
+    workers = asyncio.create_task(run_workers(reconciler.queue, reconciler.reconcile, metrics, count=WORKERS))
+    # CPU time of the thread, so that other processes on the machine do not count.
+    lag_seconds = await max_increase(time.thread_time, lambda: count() >= JOBS or workers.done())
     workers.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await workers
     assert count() == JOBS
-    assert not controller.queue.delayed, "nothing was left to be tried again"
+    assert not reconciler.queue.delayed, "no key waits for a retry"
     print(f"worst lag {lag_seconds * 1000:.1f} ms")
-    assert lag_seconds < MOST_LAG_SECONDS
+    assert lag_seconds < MAX_LAG_SECONDS
