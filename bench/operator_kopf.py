@@ -1,6 +1,6 @@
-"""The peer of bench/operator_scale.py: the same job in kopf's idiom. Started by it, not by hand.
+"""The kopf operator that bench/operator_scale.py starts for comparison.
 
-An index of RayJobs, and handlers that look a job's RayJob up and would patch the job's phase if it differed.
+It has an index of RayJobs, and handlers that look up a job's RayJob and patch the job's phase if it differs.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What many jobs cost the operator, beside a kopf operator that does the same.
+"""Scalability of the operator, compared with an equivalent kopf operator.
 
-`python bench/operator_scale.py [--jobs 2000] [--kopf PYTHON]`, with `tests/cluster` on PYTHONPATH. On a real API
-server it makes jobs that run (each with its RayJob and its status), then starts a fresh operator and
-measures: seconds until every job was reconciled, the slowest answer to a request meanwhile (the lag of its event
-loop), memory, and writes in the minute after. With the Python of an
-environment that has kopf (`pip install kopf`) it runs `bench/operator_kopf.py` over the same jobs.
+Run `python bench/operator_scale.py [--jobs 2000] [--kopf PYTHON]` with `tests/cluster` on PYTHONPATH. On a real API
+server it creates running jobs (each with its RayJob and its status), then starts an operator and measures: seconds
+until all jobs are reconciled, the slowest response to a request meanwhile (the latency of the event loop), memory, and
+writes during the following minute. With the Python of an environment that has kopf (`pip install kopf`), it also runs
+`bench/operator_kopf.py` on the same jobs.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ RUNTIME: Json = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2000)
-    parser.add_argument("--quiet-seconds", type=int, default=60, help="how long to count writes")
-    parser.add_argument("--kopf", metavar="PYTHON", help="measure the kopf operator as well, with this Python")
+    parser.add_argument("--quiet-seconds", type=int, default=60, help="period in which writes are counted")
+    parser.add_argument("--kopf", metavar="PYTHON", help="also measure the kopf operator, with this Python")
     given = parser.parse_args()
     with ControlPlane() as plane:
         plane.install_crds(kuberay_crds(), ROOT / "charts" / "dreambooth-operator" / "crds")
@@ -53,7 +53,7 @@ def main() -> None:
         plane.apply(RUNTIME, *namespaces)
         started = time.monotonic()
         asyncio.run(fill(plane, given.jobs))
-        print(f"{given.jobs} jobs made in {time.monotonic() - started:.0f} s", flush=True)
+        print(f"{given.jobs} jobs created in {time.monotonic() - started:.0f} s", flush=True)
         ours = measure(plane, "ours", our_command(plane), our_count, given.jobs, given.quiet_seconds)
         if given.kopf:
             script = ROOT / "bench" / "operator_kopf.py"
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 async def fill(plane: ControlPlane, count: int) -> None:
-    """Make jobs as they are while they run: nothing is to be done about them."""
+    """Create running jobs that need no further action."""
     numbers = iter(range(count))
     async with await Api.connect(str(plane.kubeconfig)) as api:
         runtime = read_runtime(RUNTIME)
@@ -100,16 +100,16 @@ def job_object(number: int) -> Json:
 
 def status_object(ray_job: Json) -> Json:
     since = "2026-01-01T00:00:00Z"
-    told = {"status": "True", "observedGeneration": 1, "lastTransitionTime": since}
+    common = {"status": "True", "observedGeneration": 1, "lastTransitionTime": since}
     starting = {"type": "ClusterReady", "reason": "Starting", "message": "The Ray cluster is being created."}
     conditions = [
         {
             "type": "Accepted",
             "reason": "Valid",
             "message": "The spec is valid and within the runtime's bounds.",
-            **told,
+            **common,
         },
-        {**told, **starting, "status": "False"},
+        {**common, **starting, "status": "False"},
     ]
     status = {
         "phase": "Running", "message": starting["message"], "attempts": 1, "failures": 0,
@@ -138,8 +138,8 @@ def kopf_count() -> float:
 
 def fetch(path: str) -> str:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{HEALTH_PORT}{path}", timeout=10) as answer:
-            return answer.read().decode()
+        with urllib.request.urlopen(f"http://127.0.0.1:{HEALTH_PORT}{path}", timeout=10) as response:
+            return response.read().decode()
     except OSError:
         return ""
 
@@ -147,17 +147,17 @@ def fetch(path: str) -> str:
 def measure(
     plane: ControlPlane, name: str, command: list[str], count: Callable[[], float], jobs: int, quiet_seconds: int
 ) -> tuple[float, float, float]:
-    """Seconds to look at every job, resident memory in MiB then, and writes from start to the end of the quiet time."""
+    """Seconds until all jobs are reconciled, resident memory in MiB, and writes from the start to the end."""
     before, started = writes(plane), time.monotonic()
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
             done, slowest_seconds = 0.0, 0.0
             while done < jobs:
-                assert process.poll() is None, f"{name} ended"
-                asked = time.monotonic()
+                assert process.poll() is None, f"{name} exited"
+                requested = time.monotonic()
                 done = count()
-                if done:  # from now on it answers between two jobs, if it lets others have their turn
-                    slowest_seconds = max(slowest_seconds, time.monotonic() - asked)
+                if done:  # from now on the response time includes the latency of the event loop
+                    slowest_seconds = max(slowest_seconds, time.monotonic() - requested)
                 time.sleep(0.05)
             seconds = time.monotonic() - started
             adopted = writes(plane)
@@ -166,9 +166,9 @@ def measure(
         finally:
             process.kill()
     print(
-        f"{name}: {jobs} jobs looked at in {seconds:.1f} s, {memory:.0f} MiB, "
+        f"{name}: {jobs} jobs reconciled in {seconds:.1f} s, {memory:.0f} MiB, "
         f"{adopted - before:.0f} writes to adopt them, {quiet:.0f} in {quiet_seconds} s after, "
-        f"slowest answer meanwhile {slowest_seconds * 1000:.0f} ms",
+        f"slowest response meanwhile {slowest_seconds * 1000:.0f} ms",
         flush=True,
     )
     return seconds, memory, adopted - before + quiet

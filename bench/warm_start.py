@@ -1,8 +1,8 @@
-"""What a user waits for, from `kubectl apply` to the first training step and to the end, part by part.
+"""Latency from `kubectl apply` to the first training step and to the end, by stage.
 
-`python bench/warm_start.py [--workers 2] [--steps 40]`, as root, with `tests/cluster` on PYTHONPATH:
-starts a Kubernetes with one node on this machine, installs the operator, applies the sprites sample, and looks twice a
-second. All parts add up to the whole; a part's share says where to look next.
+Run `python bench/warm_start.py [--workers 2] [--steps 40]` as root with `tests/cluster` on PYTHONPATH. It starts a
+Kubernetes cluster with one node on this machine, installs the operator, applies the sprites sample, and polls the job
+several times per second. The stages add up to the total.
 """
 
 from __future__ import annotations
@@ -25,29 +25,31 @@ TENANT = "bench"
 
 
 def _phase(*names: str) -> Callable[[Seen], bool]:
-    return lambda seen: seen["job"].get("report", {}).get("phase") in names or seen["over"]
+    return lambda seen: seen["job"].get("report", {}).get("phase") in names or seen["finished"]
 
 
-# What ends each part, in order.
-PARTS: dict[str, Callable[[Seen], bool]] = {
+# The condition that ends each stage, in order.
+STAGES: dict[str, Callable[[Seen], bool]] = {
     "operator creates the RayJob": lambda seen: bool(seen["job"].get("rayJobUid")),
     "KubeRay creates pods, the head starts": lambda seen: seen["running"] >= 1,
-    "Ray's head starts, then the workers' pods": lambda seen: seen["running"] > seen["workers"],
-    "Ray's workers start, pods are ready": lambda seen: seen["ready"] > seen["workers"],
-    "KubeRay submits, the driver starts": _phase("Prepare", "ClassImages", "Encode", "Train", "Evaluate", "Publish"),
+    "the Ray head starts, then the worker pods": lambda seen: seen["running"] > seen["workers"],
+    "the Ray workers start, pods become ready": lambda seen: seen["ready"] > seen["workers"],
+    "KubeRay submits the job, the driver starts": _phase(
+        "Prepare", "ClassImages", "Encode", "Train", "Evaluate", "Publish"
+    ),
     "prepare": _phase("ClassImages", "Encode", "Train", "Evaluate", "Publish"),
     "class images": _phase("Encode", "Train", "Evaluate", "Publish"),
     "encode": _phase("Train", "Evaluate", "Publish"),
-    "train: the group starts, first step": lambda seen: seen["job"].get("training", {}).get("step", 0) > 0,
-    "train: the other steps": _phase("Evaluate", "Publish"),
+    "train: workers start, first step": lambda seen: seen["job"].get("training", {}).get("step", 0) > 0,
+    "train: remaining steps": _phase("Evaluate", "Publish"),
     "evaluate": _phase("Publish"),
-    "publish, end": lambda seen: seen["over"],
+    "publish": lambda seen: seen["finished"],
 }
-FIRST_STEP = "train: the group starts, first step"
+FIRST_STEP = "train: workers start, first step"
 
 
-def look(cluster: NodeCluster, workers: int) -> Seen:
-    """The job's status, and how many of its pods run and are ready."""
+def observe(cluster: NodeCluster, workers: int) -> Seen:
+    """The status of the job, and the number of running and ready pods."""
     job = cluster.read(f"/apis/{API_VERSION}/namespaces/{TENANT}/dreamboothjobs/pink-dog").get("status", {})
     pods = cluster.read(f"/api/v1/namespaces/{TENANT}/pods")["items"]
     conditions = [c for pod in pods for c in pod["status"].get("conditions", [])]
@@ -56,18 +58,18 @@ def look(cluster: NodeCluster, workers: int) -> Seen:
         "workers": workers,
         "running": sum(p["status"]["phase"] == "Running" for p in pods),
         "ready": sum(c["type"] == "Ready" and c["status"] == "True" for c in conditions),
-        "over": job.get("phase") in ("Succeeded", "Failed"),
+        "finished": job.get("phase") in ("Succeeded", "Failed"),
     }
 
 
 def measure(cluster: NodeCluster, workers: int) -> dict[str, float]:
-    """Seconds from now to the end of each part."""
+    """Seconds from now until the end of each stage."""
     start = time.monotonic()
     ended: dict[str, float] = {}
-    while len(ended) < len(PARTS):
-        seen = look(cluster, workers)
-        for name in list(PARTS)[len(ended) :]:
-            if not PARTS[name](seen):
+    while len(ended) < len(STAGES):
+        seen = observe(cluster, workers)
+        for name in list(STAGES)[len(ended) :]:
+            if not STAGES[name](seen):
                 break
             ended[name] = time.monotonic() - start
         if seen["job"].get("phase") == "Failed":
@@ -78,8 +80,8 @@ def measure(cluster: NodeCluster, workers: int) -> dict[str, float]:
 
 @click.command(help=__doc__)
 @click.option("--workers", default=2, show_default=True)
-@click.option("--steps", type=int, help="Training steps. Default: the sample's.")
-@click.option("--class-images", type=int, help="Class images. Default: the sample's.")
+@click.option("--steps", type=int, help="Training steps. Defaults to those of the sample.")
+@click.option("--class-images", type=int, help="Number of class images. Defaults to that of the sample.")
 def main(workers: int, steps: int | None, class_images: int | None) -> None:
     job = sample("sprites.yaml", namespace=TENANT)
     job["spec"] |= {"cluster": {"workers": workers}}
@@ -94,7 +96,7 @@ def main(workers: int, steps: int | None, class_images: int | None) -> None:
         cluster.apply(sprites_runtime())
         cluster.apply(job)
         ended = measure(cluster, workers)
-    table = Table("part", "seconds", "since apply", title="from apply to a published model")
+    table = Table("stage", "seconds", "since apply", title="from apply to a published model")
     before = 0.0
     for name, at in ended.items():
         table.add_row(name, f"{at - before:.1f}", f"{at:.1f}", end_section=name == FIRST_STEP)

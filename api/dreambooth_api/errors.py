@@ -1,7 +1,7 @@
-"""Errors whose cause is what the user gave, told all at once and with what to write instead.
+"""Errors in user input, reported all at once and with a remedy, and transient errors.
 
-Three kinds of failure exist. `UserError`: retrying cannot help, exit code 2. `TransientError`: the
-world was at fault, a retry may help. Anything else is a bug of ours.
+There are three kinds of failures. `UserError`: a retry cannot succeed, exit code 2. `TransientError`: the environment
+failed, a retry may succeed. Any other exception is a bug.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ValidationIssue:
-    """One thing that is wrong: where, what was there, which rule it breaks, what to do instead.
+    """One invalid value: its path, the value, the violated rule and the remedy.
 
-    `source` says which file and line, or which option, the value came from, when that is known.
+    `source` is the file and line, or the option, that the value comes from, if known.
     """
 
     path: str
@@ -30,29 +30,25 @@ class ValidationIssue:
 
 
 class UserError(Exception):
-    """Everything that is wrong with one input.
-
-    Args:
-        issues: one or more; the message has a line for each.
-    """
+    """All issues of one input. The message has one line per issue."""
 
     def __init__(self, issues: Sequence[ValidationIssue] | ValidationIssue) -> None:
         self.issues: tuple[ValidationIssue, ...] = (issues,) if isinstance(issues, ValidationIssue) else tuple(issues)
         super().__init__("\n".join(str(issue) for issue in self.issues))
 
     def __reduce__(self) -> tuple[type[UserError], tuple[tuple[ValidationIssue, ...]]]:
-        # Ray carries it from a worker to the driver; the default would rebuild it from the message.
+        # Ray pickles the error from a worker to the driver; by default it would be rebuilt from its message.
         return type(self), (self.issues,)
 
 
 class ThresholdError(UserError):
-    """The model was trained, but scores below the job's thresholds."""
+    """The trained model scores below the job's thresholds."""
 
 
 class TransientError(Exception):
-    """The world failed in a way that may pass: a node, a disk, the network."""
+    """A temporary failure of the environment, for example of a node, a disk or the network."""
 
 
-def _short(value: object, most: int = 80) -> str:
+def _short(value: object, max_length: int = 80) -> str:
     text = repr(value)
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return text if len(text) <= max_length else text[: max_length - 1] + "…"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import cast
 
-# For free-form settings. The API server would take 10,000 levels, and most readers fail on them.
+# Limit for free-form settings. The API server accepts 10,000 levels, at which most parsers fail.
 MAX_DEPTH = 8
 
 

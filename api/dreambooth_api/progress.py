@@ -1,6 +1,6 @@
-"""The progress message that a trainer sends to the operator: the body of a report.
+"""The progress message that a trainer sends to the operator.
 
-The two halves may be of different versions. A reader ignores what it does not know, and keeps the rest.
+Trainer and operator may have different versions: unknown fields and invalid values are ignored, and the rest is kept.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _PHASES = {phase.lower(): phase for phase in TrainerPhase}
 
 
 class ProgressMessage(Lenient):
-    """What a trainer reports. All fields are optional: what is missing stays as it was.
+    """A progress report. All fields are optional; a missing field means no change.
 
-    Numbers that a status cannot hold (NaN, or beyond what they could mean) are left out.
+    Numbers that the status cannot contain (NaN, or implausibly large ones) are dropped.
     """
 
     phase: TrainerPhase | None = None
@@ -43,13 +43,13 @@ class ProgressMessage(Lenient):
     @field_validator("loss", "steps_per_second", "eta_seconds", mode="after")
     @classmethod
     def _finite_or_nothing(cls, value: float | None) -> float | None:
-        # A loss of NaN is news for the log; the API server takes numbers only.
+        # The API server does not accept NaN; the trainer logs a loss of NaN.
         return value if value is not None and abs(value) < 1e9 else None
 
     @field_validator("scores", mode="after")
     @classmethod
     def _finite_scores(cls, scores: dict[str, float | None] | None) -> dict[str, float | None] | None:
-        # JSON has no other numbers: a score of NaN was measured, and has no value.
+        # JSON cannot represent NaN; a score of NaN becomes null.
         return scores and {name: v if v is not None and math.isfinite(v) else None for name, v in scores.items()}
 
     @field_validator("failure", mode="before")
@@ -61,26 +61,26 @@ class ProgressMessage(Lenient):
         return given if isinstance(given.get("reason"), str) else {**given, "reason": "Unknown"}
 
     def to_json(self) -> bytes:
-        """The message as a body."""
+        """The request body."""
         return self.model_dump_json(by_alias=True, exclude_none=True).encode()
 
 
 def parse_message(body: bytes | str) -> tuple[ProgressMessage, list[str]]:
-    """The message in a body, and which of its values were ignored because they are not valid.
+    """Parse a request body. Returns the message and the paths of the invalid values that were ignored.
 
-    Unknown fields are ignored as well, without being listed.
+    Unknown fields are ignored without being listed.
 
     Raises:
         ValueError: the body is not a JSON object.
     """
     fields = from_json(body)
     if not isinstance(fields, dict):
-        raise ValueError("a report is a JSON object")  # noqa: TRY004 - the input is wrong, not the program
+        raise ValueError("a report must be a JSON object")  # noqa: TRY004 - the input is wrong, not the program
     return parse_fields(cast("dict[str, object]", fields))
 
 
 def parse_fields(fields: Mapping[str, object]) -> tuple[ProgressMessage, list[str]]:
-    """The message with these fields, and which of the values were ignored because they are not valid."""
+    """The message with these fields, and the paths of the invalid values that were ignored."""
     left = _copied(fields)
     ignored: list[str] = []
     while True:
@@ -95,7 +95,7 @@ def parse_fields(fields: Mapping[str, object]) -> tuple[ProgressMessage, list[st
 
 
 def _copied(fields: Mapping[str, object]) -> dict[str, object]:
-    """A copy as deep as a message is, to remove values from."""
+    """A copy, down to the depth of a message, from which values can be removed."""
     return {
         name: dict(cast("dict[str, object]", value)) if isinstance(value, dict) else value
         for name, value in fields.items()
@@ -103,7 +103,7 @@ def _copied(fields: Mapping[str, object]) -> dict[str, object]:
 
 
 def _remove(fields: dict[str, object], path: tuple[int | str, ...]) -> str | None:
-    """Remove the value at `path`, or what holds it if it is not there; the path of what was removed, if anything."""
+    """Remove the value at `path`, or its parent if it does not exist. Returns the path that was removed, if any."""
     name, *rest = map(str, path)
     inner = fields.get(name)
     if rest and isinstance(inner, dict) and rest[0] in inner:

@@ -1,11 +1,11 @@
-"""A real Kubernetes on this machine, for tests and for development.
+"""A real Kubernetes cluster on this machine, for tests and development.
 
-`ControlPlane` starts etcd and kube-apiserver (about 3 s), and on request kube-controller-manager and KubeRay, each as
-a plain process in a folder of its own. `NodeCluster` adds a node that runs pods; it needs root and a few Debian
-packages. Binaries come from `KUBEBUILDER_ASSETS` or `PATH`, else they are built once from the Go module proxy
-(`build.py`) into a cache outside the checkout.
+`ControlPlane` starts etcd and kube-apiserver (about 3 s), and optionally kube-controller-manager and KubeRay, each as
+a process in a temporary folder. `NodeCluster` adds a node that runs pods; it needs root and a few Debian packages.
+Binaries are taken from `KUBEBUILDER_ASSETS` or `PATH`, or are built once from Go modules (`build.py`) into a cache
+outside the checkout.
 
-By hand: `python -m devcluster up`, with `tests/cluster` on `PYTHONPATH`.
+To start a cluster, run `python -m devcluster up` with `tests/cluster` on `PYTHONPATH`.
 """
 
 from devcluster.build import BuildError, binary, module_dir

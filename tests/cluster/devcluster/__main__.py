@@ -1,4 +1,4 @@
-"""`python -m devcluster up | build | packages | reap`: a cluster by hand."""
+"""Start and manage development clusters."""
 
 import argparse
 import contextlib
@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 from devcluster.build import PROGRAMS, binary
-from devcluster.node import NodeCluster, lacking_packages
+from devcluster.node import NodeCluster, missing_packages
 from devcluster.plane import ControlPlane, kuberay_crds
 from devcluster.process import reap
 from devcluster.system import install_dreambooth, sprites_runtime
@@ -20,12 +20,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="devcluster", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     up = verbs.add_parser("up", help="run a control plane with KubeRay until Ctrl-C")
-    up.add_argument("--apply", action="append", default=[], help="a file or folder to apply")
-    up.add_argument("--node", action="store_true", help="with a node that runs pods, and the operator in them")
+    up.add_argument("--apply", action="append", default=[], help="file or folder to apply")
+    up.add_argument("--node", action="store_true", help="add a node that runs pods, and install the operator")
     build = verbs.add_parser("build", help="build programs into the cache")
-    build.add_argument("programs", nargs="*", choices=[*PROGRAMS, []], help="all but seldom used ones, if none named")
-    verbs.add_parser("packages", help="install the Debian packages that a node needs, or say which are missing")
-    verbs.add_parser("reap", help="end and remove what crashed runs left behind")
+    build.add_argument("programs", nargs="*", choices=[*PROGRAMS, []], help="defaults to all that most tests need")
+    verbs.add_parser("packages", help="install the Debian packages that a node needs; without root, list them")
+    verbs.add_parser("reap", help="stop processes and remove folders of crashed runs")
     arguments = parser.parse_args()
     match arguments.verb:
         case "up":
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def _install_packages() -> None:
-    wanted = lacking_packages()
+    wanted = missing_packages()
     if not wanted:
         return
     if os.geteuid() != 0 or not shutil.which("apt-get"):
@@ -70,7 +70,7 @@ def _node() -> Iterator[ControlPlane]:
         install_dreambooth(cluster)
         cluster.apply(sprites_runtime())
         folder = cluster.add_volume("default", "models")
-        print(f"# namespace default has a volume claim, models: {folder}")
+        print(f"# PersistentVolumeClaim models in namespace default: {folder}")
         yield cluster
 
 
@@ -82,12 +82,12 @@ def _up(files: list[str], *, with_node: bool) -> None:
         if not with_node:
             plane.start_controllers()
         print(f"export KUBECONFIG={plane.kubeconfig}", flush=True)
-        print("# Ctrl-C ends it", flush=True)
+        print("# stop with Ctrl-C", flush=True)
         try:
             while True:
                 time.sleep(3600)
         except KeyboardInterrupt:
-            print("ending", flush=True)
+            print("stopping", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Find or build the programs of a control plane.
+"""Find or build the programs of a cluster.
 
-Every program is one row of `PROGRAMS`: a Go module folder under `../go` pins what it is
-built from, and a cache folder named by the hash of that pin holds what was built. So a
-changed `go.mod` means a new folder, and an unchanged one costs nothing.
+Each program is a row of `PROGRAMS`. A Go module under `../go` pins its version, and the binary is cached in a folder
+that is named by a hash of that module, so a changed `go.mod` causes a new build.
 """
 
 import fcntl
@@ -15,27 +14,30 @@ from pathlib import Path
 
 GO = Path(__file__).resolve().parent.parent / "go"
 KUBERNETES = "v1.36.3"
-# Without the stamp the server calls itself v0.0.0-master, and Kueue refuses to start.
+# Without it the version of the server is v0.0.0-master, and Kueue does not start.
 _STAMP = " ".join(
     f"-X {package}.gitVersion={KUBERNETES} -X {package}.gitMajor=1 -X {package}.gitMinor=36"
     for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
 )
 
-# What `helm template` takes for the cluster's version when it asks none.
+# The cluster version that `helm template` assumes.
 _HELM_STAMP = " ".join(f"-X helm.sh/helm/v3/pkg/chartutil.k8sVersion{part}" for part in ("Major=1", "Minor=36"))
 
 
 class BuildError(RuntimeError):
-    """A program could not be built; the message ends with the compiler's own words."""
+    """A program could not be built. The message contains the output of the compiler."""
 
 
 @dataclass(frozen=True)
 class Program:
     """How to build one program.
 
-    `module` is the folder under `go/` that pins versions; `package` is what is compiled.
-    `stamp` is handed to the linker. `assets` says whether a program of this name found on
-    PATH or in KUBEBUILDER_ASSETS is as good as ours; `seldom`, that few tests need it.
+    Attributes:
+        module: folder under `go/` that pins the versions.
+        package: package to compile.
+        stamp: linker flags.
+        assets: whether a program of this name on PATH or in KUBEBUILDER_ASSETS may be used instead.
+        seldom: whether only few tests need the program.
     """
 
     module: str
@@ -65,9 +67,9 @@ PROGRAMS = {
 
 
 def binary(name: str) -> Path:
-    """The path of program `name`, built first if it is nowhere to be found.
+    """The path of program `name`, which is built if it does not exist.
 
-    Raises KeyError for a name that is not in PROGRAMS and BuildError if Go fails.
+    Raises KeyError for a name that is not in PROGRAMS, and BuildError if the build fails.
     """
     program = PROGRAMS[name]
     if program.assets and (found := _installed(name)):
@@ -79,7 +81,7 @@ def binary(name: str) -> Path:
 
 
 def module_dir(module: str, path: str) -> Path:
-    """The unpacked source of Go module `path` at the version that `go/<module>` pins."""
+    """The source folder of Go module `path` at the version that `go/<module>` pins."""
     listed = _go(module, "list", "-m", "-f", "{{.Dir}}", path).strip()
     if not listed:
         _go(module, "mod", "download", path)
@@ -108,7 +110,7 @@ def _build(program: Program, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if target.exists():  # someone else built it while we waited
+        if target.exists():  # another process has built it meanwhile
             return
         unfinished = target.with_suffix(".new")
         flags = f"-s -w {program.stamp}".strip()

@@ -1,8 +1,8 @@
-"""Container images without a registry or a builder: a tar that containerd imports.
+"""Container images without a registry or a builder: tar files that containerd imports.
 
-The images are skeletons. The files of a 6 GB environment are not copied into one: the node's runtime binds them,
-read-only, into every container (`mounts`), as if they had been in its image. So pods are exactly what the operator
-writes, and may be held to the restricted profile, which allows no hostPath.
+The images are empty except for a few folders. The container runtime mounts the files of the 6 GB environment read-only
+into each container (`mounts`), as if they were part of the image. So the pods are exactly those that the operator
+creates, and can satisfy the restricted Pod Security Standard, which does not allow hostPath.
 """
 
 import hashlib
@@ -21,14 +21,14 @@ _USERS = "root:x:0:0::/:/bin/sh\nray:x:1000:1000::/home/ray:/bin/sh\noperator:x:
 
 
 def mounted() -> list[Path]:
-    """This machine's programs, Python, environment and the packages under test: what containers find at its place."""
+    """Folders that containers see at the same path: programs, Python, its environment and the packages under test."""
     folders = [Path("/etc/ssl"), Path(sys.base_prefix), Path(sys.prefix)]
     folders += [ROOT / "api", ROOT / "operator", ROOT / "trainer", ROOT / "pyproject.toml"]
     return [Path("/usr"), *(folder for folder in folders if not folder.is_relative_to("/usr"))]
 
 
 def mounts() -> list[dict[str, object]]:
-    """The same as mounts of the OCI runtime."""
+    """These folders as mounts of an OCI runtime."""
     options = ["rbind", "ro", "nosuid", "nodev"]
     return [
         {"destination": str(folder), "source": str(folder), "type": "bind", "options": options} for folder in mounted()
@@ -36,12 +36,12 @@ def mounts() -> list[dict[str, object]]:
 
 
 def trainer_image(name: str, target: Path) -> Path:
-    """What docker/trainer.Dockerfile makes."""
+    """The equivalent of docker/trainer.Dockerfile."""
     return _python_image(name, target, {"User": "1000:1000"})
 
 
 def operator_image(name: str, target: Path) -> Path:
-    """What docker/operator.Dockerfile makes."""
+    """The equivalent of docker/operator.Dockerfile."""
     return _python_image(name, target, {"Entrypoint": ["python", "-m", "dreambooth_operator"], "User": "65532:65532"})
 
 
@@ -52,21 +52,21 @@ def _python_image(name: str, target: Path, config: Mapping[str, object]) -> Path
 
 
 def program_image(name: str, target: Path, program: Path) -> Path:
-    """An image of one static program, /manager, run by nobody in particular."""
+    """An image with one static program, /manager, for an unprivileged user."""
     return write_image(name, target, {"manager": program.read_bytes()}, {"User": "65532:65532"})
 
 
 def pause_image(name: str, target: Path) -> Path:
-    """What holds a pod's namespaces: a static program, since the runtime binds nothing into these."""
+    """The pause image. It contains a static program, because the runtime mounts nothing into pause containers."""
     return write_image(
         name, target, {"busybox": BUSYBOX.read_bytes()}, {"Entrypoint": ["/busybox", "sleep", "infinity"]}
     )
 
 
 def write_image(name: str, target: Path, files: Mapping[str, bytes], config: Mapping[str, object]) -> Path:
-    """Write a docker-archive of one layer: a skeleton, with `files` by path."""
+    """Write a docker-archive with one layer that contains `files`, by path."""
     layer = _layer(files)
-    whole = {
+    image = {
         "architecture": "amd64",
         "os": "linux",
         "config": config,
@@ -74,7 +74,7 @@ def write_image(name: str, target: Path, files: Mapping[str, bytes], config: Map
     }
     manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]
     with tarfile.open(target, "w") as archive:
-        _add(archive, "config.json", json.dumps(whole).encode())
+        _add(archive, "config.json", json.dumps(image).encode())
         _add(archive, "manifest.json", json.dumps(manifest).encode())
         _add(archive, "layer.tar", layer)
     return target

@@ -1,4 +1,4 @@
-"""A control plane with one real node: containerd, kubelet, kube-proxy, CoreDNS, as processes in a sandbox."""
+"""A control plane with one real node: containerd, kubelet, kube-proxy and CoreDNS as processes in a sandbox."""
 
 import json
 import os
@@ -45,15 +45,15 @@ def missing() -> str:
 class NodeCluster(ControlPlane):
     """A control plane and a node that runs pods, ready when entered (about 10 s).
 
-    It has TRAINER_IMAGE and OPERATOR_IMAGE: this machine's Python environment with the packages under test.
-    Raises ProcessError if this machine lacks something.
+    The images TRAINER_IMAGE and OPERATOR_IMAGE contain this machine's Python environment with the packages under test.
+    Raises ProcessError if this machine cannot run a node.
     """
 
     host = OUTSIDE
 
     def __init__(self) -> None:
-        if lack := missing():
-            raise ProcessError(lack)
+        if reason := missing():
+            raise ProcessError(reason)
         super().__init__()
         self.sandbox = Sandbox(self.folder)
         self.containerd = f"{self.folder}/containerd.sock"
@@ -71,19 +71,19 @@ class NodeCluster(ControlPlane):
         return self
 
     def stop(self) -> None:
-        """End everything; the kernel takes the node away with its namespaces."""
+        """Stop all processes. The kernel removes the node together with its namespaces."""
         self.sandbox.stop()
         super().stop()
 
     def add_image(self, name: str, write: Callable[[str, Path], object]) -> None:
-        """Give the node an image, written by `write(name, path)` as a docker-archive."""
+        """Import an image that `write(name, path)` writes as a docker-archive."""
         target = self.folder / "image.tar"
         write(name, target)
         self.sandbox.run("ctr", "-a", self.containerd, "-n", "k8s.io", "images", "import", str(target))
         target.unlink()
 
     def add_volume(self, namespace: str, claim: str) -> Path:
-        """A claim that all pods of a namespace may write to, and its folder on this machine."""
+        """Create a claim that all pods of a namespace can write to. Returns its folder on this machine."""
         folder = self.folder / "volumes" / namespace / claim
         folder.mkdir(parents=True)
         os.chown(folder, 1000, 1000)
@@ -111,7 +111,7 @@ class NodeCluster(ControlPlane):
             "--kubelet-preferred-address-types=InternalIP",
             f"--kubelet-client-certificate={certificate}",
             f"--kubelet-client-key={key}",
-            # Webhooks are called at their pods: out here no kube-proxy knows the services' addresses.
+            # Webhooks are called at pod addresses, because outside of the node no kube-proxy routes service addresses.
             "--enable-aggregator-routing",
         ]
 
@@ -139,7 +139,7 @@ class NodeCluster(ControlPlane):
             f"--hostname-override={NODE}",
             "--proxy-mode=iptables",
             f"--cluster-cidr={PODS}",
-            # The kernel's own are not ours to change.
+            # Kernel settings of the host must not be changed.
             "--conntrack-max-per-core=0",
             "--conntrack-tcp-timeout-established=0",
             "--conntrack-tcp-timeout-close-wait=0",
@@ -210,7 +210,7 @@ class NodeCluster(ControlPlane):
         return path
 
 
-# restrict_oom_score_adj: without CAP_SYS_RESOURCE no sandbox would start.
+# Without restrict_oom_score_adj, pod sandboxes need CAP_SYS_RESOURCE.
 _CONTAINERD = """
 version = 2
 root = "{folder}/containerd"
@@ -228,7 +228,7 @@ state = "{folder}/containerd-state"
     base_runtime_spec = "{base}"
 """
 
-# A machine that is shared and has cgroup v1: the kubelet is told to live with it.
+# Settings for a shared machine with cgroup v1.
 _KUBELET = """
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration

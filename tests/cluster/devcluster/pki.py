@@ -1,11 +1,11 @@
-"""A throw-away certificate authority: made by openssl, good for a month."""
+"""A temporary certificate authority, created with openssl and valid for a month."""
 
 import subprocess
 from pathlib import Path
 
 
 class Authority:
-    """Issues keys and certificates into `folder`; `ca` is the root that trusts them all."""
+    """Issues keys and certificates into `folder`. `ca` is the root certificate."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -33,7 +33,7 @@ class Authority:
         return certificate, key
 
     def key_pair(self, name: str) -> tuple[Path, Path]:
-        """A bare key pair (public, private), for signing service account tokens."""
+        """A key pair (public, private) for signing service account tokens."""
         public, private = self.folder / f"{name}.pub", self.folder / f"{name}.key"
         if not public.exists():
             self._openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", private)

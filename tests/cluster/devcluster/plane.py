@@ -1,4 +1,4 @@
-"""etcd, kube-apiserver and what runs beside them, as processes that a test may kill."""
+"""A control plane: etcd, kube-apiserver and controllers, as processes that tests can kill."""
 
 import contextlib
 import functools
@@ -19,25 +19,25 @@ from devcluster.build import binary, module_dir
 from devcluster.pki import Authority
 from devcluster.process import Process, ProcessError, new_folder, reap, wait_until
 
-# What the operator's world needs of the controller manager; every other controller is off.
+# Controllers that the operator depends on; all others are disabled.
 CONTROLLERS = (
     "garbage-collector-controller",
     "namespace-controller",
     "serviceaccount-controller",
     "root-ca-certificate-publisher-controller",
 )
-# Not one of the private ranges: those may be in use around this machine.
+# Not a private range, because those may be in use in the network of this machine.
 SERVICE_NETWORK = "198.19"
 KUBERAY = "github.com/ray-project/kuberay/ray-operator"
 
 
 def kuberay_crds() -> Path:
-    """The folder with KubeRay's CRDs, of the version that `start_kuberay` runs."""
+    """The folder with the CRDs of the KubeRay version that `start_kuberay` runs."""
     return module_dir("kuberay", KUBERAY) / "config" / "crd" / "bases"
 
 
 def helm(plane: "ControlPlane | None", *arguments: str) -> str:
-    """Run Helm and return its standard output. Raises ProcessError with its own words if it fails."""
+    """Run Helm and return its standard output. Raises ProcessError with its error output if it fails."""
     where = [f"--kubeconfig={plane.kubeconfig}"] if plane else []
     done = subprocess.run([str(binary("helm")), *where, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -46,14 +46,14 @@ def helm(plane: "ControlPlane | None", *arguments: str) -> str:
 
 
 class ControlPlane:
-    """A control plane in a folder of its own, on free ports of 127.0.0.1.
+    """A control plane in a temporary folder, on free ports of 127.0.0.1.
 
     Use it as a context manager: leaving it ends every process and removes the folder.
     Nothing schedules or runs pods: a test that needs a pod's status writes it. `Node` does.
     """
 
     host = "127.0.0.1"
-    """Where the API server listens."""
+    """Address of the API server."""
 
     def __init__(self) -> None:
         reap()
@@ -86,12 +86,12 @@ class ControlPlane:
         self.stop()
 
     def start_apiserver(self) -> None:
-        """Start the API server, or start it again after `apiserver.kill()`; returns when ready."""
+        """Start the API server, also after `apiserver.kill()`. Returns when it is ready."""
         self.apiserver.start()
         wait_until("kube-apiserver", self._ready, seconds=90, process=self.apiserver)
 
     def stop(self) -> None:
-        """End everything. The API server goes before etcd: without etcd it ignores SIGTERM."""
+        """Stop all processes. The API server is stopped before etcd, because without etcd it ignores SIGTERM."""
         for process in reversed(self._others.values()):
             process.kill()
         self.apiserver.kill()
@@ -103,7 +103,7 @@ class ControlPlane:
 
         Call it after the CRDs are there: the collector looks for new kinds every 30 s only.
         """
-        # One identity for all controllers: the built-in roles expect one each.
+        # All controllers use one identity, so the built-in role of each controller is not enough.
         user = self.kubeconfig_for("kcm", "/O=system:masters/CN=kcm")
         process = self.run(
             "kube-controller-manager",
@@ -115,19 +115,19 @@ class ControlPlane:
             "--leader-elect=false",
             "--secure-port=0",
         )
-        # The first thing that one of them does, so that one that ends at once is told here.
+        # The first visible effect of a controller. Waiting for it detects a controller manager that exits at once.
         wait_until("controllers", self._root_ca_published, process=process)
         return process
 
     def install_crds(self, *folders: Path) -> None:
-        """Apply CRDs from folders and wait until the server knows the kinds."""
+        """Apply CRDs from folders and wait until they are established."""
         for folder in folders:
             self.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(folder))
         wait_until("CRDs established", self._crds_established, process=self.apiserver)
-        shutil.rmtree(self.folder / "kubectl", ignore_errors=True)  # it remembers what kinds there were
+        shutil.rmtree(self.folder / "kubectl", ignore_errors=True)  # the discovery cache of kubectl
 
     def start_kuberay(self) -> Process:
-        """Run KubeRay's operator over all namespaces. Its CRDs (`kuberay_crds`) must be there."""
+        """Run the KubeRay operator for all namespaces. Its CRDs (`kuberay_crds`) must be installed."""
         metrics, probe = free_ports(2)
         return self.run(
             "kuberay",
@@ -140,7 +140,7 @@ class ControlPlane:
         )
 
     def run(self, name: str, *arguments: str) -> Process:
-        """Start an extra program of `build.PROGRAMS`, in place of the one of that name that may run already."""
+        """Start an additional program of `build.PROGRAMS`. A running one of that name is replaced."""
         if name in self._others:
             self._others[name].kill()
         command = [str(binary(name)), *arguments]
@@ -148,7 +148,7 @@ class ControlPlane:
         return self._others[name]
 
     def process(self, name: str) -> Process:
-        """The extra process of this name, as `kuberay`; KeyError if it was never started."""
+        """The additional process of this name, for example `kuberay`. Raises KeyError if it was not started."""
         return self._others[name]
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
@@ -195,7 +195,7 @@ class ControlPlane:
         return self._write_kubeconfig(name, credentials)
 
     def kubeconfig_for_account(self, namespace: str, account: str) -> Path:
-        """A kubeconfig with an hour's token of a service account."""
+        """A kubeconfig with a token of a service account that is valid for one hour."""
         token = self.kubectl("create", "token", account, "-n", namespace, "--duration=1h").strip()
         return self._write_kubeconfig(f"{namespace}-{account}", {"token": token})
 
@@ -270,12 +270,12 @@ class ControlPlane:
         ]
 
     def _apiserver_flags(self) -> list[str]:
-        """What depends on whether there are nodes."""
+        """Flags that depend on whether the cluster has nodes."""
         return ["--endpoint-reconciler-type=none", "--authorization-mode=RBAC"]
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different."""
+    """Different ports that are currently free."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -284,7 +284,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def answers(host: str, port: int) -> bool:
-    """Whether somebody listens there."""
+    """Whether a process listens on the port."""
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex((host, port)) == 0

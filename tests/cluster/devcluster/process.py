@@ -1,4 +1,4 @@
-"""Start programs that never outlive their owner, and clean up after one that crashed.
+"""Processes that do not outlive their owner, and cleanup after owners that crashed.
 
 Two nets: the kernel kills a child when the thread that started it dies (PR_SET_PDEATHSIG),
 and `reap` finds run folders whose owner is gone, kills the pids noted there (only if their
@@ -22,18 +22,18 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ProcessError(RuntimeError):
-    """A program ended or did not become ready; the message ends with the tail of its log."""
+    """A program exited or did not become ready. The message contains the end of its log."""
 
 
 def new_folder() -> Path:
-    """A fresh run folder, marked with this process's id so that `reap` knows its owner."""
+    """A new run folder that records the id of this process, so that `reap` can find its owner."""
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     (folder / "owner").write_text(str(os.getpid()))
     return folder
 
 
 def reap() -> list[Path]:
-    """Kill and remove what dead owners left in the temporary folder; returns the folders."""
+    """Kill the processes and remove the run folders of owners that no longer exist. Returns the folders."""
     left = []
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with contextlib.suppress(FileNotFoundError, ValueError):
@@ -49,7 +49,7 @@ def reap() -> list[Path]:
 
 
 class Process:
-    """One program: its log is `<folder>/<name>.log`, its pid is noted in `<name>.pid`."""
+    """A program. Its log is `<folder>/<name>.log`, its process id is in `<name>.pid`."""
 
     def __init__(self, folder: Path, name: str, command: list[str], env: Mapping[str, str] | None = None) -> None:
         self.name = name
@@ -78,20 +78,20 @@ class Process:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it does not run: ended by itself, killed, or never started."""
+        """Whether the program is not running: it exited, was killed, or was never started."""
         return self._child is None or self._child.poll() is not None
 
     def check(self) -> None:
-        """Raise ProcessError if the program has ended."""
+        """Raise ProcessError if the program has exited."""
         if self.has_ended:
             code = self._child.returncode if self._child else "not started"
-            raise ProcessError(f"{self.name} ended ({code}):\n{self.tail()}")
+            raise ProcessError(f"{self.name} exited ({code}):\n{self.tail()}")
 
     def tail(self, size: int = 3000) -> str:
         return self.log.read_text(errors="replace")[-size:] if self.log.exists() else ""
 
     def kill(self) -> None:
-        """End it as a crash would."""
+        """Kill it, as in a crash."""
         self._end(signal.SIGKILL, grace_seconds=0)
 
     def stop(self, grace_seconds: float = 5) -> None:
@@ -111,7 +111,7 @@ class Process:
 
 
 def wait_until(what: str, ready: Callable[[], bool], *, seconds: float = 30, process: Process | None = None) -> None:
-    """Poll `ready` every 50 ms; raise ProcessError after `seconds` or if `process` ends."""
+    """Poll `ready` every 50 ms; raise ProcessError after `seconds` or if `process` exits."""
     deadline = time.monotonic() + seconds
     while not ready():
         if process:

@@ -1,4 +1,4 @@
-"""A place for a node: namespaces of its own for processes, mounts and network.
+"""A sandbox for a node: separate namespaces for processes, mounts and network.
 
 Everything a node starts, mounts and routes is inside. When the process that holds the namespaces ends, and the kernel
 ends it with us, the kernel ends all of it: containers, mounts, bridge, iptables rules. Nothing needs to be undone.
@@ -12,35 +12,35 @@ from pathlib import Path
 
 from devcluster.process import Process, ProcessError, wait_until
 
-# Pods 198.18.0.0/17; the two ends of the cable between this machine and the node above them.
+# Pods use 198.18.0.0/17; the addresses of the veth pair between this machine and the node are outside of it.
 PODS = "198.18.0.0/17"
 BRIDGE = "198.18.0.1"
 OUTSIDE, INSIDE = "198.18.255.1", "198.18.255.2"
 _CABLE = "dreambooth0"
-# What containerd, kubelet and CNI write outside the folders that they are given.
+# Folders that containerd, kubelet and CNI write to besides the configured ones.
 _HIDDEN = ("/run", "/var/lib/kubelet", "/var/lib/cni", "/var/log")
 
 
 class Sandbox:
-    """See the module. One at a time on a machine, for the addresses are fixed: a second waits for the first to end."""
+    """The sandbox. Its addresses are fixed, so only one can exist on a machine: a second one waits for the first."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._turn = (Path(tempfile.gettempdir()) / "dreambooth-node.lock").open("w")
-        # bash waits for orphans, as the first process of a namespace should.
+        # bash reaps orphaned processes, as the first process of a PID namespace must.
         hold = ["bash", "-c", "sleep infinity & wait"]
         flags = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self._holder = Process(folder, "sandbox", ["unshare", *flags, *hold])
         self._pid = 0
 
     def start(self) -> None:
-        """Make the namespaces and lay the cable."""
+        """Create the namespaces and the veth pair."""
         fcntl.flock(self._turn, fcntl.LOCK_EX)
         self._holder.start()
         wait_until("sandbox", self._has_child, process=self._holder)
         for path in _HIDDEN:
             self.run("bash", "-c", f"mkdir -p {path} && mount -t tmpfs tmpfs {path}")
-        # The kernel takes its time with the one before.
+        # The kernel may still be removing an earlier one.
         subprocess.run(["ip", "link", "del", _CABLE], capture_output=True, check=False)
         _ip("link", "add", _CABLE, "type", "veth", "peer", "name", "eth0", "netns", str(self._pid))
         _ip("addr", "add", f"{OUTSIDE}/30", "dev", _CABLE)
@@ -49,16 +49,16 @@ class Sandbox:
         _ip("route", "replace", PODS, "via", INSIDE)
 
     def stop(self) -> None:
-        """End everything in it."""
+        """Stop all processes in it."""
         self._holder.kill()
         self._turn.close()
 
     def process(self, name: str, command: Sequence[str]) -> Process:
-        """A process inside, not started yet."""
+        """A process in the sandbox, not started yet."""
         return Process(self._folder, name, [*self._enter(), *command])
 
     def run(self, *command: str) -> str:
-        """Run a program inside to its end; its output. Raises ProcessError with its words if it fails."""
+        """Run a program in the sandbox and return its output. Raises ProcessError with its error output if it fails."""
         return _run([*self._enter(), *command])
 
     def _enter(self) -> list[str]:

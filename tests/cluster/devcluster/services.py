@@ -1,4 +1,4 @@
-"""What users have beside Kubernetes: an S3 server, and Kueue."""
+"""Services that users run in addition to Kubernetes: an S3 server and Kueue."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ _KUEUE = "kueue-system"
 
 
 def start_s3(cluster: NodeCluster, access_key: str, secret_key: str) -> str:
-    """An S3 server over a folder of the cluster; its URL, which pods reach as well. It has no buckets yet."""
+    """Start an S3 server without buckets, and return its URL, which is reachable from pods."""
     folder = cluster.folder / "s3"
     folder.mkdir()
     (port,) = free_ports(1)
@@ -26,7 +26,7 @@ def start_s3(cluster: NodeCluster, access_key: str, secret_key: str) -> str:
 
 
 def install_kueue(cluster: NodeCluster) -> None:
-    """Kueue from its own chart, looking after RayJobs only; returns when its webhooks answer."""
+    """Install Kueue from its chart, for RayJobs only. Returns when its webhooks respond."""
     cluster.add_image("localhost/kueue:test", partial(program_image, program=binary("kueue")))
     config = {
         "apiVersion": "config.kueue.x-k8s.io/v1beta2",

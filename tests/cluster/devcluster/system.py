@@ -1,4 +1,4 @@
-"""DreamBooth on a `NodeCluster`, as a platform team would install it: KubeRay, the operator's chart, a runtime."""
+"""DreamBooth on a `NodeCluster`, as a platform team installs it: KubeRay, the operator's chart and a runtime."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ _CHART = ROOT / "charts" / "dreambooth-operator"
 
 
 def install_dreambooth(cluster: NodeCluster) -> None:
-    """Returns when the operator's pods are ready. Retries come after a second, for tests have no patience."""
+    """Install KubeRay and the operator. Returns when its pods are ready. The retry delay is one second."""
     cluster.install_crds(kuberay_crds())
     cluster.start_kuberay()
     repository, _, tag = OPERATOR_IMAGE.partition(":")
@@ -25,20 +25,20 @@ def install_dreambooth(cluster: NodeCluster) -> None:
 
 
 def add_namespace(cluster: NodeCluster, name: str) -> None:
-    """A namespace under the restricted profile."""
+    """Create a namespace that enforces the restricted Pod Security Standard."""
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
 
 
 def sample(file: str, **metadata: str) -> dict[str, Any]:
-    """The only object of a file in manifests/samples."""
+    """The object in a file of manifests/samples."""
     obj = yaml.safe_load((ROOT / "manifests" / "samples" / file).read_text())
     obj["metadata"] |= metadata
     return obj
 
 
 def sprites_runtime(name: str = "sprites", **storage: str) -> dict[str, Any]:
-    """The sample runtime, with the image that the node has, for all namespaces."""
+    """The sample runtime with the node's trainer image, for all namespaces."""
     runtime = sample("runtime-sprites.yaml", name=name)
     spec = runtime["spec"]
     spec |= {"image": TRAINER_IMAGE, "imagePullPolicy": "Never", "allowedNamespaces": []}
