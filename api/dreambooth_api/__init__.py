@@ -1,5 +1,5 @@
-"""The contract between the operator and the trainer. Both halves import it; it needs pydantic only.
+"""The contract between the operator and the trainer, which both import. It depends only on pydantic.
 
-It covers the job file, the runtime, the status, the progress message, the environment of the trainer's process, and
-the errors that state what a user has to change.
+It contains the job, the runtime, the status, the progress message, the environment of the trainer process, and errors
+with remedies.
 """

@@ -1,4 +1,4 @@
-"""What the operator gives the trainer's process, and how the process answers when it ends."""
+"""Interface between operator and trainer process: environment variables, mounted paths, failures, exit codes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ TRAINER_COMMAND: Final = ("python", "-m", "dreambooth_trainer")
 
 # Environment variables.
 OUT: Final = "DREAMBOOTH_OUT"  # the job's folder in the pod
-OUT_SHOWN: Final = "DREAMBOOTH_OUT_SHOWN"  # the same folder, as a user outside the pod names it
+OUT_SHOWN: Final = "DREAMBOOTH_OUT_SHOWN"  # the same folder as shown to users outside the pod
 STORE: Final = "DREAMBOOTH_STORE"  # where jobs share class images
 PROGRESS_URL: Final = "DREAMBOOTH_PROGRESS_URL"  # where to send progress messages
-PROGRESS_TOKEN_FILE: Final = "DREAMBOOTH_PROGRESS_TOKEN_FILE"  # noqa: S105 - the name of a variable
-PROGRESS_CA_FILE: Final = "DREAMBOOTH_PROGRESS_CA_FILE"  # certificates to trust for that URL
-DEBUG: Final = "DREAMBOOTH_DEBUG"  # if not empty: all logs, and tracebacks
+PROGRESS_TOKEN_FILE: Final = "DREAMBOOTH_PROGRESS_TOKEN_FILE"  # noqa: S105 - a variable name
+PROGRESS_CA_FILE: Final = "DREAMBOOTH_PROGRESS_CA_FILE"  # CA certificates for that URL
+DEBUG: Final = "DREAMBOOTH_DEBUG"  # if not empty, print all logs and tracebacks
 
 # Paths in the trainer's containers.
 JOB_PATH: Final = "/etc/dreambooth"
@@ -25,7 +25,7 @@ OUTPUT_PATH: Final = "/dreambooth/output"
 TOKEN_PATH: Final = "/var/run/secrets/dreambooth.dev"  # noqa: S105 - a folder
 TOKEN_FILE: Final = f"{TOKEN_PATH}/token"
 
-# Reasons of failures that both halves name: the trainer in its last message, the operator by the exit code.
+# Failure reasons that both sides use: the trainer reports them, the operator derives them from exit codes.
 INVALID_INPUT: Final = "InvalidInput"
 BELOW_THRESHOLDS: Final = "BelowThresholds"
 OUT_OF_MEMORY: Final = "OutOfMemory"
@@ -35,7 +35,7 @@ class ExitCode(IntEnum):
     """Exit codes of the trainer."""
 
     DONE = 0
-    FAILED = 1  # running again may help
-    INVALID_INPUT = 2  # running again will not help
+    FAILED = 1  # the same command may succeed
+    INVALID_INPUT = 2  # the same command fails again
     BELOW_THRESHOLDS = 3  # trained, but the scores are too low to publish
-    INTERRUPTED = 130  # running again goes on from the last checkpoint
+    INTERRUPTED = 130  # the same command continues from the last checkpoint
