@@ -175,7 +175,10 @@ def test_a_job_killed_at_the_start_of_each_phase_has_the_same_result(runs: Runs,
 
 def test_a_step_with_learning_rate_zero_in_bf16_publishes_the_base_weights(runs: Runs) -> None:
     # The learning rate of the first warmup step is zero.
-    settings = ("training.steps=1", "training.warmupSteps=1", "training.precision=bf16", "evaluation.enabled=false")
+    settings = (
+        "training={steps: 1, warmupSteps: 1, precision: bf16}",
+        "evaluation.enabled=false",
+    )
     code, text = runs.run("untrained", *(word for setting in settings for word in ("--set", setting)))
     assert code == 0, text
     for part in ("unet", "text_encoder"):
@@ -223,7 +226,7 @@ PHOTOS = Path(__file__).parents[2].parent / "shared" / "dreambooth-dataset" / "d
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"requires photographs in {PHOTOS}")
 def test_a_job_with_real_photographs_completes(runs: Runs, complete: str) -> None:
-    code, text = runs.run("real", "--set", f"subject.images.uri={PHOTOS}", "--set", "training.steps=2")
+    code, text = runs.run("real", "--set", f"subject.images.uri={PHOTOS}", "--set", "training={steps: 2}")
     assert code == 0, text
     assert "reused 8" in text
     assert (runs.folder / "real" / "report.html").exists()

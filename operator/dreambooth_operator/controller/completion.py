@@ -73,9 +73,8 @@ def update_failed_job(builder: DecisionBuilder, policy: RunPolicy) -> None:
     status, failure = builder.status, late_failure(builder.status)
     failed = builder.condition(_C.FAILED)
     reason = failed.reason if failed else ""
-    if (
-        failure is None or reason == deadline.DEADLINE_EXCEEDED
-    ):  # a trainer that is stopped at the deadline may report a failure
+    # A trainer that is stopped at the deadline may report a failure.
+    if failure is None or reason == deadline.DEADLINE_EXCEEDED:
         return
     builder.set_fields(last_failure=failure)
     if failure.retryable and reason == retries.BACKOFF_LIMIT_EXCEEDED:
