@@ -6,22 +6,22 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_crd import REFUSED, with_value
+from test_crd import INVALID, with_value
 
 from dreambooth_api.errors import UserError
 from dreambooth_operator.crd.rules import JOB_RULES
 from dreambooth_trainer.jobfile.load import load_job
 
 # Local paths are valid where the job runs on the machine that has them.
-CLUSTER_ONLY = {"images on a laptop", "an output on a laptop"}
+CLUSTER_ONLY = {"local images", "a local output"}
 RULES = [
     rule["message"] for path, rules in JOB_RULES.items() for rule in rules if path or "metadata" in rule["message"]
 ]
 
 
-@pytest.mark.parametrize("case", REFUSED.keys() - CLUSTER_ONLY)
+@pytest.mark.parametrize("case", INVALID.keys() - CLUSTER_ONLY)
 def test_a_local_run_rejects_what_the_api_server_rejects(case: str, tmp_path: Path) -> None:
-    path, value, _ = REFUSED[case]
+    path, value, _ = INVALID[case]
     file = tmp_path / "job.yaml"
     file.write_text(yaml.safe_dump(with_value(path, value)))
     with pytest.raises(UserError):
@@ -30,4 +30,4 @@ def test_a_local_run_rejects_what_the_api_server_rejects(case: str, tmp_path: Pa
 
 @pytest.mark.parametrize("message", RULES)
 def test_every_cel_rule_has_an_example(message: str) -> None:
-    assert any(sentence in message for _, _, sentence in REFUSED.values())
+    assert any(sentence in message for _, _, sentence in INVALID.values())
