@@ -86,7 +86,7 @@ class Job:
         self.cluster.kubectl("delete", "pod", "-n", self.tenant, self.pods(kind)[0], "--force", "--grace-period=0")
 
     def plugin(self, verb: str, *arguments: str) -> str:
-        """What `kubectl dreambooth` says of the job."""
+        """The output of `kubectl dreambooth` for the job."""
         command = [str(Path(sys.executable).parent / "kubectl-dreambooth"), verb, "pink-dog", "-n", self.tenant]
         flags = [f"--kubeconfig={self.cluster.kubeconfig}", *arguments]
         path = f"{os.environ['PATH']}:{binary('kubectl').parent}"

@@ -63,8 +63,8 @@ def _retry_erase(builder: DecisionBuilder, erase: EraseJob) -> None:
     """Record the error and try again after a delay. The error stays in the status during the next try."""
     job, due = builder.job, builder.status.next_attempt_time
     message = (
-        f"{erase.message} The operator tries again. To delete the job without its data, remove the finalizer "
-        f"{ERASE_FINALIZER}."
+        f"{erase.message} The operator retries. To skip this step, delete the data at the job's output yourself, then "
+        f"remove the finalizer {ERASE_FINALIZER}."
     )
     builder.set_phase(Phase.ERASING, message)
     builder.set_condition(ConditionType.ERASED, "False", "EraseFailed", message)

@@ -19,7 +19,11 @@ class KueueQueue:
     """A LocalQueue of Kueue."""
 
     name: str
-    starts_suspended: bool = True
+
+    @property
+    def starts_suspended(self) -> bool:
+        """Kueue admits only RayJobs that are created suspended."""
+        return True
 
     @property
     def labels(self) -> dict[str, str]:

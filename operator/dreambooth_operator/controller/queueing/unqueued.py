@@ -16,7 +16,10 @@ def is_active(ray_job: RayJob) -> bool:
 class Unqueued:
     """The queue of a job without `spec.runPolicy.queueName`."""
 
-    starts_suspended: bool = False
+    @property
+    def starts_suspended(self) -> bool:
+        """The RayJob needs no admission."""
+        return False
 
     @property
     def labels(self) -> dict[str, str]:
