@@ -51,7 +51,7 @@ def running_message(builder: DecisionBuilder, cluster: RayCluster | None, *, run
     report = report_of_attempt(builder.status)
     if not running or report is None or report.phase is None:
         return "The trainer is starting."
-    return _PHASE_MESSAGES[report.phase]
+    return _PHASE_MESSAGES.get(report.phase, f"The trainer is in phase {report.phase}.")
 
 
 def set_success_conditions(builder: DecisionBuilder) -> str:
