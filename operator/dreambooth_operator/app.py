@@ -142,7 +142,9 @@ async def _run_until_signal(options: Options) -> int:
 
 def _options(arguments: list[str] | None) -> Options:
     parser = argparse.ArgumentParser(
-        prog="python -m dreambooth_operator", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        prog="python -m dreambooth_operator",
+        description="Reconcile DreamBoothJobs and serve the progress reports of their trainers.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     defaults = Options()
     namespace = os.environ.get("POD_NAMESPACE", "")
