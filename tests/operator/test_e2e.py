@@ -36,7 +36,7 @@ class Job:
     def status(self) -> dict[str, Any]:
         return self.plane.get("dbj", self.name, "-n", self.namespace).get("status", {})
 
-    def encode_prompts(self, kind: str) -> dict[str, Any]:
+    def condition(self, kind: str) -> dict[str, Any]:
         return next((c for c in self.status.get("conditions", []) if c["type"] == kind), {})
 
     def reaches(self, *phases: str, seconds: float = 90) -> None:
