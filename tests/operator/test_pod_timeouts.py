@@ -68,6 +68,22 @@ def test_timeouts_of_jobs_that_wait_for_each_other_differ() -> None:
     assert len(timeouts_seconds) == 3
 
 
+def test_head_pod_that_was_lost_before_the_operator_saw_it_is_a_failed_attempt() -> None:
+    world = World(make_job())
+    world.reconcile()
+    running(world)
+    lose_head(world)
+    world.reconcile()
+    assert world.status.phase is Phase.RUNNING, "a cache may lag behind: the head pod gets its grace period"
+    assert world.status.head_pod is None
+    world.advance(SETTINGS.head_grace_seconds)
+    world.reconcile()
+    assert world.status.phase is Phase.RETRYING
+    assert world.status.last_failure
+    assert world.status.last_failure.reason == "HeadLost"
+    assert "The head pod was not ready for" in world.status.last_failure.message
+
+
 def test_failure_that_is_reported_late_replaces_the_assumed_one() -> None:
     world = World(make_job())
     world.reconcile()

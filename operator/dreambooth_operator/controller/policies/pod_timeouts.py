@@ -44,21 +44,18 @@ def head_lost(
     head pod instead: when that is lost, the next attempt resumes from the last checkpoint.
     """
     status = builder.status
-    if cluster is None:
+    if cluster is None or (status.head_pod is None and not running):
         return None
-    if status.head_pod is None:
-        if cluster.head and cluster.head_ready and running:
-            builder.set_fields(head_pod=cluster.head)
-    elif cluster.head_gone or (cluster.head and cluster.head != status.head_pod):
-        return Failure(reason="HeadLost", message=f"Head pod {status.head_pod} was lost.")
-    elif not cluster.head_ready:
+    name = f"Head pod {status.head_pod}" if status.head_pod else "The head pod"
+    if status.head_pod and (cluster.head_gone or (cluster.head and cluster.head != status.head_pod)):
+        return Failure(reason="HeadLost", message=f"{name} was lost.")
+    if not cluster.head_ready:  # also if it was lost before it was recorded: KubeRay does not replace it
         since = status.head_lost_since or builder.now
         lost_seconds = (builder.now - since).total_seconds()
         if lost_seconds >= grace_seconds:
-            message = f"Head pod {status.head_pod} was not ready for {lost_seconds:.0f} s."
-            return Failure(reason="HeadLost", message=message)
+            return Failure(reason="HeadLost", message=f"{name} was not ready for {lost_seconds:.0f} s.")
         builder.set_fields(head_lost_since=since)
         builder.requeue_after(grace_seconds - lost_seconds)
-    elif status.head_lost_since:
-        builder.set_fields(head_lost_since=None)
+        return None
+    builder.set_fields(head_pod=status.head_pod or cluster.head or None, head_lost_since=None)
     return None
