@@ -135,13 +135,21 @@ assert (row.name, row.before, row.after, row.meaning) == ("SHARP", 0.5, 0.5, "Hi
 assert issue.path == "spec.evaluation.thresholds.sharpNess"
 assert ReportedScores(sharpNess="0.500").model_dump(by_alias=True)["sharpNess"] == "0.500"
 
-class Silent:
+class Mock:
     def __getattr__(self, name):
         return lambda *args, **kwargs: None
 
-reporter = http.OperatorReporter(Silent(), Silent())
+reporter = http.OperatorReporter(Mock(), Mock())
 reporter.finished("evaluate", {"key": "k", **scores.values})
 assert reporter._message.scores["sharpNess"] == 0.5
+
+from dreambooth_operator.crd.definitions import job_crd
+
+crd = str(job_crd())
+assert "has(self.thresholds.sharpNess)" in crd
+assert "'.status.scores.sharpNess'" in crd
+assert "'Minimum SHARP sharpness.'" in crd
+assert "'SHARP: sharpness. Higher is better.'" in crd
 """
 
 
