@@ -16,10 +16,11 @@ from dreambooth_api.fields import DNS_LABEL, ObjectName, Quantity, Strict, Templ
 from dreambooth_api.metrics import METRICS
 from dreambooth_api.subject import PriorPreservation, Subject
 from dreambooth_api.training import Training
-from dreambooth_api.uris import BUILTIN_SPRITES, OUTPUT_URI
+from dreambooth_api.uris import BUILTIN_SPRITES, OBJECT_STORES, OUTPUT_URI
 
 API_VERSION = "dreambooth.dev/v1alpha1"
 KIND = "DreamBoothJob"
+RUNTIME_KIND = "DreamBoothRuntime"
 
 
 class Encoders(Strict):
@@ -89,7 +90,7 @@ class Output(Strict):
     """Destination of the published model. At most one of uri and pvc may be set. A local run defaults to out/<name>."""
 
     uri: str | None = Field(
-        default=None, pattern=OUTPUT_URI, description="Destination folder: a local path, s3:// or gs://."
+        default=None, pattern=OUTPUT_URI, description=f"Destination folder: a local path, {OBJECT_STORES}."
     )
     pvc: VolumeClaim | None = Field(default=None, description="Destination folder on a PersistentVolumeClaim.")
     formats: list[Literal["diffusers", "safetensors"]] = Field(
@@ -210,7 +211,7 @@ class BaseModelRef(Strict):
     id: str = Field(
         default=BUILTIN_SPRITES,
         min_length=1,
-        description="Hugging Face Hub ID, path of a diffusers folder, or builtin:sprites.",
+        description=f"Hugging Face Hub ID, path of a diffusers folder, or {BUILTIN_SPRITES}.",
     )
     revision: str | None = Field(default=None, min_length=1, description="Commit, tag or branch on the Hub.")
 
@@ -230,7 +231,7 @@ class JobSpec(Strict):
     )
     model: BaseModelRef | None = Field(
         default=None,
-        description="Base model. Defaults to the runtime's model; a local run defaults to builtin:sprites.",
+        description=f"Base model. Defaults to the runtime's model; a local run defaults to {BUILTIN_SPRITES}.",
     )
     subject: Subject = Field(description="Subject to learn.")
     prior_preservation: PriorPreservation = Field(
@@ -257,8 +258,8 @@ class Metadata(BaseModel):
 class DreamBoothJob(Strict):
     """A complete DreamBoothJob, as in a job file or on a cluster."""
 
-    api_version: Literal["dreambooth.dev/v1alpha1"] = Field(description="dreambooth.dev/v1alpha1")
-    kind: Literal["DreamBoothJob"] = Field(description="DreamBoothJob")
+    api_version: Literal["dreambooth.dev/v1alpha1"] = Field(description=API_VERSION)
+    kind: Literal["DreamBoothJob"] = Field(description=KIND)
     metadata: Metadata
     spec: JobSpec
     status: JsonValue = Field(

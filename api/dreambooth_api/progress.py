@@ -65,6 +65,11 @@ class ProgressMessage(Lenient):
         return self.model_dump_json(by_alias=True, exclude_none=True).encode()
 
 
+def report_path(namespace: str, name: str, attempt: int | str) -> str:
+    """Path of the status server's URL to which the trainer of an attempt sends its messages."""
+    return f"/v1/jobs/{namespace}/{name}/attempts/{attempt}"
+
+
 def parse_message(body: bytes | str) -> tuple[ProgressMessage, list[str]]:
     """Parse a request body. Returns the message and the paths of the invalid values that were ignored.
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from dreambooth_api.fields import DNS_LABEL, ObjectName, Quantity, Strict
 from dreambooth_api.job import BaseModelRef, Toleration
-from dreambooth_api.uris import OBJECT_STORE_URI
+from dreambooth_api.uris import OBJECT_STORE_URI, OBJECT_STORES
 
 # The runtime of jobs without runtimeRef.
 DEFAULT_RUNTIME = "default"
@@ -80,7 +80,7 @@ class Storage(Strict):
         min_length=1,
         max_length=1000,
         pattern=OBJECT_STORE_URI,
-        description="Folder in an object store, s3:// or gs://. Models are uploaded to <uri>/<namespace>/<job>.",
+        description=f"Folder in an object store, {OBJECT_STORES}. Models are uploaded to <uri>/<namespace>/<job>.",
     )
     credentials_secret: ObjectName | None = Field(
         default=None,

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from pydantic.alias_generators import to_camel
 
 from dreambooth_api.fields import TOKEN, ObjectRef, Phrase, Strict, VolumeClaim, rule_error
-from dreambooth_api.uris import SOURCE_URI
+from dreambooth_api.uris import BUILTIN_SPRITES, BUILTIN_SUBJECT, OBJECT_STORES, SOURCE_URI
 
 
 class ImageSource(Strict):
@@ -17,7 +17,7 @@ class ImageSource(Strict):
     uri: str | None = Field(
         default=None,
         pattern=SOURCE_URI,
-        description="Folder of images: a local path, s3://, gs://, or builtin:sprites/<name> for a built-in cartoon "
+        description=f"Folder of images: a local path, {OBJECT_STORES}, or {BUILTIN_SUBJECT} for a built-in cartoon "
         "subject.",
     )
     pvc: VolumeClaim | None = Field(default=None, description="Folder of images on a PersistentVolumeClaim.")
@@ -100,8 +100,8 @@ class PriorPreservation(Strict):
         default=None,
         ge=1,
         le=100_000,
-        description="Number of class images. Defaults to 200 per subject image, at most 1000; builtin:sprites has its "
-        "own default.",
+        description="Number of class images. Defaults to 200 per subject image, at most 1000; "
+        f"{BUILTIN_SPRITES} has its own default.",
     )
     loss_weight: float = Field(
         default=1.0, gt=0, le=100, description="Weight of the prior-preservation loss (lambda in the paper)."

@@ -8,6 +8,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from dreambooth_api.fields import Strict, rule_error
 from dreambooth_api.nesting import MAX_DEPTH, is_deeper
+from dreambooth_api.uris import BUILTIN_SPRITES
 
 
 class TextEncoder(Strict):
@@ -76,15 +77,15 @@ class Training(Strict):
         default=None,
         ge=1,
         le=1_000_000,
-        description="Number of optimizer steps. Defaults to 1000, as in the paper; builtin:sprites has its own "
-        "default.",
+        description="Number of optimizer steps. Defaults to 1000, as in the paper; "
+        f"{BUILTIN_SPRITES} has its own default.",
     )
     learning_rate: float | None = Field(
         default=None,
         gt=0,
         lt=1,
         description="Peak learning rate. Defaults to 5e-6 for Full, as in the paper, and 1e-4 for LoRA; "
-        "builtin:sprites has its own defaults.",
+        f"{BUILTIN_SPRITES} has its own defaults.",
     )
     lr_scheduler: Literal["Constant", "Linear", "Cosine"] = Field(
         default="Constant", description="Learning rate schedule after warmup."

@@ -1,4 +1,7 @@
-"""The schemes of URIs that a job may name. Another object store is one more row in `EXTRAS`."""
+"""The schemes of URIs that a job may name. Another object store is one more row in `EXTRAS`.
+
+Patterns, descriptions and error messages are made from this table.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ from typing import Final
 # Object stores by scheme, with the extra of our distribution that installs the client of each.
 EXTRAS: Final = {"s3": "s3", "gs": "gcs"}
 OBJECT_STORE: Final = f"({'|'.join(EXTRAS)})://"
+# For sentences: "s3:// or gs://".
+OBJECT_STORES: Final = " or ".join(f"{scheme}://" for scheme in EXTRAS)
 BUILTIN: Final = "builtin:"
 # The embedded base model, its encoders and, with /<name>, its subjects.
 BUILTIN_SPRITES: Final = f"{BUILTIN}sprites"
+BUILTIN_SUBJECT: Final = f"{BUILTIN_SPRITES}/<name>"
 
 _OBJECT_STORE_FOLDER = rf"{OBJECT_STORE}[^/\x00-\x20]+(/[^\x00-\x1f]*)?"
 # A colon that starts no scheme that is read is a typo of one (s3:/bucket) more often than a part of a file name.
@@ -19,6 +25,11 @@ SOURCE_URI: Final = rf"^({_FOLDER}|{BUILTIN_SPRITES}/[-_a-z0-9]+)$"
 OUTPUT_URI: Final = rf"^({_FOLDER})$"
 # What is the same place on every machine, so that it is not relative to the folder of a job file.
 ABSOLUTE_URI: Final = rf"^({OBJECT_STORE}|file:///|{BUILTIN})"
+
+
+def volume_uri(claim: str, path: str) -> str:
+    """A folder on a PersistentVolumeClaim, as shown to users. No field of a job accepts it."""
+    return f"pvc://{claim}/{path}"
 
 
 def is_url(uri: str) -> bool:

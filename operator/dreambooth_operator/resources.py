@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dreambooth_api.job import API_VERSION, KIND, RUNTIME_KIND
 from dreambooth_operator.machinery.resources import Resource
 
-GROUP = "dreambooth.dev"
-JOBS = Resource(GROUP, "v1alpha1", "dreamboothjobs", "DreamBoothJob")
-RUNTIMES = Resource(GROUP, "v1alpha1", "dreamboothruntimes", "DreamBoothRuntime")
+GROUP, _, _VERSION = API_VERSION.partition("/")
+JOBS = Resource(GROUP, _VERSION, "dreamboothjobs", KIND)
+RUNTIMES = Resource(GROUP, _VERSION, "dreamboothruntimes", RUNTIME_KIND)
 RAY_JOBS = Resource("ray.io", "v1", "rayjobs", "RayJob")
 RAY_CLUSTERS = Resource("ray.io", "v1", "rayclusters", "RayCluster")
 BATCH_JOBS = Resource("batch", "v1", "jobs", "Job")

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dreambooth_api import environment
+from dreambooth_api import environment, uris
+from dreambooth_api.job import API_VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 HALVES = (ROOT / "operator", ROOT / "trainer")
 TEXTS = {name: value for name, value in vars(environment).items() if name.isupper() and isinstance(value, str)}
 # A name of a variable or a path is found within a longer text as well; a reason is a word that others may hold.
 WITHIN = {value for value in TEXTS.values() if value.startswith(("DREAMBOOTH_", "/"))} | {"dreambooth_trainer"}
+# Literals that stand in one module of the contract only, and its name.
+HOMES = dict.fromkeys([*(f"{scheme}://" for scheme in [*uris.EXTRAS, "pvc"]), uris.BUILTIN], "uris.py")
+HOMES |= {API_VERSION: "job.py", "/attempts/": "progress.py"}
 WHOLE = {environment.INVALID_INPUT, environment.BELOW_THRESHOLDS, environment.OUT_OF_MEMORY}
 
 
@@ -46,6 +52,28 @@ def test_no_literal_of_the_contract_stands_a_second_time() -> None:
                 f"{path.relative_to(ROOT)}:{line}: {text}" for line, text in second_times(path.read_text(), within)
             ]
     assert not found
+
+
+def test_schemes_version_and_route_stand_in_their_module_only() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {text}"
+        for path in sorted([*(ROOT / "operator").rglob("*.py"), *(ROOT / "api").rglob("*.py")])
+        for line, text in texts_of(path.read_text())
+        if any(part in text and path != ROOT / "api/dreambooth_api" / home for part, home in HOMES.items())
+    ]
+    assert not found
+
+
+def test_another_object_store_is_one_row() -> None:
+    source = Path(uris.__file__).read_text()
+    more = source.replace('"gs": "gcs"', '"gs": "gcs", "az": "azure"')
+    assert more != source
+    names: dict[str, Any] = {}
+    exec(compile(more, uris.__file__, "exec"), names)  # our own module, with another row
+    assert re.search(names["SOURCE_URI"], "az://photos/dog")
+    assert re.search(names["OUTPUT_URI"], "az://models/dog")
+    assert not re.search(uris.OUTPUT_URI, "az://models/dog")
+    assert names["OBJECT_STORES"] == f"{uris.OBJECT_STORES} or az://"
 
 
 @pytest.mark.parametrize(

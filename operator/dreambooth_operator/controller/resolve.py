@@ -36,7 +36,6 @@ class ResolvedJob:
         images: volume source of the volume mounted at IMAGES_PATH; None if the images have a URI.
         claim: PersistentVolumeClaim mounted at OUTPUT_PATH, shared by all pods of the job.
         out: the job's folder on that volume, as a path in the pods.
-        out_shown: destination of the model as shown to users: a URI, or pvc://<claim>/<folder>.
         store: URI or path of the shared class images, as seen by the pods.
         worker: resources of each worker.
     """
@@ -46,7 +45,6 @@ class ResolvedJob:
     images: dict[str, object] | None
     claim: str
     out: str
-    out_shown: str
     store: str
     worker: PodResources
 
@@ -161,7 +159,6 @@ def _locate(job: Job, spec: JobSpec, runtime: RuntimeSpec) -> ResolvedJob | Reso
         images=volume,
         claim=pvc.claim_name,
         out=out,
-        out_shown=uri or f"pvc://{pvc.claim_name}/{pvc.path}",
         store=_store(spec, runtime, out),
         worker=worker,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from dreambooth_api.fields import DNS_SUBDOMAIN
-from dreambooth_api.job import JobSpec
+from dreambooth_api.job import API_VERSION, JobSpec
 from dreambooth_api.metrics import METRICS
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_api.status import JobStatus
@@ -13,8 +13,6 @@ from dreambooth_operator.crd.rules import JOB_RULES, LIMITS, NAME_LIMIT, Rule
 from dreambooth_operator.crd.schema import Schema, structural
 from dreambooth_operator.machinery.resources import Resource
 from dreambooth_operator.resources import GROUP, JOBS, RUNTIMES
-
-_API_VERSION = "APIVersion: dreambooth.dev/v1alpha1."
 
 
 def job_crd() -> dict[str, Any]:
@@ -62,7 +60,7 @@ def runtime_crd() -> dict[str, Any]:
 
 def _root(description: str, spec: Schema, status: Schema | None) -> Schema:
     properties: Schema = {
-        "apiVersion": {"type": "string", "description": _API_VERSION},
+        "apiVersion": {"type": "string", "description": f"APIVersion: {API_VERSION}."},
         "kind": {"type": "string", "description": "Kind of the object."},
         "metadata": {"type": "object"},
         "spec": spec,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from dreambooth_api.metrics import METRICS
-from dreambooth_api.uris import BUILTIN, OBJECT_STORE
+from dreambooth_api.uris import BUILTIN, BUILTIN_SUBJECT, OBJECT_STORE, OBJECT_STORES
 
 Rule = dict[str, str]
 
@@ -47,7 +47,7 @@ JOB_RULES: dict[str, list[Rule]] = {
         },
         {
             "rule": f"!has(self.uri) || self.uri.matches('^{OBJECT_STORE}|^{BUILTIN}')",
-            "message": "on a cluster, uri must be an s3:// or gs:// folder or builtin:sprites/<name>: for local "
+            "message": f"on a cluster, uri must be a folder in {OBJECT_STORES}, or {BUILTIN_SUBJECT}: for local "
             "images, run kubectl create configmap NAME --from-file=FOLDER and set configMap: {name: NAME}",
         },
     ],
@@ -87,7 +87,8 @@ JOB_RULES: dict[str, list[Rule]] = {
         {"rule": "!(has(self.uri) && has(self.pvc))", "message": "set only one of uri and pvc"},
         {
             "rule": f"!has(self.uri) || self.uri.matches('^{OBJECT_STORE}')",
-            "message": "on a cluster, uri must be an s3:// or gs:// folder: for a volume, set pvc: {claimName: ...}",
+            "message": f"on a cluster, uri must be a folder in {OBJECT_STORES}: for a volume, set "
+            "pvc: {claimName: ...}",
         },
     ],
     "spec.cluster.elastic": [

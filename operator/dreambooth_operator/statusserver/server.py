@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from aiohttp import web
 
 from dreambooth_api.fields import DNS_LABEL
-from dreambooth_api.progress import ProgressMessage, parse_message
+from dreambooth_api.progress import ProgressMessage, parse_message, report_path
 from dreambooth_api.status import ReportedStatus
 from dreambooth_operator.controller.names import attempt_name, base_name
 from dreambooth_operator.controller.observed import Job, read_job
@@ -44,7 +44,7 @@ _WRITE_SECONDS = 10.0
 _MAX_TRIES = 5
 # Matched against the raw path, in which %2F stays encoded: invalid names get 404 before any request is made.
 _LABEL = DNS_LABEL.strip("^$")
-_ROUTE = f"/v1/jobs/{{namespace:{_LABEL}}}/{{name:{_LABEL}}}/attempts/{{attempt:[0-9]{{1,6}}}}"
+_ROUTE = report_path(f"{{namespace:{_LABEL}}}", f"{{name:{_LABEL}}}", "{attempt:[0-9]{1,6}}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dreambooth_api import environment
+from dreambooth_api.progress import report_path
 from dreambooth_api.runtime import PodResources
+from dreambooth_api.uris import volume_uri
 from dreambooth_operator.controller.children.metadata import child_metadata
 from dreambooth_operator.controller.children.pods import (
     build_container,
@@ -92,8 +94,8 @@ def _cluster_spec(job: Job, attempt: int, resolved: ResolvedJob, settings: Setti
 
 def _variables(job: Job, attempt: int, resolved: ResolvedJob, settings: Settings) -> list[Json]:
     """The environment variables of the trainer, in all pods of an attempt."""
-    url = f"{settings.progress_url}/v1/jobs/{job.key.namespace}/{job.key.name}/attempts/{attempt}"
-    shown = f"pvc://{resolved.claim}{resolved.out.removeprefix(environment.OUTPUT_PATH)}"
+    url = f"{settings.progress_url}{report_path(job.key.namespace, job.key.name, attempt)}"
+    shown = volume_uri(resolved.claim, resolved.out.removeprefix(f"{environment.OUTPUT_PATH}/"))
     return [
         {"name": environment.OUT, "value": resolved.out},
         {"name": environment.OUT_SHOWN, "value": shown},
