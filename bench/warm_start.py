@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dreambooth_api.job import API_VERSION
+from dreambooth_api.status import TrainerPhase
 
 Seen = dict[str, Any]
 TENANT = "bench"
@@ -28,21 +29,24 @@ def _phase(*names: str) -> Callable[[Seen], bool]:
     return lambda seen: seen["job"].get("report", {}).get("phase") in names or seen["finished"]
 
 
+def _after(phase: TrainerPhase) -> Callable[[Seen], bool]:
+    order = list(TrainerPhase)
+    return _phase(*order[order.index(phase) + 1 :])
+
+
 # The condition that ends each stage, in order.
 STAGES: dict[str, Callable[[Seen], bool]] = {
     "operator creates the RayJob": lambda seen: bool(seen["job"].get("rayJobUid")),
     "KubeRay creates pods, the head starts": lambda seen: seen["running"] >= 1,
     "the Ray head starts, then the worker pods": lambda seen: seen["running"] > seen["workers"],
     "the Ray workers start, pods become ready": lambda seen: seen["ready"] > seen["workers"],
-    "KubeRay submits the job, the driver starts": _phase(
-        "Prepare", "ClassImages", "Encode", "Train", "Evaluate", "Publish"
-    ),
-    "prepare": _phase("ClassImages", "Encode", "Train", "Evaluate", "Publish"),
-    "class images": _phase("Encode", "Train", "Evaluate", "Publish"),
-    "encode": _phase("Train", "Evaluate", "Publish"),
+    "KubeRay submits the job, the driver starts": _phase(*TrainerPhase),
+    "prepare": _after(TrainerPhase.PREPARE),
+    "class images": _after(TrainerPhase.CLASS_IMAGES),
+    "encode": _after(TrainerPhase.ENCODE),
     "train: workers start, first step": lambda seen: seen["job"].get("training", {}).get("step", 0) > 0,
-    "train: remaining steps": _phase("Evaluate", "Publish"),
-    "evaluate": _phase("Publish"),
+    "train: remaining steps": _after(TrainerPhase.TRAIN),
+    "evaluate": _after(TrainerPhase.EVALUATE),
     "publish": lambda seen: seen["finished"],
 }
 FIRST_STEP = "train: workers start, first step"

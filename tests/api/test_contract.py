@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ import pytest
 
 from dreambooth_api import environment, uris
 from dreambooth_api.job import API_VERSION
+from dreambooth_api.progress import parse_message
+from dreambooth_api.status import TrainerPhase
+from dreambooth_trainer.runner import PHASES
 
 ROOT = Path(__file__).resolve().parents[2]
 HALVES = (ROOT / "operator", ROOT / "trainer")
@@ -74,6 +78,11 @@ def test_another_object_store_is_one_row() -> None:
     assert re.search(names["OUTPUT_URI"], "az://models/dog")
     assert not re.search(uris.OUTPUT_URI, "az://models/dog")
     assert names["OBJECT_STORES"] == f"{uris.OBJECT_STORES} or az://"
+
+
+def test_the_trainer_has_the_phases_of_the_contract_in_order() -> None:
+    reported = [parse_message(json.dumps({"phase": phase.name}))[0].phase for phase in PHASES]
+    assert reported == list(TrainerPhase)
 
 
 @pytest.mark.parametrize(
