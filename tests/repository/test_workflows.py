@@ -46,17 +46,6 @@ def test_every_make_target_that_is_named_exists() -> None:
         assert named <= targets, f"{file.relative_to(ROOT)} names targets that are not in the Makefile"
 
 
-def test_the_files_that_contributing_names_exist() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    folders = dict(re.findall(r"`((?:api|trainer|operator)/\w+)`\s+\(\*\*([ATO])\*\*\)", text))
-    short = {letter: folder for folder, letter in folders.items()}
-    assert set(short) == {"A", "T", "O"}
-    named = re.findall(r"`(?:([ATO])/|(?=(?:tests|docs|bench|manifests|charts|docker)/))([\w./-]+)`", text)
-    missing = [f"{letter or ''} {path}" for letter, path in named if not (ROOT / short.get(letter, "") / path).exists()]
-    assert len(named) > 20
-    assert not missing, f"moved or misspelled: {missing}"
-
-
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
 def test_images_start_from_pinned_bases_and_the_lock(file: Path) -> None:
     text = file.read_text()
