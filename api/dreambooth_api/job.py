@@ -46,7 +46,7 @@ def _threshold_fields() -> type[Strict]:
     fields: dict[str, Any] = {
         metric.field: (
             float | None,
-            Field(default=None, ge=-1, le=1, description=f"Minimum {metric.label} {metric.quantity}."),
+            Field(default=None, ge=-1, le=1, description=f"Minimum {metric.label} score ({metric.quantity})."),
         )
         for metric in METRICS
         if metric.threshold
@@ -197,7 +197,7 @@ class RunPolicy(Strict):
         description="Maximum running time in seconds, summed over all attempts, before the job is marked as failed.",
     )
     ttl_seconds_after_finished: int | None = Field(
-        default=None, ge=0, description="Seconds after completion after which the job is deleted."
+        default=None, ge=0, description="Seconds from completion until the job is deleted."
     )
     queue_name: ObjectName | None = Field(default=None, description="Name of the Kueue LocalQueue that admits the job.")
     priority_class_name: ObjectName | None = Field(
@@ -227,7 +227,8 @@ class JobSpec(Strict):
 
     runtime_ref: RuntimeRef | None = Field(
         default=None,
-        description="Runtime that supplies what the job does not set. Defaults to the runtime named default.",
+        description="Runtime that supplies the fields that the job does not set. Defaults to the runtime named "
+        "default.",
     )
     model: BaseModelRef | None = Field(
         default=None,

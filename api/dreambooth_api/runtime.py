@@ -72,7 +72,7 @@ class Storage(Strict):
     claim_name: ObjectName | None = Field(
         default=None,
         description="PersistentVolumeClaim in the job's namespace, shared by all pods of a job. It must be "
-        "ReadWriteMany if pods run on more than one node. A job works in the folder named after it. "
+        "ReadWriteMany if pods run on more than one node. Each job uses the folder that has its name. "
         "Without claimName, jobs must set output.pvc.",
     )
     uri: str | None = Field(

@@ -139,7 +139,7 @@ class Failure(Lenient):
     """Why an attempt failed. Any reason and message are accepted and converted to a condition's grammar."""
 
     reason: Annotated[str, BeforeValidator(_legal_reason)] = Field(
-        pattern=REASON, max_length=MAX_REASON_LENGTH, description="CamelCase reason of the failure."
+        pattern=REASON, max_length=MAX_REASON_LENGTH, description="Reason for the failure, in CamelCase."
     )
     message: Annotated[str, BeforeValidator(_fit_message)] = Field(
         default="", max_length=MAX_MESSAGE_LENGTH, description="Cause of the failure and its remedy."
@@ -247,7 +247,7 @@ class ControlStatus(Lenient):
     head_lost_since: datetime | None = Field(
         default=None, description="Time since which the head pod has not been ready."
     )
-    last_failure: Failure | None = Field(default=None, description="Reason of the most recent failed attempt.")
+    last_failure: Failure | None = Field(default=None, description="Why the most recent failed attempt failed.")
 
 
 class JobStatus(ControlStatus, ReportedStatus):

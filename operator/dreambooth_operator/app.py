@@ -163,11 +163,13 @@ def _options(arguments: list[str] | None) -> Options:
         "--lease-seconds",
         type=float,
         default=defaults.lease_seconds,
-        help="time after which a leader that does not renew is replaced",
+        help="seconds after which a leader that does not renew its lease is replaced",
     )
-    _add_duration(parser, "head-grace", defaults.settings.head_grace_seconds, "how long a head pod may be not ready")
-    _add_duration(parser, "pods-ready", defaults.settings.pods_ready_seconds, "how long pods may take to become ready")
-    _add_duration(parser, "retry", defaults.settings.retry_seconds, "delay before the first retry")
+    _add_duration(parser, "head-grace", defaults.settings.head_grace_seconds, "seconds that a head pod may be unready")
+    _add_duration(
+        parser, "pods-ready", defaults.settings.pods_ready_seconds, "seconds within which all pods must become ready"
+    )
+    _add_duration(parser, "retry", defaults.settings.retry_seconds, "seconds before the first retry")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING"])
     given = parser.parse_args(arguments)
     logging.basicConfig(

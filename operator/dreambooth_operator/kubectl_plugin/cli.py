@@ -48,7 +48,9 @@ def _job_options(command: Command) -> Command:
             "--namespace", "-n", default="default", show_default=True, callback=_label, help="Namespace of the job."
         ),
         click.option(
-            "--kubeconfig", type=click.Path(exists=True), help="Path of the kubeconfig file. Defaults as for kubectl."
+            "--kubeconfig",
+            type=click.Path(exists=True),
+            help="Path of the kubeconfig file. Defaults to the file that kubectl uses.",
         ),
         click.option("--context", help="Name of the kubeconfig context."),
     ):
