@@ -17,6 +17,7 @@ from dreambooth_api.metrics import METRICS
 from dreambooth_api.subject import PriorPreservation, Subject
 from dreambooth_api.training import Training
 from dreambooth_api.uris import BUILTIN_SPRITES, OBJECT_STORES, OUTPUT_URI
+from dreambooth_api.words import contains_word
 
 API_VERSION = "dreambooth.dev/v1alpha1"
 KIND = "DreamBoothJob"
@@ -245,6 +246,14 @@ class JobSpec(Strict):
     run_policy: RunPolicy = Field(
         default_factory=RunPolicy, description="Suspension, retries, deadline, cleanup and queueing."
     )
+
+    @model_validator(mode="after")
+    def _class_prompt_is_about_the_class(self) -> Self:
+        identifier, prompt = self.subject.identifier, self.prior_preservation.class_prompt
+        if prompt is not None and contains_word(prompt.lower(), identifier.lower()):
+            rule = f"{prompt!r} contains the identifier {identifier!r}, so class images would be images of the subject"
+            raise rule_error("priorPreservation.classPrompt", rule, f"write, for example, 'a {self.subject.class_}'")
+        return self
 
 
 class Metadata(BaseModel):

@@ -9,6 +9,7 @@ from pydantic.alias_generators import to_camel
 
 from dreambooth_api.fields import TOKEN, ObjectRef, Phrase, Strict, VolumeClaim, rule_error
 from dreambooth_api.uris import BUILTIN_SPRITES, BUILTIN_SUBJECT, OBJECT_STORES, SOURCE_URI
+from dreambooth_api.words import contains_word
 
 
 class ImageSource(Strict):
@@ -67,9 +68,16 @@ class Subject(Strict):
                 )
             return self
         for where, text in prompts.items():
-            if text is not None and self.identifier not in text.split():
+            if text is not None and not contains_word(text, self.identifier):
                 rule = f"{text!r} does not contain the identifier {self.identifier!r} as a separate word"
                 raise rule_error(where, rule, f"write, for example, 'a {self.identifier} {self.class_}'")
+        return self
+
+    @model_validator(mode="after")
+    def _identifier_is_not_the_class(self) -> Self:
+        if contains_word(self.class_.lower(), self.identifier.lower()):
+            rule = f"{self.identifier!r} is a word of the class {self.class_!r}, so prompts cannot tell the two apart"
+            raise rule_error("identifier", rule, "set a rare word, for example identifier: sks, or auto")
         return self
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_crd import INVALID, with_value
+from test_crd import INVALID, VALID, with_value
 
 from dreambooth_api.errors import UserError
 from dreambooth_operator.crd.rules import JOB_RULES
@@ -26,6 +26,13 @@ def test_a_local_run_rejects_what_the_api_server_rejects(case: str, tmp_path: Pa
     file.write_text(yaml.safe_dump(with_value(path, value)))
     with pytest.raises(UserError):
         load_job(file, ())
+
+
+@pytest.mark.parametrize("case", VALID)
+def test_a_local_run_accepts_what_the_api_server_accepts(case: str, tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(with_value(*VALID[case])))
+    load_job(file, ())
 
 
 @pytest.mark.parametrize("message", RULES)

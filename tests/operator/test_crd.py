@@ -45,6 +45,25 @@ INVALID = {
         "replace auto with, for example, identifier: sks",
     ),
     "a caption without the identifier": ("spec.subject.captions", {"1.png": "a dog"}, "each caption must contain"),
+    "an identifier that is part of another word": (
+        "spec.subject.instancePrompt", "a sksy dog", "as a separate word, for example 'a sks dog'",
+    ),
+    "an identifier that is part of a word with an accent": (
+        "spec.subject.instancePrompt", "a sks\u00e9 dog", "as a separate word, for example 'a sks dog'",
+    ),
+    "an identifier like a regular expression": (
+        "spec.subject",
+        {"images": {"configMap": {"name": "p"}}, "class": "dog", "identifier": ".*", "instancePrompt": "a dog"},
+        "as a separate word, for example 'a sks dog'",
+    ),
+    "an identifier that is a word of the class": (
+        "spec.subject",
+        {"images": {"configMap": {"name": "p"}}, "class": "toy Dog", "identifier": "dog"},
+        "identifier must not be a word of the class",
+    ),
+    "a class prompt with the identifier": (
+        "spec.priorPreservation.classPrompt", "a SKS, a dog", "classPrompt must not contain the identifier",
+    ),
     "more warmup steps than steps": (
         "spec.training", {"steps": 10, "warmupSteps": 20}, "decrease warmupSteps or increase steps",
     ),
@@ -81,6 +100,26 @@ def test_invalid_job_is_rejected_with_a_message(plane: ControlPlane, case: str) 
     with pytest.raises(ProcessError) as rejection:
         plane.kubectl("create", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(with_value(path, value)))
     assert message in str(rejection.value)
+
+
+VALID = {
+    "an identifier before a comma": ("spec.subject.instancePrompt", "photo of sks, a dog"),
+    "an identifier in quotation marks": ("spec.subject.instancePrompt", "a dog named 'sks'"),
+    "a caption with an identifier before a period": ("spec.subject.captions", {"1.png": "a dog. sks."}),
+    "an identifier of punctuation": (
+        "spec.subject",
+        {"images": {"configMap": {"name": "p"}}, "class": "dog", "identifier": "$^", "instancePrompt": "a $^ dog"},
+    ),
+    "an identifier that is part of a word of the class": (
+        "spec.subject", {"images": {"configMap": {"name": "p"}}, "class": "bulldog", "identifier": "dog"},
+    ),
+    "a class prompt with a word that contains the identifier": ("spec.priorPreservation.classPrompt", "a dog on sksy"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", VALID)
+def test_valid_job_is_accepted(plane: ControlPlane, case: str) -> None:
+    plane.kubectl("create", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(with_value(*VALID[case])))
 
 
 def test_minimal_job_gets_defaults(plane: ControlPlane, namespace: str) -> None:

@@ -139,6 +139,21 @@ ERRORS = {
         "spec.subject.captions[\"00.jpg\"] (line 9): 'a dog' does not contain the identifier 'sks' as a separate "
         "word; write, for example, 'a sks dog'",
     ),
+    "a prompt in which the identifier is part of a word": (
+        subject("instancePrompt: a sksy dog"),
+        "spec.subject.instancePrompt (line 9): 'a sksy dog' does not contain the identifier 'sks' as a separate word; "
+        "write, for example, 'a sks dog'",
+    ),
+    "an identifier that is a word of the class": (
+        JOB.replace("class: dog", "class: toy Dog") + "    identifier: dog\n",
+        "spec.subject.identifier (line 9): 'dog' is a word of the class 'toy Dog', so prompts cannot tell the two "
+        "apart; set a rare word, for example identifier: sks, or auto",
+    ),
+    "a class prompt with the identifier": (
+        spec("priorPreservation: {classPrompt: a sks dog}"),
+        "spec.priorPreservation.classPrompt (line 9): 'a sks dog' contains the identifier 'sks', so class images would "
+        "be images of the subject; write, for example, 'a dog'",
+    ),
     "two sources of images": (
         JOB.replace("{uri: photos}", "{uri: photos, secret: {name: a}}"),
         "spec.subject.images (line 7): sets uri and secret; set exactly one of uri, pvc, configMap, secret",

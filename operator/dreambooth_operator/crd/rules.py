@@ -31,6 +31,17 @@ def _immutable(field: str) -> Rule:
 
 _ANY_THRESHOLD = " || ".join(f"has(self.thresholds.{metric.name})" for metric in METRICS if metric.threshold)
 
+
+def _contains_word(text: str, word: str, lower: str = "") -> str:
+    """CEL for `words.contains_word`. The word is replaced literally, so user text is not part of the pattern.
+
+    Args:
+        lower: ".lowerAscii()" ignores the case.
+    """
+    marked = f"{text}{lower}.replace({word}{lower}, '\\u0001')"
+    return rf"{marked}.matches('(^|[^\\p{{L}}\\p{{N}}\\x01])\\x01($|[^\\p{{L}}\\p{{N}}\\x01])')"
+
+
 # Rules by field path from the root of a DreamBoothJob.
 JOB_RULES: dict[str, list[Rule]] = {
     "": [
@@ -39,6 +50,13 @@ JOB_RULES: dict[str, list[Rule]] = {
             "message": "metadata.name must have at most 63 lowercase letters, digits and hyphens, for example my-dog",
         },
         *(_immutable(field) for field in _IMMUTABLE),
+    ],
+    "spec": [
+        {
+            "rule": "!has(self.priorPreservation) || !has(self.priorPreservation.classPrompt) || !"
+            + _contains_word("self.priorPreservation.classPrompt", "self.subject.identifier", ".lowerAscii()"),
+            "message": "priorPreservation.classPrompt must not contain the identifier: write, for example, 'a dog'",
+        },
     ],
     "spec.subject.images": [
         {
@@ -54,7 +72,7 @@ JOB_RULES: dict[str, list[Rule]] = {
     "spec.subject": [
         {
             "rule": "self.identifier == 'auto' || !has(self.instancePrompt) || "
-            "self.identifier in self.instancePrompt.split(' ')",
+            + _contains_word("self.instancePrompt", "self.identifier"),
             "message": "instancePrompt must contain the identifier as a separate word, for example 'a sks dog'",
         },
         {
@@ -62,8 +80,14 @@ JOB_RULES: dict[str, list[Rule]] = {
             "message": "instancePrompt requires a fixed identifier: replace auto with, for example, identifier: sks",
         },
         {
-            "rule": "!has(self.captions) || self.captions.all(f, self.identifier in self.captions[f].split(' '))",
+            "rule": "!has(self.captions) || self.captions.all(f, "
+            + _contains_word("self.captions[f]", "self.identifier")
+            + ")",
             "message": "each caption must contain the identifier as a separate word, for example 'a sks dog asleep'",
+        },
+        {
+            "rule": f"!{_contains_word('self.class', 'self.identifier', '.lowerAscii()')}",
+            "message": "identifier must not be a word of the class: set a rare word, for example sks, or auto",
         },
     ],
     "spec.training": [

@@ -1,0 +1,18 @@
+"""Words of prompts, separated as the tokenizers of text encoders separate them."""
+
+from __future__ import annotations
+
+import re
+
+# Prompts contain no control characters, so one can mark where the word was. The word itself is never part of the
+# pattern: it is user text.
+_MARK = "\x01"
+_MARKED_WORD = re.compile(rf"(?:^|[^\w{_MARK}]|_){_MARK}(?:$|[^\w{_MARK}]|_)")
+
+
+def contains_word(text: str, word: str) -> bool:
+    """Whether `text` contains `word` with no letter or digit before and after it, as in "photo of sks, a dog".
+
+    `crd.rules` has the same rule in CEL.
+    """
+    return _MARKED_WORD.search(text.replace(word, _MARK)) is not None
