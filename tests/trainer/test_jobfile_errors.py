@@ -154,6 +154,11 @@ ERRORS = {
         "spec.priorPreservation.classPrompt (line 9): 'a sks dog' contains the identifier 'sks', so class images would "
         "be images of the subject; write, for example, 'a dog'",
     ),
+    "a DeepSpeed configuration that replaces ZeRO": (
+        spec("training: {deepspeed: {config: {zero_optimization: 2}}}"),
+        "spec.training.deepspeed.config.zero_optimization (line 9): must be a mapping; set training.deepspeed.stage "
+        "instead",
+    ),
     "two sources of images": (
         JOB.replace("{uri: photos}", "{uri: photos, secret: {name: a}}"),
         "spec.subject.images (line 7): sets uri and secret; set exactly one of uri, pvc, configMap, secret",
@@ -306,6 +311,45 @@ def test_all_errors_are_reported_at_once(load_text: LoadText) -> None:
         "spec.output.pvc.claimName",
         "spec.priorPreservation.lossWeight",
     }
+
+
+@pytest.mark.parametrize(
+    ("config", "rule", "remedy"),
+    [
+        (
+            "{train_batch_size: 7}",
+            "the plan sets train_batch_size;",
+            "remove train_batch_size, and set training.globalBatchSize instead",
+        ),
+        (
+            "{fp16: {enabled: true}, zero_optimization: {stage: 3}}",
+            "the plan sets fp16 and zero_optimization.stage;",
+            "remove fp16, zero_optimization.stage, and set training.precision, training.deepspeed.stage instead",
+        ),
+        ("{checkpoint: {}}", "the plan sets checkpoint;", "remove checkpoint; "),
+        (
+            "{flops_profiler: {enabled: true, output_file: /etc/x}, csv_monitor: {output_path: /tmp}, amp: {}}",
+            "the plan sets amp; flops_profiler.output_file and csv_monitor can write files outside the job's folder;",
+            "remove amp, flops_profiler.output_file, csv_monitor, and set training.precision instead",
+        ),
+    ],
+)
+def test_deepspeed_keys_that_contradict_the_job_are_rejected(
+    load_text: LoadText, config: str, rule: str, remedy: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load_text(spec(f"training: {{deepspeed: {{config: {config}}}}}"))
+    message = str(caught.value)
+    assert message.startswith(f"spec.training.deepspeed.config (line 9): {rule}")
+    assert remedy in message
+    assert "keys that cannot be set here: train_batch_size, train_micro_batch_size_per_gpu, " in message
+
+
+def test_other_deepspeed_keys_are_accepted(load_text: LoadText) -> None:
+    config = (
+        "{flops_profiler: {enabled: true}, zero_optimization: {reduce_bucket_size: 5, offload_param: {device: cpu}}}"
+    )
+    assert load_text(spec(f"training: {{deepspeed: {{config: {config}}}}}")).spec.training.deepspeed.config
 
 
 def test_a_missing_file_gets_a_suggestion(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from dreambooth_api.deepspeed_keys import PLANNED, reserved_keys
 from dreambooth_api.errors import UserError
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.planning.defaults import PAPER, SPRITES
@@ -140,14 +141,14 @@ def test_deepspeed_config_splits_the_batch_and_merges_the_jobs_config() -> None:
             "training": {
                 "globalBatchSize": 8,
                 "gradientAccumulationSteps": 2,
-                "deepspeed": {"config": {"zero_optimization": {"overlap_comm": True}, "gradient_clipping": 0.5}},
+                "deepspeed": {"config": {"zero_optimization": {"overlap_comm": True}, "steps_per_print": 1}},
             },
             "cluster": {"workers": 2},
         }
     )
     config = deepspeed_config(plan, world_size=2, trainable=10**7, universal=False)
     assert config["train_micro_batch_size_per_gpu"] == 2
-    assert config["gradient_clipping"] == 0.5
+    assert config["steps_per_print"] == 1
     assert config["zero_optimization"] == {
         "stage": 1,
         "reduce_bucket_size": 10**7,
@@ -158,6 +159,13 @@ def test_deepspeed_config_splits_the_batch_and_merges_the_jobs_config() -> None:
     assert deepspeed_config(plan, world_size=1, trainable=10**7, universal=True)["checkpoint"] == {
         "load_universal": True
     }
+
+
+def test_deepspeed_keys_that_the_plan_sets_are_reserved() -> None:
+    generated = deepspeed_config(make_plan(), world_size=1, trainable=10**7, universal=True)
+    tunable = {"steps_per_print", "zero_optimization"}
+    assert reserved_keys(generated) == [key for key in PLANNED if key in (*generated, "zero_optimization.stage")]
+    assert generated.keys() - set(PLANNED) == tunable
 
 
 def test_merge_does_not_modify_its_arguments() -> None:
