@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from dreambooth_api.errors import UserError
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.cluster.hardware import check_runnable, query_workers
 from dreambooth_trainer.cluster.pool import WorkerPool
@@ -26,6 +27,7 @@ from dreambooth_trainer.phases.train import TRAIN
 from dreambooth_trainer.planning.make_plan import JobFacts, PlannedJob, make_plan
 from dreambooth_trainer.planning.plan import Plan, fingerprint, model_ref
 from dreambooth_trainer.progress.console import Reporter
+from dreambooth_trainer.sampling.prompt_check import check_prompts
 from dreambooth_trainer.store.folder import JobFolder, atomic_write
 from dreambooth_trainer.store.owner import claim
 from dreambooth_trainer.store.run_record import RunRecord, read_completion, write_run
@@ -50,7 +52,8 @@ def prepare_job(job: DreamBoothJob) -> PreparedJob:
     """Read the images, inspect the model, detect the hardware of the workers, and plan the job.
 
     Raises:
-        UserError: images or model cannot be read, or the plan is invalid or does not fit into memory.
+        UserError: images or model cannot be read, a prompt is too long, or the plan is invalid or does not fit into
+            memory.
         DeviceError: a worker has a GPU, but CUDA does not work.
     """
     raw_images = read_images(job.spec.subject.images)
@@ -62,7 +65,10 @@ def prepare_job(job: DreamBoothJob) -> PreparedJob:
         identifier = rare_identifier(folder, f"{job.metadata.namespace}/{job.metadata.name}")
     hardware = query_workers(job.spec.cluster)
     planned = make_plan(job, JobFacts(model, folder, identifier, len(raw_images.images), hardware))
-    warnings = (*raw_images.warnings, *([hardware.note] if hardware.note else []))
+    issues, prompt_warnings = check_prompts(planned.plan, folder)
+    if issues:
+        raise UserError(issues)
+    warnings = (*raw_images.warnings, *prompt_warnings, *([hardware.note] if hardware.note else []))
     return PreparedJob(planned, tuple(raw_images.images), warnings)
 
 

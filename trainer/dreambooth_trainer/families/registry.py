@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import BaseModelRef
@@ -20,6 +21,9 @@ from dreambooth_trainer.models.files import (
     without_safetensors,
 )
 from dreambooth_trainer.models.hub import Repository, fetch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # By `_class_name` of model_index.json.
 FAMILIES = {"StableDiffusionPipeline": "dreambooth_trainer.families.stable_diffusion:StableDiffusion"}
@@ -126,14 +130,19 @@ def weights_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a diffusers folder."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder / "tokenizer")
+
+
 def rare_identifier(folder: Path, seed_text: str) -> str:
     """A rare identifier (paper, section 3.1): a single token of three letters with a high rank in the vocabulary.
 
     Equal values of `seed_text` give equal identifiers.
     """
-    from transformers import AutoTokenizer
-
-    vocabulary = AutoTokenizer.from_pretrained(folder / "tokenizer").get_vocab()
+    vocabulary = load_tokenizer(folder).get_vocab()
     words = {word.removesuffix("</w>"): rank for word, rank in vocabulary.items() if word.endswith("</w>")}
     short = sorted((w for w in words if len(w) == 3 and w.isascii() and w.isalpha()), key=lambda w: words[w])
     rare = short[-max(1, len(short) // 4) :]

@@ -1,0 +1,58 @@
+"""Prompts that the text encoder would cut off are rejected; an identifier of several tokens causes a warning."""
+
+from __future__ import annotations
+
+from test_plan import make_plan
+
+from dreambooth_trainer.sampling.prompt_check import check_prompts
+from dreambooth_trainer.sprites import WEIGHTS
+
+LONG = "a photo of a small red striped old cute nice toy animal drawing on the beach with one sks dog"
+
+
+def test_every_prompt_that_is_too_long_is_reported_with_what_would_be_ignored() -> None:
+    template = LONG.replace("sks dog", "{}")
+    spec = {
+        "subject": {
+            "images": {"uri": "photos"},
+            "class": "dog",
+            "instancePrompt": LONG,
+            "captions": {"a.png": LONG, "b.png": "a sks dog"},
+        },
+        "priorPreservation": {"classPrompt": LONG.replace("sks ", "")},
+        "evaluation": {"prompts": ["a {} on the beach", template]},
+    }
+    issues, warnings = check_prompts(make_plan(spec), WEIGHTS)
+    assert [issue.path for issue in issues] == [
+        "spec.subject.instancePrompt",
+        'spec.subject.captions["a.png"]',
+        "spec.priorPreservation.classPrompt",
+        "spec.evaluation.prompts[1]",
+    ]
+    assert str(issues[0]) == (
+        f"spec.subject.instancePrompt: the prompt {LONG!r} has 20 tokens, the text encoder reads 14: 'the beach with "
+        "one sks dog' would be ignored; shorten it"
+    )
+    assert warnings == []
+
+
+def test_a_long_class_is_reported_once() -> None:
+    spec = {"subject": {"images": {"uri": "photos"}, "class": "small red striped old cute nice toy dog of my aunt"}}
+    issues, _ = check_prompts(make_plan(spec), WEIGHTS)
+    assert [issue.path for issue in issues] == ["spec.subject.class"]
+
+
+def test_prompts_within_the_limit_are_accepted() -> None:
+    prompt = " ".join(["sks", *["dog"] * 13])
+    subject = {"images": {"uri": "photos"}, "class": "dog", "instancePrompt": prompt}
+    assert check_prompts(make_plan({"subject": subject}), WEIGHTS) == ([], [])
+
+
+def test_an_identifier_of_several_tokens_causes_a_warning() -> None:
+    subject = {"images": {"uri": "photos"}, "class": "dog", "identifier": "my-toy"}
+    issues, warnings = check_prompts(make_plan({"subject": subject}), WEIGHTS)
+    assert issues == []
+    assert warnings == [
+        "the identifier 'my-toy' is 3 tokens for this model (my, -, toy); a single rare token is learned better: set "
+        "subject.identifier: auto to select one"
+    ]
