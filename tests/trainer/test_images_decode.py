@@ -24,14 +24,15 @@ def prepared(data: bytes, resolution: int = 32) -> np.ndarray:
     return np.asarray(image).astype(int)
 
 
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def header_only_png(width: int, height: int) -> bytes:
     """A PNG with a large size in its header and no pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    pixels, end = png_chunk(b"IDAT", zlib.compress(b"")), png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + pixels + end
 
 
 FRAMES = [gradient(), ImageOps.mirror(gradient())]
@@ -239,3 +240,23 @@ def test_any_damaged_file_is_decoded_or_rejected(kind: str, data: st.DataObject)
         assert error.issues[0].path == "a"
     else:
         assert (image.mode, image.size) == ("RGB", (32, 32))
+
+
+LARGE = zlib.compress(bytes(3 * 2**20))
+METADATA = {
+    "a large compressed text": png_chunk(b"zTXt", b"workflow\0\0" + LARGE),
+    "a large international text": png_chunk(b"iTXt", b"workflow\0\1\0\0\0" + LARGE),
+    "many texts": 80 * png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**20 - 1))),
+    "a large color profile": png_chunk(b"iCCP", b"monitor\0\0" + LARGE),
+    "a damaged color profile": png_chunk(b"iCCP", b"monitor\0\0" + b"x" * 9),
+    "a wrong checksum": png_chunk(b"tEXt", b"a\0b")[:-1] + b"!",
+    "damaged EXIF": png_chunk(b"eXIf", b"MM\0*" + b"\xff" * 30),
+}
+
+
+@pytest.mark.parametrize("metadata", METADATA.values(), ids=METADATA)
+@pytest.mark.parametrize("position", ["before the pixels", "after the pixels"])
+def test_metadata_of_an_intact_png_does_not_matter(metadata: bytes, position: str) -> None:
+    plain = encoded(gradient())
+    at = 33 if position == "before the pixels" else len(plain) - 12
+    assert np.array_equal(prepared(plain[:at] + metadata + plain[at:]), prepared(plain))

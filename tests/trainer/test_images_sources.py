@@ -1,5 +1,6 @@
 """Image files are read from folders, object stores, mounted volumes and the built-in subjects."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,14 +13,16 @@ from dreambooth_trainer.images import RawImage, prepare_images, read_folder, rea
 
 
 def test_a_folder_is_read_in_order_without_subfolders_hidden_files_and_sidecars(tmp_path: Path) -> None:
-    for name in ("b.png", "a.JPG", ".hidden", ".DS_Store", "Thumbs.db", "a.txt", "c"):
+    sidecars = ("Thumbs.db", "desktop.ini", "a.caption", "a.npz", "meta.json", "a.txt", "README.md")
+    for name in ("b.png", "a.JPG", ".hidden", ".DS_Store", "c", *sidecars):
         (tmp_path / name).write_bytes(name.encode())
     (tmp_path / "more").mkdir()
     found = read_folder(str(tmp_path))
     assert found.images == [RawImage(name, name.encode()) for name in ("a.JPG", "b.png", "c")]
     assert found.warnings == [
         f"more in {tmp_path}: subfolders are ignored",
-        f"Thumbs.db, a.txt in {tmp_path}: ignored, because they are not images",
+        f"a.txt in {tmp_path}: text files are ignored; write captions in spec.subject.captions",
+        f"README.md in {tmp_path}: ignored, because they are not images",
     ]
     assert read_folder(f"file://{tmp_path}").images == found.images
 
@@ -40,6 +43,30 @@ def test_a_mounted_secret_is_read_through_its_symbolic_links(tmp_path: Path) -> 
     assert read_images(source, tmp_path).images == [RawImage("a.png", b"x")]
     with pytest.raises(UserError, match=r"^spec.subject.images.secret: is a Kubernetes object"):
         read_images(source)
+
+
+def test_links_to_files_that_do_not_exist_are_rejected(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(b"x")
+    for name in ("1.jpg", "2.jpg"):
+        (tmp_path / name).symlink_to(f"../.git/annex/objects/{name}")
+    with pytest.raises(UserError) as caught:
+        read_folder(str(tmp_path))
+    assert str(caught.value) == (
+        f"spec.subject.images.uri: '{tmp_path}': contains links to files that do not exist: 1.jpg, 2.jpg; fetch the "
+        "files (with DVC: dvc pull; with git-annex or DataLad: datalad get), or remove the links"
+    )
+
+
+def test_linked_folders_and_pipes_are_not_images(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "more").symlink_to("/tmp")
+    os.mkfifo(tmp_path / "pipe.png")
+    found = read_folder(str(tmp_path))
+    assert [image.name for image in found.images] == ["a.png"]
+    assert found.warnings == [
+        f"more in {tmp_path}: subfolders are ignored",
+        f"pipe.png in {tmp_path}: ignored, because they are not images",
+    ]
 
 
 def test_a_folder_of_a_volume_is_read(tmp_path: Path) -> None:

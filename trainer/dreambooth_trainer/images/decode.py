@@ -25,6 +25,7 @@ from PIL import (
 )
 
 from dreambooth_api.errors import UserError, ValidationIssue
+from dreambooth_trainer.images.png import without_metadata
 from dreambooth_trainer.images.sniff import READABLE, Kind, describe_content, image_kind
 from dreambooth_trainer.images.sources import RawImage
 
@@ -71,7 +72,7 @@ def prepare_image(raw: RawImage, resolution: int) -> Image.Image:
         rule = f"is {describe_content(raw.data)}" + ("" if not raw.data else ", regardless of its name")
         raise _invalid(raw.name, rule, f"use a {READABLE} image, or remove the file")
     try:
-        image = _OPEN[kind](io.BytesIO(raw.data))
+        image = _open(kind, raw.data)
         _check_header(raw.name, kind, image, resolution)
         image.draft(None, (2 * resolution, 2 * resolution))
         image.load()
@@ -89,8 +90,12 @@ def crop_size(raw: RawImage) -> tuple[float, int]:
     kind = image_kind(raw.data)
     if kind is None:
         raise ValueError(f"{raw.name} is not an image")
-    width, height = _OPEN[kind](io.BytesIO(raw.data)).size
+    width, height = _open(kind, raw.data).size
     return min(width, height) / max(width, height), min(width, height)
+
+
+def _open(kind: Kind, data: bytes) -> ImageFile.ImageFile:
+    return _OPEN[kind](io.BytesIO(without_metadata(data) if kind == "PNG" else data))
 
 
 def _invalid(name: str, rule: str, remedy: str) -> UserError:

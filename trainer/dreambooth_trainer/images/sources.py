@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
 from PIL import Image
@@ -21,8 +21,10 @@ from dreambooth_api.uris import BUILTIN, BUILTIN_SPRITES, EXTRAS, is_url
 MAX_FILE_BYTES = 64 * 2**20
 MAX_TOTAL_BYTES = 2 * 2**30
 MAX_FILES = 1000
-SIDECARS = {".txt", ".json", ".jsonl", ".csv", ".md", ".yaml", ".yml", ".xmp", ".aae", ".ini", ".db"}
-"""Files that galleries, cameras and captioning tools write next to images."""
+NOTES = {".txt", ".csv", ".md", ".yaml", ".yml"}
+"""Files that a user may expect to be read. Ignoring them is worth a warning."""
+SIDECARS = {".caption", ".npz", ".json", ".jsonl", ".xmp", ".aae", ".ini", ".db"}
+"""Files that cameras, galleries, operating systems and training tools write next to images."""
 SCHEMES = ("file", *EXTRAS, "memory")
 _FIELD = "spec.subject.images.uri"
 
@@ -83,33 +85,49 @@ def read_folder(uri: str) -> RawImages:
 class _Entry(NamedTuple):
     path: str
     name: str
-    is_file: bool
+    kind: Literal["file", "folder", "broken link", "special"]
     size: int
 
     @classmethod
     def from_info(cls, fs: Any, info: dict[str, Any]) -> _Entry:
         path = str(info["name"])
+        size = int(info.get("size") or 0)
+        name = PurePosixPath(path).name
+        if info["type"] in ("file", "directory"):
+            return cls(path, name, "file" if info["type"] == "file" else "folder", size)
         # Keys of a mounted ConfigMap or Secret are symbolic links, of type "link" or "other" in fsspec.
-        is_file = info["type"] == "file" or (info["type"] != "directory" and bool(fs.isfile(path)))
-        return cls(path, PurePosixPath(path).name, is_file, int(info.get("size") or 0))
+        if fs.isfile(path):
+            return cls(path, name, "file", size)
+        if fs.isdir(path):
+            return cls(path, name, "folder", size)
+        return cls(path, name, "broken link" if info.get("islink") else "special", size)
 
 
 def _select(uri: str, entries: Sequence[_Entry]) -> tuple[list[_Entry], list[str]]:
     """Select the files to read, and check their number and sizes before any is read."""
     visible = sorted((e for e in entries if not e.name.startswith(".") and e.name), key=lambda e: e.name)
-    folders = [e.name for e in visible if not e.is_file]
-    files = [e for e in visible if e.is_file and PurePosixPath(e.name).suffix.lower() not in SIDECARS]
-    sidecars = [e.name for e in visible if e.is_file and e not in files]
+    if broken := [e.name for e in visible if e.kind == "broken link"]:
+        rule = f"contains links to files that do not exist: {_enumerate(broken)}"
+        remedy = "fetch the files (with DVC: dvc pull; with git-annex or DataLad: datalad get), or remove the links"
+        raise UserError(ValidationIssue(_FIELD, uri, rule, remedy))
+    folders = [e.name for e in visible if e.kind == "folder"]
+    special = [e.name for e in visible if e.kind == "special"]
+    by_suffix = {e.name: PurePosixPath(e.name).suffix.lower() for e in visible if e.kind == "file"}
+    files = [e for e in visible if e.kind == "file" and by_suffix[e.name] not in NOTES | SIDECARS]
+    captions = [name for name, suffix in by_suffix.items() if suffix == ".txt"]
+    notes = [name for name, suffix in by_suffix.items() if suffix in NOTES - {".txt"}]
     warnings = [
         f"{_enumerate(names)} in {uri}: {reason}"
         for names, reason in (
             (folders, "subfolders are ignored"),
-            (sidecars, "ignored, because they are not images"),
+            (captions, "text files are ignored; write captions in spec.subject.captions"),
+            (notes + special, "ignored, because they are not images"),
         )
         if names
     ]
     if not files:
-        others = f", only {_enumerate(folders + sidecars)}" if folders or sidecars else ""
+        names = folders + [e.name for e in visible if e.kind != "folder"]
+        others = f", only {_enumerate(names)}" if names else ""
         remedy = "add 3-5 images of the subject" if not folders else f"use one of its subfolders: {uri}/{folders[0]}"
         raise UserError(ValidationIssue(_FIELD, uri, f"contains no images{others}", remedy))
     if len(files) > MAX_FILES:
