@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.uris import BUILTIN, is_url
 from dreambooth_trainer.cli import options
 
 
@@ -16,9 +19,37 @@ from dreambooth_trainer.cli import options
 @options.job_file
 @options.sets
 def validate(job_file: Path, sets: tuple[str, ...]) -> None:
-    """Report all errors in a job file."""
+    """Report all errors in a job file and in its images, if they are in a local folder."""
     job = options.read_job(job_file, sets)
+    warnings = _check_local_images(job)
     click.echo(f"{job_file}: DreamBoothJob {job.metadata.name} is valid")
+    _print_notes(Console(), warnings)
+
+
+def _check_local_images(job: DreamBoothJob) -> list[str]:
+    """Warnings about the images of a job, if they can be read without credentials.
+
+    Raises:
+        UserError: some images cannot be used.
+    """
+    uri = job.spec.subject.images.uri
+    if uri is None or is_url(uri):
+        return []
+    if not uri.startswith(BUILTIN) and not Path(uri).exists():
+        return [f"{uri} does not exist on this machine, dreambooth run requires it"]
+    from dreambooth_trainer.images.prepare import prepare_images
+    from dreambooth_trainer.images.sources import read_folder
+    from dreambooth_trainer.planning.defaults import model_defaults
+    from dreambooth_trainer.planning.plan import model_ref
+
+    found = read_folder(uri)
+    resolution = job.spec.training.resolution or model_defaults(model_ref(job).id).resolution
+    return [*found.warnings, *prepare_images(found.images, resolution, job.spec.subject.captions).warnings]
+
+
+def _print_notes(console: Console, warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        console.print(f"note: {warning}", highlight=False, markup=False, soft_wrap=True)
 
 
 @click.command()
@@ -28,11 +59,14 @@ def plan(job_file: Path, sets: tuple[str, ...]) -> None:
     """Show what a job will do: resolved defaults, memory per process, the ZeRO stage and the reason for it."""
     job = options.read_job(job_file, sets)
     from dreambooth_trainer.cluster.session import has_address, ray_cluster
+    from dreambooth_trainer.images.prepare import prepare_images
     from dreambooth_trainer.planning.describe import rows
     from dreambooth_trainer.runner import prepare_job
 
     with ray_cluster() if has_address() else contextlib.nullcontext():
         prepared = prepare_job(job)
+    # A run does this in its first phase.
+    images = prepare_images(prepared.images, prepared.plan.resolution, job.spec.subject.captions)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -40,5 +74,4 @@ def plan(job_file: Path, sets: tuple[str, ...]) -> None:
         table.add_row(label, value)
     console = Console()
     console.print(table, highlight=False, markup=False)
-    for warning in prepared.warnings:
-        console.print(f"note: {warning}", highlight=False, markup=False, soft_wrap=True)
+    _print_notes(console, [*prepared.warnings, *images.warnings])

@@ -1,0 +1,71 @@
+"""`dreambooth validate` and `plan` report what `dreambooth run` would reject in the subject's images."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from imagefiles import encoded, gradient
+from jobtext import JOB, spec
+
+HEIC = b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic"
+
+
+def dreambooth(*arguments: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "dreambooth_trainer", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """The folder of the job's images, beside `job.yaml`."""
+    (tmp_path / "job.yaml").write_text(JOB)
+    (tmp_path / "photos").mkdir()
+    for name in ("0.png", "1.png", "2.png"):
+        (tmp_path / "photos" / name).write_bytes(encoded(gradient(64 + int(name[0]), 64)))
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("command", ["validate", "plan"])
+def test_images_that_a_run_rejects_are_errors(photos: Path, command: str) -> None:
+    (photos / "IMG_1.HEIC").write_bytes(HEIC)
+    (photos / "IMG_1.MOV").write_bytes(b"\x00\x00\x00\x14ftypqt  \x00\x00\x00\x00qt  ")
+    code, text = dreambooth(command, str(photos.parent / "job.yaml"))
+    assert code == 2
+    assert "IMG_1.HEIC: is a HEIC photo" in text
+    assert "IMG_1.MOV: is a video" in text
+
+
+@pytest.mark.parametrize("command", ["validate", "plan"])
+def test_odd_images_are_noted(photos: Path, command: str) -> None:
+    (photos / "0.txt").write_text("a dog")
+    (photos / "0.npz").write_bytes(b"PK\x03\x04")
+    (photos / "3.png").write_bytes(encoded(gradient(300, 64)))
+    code, text = dreambooth(command, str(photos.parent / "job.yaml"))
+    assert code == 0
+    notes = [line for line in text.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 2
+    assert notes[0].endswith("text files are ignored; write captions in spec.subject.captions")
+    assert notes[1].startswith("note: 3.png: cropping to the center square keeps 21% of the image")
+
+
+def test_validate_checks_captions_and_resolution(photos: Path) -> None:
+    (photos.parent / "job.yaml").write_text(
+        spec("training: {resolution: 256}").replace("class: dog", "class: dog\n    captions: {4.png: a sks dog}")
+    )
+    code, text = dreambooth("validate", str(photos.parent / "job.yaml"))
+    assert code == 2
+    assert 'spec.subject.captions["4.png"]: is not an image of the subject; did you mean' in text
+    assert "0.png: has 64 x 64 pixels, training at resolution 256 requires at least 128 per side" in text
+
+
+def test_validate_does_not_require_images_on_this_machine(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(JOB)
+    code, text = dreambooth("validate", str(job))
+    assert (code, f"note: {tmp_path}/photos does not exist on this machine" in text) == (0, True)
+    job.write_text(JOB.replace("photos", "s3://bucket/photos"))
+    assert dreambooth("validate", str(job)) == (0, f"{job}: DreamBoothJob my-dog is valid\n")
