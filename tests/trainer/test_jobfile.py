@@ -1,6 +1,7 @@
 """Job files are parsed as by kubectl, changed by overrides, and written back."""
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,32 @@ def test_local_folders_are_relative_to_the_job_file(load_text: LoadText, tmp_pat
     job = load_text(spec("output: {uri: out/x}"))
     assert job.spec.subject.images.uri == str(tmp_path / "photos")
     assert job.spec.output.uri == str(tmp_path / "out/x")
+
+
+def test_models_in_local_folders_are_relative_to_the_job_file(load_text: LoadText, tmp_path: Path) -> None:
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    text = spec("model: {id: models/base}\nevaluation: {encoders: {dino: ./dino, clip: openai/clip-vit-base-patch32}}")
+    job = load_text(text)
+    assert job.spec.model is not None
+    assert job.spec.model.id == str(tmp_path / "models" / "base")
+    assert job.spec.evaluation.encoders.dino == str(tmp_path / "dino")
+    assert job.spec.evaluation.encoders.clip == "openai/clip-vit-base-patch32"
+
+
+@pytest.mark.parametrize(
+    "model", ["runwayml/stable-diffusion-v1-5", "builtin:sprites", "x" * 3000, "'~no-such-user/x y'"]
+)
+def test_other_models_are_not_changed(load_text: LoadText, tmp_path: Path, model: str) -> None:
+    job = load_text(spec(f"model: {{id: {model}}}"))
+    assert job.spec.model is not None
+    assert job.spec.model.id.removeprefix(f"{tmp_path}/") == model.strip("'")
+
+
+def test_a_tilde_without_a_home_folder_is_kept(
+    load_text: LoadText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert load_text(JOB.replace("photos", "~/photos")).spec.subject.images.uri == str(tmp_path / "~" / "photos")
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/a b", "gs://bucket", "builtin:sprites/dog", "/data/dog", "file:///data"])

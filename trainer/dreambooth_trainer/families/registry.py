@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,9 +42,8 @@ def local_folder(model: BaseModelRef) -> Path:
         from dreambooth_trainer.sprites import WEIGHTS
 
         return WEIGHTS
-    folder = Path(model.id).expanduser()
-    if folder.is_dir():
-        return folder
+    if _is_local(model):
+        return Path(model.id)
     return fetch(model.id, model.revision, "spec.model.id", INDEX, _files_of_known_family)
 
 
@@ -53,9 +53,14 @@ def pinned(model: BaseModelRef) -> BaseModelRef:
     Raises:
         UserError, TransientError: as `local_folder`.
     """
-    if model.id == BUILTIN_SPRITES or Path(model.id).expanduser().is_dir():
+    if model.id == BUILTIN_SPRITES or _is_local(model):
         return model
     return model.model_copy(update={"revision": local_folder(model).name})
+
+
+def _is_local(model: BaseModelRef) -> bool:
+    # Workers run in another folder, so a relative path would be another one there. `load_job` resolves paths.
+    return os.path.isabs(model.id) and os.path.isdir(model.id)  # noqa: PTH112, PTH117
 
 
 def _files_of_known_family(repository: Repository) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,13 +90,18 @@ def select_job(documents: Sequence[Document], name: str) -> Document:
 
 
 def resolve_folders(job: DreamBoothJob, base: Path) -> DreamBoothJob:
-    """Resolve the relative local folders of a job against `base`. URLs and builtin: are not changed."""
-    subject, output = job.spec.subject, job.spec.output
+    """Resolve the relative local folders of a job against `base`. URLs, builtin: and Hub IDs are not changed."""
+    subject, output, evaluation, model = job.spec.subject, job.spec.output, job.spec.evaluation, job.spec.model
     images = subject.images.model_copy(update={"uri": _absolute(subject.images.uri, base)})
+    encoders = evaluation.encoders.model_copy(
+        update={"dino": _model(evaluation.encoders.dino, base), "clip": _model(evaluation.encoders.clip, base)}
+    )
     spec = job.spec.model_copy(
         update={
             "subject": subject.model_copy(update={"images": images}),
             "output": output.model_copy(update={"uri": _absolute(output.uri, base)}),
+            "evaluation": evaluation.model_copy(update={"encoders": encoders}),
+            "model": model and model.model_copy(update={"id": _model(model.id, base)}),
         }
     )
     return job.model_copy(update={"spec": spec})
@@ -104,7 +110,16 @@ def resolve_folders(job: DreamBoothJob, base: Path) -> DreamBoothJob:
 def _absolute(uri: str | None, base: Path) -> str | None:
     if uri is None or _SCHEME.match(uri):
         return uri
-    return str((base / Path(uri).expanduser()).absolute())
+    # Unlike Path.expanduser, this keeps a tilde where there is no home folder.
+    return str((base / os.path.expanduser(uri)).absolute())  # noqa: PTH111
+
+
+def _model(model_id: str | None, base: Path) -> str | None:
+    """An absolute path if the model is a folder. A Hub ID also looks like a relative path."""
+    folder = _absolute(model_id, base)
+    if model_id is None or folder is None:
+        return model_id
+    return folder if model_id.startswith((".", "~")) or os.path.isdir(folder) else model_id  # noqa: PTH112
 
 
 def _read_text(path: Path) -> str:
