@@ -5,16 +5,43 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import socket
 from collections.abc import Iterator
 
 from dreambooth_api import environment
+from dreambooth_api.errors import TransientError, UserError, ValidationIssue
 
 OBJECT_STORE_BYTES = 256 * 2**20
+CONNECT_TIMEOUT_SECONDS = 10
 
 
 def has_address() -> bool:
     """Whether RAY_ADDRESS is set, as in the Ray head pod of a job."""
     return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def check_address(address: str) -> None:
+    """Check that something listens at an address of Ray. Ray itself retries for more than a minute.
+
+    Raises:
+        UserError: not an address of a Ray cluster.
+        TransientError: the address cannot be reached.
+    """
+    if address in ("auto", "local"):
+        return
+    match = re.fullmatch(r"(?:ray://)?\[?([^\s/\[\]]+)\]?:(\d{1,5})", address)
+    if match is None or int(match[2]) > 65_535:
+        rule = "is not the address of a Ray cluster"
+        raise UserError(ValidationIssue("RAY_ADDRESS", address, rule, "set host:port, for example 10.0.0.1:6379"))
+    try:
+        socket.create_connection((match[1], int(match[2])), CONNECT_TIMEOUT_SECONDS).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise TransientError(
+            f"no Ray cluster can be reached at RAY_ADDRESS {address} ({reason}); start it, or unset RAY_ADDRESS to "
+            "run on this machine"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -31,6 +58,7 @@ def ray_cluster() -> Iterator[None]:
         return
     common = {"log_to_driver": bool(os.environ.get(environment.DEBUG)), "logging_level": logging.ERROR}
     if has_address():
+        check_address(os.environ["RAY_ADDRESS"])
         ray.init(**common)
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
