@@ -126,7 +126,12 @@ class Training(Strict):
     weight_decay: float = Field(default=0.01, ge=0, lt=1, description="Weight decay of AdamW.")
     text_encoder: TextEncoder = Field(default_factory=TextEncoder, description="Fine-tuning of the text encoder.")
     resolution: int | None = Field(
-        default=None, ge=16, le=4096, multiple_of=8, description="Side length of the square training images in pixels."
+        default=None,
+        ge=16,
+        le=4096,
+        multiple_of=8,
+        description="Side length of the square training images in pixels. Defaults to the resolution that the base "
+        "model was trained with, from its configuration.",
     )
     precision: Literal["bf16", "fp32"] | None = Field(
         default=None,

@@ -1,5 +1,7 @@
 """Model families: shapes, loss targets, and round trips through diffusers."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +67,60 @@ def test_latents_can_be_recovered_from_the_loss_target(make_model, prediction_ty
     else:
         recovered = alpha.sqrt() * noisy - (1 - alpha).sqrt() * target
     torch.testing.assert_close(recovered, latents, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("force_upcast", [True, False])
+def test_the_autoencoder_runs_in_fp32_if_its_configuration_requires_it(
+    tiny_model: Path, tmp_path: Path, force_upcast: bool
+) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    config = folder / "vae" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "force_upcast": force_upcast}))
+    pipeline = open_family(folder).pipeline(folder, torch.bfloat16)
+    assert pipeline.unet.dtype == torch.bfloat16
+    assert pipeline.vae.dtype == (torch.float32 if force_upcast else torch.bfloat16)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline("a dog", num_inference_steps=1, height=32, width=32).images[0].size == (32, 32)
+
+
+@pytest.mark.parametrize("side", [768, 1024])
+def test_images_above_768_pixels_are_encoded_and_decoded_in_tiles(tiny_model: Path, side: int) -> None:
+    family = open_family(tiny_model)
+    components = family.load(tiny_model, with_vae=True)
+    vae = family.pipeline(tiny_model, torch.float32).vae
+    largest: list[int] = []
+    for module in (components.vae.encoder, vae.decoder):
+        module.register_forward_pre_hook(lambda module, inputs: largest.append(inputs[0].shape[-1]))
+    family.encode_images(components, [Image.new("RGB", (side, side))])
+    encoded, largest[:] = max(largest), []
+    with torch.no_grad():
+        assert vae.decode(torch.randn(1, 4, side // 4, side // 4)).sample.shape == (1, 3, side, side)
+    assert (encoded, max(largest)) == (768, 768 // 4)
+
+
+def test_a_saved_model_keeps_the_format_of_its_autoencoder(tiny_model: Path, tmp_path: Path) -> None:
+    family = open_family(tiny_model)
+    components = family.load(tiny_model, with_vae=False)
+    family.save(tiny_model, components.denoiser, components.text_encoder, tmp_path)
+    weights = load_file(tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+        {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02},
+    ],
+    ids=["SD 1.5", "linear"],
+)
+def test_training_uses_the_noise_schedule_of_the_model(tiny_model: Path, tmp_path: Path, schedule: dict) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **schedule}))
+    family = open_family(folder)
+    sampling = family.pipeline(folder, torch.float32).scheduler
+    assert torch.equal(family.load(folder, with_vae=False).noise_scheduler.alphas_cumprod, sampling.alphas_cumprod)
 
 
 @pytest.mark.parametrize("folder", [WEIGHTS, None], ids=["sprites", "with attention in the autoencoder"])

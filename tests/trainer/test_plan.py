@@ -13,8 +13,8 @@ from dreambooth_trainer.training.deepspeed_config import deepspeed_config, merge
 STABLE_DIFFUSION = ModelSize(trainable=860_000_000, frozen=0, total=1_066_000_000, latent_side=64, width=320)
 
 
-def make_plan(spec: dict | None = None, images: int = 4, gpus: int = 0, precision: str = "fp32") -> Plan:
-    job = DreamBoothJob.model_validate(
+def job_of(spec: dict | None = None) -> DreamBoothJob:
+    return DreamBoothJob.model_validate(
         {
             "apiVersion": "dreambooth.dev/v1alpha1",
             "kind": "DreamBoothJob",
@@ -22,6 +22,10 @@ def make_plan(spec: dict | None = None, images: int = 4, gpus: int = 0, precisio
             "spec": {"subject": {"class": "dog", "images": {"uri": "photos"}}, **(spec or {})},
         }
     )
+
+
+def make_plan(spec: dict | None = None, images: int = 4, gpus: int = 0, precision: str = "fp32") -> Plan:
+    job = job_of(spec)
     identifier = job.spec.subject.identifier
     return fill_defaults(
         job, image_count=images, identifier=identifier, zero_stage=1, precision=precision, gpus_per_worker=gpus

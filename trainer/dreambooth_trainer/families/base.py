@@ -41,7 +41,10 @@ class Family(Protocol):
         ...
 
     def pipeline(self, folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
-        """Load the pipeline of a diffusers folder, on the CPU."""
+        """Load the pipeline of a diffusers folder, on the CPU.
+
+        The autoencoder is in fp32 if its configuration requires that.
+        """
         ...
 
     def encode_images(self, components: Components, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,9 @@ from dreambooth_trainer.families.single_file import to_original_layout
 if TYPE_CHECKING:
     from PIL import Image
 
+# The autoencoder encodes and decodes larger images in tiles of this side length, to bound its memory.
+TILE_PIXELS = 768
+
 
 class StableDiffusion:
     """A U-Net in the latent space of a KL autoencoder, conditioned on CLIP text embeddings."""
@@ -32,13 +35,19 @@ class StableDiffusion:
             text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", **fp32),
             tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
             noise_scheduler=cast("DDPMScheduler", DDPMScheduler.from_pretrained(folder / "scheduler")),
-            vae=AutoencoderKL.from_pretrained(folder / "vae", **fp32) if with_vae else None,
+            vae=_in_tiles(AutoencoderKL.from_pretrained(folder / "vae", **fp32)) if with_vae else None,
         )
 
     def pipeline(self, folder: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
-        return StableDiffusionPipeline.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False
-        )
+        pipeline = _load_pipeline(folder, dtype)
+        vae = _in_tiles(pipeline.vae)
+        if vae.config["force_upcast"] and dtype != torch.float32:
+            vae.float()
+            for first in (vae.post_quant_conv, vae.decoder):
+                if first is not None:
+                    # The pipeline decodes latents in the dtype of the U-Net.
+                    first.register_forward_pre_hook(lambda module, inputs: (inputs[0].float(), *inputs[1:]))
+        return pipeline
 
     def encode_images(self, components: Components, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
         vae: Any = components.vae
@@ -85,7 +94,7 @@ class StableDiffusion:
         }
 
     def save(self, base: Path, denoiser: nn.Module, text_encoder: nn.Module, target: Path) -> None:
-        pipeline = self.pipeline(base, torch.float16)
+        pipeline = _load_pipeline(base, torch.float16)
         pipeline.unet.load_state_dict(denoiser.state_dict())
         pipeline.text_encoder.load_state_dict(text_encoder.state_dict())
         pipeline.save_pretrained(target, safe_serialization=True)
@@ -110,3 +119,16 @@ class StableDiffusion:
 
     def save_single_file(self, folder: Path, target: Path) -> None:
         to_original_layout(folder, target)
+
+
+def _load_pipeline(folder: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False
+    )
+
+
+def _in_tiles(vae: AutoencoderKL) -> AutoencoderKL:
+    vae.enable_tiling()
+    vae.tile_sample_min_size = TILE_PIXELS
+    vae.tile_latent_min_size = TILE_PIXELS // 2 ** (len(vae.config["block_out_channels"]) - 1)
+    return vae

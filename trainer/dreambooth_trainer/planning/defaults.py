@@ -12,7 +12,7 @@ class ModelDefaults:
     """Tuned defaults of one base model.
 
     Attributes:
-        resolution: side length of the training images in pixels.
+        resolution: side length of the training images in pixels, if the model's configuration has no sample size.
         learning_rate: of method Full.
         lora_learning_rate: of method LoRA.
         batch_size: instance images per optimizer step, across all workers.

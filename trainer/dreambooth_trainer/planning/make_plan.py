@@ -9,6 +9,7 @@ from dreambooth_api.job import BaseModelRef, DreamBoothJob
 from dreambooth_trainer.cluster.hardware import Hardware
 from dreambooth_trainer.planning.fit import check_memory, plan_stage, sampling_processes, size_of
 from dreambooth_trainer.planning.memory import StageChoice
+from dreambooth_trainer.planning.model_facts import check_scheduler, native_resolution
 from dreambooth_trainer.planning.plan import Plan, fill_defaults
 
 
@@ -50,9 +51,11 @@ def make_plan(job: DreamBoothJob, facts: JobFacts) -> PlannedJob:
     """Resolve all defaults, choose the ZeRO stage, and check that the plan fits into the workers' memory.
 
     Raises:
-        UserError: the batch cannot be split across the workers, or the plan needs more memory than available.
+        UserError: the batch cannot be split across the workers, the plan needs more memory than available, or the
+            model's configuration is not supported.
     """
     hardware = facts.hardware
+    check_scheduler(facts.model_folder)
     draft = fill_defaults(
         job,
         image_count=facts.image_count,
@@ -60,6 +63,7 @@ def make_plan(job: DreamBoothJob, facts: JobFacts) -> PlannedJob:
         zero_stage=1,
         precision="bf16" if hardware.bf16 else "fp32",
         gpus_per_worker=hardware.gpus_per_worker,
+        native_resolution=native_resolution(facts.model_folder),
     ).model_copy(update={"model": facts.model})
     size = size_of(draft, facts.model_folder)
     choice = plan_stage(draft, size, hardware)

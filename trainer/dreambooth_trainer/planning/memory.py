@@ -20,8 +20,10 @@ ACTIVATION_BYTES_BF16 = 0.92 * GIB
 CHECKPOINTED_SHARE = 0.14 / 0.92
 # A process that has imported PyTorch, diffusers and DeepSpeed; on a GPU, the CUDA context and NCCL.
 RUNTIME_BYTES = 1.0 * GIB
-# Decoding of one image with a 64 x 64 latent in fp32.
+# Decoding of one image with a 64 x 64 latent in fp32, which the autoencoder also uses if the U-Net is in bf16. Larger
+# latents are decoded in tiles.
 DECODE_BYTES = 1.0 * GIB
+MAX_TILE_SIDE = 96
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def memory_need(
 
 def sampling_need(size: ModelSize, *, precision: str, batch_size: int) -> float:
     """Memory in bytes of a process that generates a batch of images."""
-    decode = DECODE_BYTES * (size.latent_side / 64) ** 2 * min(batch_size, 4) * BYTES[precision] / 4
+    decode = DECODE_BYTES * (min(size.latent_side, MAX_TILE_SIDE) / 64) ** 2 * min(batch_size, 4)
     return RUNTIME_BYTES + BYTES[precision] * size.total + decode
 
 

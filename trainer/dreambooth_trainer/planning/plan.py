@@ -91,6 +91,7 @@ def fill_defaults(
     zero_stage: int,
     precision: str,
     gpus_per_worker: int = 0,
+    native_resolution: int | None = None,
 ) -> Plan:
     """Resolve all defaults of a job.
 
@@ -99,6 +100,7 @@ def fill_defaults(
         identifier: the job's identifier, or the rare token selected for `auto`.
         zero_stage: the job's stage, or the result of `memory.choose_stage`.
         precision: default of training.precision.
+        native_resolution: default of training.resolution, from the model's configuration; None if it has none.
 
     Raises:
         UserError: the batch cannot be split across workers and accumulation steps.
@@ -120,7 +122,7 @@ def fill_defaults(
         identifier=identifier,
         instance_prompt=spec.subject.instance_prompt or f"a {identifier} {spec.subject.class_}",
         class_prompt=spec.prior_preservation.class_prompt or f"a {spec.subject.class_}",
-        resolution=training.resolution or defaults.resolution,
+        resolution=training.resolution or native_resolution or defaults.resolution,
         steps=steps,
         learning_rate=rate,
         train_text_encoder=train_text_encoder,
