@@ -22,6 +22,15 @@ Template = Annotated[str, Field(pattern=TEMPLATE, max_length=300)]
 ObjectName = Annotated[str, Field(pattern=DNS_SUBDOMAIN)]
 Quantity = Annotated[str, Field(pattern=QUANTITY)]
 
+_DECIMAL_UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_UNITS = {**_DECIMAL_UNITS, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def quantity_value(quantity: str) -> float:
+    """The number that a Kubernetes quantity stands for, for example bytes."""
+    number = quantity.rstrip("kKMGTim")
+    return float(number) * _UNITS[quantity.removeprefix(number)]
+
 
 def rule_error(at: str, rule: str, remedy: str) -> PydanticCustomError:
     """A broken rule over several fields: the field to change (camelCase, "" for the object), the rule, the remedy."""

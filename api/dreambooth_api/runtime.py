@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from dreambooth_api.fields import DNS_LABEL, ObjectName, Quantity, Strict
 from dreambooth_api.job import BaseModelRef, Toleration
@@ -12,6 +12,7 @@ from dreambooth_api.uris import OBJECT_STORE_URI, OBJECT_STORES
 
 # The runtime of jobs without runtimeRef.
 DEFAULT_RUNTIME = "default"
+RUNTIME_KIND = "DreamBoothRuntime"
 
 
 class PodResources(Strict):
@@ -36,6 +37,11 @@ class WorkerResources(PodResources):
     cpu: Quantity = Field(default="4", description="Number of CPU cores.")
     memory: Quantity = Field(default="16Gi", description="Memory, for example 16Gi.")
     gpu: int = Field(default=1, ge=0, le=16, description="Number of GPUs. 0 trains on CPUs.")
+    gpu_memory: Quantity | None = Field(
+        default=None,
+        description="Memory of each GPU, for example 80Gi. Only `dreambooth plan --runtime` reads it. Defaults to that "
+        "of the product in the node label nvidia.com/gpu.product, if nodeSelector has it.",
+    )
 
 
 class Pods(Strict):
@@ -187,3 +193,20 @@ class RuntimeSpec(Strict):
         description="Namespaces whose jobs may use this runtime. If empty, all namespaces may.",
         json_schema_extra={"items": {"type": "string", "pattern": DNS_LABEL, "maxLength": 63}},
     )
+
+
+class RuntimeMetadata(BaseModel):
+    """The field of ObjectMeta that is read from a file. The API server validates the others."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: ObjectName = Field(description="Name of the runtime.")
+
+
+class DreamBoothRuntime(Strict):
+    """A complete DreamBoothRuntime, as in a file."""
+
+    api_version: Literal["dreambooth.dev/v1alpha1"] = Field(description="dreambooth.dev/v1alpha1")
+    kind: Literal["DreamBoothRuntime"] = Field(description="DreamBoothRuntime")
+    metadata: RuntimeMetadata
+    spec: RuntimeSpec

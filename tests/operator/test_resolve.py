@@ -8,10 +8,11 @@ import pytest
 from pydantic.alias_generators import to_snake
 from simulation import job_with
 
+from dreambooth_api.defaulting import with_defaults
 from dreambooth_api.job import JobSpec
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_operator.controller.observed import Runtime
-from dreambooth_operator.controller.resolve import ResolutionError, resolve, with_defaults
+from dreambooth_operator.controller.resolve import ResolutionError, resolve
 
 
 def read_spec(spec: dict[str, Any]) -> JobSpec:

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from dreambooth_api.defaulting import with_defaults, worker_resources
 from dreambooth_api.errors import UserError
 from dreambooth_api.job import DreamBoothJob
-from dreambooth_trainer.cluster.hardware import check_runnable, query_workers
+from dreambooth_api.runtime import RuntimeSpec
+from dreambooth_trainer.cluster.hardware import Hardware, check_runnable, query_workers
 from dreambooth_trainer.cluster.pool import WorkerPool
+from dreambooth_trainer.cluster.runtime_hardware import runtime_hardware
 from dreambooth_trainer.cluster.session import ray_cluster
 from dreambooth_trainer.families.registry import family_module, family_name, local_folder, pinned, rare_identifier
 from dreambooth_trainer.images.sources import RawImage, read_images
@@ -32,6 +35,8 @@ from dreambooth_trainer.store.folder import JobFolder, atomic_write
 from dreambooth_trainer.store.owner import claim
 from dreambooth_trainer.store.run_record import RunRecord, read_completion, write_run
 
+# Number of subject images in a plan that is made without them. The paper uses three to five.
+ASSUMED_IMAGES = 5
 PHASES = (PREPARE, CLASS_IMAGES, ENCODE, TRAIN, EVALUATE, PUBLISH)
 
 
@@ -57,19 +62,44 @@ def prepare_job(job: DreamBoothJob) -> PreparedJob:
         DeviceError: a worker has a GPU, but CUDA does not work.
     """
     raw_images = read_images(job.spec.subject.images)
+    hardware = query_workers(job.spec.cluster)
+    planned, warnings = _plan(job, len(raw_images.images), hardware)
+    return PreparedJob(planned, tuple(raw_images.images), (*raw_images.warnings, *warnings))
+
+
+def plan_for_runtime(job: DreamBoothJob, runtime: RuntimeSpec) -> tuple[PlannedJob, tuple[str, ...]]:
+    """Plan a job for a cluster, from the description of its hardware in the runtime; returns warnings as well.
+
+    Raises:
+        UserError: as `prepare_job`.
+    """
+    spec = with_defaults(job.spec, runtime)
+    hardware = runtime_hardware(worker_resources(spec, runtime), spec.cluster.node_selector)
+    warnings: list[str] = []
+    image_count, source = ASSUMED_IMAGES, spec.subject.images
+    if source.uri is not None:
+        raw_images = read_images(source)
+        image_count = len(raw_images.images)
+        warnings += raw_images.warnings
+    else:
+        warnings.append(f"the images are in the cluster: the plan assumes {ASSUMED_IMAGES} images.")
+    planned, notes = _plan(job.model_copy(update={"spec": spec}), image_count, hardware)
+    return planned, (*warnings, *notes)
+
+
+def _plan(job: DreamBoothJob, image_count: int, hardware: Hardware) -> tuple[PlannedJob, tuple[str, ...]]:
     model = pinned(model_ref(job))
     folder = local_folder(model)
     family_name(folder)
     identifier = job.spec.subject.identifier
     if identifier == "auto":
         identifier = rare_identifier(folder, f"{job.metadata.namespace}/{job.metadata.name}")
-    hardware = query_workers(job.spec.cluster)
-    planned = make_plan(job, JobFacts(model, folder, identifier, len(raw_images.images), hardware))
-    issues, prompt_warnings = check_prompts(planned.plan, folder)
+    planned = make_plan(job, JobFacts(model, folder, identifier, image_count, hardware))
+    issues, warnings = check_prompts(planned.plan, folder)
     if issues:
         raise UserError(issues)
-    warnings = (*raw_images.warnings, *prompt_warnings, *([hardware.note] if hardware.note else []))
-    return PreparedJob(planned, tuple(raw_images.images), warnings)
+    notes = [hardware.note] if hardware.note else []
+    return planned, (*warnings, *notes)
 
 
 def run_job(

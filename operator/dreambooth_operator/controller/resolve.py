@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
+from dreambooth_api.defaulting import with_defaults, worker_resources
 from dreambooth_api.environment import IMAGES_PATH, OUTPUT_PATH
-from dreambooth_api.fields import Strict, VolumeClaim
+from dreambooth_api.fields import VolumeClaim
 from dreambooth_api.job import JobSpec, Resources, RunPolicy
 from dreambooth_api.runtime import DEFAULT_RUNTIME, Bounds, PodResources, RuntimeSpec
 from dreambooth_operator.controller.observed import Job, Runtime
-
-S = TypeVar("S", bound=Strict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,42 +88,6 @@ def run_policy(job: Job, resolution: ResolvedJob | ResolutionError) -> RunPolicy
     return job.spec.run_policy if job.spec else RunPolicy()
 
 
-def with_defaults(spec: JobSpec, runtime: RuntimeSpec) -> JobSpec:
-    """A copy of `spec` with the runtime's defaults for the fields that the job does not set."""
-    defaults, cluster = runtime.defaults, spec.cluster
-    return spec.model_copy(
-        update={
-            "model": spec.model or runtime.model,
-            "training": _fill(
-                spec.training,
-                steps=defaults.steps,
-                learning_rate=defaults.learning_rate,
-                resolution=defaults.resolution,
-                precision=defaults.precision,
-            ),
-            "prior_preservation": _fill(spec.prior_preservation, num_class_images=defaults.num_class_images),
-            "cluster": _fill(cluster, image=runtime.image).model_copy(
-                update={
-                    "node_selector": {**runtime.pods.node_selector, **cluster.node_selector},
-                    "tolerations": [*runtime.pods.tolerations, *cluster.tolerations],
-                }
-            ),
-            "run_policy": _fill(
-                spec.run_policy,
-                active_deadline_seconds=defaults.active_deadline_seconds,
-                ttl_seconds_after_finished=defaults.ttl_seconds_after_finished,
-                queue_name=defaults.queue_name,
-                priority_class_name=defaults.priority_class_name,
-            ),
-        }
-    )
-
-
-def _fill(model: S, **values: object) -> S:
-    """A copy of `model` with `values` for the fields that are None."""
-    return model.model_copy(update={k: v for k, v in values.items() if v is not None and getattr(model, k) is None})
-
-
 def _locate(job: Job, spec: JobSpec, runtime: RuntimeSpec) -> ResolvedJob | ResolutionError:
     """Determine the source of the images and the destination of the model."""
     pvc, uri = _output(job, spec, runtime)
@@ -149,7 +111,7 @@ def _locate(job: Job, spec: JobSpec, runtime: RuntimeSpec) -> ResolvedJob | Reso
     if volume is not None:
         source = type(images)(uri="/".join(filter(None, (IMAGES_PATH, below))))
         spec = spec.model_copy(update={"subject": spec.subject.model_copy(update={"images": source})})
-    worker = _worker(spec.cluster.resources, runtime.pods.worker)
+    worker = worker_resources(spec, runtime)
     resources = Resources(cpu=worker.cpu, memory=worker.memory, gpu=worker.gpu)
     output = spec.output.model_copy(update={"uri": uri, "pvc": None})
     cluster = spec.cluster.model_copy(update={"resources": resources})
@@ -181,11 +143,6 @@ def _store(spec: JobSpec, runtime: RuntimeSpec, out: str) -> str:
     if spec.prior_preservation.sharing == "Cluster" and runtime.storage.uri:
         return f"{runtime.storage.uri.rstrip('/')}/.class-images"
     return f"{OUTPUT_PATH}/.class-images"
-
-
-def _worker(requested: Resources, default: PodResources) -> PodResources:
-    overrides = {k: v for k, v in requested.model_dump().items() if v is not None}
-    return default.model_copy(update=overrides)
 
 
 def _exceeded_bounds(requested: JobSpec, resolved: ResolvedJob, runtime: str) -> list[str]:

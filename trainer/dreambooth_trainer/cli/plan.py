@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -13,6 +14,10 @@ from rich.table import Table
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.uris import BUILTIN, is_url
 from dreambooth_trainer.cli import options
+from dreambooth_trainer.jobfile.runtimefile import load_runtime
+
+if TYPE_CHECKING:
+    from dreambooth_trainer.planning.make_plan import PlannedJob
 
 
 @click.command()
@@ -54,24 +59,40 @@ def _print_notes(console: Console, warnings: Iterable[str]) -> None:
 
 @click.command()
 @options.job_file
+@click.option(
+    "--runtime",
+    "runtime_file",
+    metavar="RUNTIME.yaml",
+    type=click.Path(path_type=Path),
+    help="Plan for a cluster: file of the DreamBoothRuntime, which supplies defaults and the hardware of the workers.",
+)
 @options.sets
-def plan(job_file: Path, sets: tuple[str, ...]) -> None:
+def plan(job_file: Path, runtime_file: Path | None, sets: tuple[str, ...]) -> None:
     """Show what a job will do: resolved defaults, memory per process, the ZeRO stage and the reason for it."""
     job = options.read_job(job_file, sets)
+    runtime = load_runtime(runtime_file) if runtime_file else None
     from dreambooth_trainer.cluster.session import has_address, ray_cluster
     from dreambooth_trainer.images.prepare import prepare_images
-    from dreambooth_trainer.planning.describe import rows
-    from dreambooth_trainer.runner import prepare_job
+    from dreambooth_trainer.runner import plan_for_runtime, prepare_job
 
+    if runtime is not None:
+        _print_plan(*plan_for_runtime(job, runtime))
+        return
     with ray_cluster() if has_address() else contextlib.nullcontext():
         prepared = prepare_job(job)
     # A run does this in its first phase.
     images = prepare_images(prepared.images, prepared.plan.resolution, job.spec.subject.captions)
+    _print_plan(prepared.planned, (*prepared.warnings, *images.warnings))
+
+
+def _print_plan(planned: PlannedJob, warnings: tuple[str, ...]) -> None:
+    from dreambooth_trainer.planning.describe import rows
+
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    for label, value in rows(prepared.planned):
+    for label, value in rows(planned):
         table.add_row(label, value)
     console = Console()
     console.print(table, highlight=False, markup=False)
-    _print_notes(console, [*prepared.warnings, *images.warnings])
+    _print_notes(console, warnings)

@@ -17,13 +17,14 @@ from pathlib import Path
 from dreambooth_api.errors import TransientError, UserError, ValidationIssue
 from dreambooth_api.job import Cluster
 
+GIB = 2**30
 # The rest of a GPU's memory is lost to fragmentation. On a node, Ray kills workers when 95% of the memory is used.
 USABLE_SHARE_GPU = 0.92
 USABLE_SHARE_CPU = 0.95
 # Memory that is not available to training: on each node, Ray's processes and an idle sampling worker; on a single
 # machine also the driver, the Ray Train controller and a second sampling worker. Measured with Stable Diffusion 1.5.
-SHARED_NODE_BYTES = 1.25 * 2**30
-SHARED_MACHINE_BYTES = 2.75 * 2**30
+SHARED_NODE_BYTES = 1.25 * GIB
+SHARED_MACHINE_BYTES = 2.75 * GIB
 DRIVER_VERSION_FILE = Path("/proc/driver/nvidia/version")
 
 
@@ -157,7 +158,7 @@ def _query_cluster(cluster: Cluster) -> Hardware:
         return Hardware(gpus, device.name, USABLE_SHARE_GPU * device.memory_bytes, device.bf16)
     memory: int = ray.get(ray.remote(num_cpus=1, max_retries=3)(machine_memory).remote())
     nodes = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
-    return _cpu_hardware(memory - SHARED_NODE_BYTES, math.ceil(cluster.workers / max(1, nodes)))
+    return cpu_hardware(memory - SHARED_NODE_BYTES, math.ceil(cluster.workers / max(1, nodes)))
 
 
 def _query_machine(cluster: Cluster) -> Hardware:
@@ -165,7 +166,7 @@ def _query_machine(cluster: Cluster) -> Hardware:
     requested = cluster.resources.gpu
     gpus = requested if requested is not None else min(1, len(devices))
     if gpus == 0:
-        return _cpu_hardware(machine_memory() - SHARED_MACHINE_BYTES, cluster.workers, note)
+        return cpu_hardware(machine_memory() - SHARED_MACHINE_BYTES, cluster.workers, note)
     if gpus * cluster.workers > len(devices):
         return Hardware(gpus, "cluster GPU", None, bf16=True)
     smallest = min(devices, key=lambda device: device.memory_bytes)
@@ -173,7 +174,7 @@ def _query_machine(cluster: Cluster) -> Hardware:
     return Hardware(gpus, smallest.name, memory, all(device.bf16 for device in devices))
 
 
-def _cpu_hardware(free_bytes: float, processes: int, note: str = "") -> Hardware:
+def cpu_hardware(free_bytes: float, processes: int, note: str = "") -> Hardware:
     """Workers on CPUs, `processes` of which share the free memory of each machine."""
     memory = USABLE_SHARE_CPU * free_bytes / processes
     return Hardware(0, "CPU", memory, bf16=False, note=note, processes_per_machine=processes)

@@ -35,8 +35,8 @@ def load_job(path: Path, sets: Sequence[str] = ()) -> DreamBoothJob:
     Raises:
         UserError: with all issues of the file and of the overrides.
     """
-    document = select_job(read_documents(_read_text(path), path.name), path.name)
-    value = _without_nulls(document.value, DreamBoothJob)
+    document = select_job(read_documents(read_text(path), path.name), path.name)
+    value = without_nulls(document.value, DreamBoothJob)
     value, origins, issues = apply_sets(value, sets)
 
     def source(key_path: KeyPath) -> str:
@@ -122,7 +122,12 @@ def _model(model_id: str | None, base: Path) -> str | None:
     return folder if model_id.startswith((".", "~")) or os.path.isdir(folder) else model_id  # noqa: PTH112
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The content of a file.
+
+    Raises:
+        UserError: it cannot be read, or is not UTF-8.
+    """
     remedy = "pass the path of a job file"
     try:
         return path.read_bytes().decode("utf-8-sig")
@@ -162,13 +167,13 @@ def _check_kind(document: Document, name: str) -> None:
     raise UserError(ValidationIssue(name, None, rule, remedy))
 
 
-def _without_nulls(value: JsonValue, model: type[BaseModel] | None) -> JsonValue:
+def without_nulls(value: JsonValue, model: type[BaseModel] | None) -> JsonValue:
     """Drop keys without a value where there is a schema, as the API server does."""
     if model is None or not isinstance(value, dict):
         return value
     fields = keys_of(model)
     return {
-        key: _without_nulls(item, model_of(fields[key].annotation) if key in fields else None)
+        key: without_nulls(item, model_of(fields[key].annotation) if key in fields else None)
         for key, item in value.items()
         if item is not None or (key not in fields and model.model_config.get("extra") != "allow")
     }

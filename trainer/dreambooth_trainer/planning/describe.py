@@ -46,6 +46,7 @@ def rows(planned: PlannedJob) -> list[tuple[str, str]]:
         ),
         ("checkpoints", f"every {plan.checkpoint_every_steps} steps"),
         ("workers", _workers(planned)),
+        ("sampling", f"{planned.sampling_processes} process(es), up to {plan.sampling_batch_size} images per batch"),
         ("ZeRO stage", f"{plan.zero_stage}: {planned.choice.reason}"),
         ("memory per process", f"{planned.choice.need}; activations are estimated"),
         ("evaluation", f"encoders {plan.dino} and {plan.clip}" if plan.spec.evaluation.enabled else "disabled"),

@@ -1,0 +1,53 @@
+"""Applies a runtime to a job. The operator and `dreambooth plan --runtime` share it. Pure."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from dreambooth_api.fields import Strict
+from dreambooth_api.job import JobSpec
+from dreambooth_api.runtime import RuntimeSpec, WorkerResources
+
+S = TypeVar("S", bound=Strict)
+
+
+def with_defaults(spec: JobSpec, runtime: RuntimeSpec) -> JobSpec:
+    """A copy of `spec` with the runtime's defaults for the fields that the job does not set."""
+    defaults, cluster = runtime.defaults, spec.cluster
+    return spec.model_copy(
+        update={
+            "model": spec.model or runtime.model,
+            "training": _fill(
+                spec.training,
+                steps=defaults.steps,
+                learning_rate=defaults.learning_rate,
+                resolution=defaults.resolution,
+                precision=defaults.precision,
+            ),
+            "prior_preservation": _fill(spec.prior_preservation, num_class_images=defaults.num_class_images),
+            "cluster": _fill(cluster, image=runtime.image).model_copy(
+                update={
+                    "node_selector": {**runtime.pods.node_selector, **cluster.node_selector},
+                    "tolerations": [*runtime.pods.tolerations, *cluster.tolerations],
+                }
+            ),
+            "run_policy": _fill(
+                spec.run_policy,
+                active_deadline_seconds=defaults.active_deadline_seconds,
+                ttl_seconds_after_finished=defaults.ttl_seconds_after_finished,
+                queue_name=defaults.queue_name,
+                priority_class_name=defaults.priority_class_name,
+            ),
+        }
+    )
+
+
+def worker_resources(spec: JobSpec, runtime: RuntimeSpec) -> WorkerResources:
+    """Resources of each worker: those of the job, else those of the runtime."""
+    requested = {k: v for k, v in spec.cluster.resources.model_dump().items() if v is not None}
+    return runtime.pods.worker.model_copy(update=requested)
+
+
+def _fill(model: S, **values: object) -> S:
+    """A copy of `model` with `values` for the fields that are None."""
+    return model.model_copy(update={k: v for k, v in values.items() if v is not None and getattr(model, k) is None})
