@@ -96,6 +96,26 @@ def test_a_batch_that_cannot_be_split_is_rejected(spec: dict, sentence: str) -> 
     assert str(caught.value) == sentence
 
 
+@pytest.mark.parametrize(
+    ("training", "field", "value"),
+    [({"warmupSteps": 500}, "warmupSteps", 500), ({"checkpointEverySteps": 401}, "checkpointEverySteps", 401)],
+)
+def test_step_counts_above_the_default_number_of_steps_are_rejected(training: dict, field: str, value: int) -> None:
+    with pytest.raises(UserError) as caught:
+        make_plan({"training": training})
+    assert str(caught.value) == (
+        f"spec.training.{field}: {value}: exceeds training.steps, which defaults to 400; decrease {field}, or set "
+        "training.steps"
+    )
+
+
+def test_all_step_counts_above_the_default_are_reported_at_once() -> None:
+    with pytest.raises(UserError) as caught:
+        make_plan({"training": {"warmupSteps": 500, "checkpointEverySteps": 500}})
+    assert len(caught.value.issues) == 2
+    assert make_plan({"training": {"warmupSteps": 400, "checkpointEverySteps": 400}}).steps == 400
+
+
 def test_the_batch_is_split_across_all_gpus() -> None:
     with pytest.raises(UserError, match=r"across 1 worker\(s\) x 8 GPUs x 1 accumulation step"):
         make_plan({"model": {"id": "some/model"}}, gpus=8)

@@ -103,12 +103,14 @@ def fill_defaults(
         native_resolution: default of training.resolution, from the model's configuration; None if it has none.
 
     Raises:
-        UserError: the batch cannot be split across workers and accumulation steps.
+        UserError: the batch cannot be split across workers and accumulation steps, or a number of steps exceeds the
+            default of training.steps.
     """
     spec, model = job.spec, model_ref(job)
     defaults = model_defaults(model.id)
     training, text_encoder = spec.training, spec.training.text_encoder
     steps = training.steps or defaults.steps
+    _check_step_counts(spec, steps)
     rate = training.learning_rate or (
         defaults.lora_learning_rate if training.method == "LoRA" else defaults.learning_rate
     )
@@ -143,6 +145,20 @@ def fill_defaults(
         dino=spec.evaluation.encoders.dino or defaults.dino,
         clip=spec.evaluation.encoders.clip or defaults.clip,
     )
+
+
+def _check_step_counts(spec: JobSpec, steps: int) -> None:
+    """Reject numbers of steps that exceed the default of training.steps. Validation knows only a value that is set."""
+    training = spec.training
+    counts = {"warmupSteps": training.warmup_steps, "checkpointEverySteps": training.checkpoint_every_steps}
+    rule = f"exceeds training.steps, which {'is' if training.steps else 'defaults to'} {steps}"
+    issues = [
+        ValidationIssue(f"spec.training.{field}", count, rule, f"decrease {field}, or set training.steps")
+        for field, count in counts.items()
+        if count is not None and count > steps
+    ]
+    if issues:
+        raise UserError(issues)
 
 
 def _batch_size(spec: JobSpec, gpus_per_worker: int, default: int, steps: int, rate: float) -> int:
