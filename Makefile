@@ -72,6 +72,10 @@ test-e2e: setup cluster packages ## Run whole jobs in pods of a real node; needs
 test-long: setup cluster packages ## Run what takes many minutes more: S3, Kueue, a drained node, an elastic job
 	$(PYTEST) -m long
 
+.PHONY: test-gpu
+test-gpu: setup ## Run the tests that need a GPU; skipped without CUDA
+	$(PYTEST) -m gpu
+
 .PHONY: dev-cluster
 dev-cluster: setup $(if $(NODE),packages) | $(GO) ## A real control plane with KubeRay and our CRDs until Ctrl-C; NODE=1 also runs pods, and the operator
 	$(DEVCLUSTER) up $(if $(NODE),--node,--apply charts/dreambooth-operator/crds)
