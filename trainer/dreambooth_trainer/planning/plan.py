@@ -100,30 +100,28 @@ def fill_defaults(
         identifier: the job's identifier, or the rare token selected for `auto`.
         zero_stage: the job's stage, or the result of `memory.choose_stage`.
         precision: default of training.precision.
-        native_resolution: default of training.resolution, from the model's configuration; None if it has none.
+        native_resolution: default of training.resolution, from the model's configuration.
 
     Raises:
-        UserError: the batch cannot be split across workers and accumulation steps, or a number of steps exceeds the
-            default of training.steps.
+        UserError: the batch cannot be split, or a number of steps exceeds the default of training.steps.
     """
     spec, model = job.spec, model_ref(job)
     defaults = model_defaults(model.id)
     training, text_encoder = spec.training, spec.training.text_encoder
-    steps = training.steps or defaults.steps
-    _check_step_counts(spec, steps)
+    steps = _steps(spec, defaults.steps)
     rate = training.learning_rate or (
         defaults.lora_learning_rate if training.method == "LoRA" else defaults.learning_rate
     )
     train_text_encoder = (
         defaults.train_text_encoder and training.method == "Full" if text_encoder.train is None else text_encoder.train
     )
-    sampler = spec.prior_preservation.sampler
+    prior = spec.prior_preservation
     return Plan(
         job=job,
         model=model,
         identifier=identifier,
         instance_prompt=spec.subject.instance_prompt or f"a {identifier} {spec.subject.class_}",
-        class_prompt=spec.prior_preservation.class_prompt or f"a {spec.subject.class_}",
+        class_prompt=prior.class_prompt or f"a {spec.subject.class_}",
         resolution=training.resolution or native_resolution or defaults.resolution,
         steps=steps,
         learning_rate=rate,
@@ -134,11 +132,11 @@ def fill_defaults(
         gpus_per_worker=gpus_per_worker,
         zero_stage=zero_stage,
         checkpoint_every_steps=training.checkpoint_every_steps or max(1, min(250, steps // 4)),
-        num_class_images=spec.prior_preservation.num_class_images
+        num_class_images=prior.num_class_images
         or min(defaults.class_images_per_image * image_count, defaults.max_class_images),
         class_image_sampler=SamplerSettings(
-            steps=sampler.steps or defaults.class_image_steps,
-            guidance_scale=sampler.guidance_scale or defaults.class_image_guidance_scale,
+            steps=prior.sampler.steps or defaults.class_image_steps,
+            guidance_scale=prior.sampler.guidance_scale or defaults.class_image_guidance_scale,
         ),
         sampler=SamplerSettings(steps=defaults.sampling_steps, guidance_scale=defaults.sampling_guidance_scale),
         sampling_batch_size=defaults.sampling_batch_size,
@@ -147,9 +145,10 @@ def fill_defaults(
     )
 
 
-def _check_step_counts(spec: JobSpec, steps: int) -> None:
-    """Reject numbers of steps that exceed the default of training.steps. Validation knows only a value that is set."""
+def _steps(spec: JobSpec, default: int) -> int:
+    """The number of steps. Rejects warmup and checkpoint intervals above it; validation does not know the default."""
     training = spec.training
+    steps = training.steps or default
     counts = {"warmupSteps": training.warmup_steps, "checkpointEverySteps": training.checkpoint_every_steps}
     rule = f"exceeds training.steps, which {'is' if training.steps else 'defaults to'} {steps}"
     issues = [
@@ -159,6 +158,7 @@ def _check_step_counts(spec: JobSpec, steps: int) -> None:
     ]
     if issues:
         raise UserError(issues)
+    return steps
 
 
 def _batch_size(spec: JobSpec, gpus_per_worker: int, default: int, steps: int, rate: float) -> int:
