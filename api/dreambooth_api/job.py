@@ -22,6 +22,7 @@ from dreambooth_api.words import contains_word
 API_VERSION = "dreambooth.dev/v1alpha1"
 KIND = "DreamBoothJob"
 RUNTIME_KIND = "DreamBoothRuntime"
+Format = Literal["diffusers", "safetensors", "lora"]
 
 
 class Encoders(Strict):
@@ -94,11 +95,13 @@ class Output(Strict):
         default=None, pattern=OUTPUT_URI, description=f"Destination folder: a local path, {OBJECT_STORES}."
     )
     pvc: VolumeClaim | None = Field(default=None, description="Destination folder on a PersistentVolumeClaim.")
-    formats: list[Literal["diffusers", "safetensors"]] = Field(
-        default=["diffusers", "safetensors"],
+    formats: list[Format] | None = Field(
+        default=None,
         min_length=1,
-        max_length=2,
-        description="Formats to publish: a diffusers folder, a single safetensors file, or both.",
+        max_length=3,
+        description="Formats to publish: diffusers is a folder and safetensors a single file of the complete model; "
+        "lora is the adapter, which only method LoRA trains. Defaults to [lora] for LoRA, and to "
+        "[diffusers, safetensors] for Full.",
     )
     keep_checkpoints: bool = Field(
         default=False, description="Whether to keep the training checkpoints after publishing."
@@ -253,6 +256,13 @@ class JobSpec(Strict):
         if prompt is not None and contains_word(prompt.lower(), identifier.lower()):
             rule = f"{prompt!r} contains the identifier {identifier!r}, so class images would be images of the subject"
             raise rule_error("priorPreservation.classPrompt", rule, f"write, for example, 'a {self.subject.class_}'")
+        return self
+
+    @model_validator(mode="after")
+    def _only_lora_trains_an_adapter(self) -> Self:
+        if "lora" in (self.output.formats or ()) and self.training.method != "LoRA":
+            rule = f"contains lora, but training.method is {self.training.method}, which trains no adapter"
+            raise rule_error("output.formats", rule, "remove lora, or set training.method: LoRA")
         return self
 
 

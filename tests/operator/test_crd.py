@@ -74,6 +74,7 @@ INVALID = {
         "spec.evaluation", {"enabled": False, "thresholds": {"dino": 0.6}}, "thresholds require scores",
     ),
     "two outputs": ("spec.output.pvc", {"claimName": "models"}, "set only one of uri and pvc"),
+    "an adapter of method Full": ("spec.output.formats", ["lora"], "remove lora, or set training.method: LoRA"),
     "a local output": ("spec.output.uri", "out/dog", "for a volume, set pvc: {claimName: ...}"),
     "maxWorkers less than minWorkers": (
         "spec.cluster.elastic", {"minWorkers": 4, "maxWorkers": 2}, "maxWorkers must not be less than minWorkers",
@@ -139,6 +140,7 @@ SAME_JOBS: list[dict[str, Any]] = [
     {"priorPreservation": {"enabled": False, "sampler": {"steps": 5}}},
     {"evaluation": {"thresholds": {"dino": 0.5}, "encoders": {"clip": "a/b"}}},
     {"output": {"pvc": {"claimName": "models"}}},
+    {"output": {"formats": ["lora", "safetensors"]}, "training": {"method": "LoRA"}},
     {"cluster": {"workers": 2, "resources": {"gpu": 2}}},
     {"cluster": {"elastic": {"minWorkers": 1, "maxWorkers": 2}, "tolerations": [{"key": "a"}]}},
     {"runPolicy": {"suspend": True}, "runtimeRef": {"name": "a"}, "model": {"id": "a/b"}},

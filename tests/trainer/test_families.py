@@ -9,17 +9,21 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dreambooth_api.errors import UserError
 from dreambooth_api.job import BaseModelRef
 from dreambooth_api.training import Training
+from dreambooth_trainer.families.base import AdapterInfo
 from dreambooth_trainer.families.registry import local_folder, open_family, rare_identifier, weights_digest
 from dreambooth_trainer.methods.registry import open_method
 from dreambooth_trainer.sprites import WEIGHTS
 from dreambooth_trainer.sprites.examples import EXAMPLES, example_images
 
 pytestmark = pytest.mark.trainer
+
+INFO = AdapterInfo("my-dog", "stable-diffusion-v1-5", "a sks dog", 512)
 
 
 @pytest.fixture(scope="module")
@@ -182,11 +186,17 @@ def test_the_adapter_on_the_base_model_generates_the_same_images_as_the_merged_m
         modules[component] = method.restore(modules[component], weights, training)
     family.save(tiny_model, modules["denoiser"], modules["text_encoder"], tmp_path)
     family.save_adapter(adapters, tmp_path)
-    # A published folder also contains the single file.
-    family.save_single_file(tmp_path, tmp_path / "a-single-file.safetensors")
+    # A published folder can also contain these files.
+    family.save_single_file(tmp_path, tmp_path / "a-dog-merged.safetensors")
+    family.save_kohya_adapter(tmp_path, tmp_path / "a-dog.safetensors", INFO)
 
     def generate(folder: Path, adapter: Path | dict[str, torch.Tensor] | None = None) -> np.ndarray:
-        pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, dtype=torch.float32)
+        if folder.is_file():
+            pipeline = StableDiffusionPipeline.from_single_file(
+                folder, config=str(tiny_model), safety_checker=None, local_files_only=True, dtype=torch.float32
+            )
+        else:
+            pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, dtype=torch.float32)
         if adapter is not None:
             pipeline.load_lora_weights(adapter)
         noise = torch.Generator().manual_seed(0)
@@ -195,11 +205,62 @@ def test_the_adapter_on_the_base_model_generates_the_same_images_as_the_merged_m
     merged, adapted = generate(tmp_path), generate(tiny_model, tmp_path)
     # The merged model is rounded to fp16, which changes pixels by less than a fifth of a gray level.
     np.testing.assert_allclose(adapted, merged, rtol=0, atol=1 / 255)
+    np.testing.assert_allclose(generate(tiny_model, tmp_path / "a-dog.safetensors"), adapted, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(generate(tmp_path / "a-dog-merged.safetensors"), merged, rtol=0, atol=1e-5)
     weights_only = load_file(tmp_path / "pytorch_lora_weights.safetensors")
     assert {weights.dtype for weights in weights_only.values()} == {torch.float32}
     for other in (generate(tiny_model), generate(tiny_model, weights_only)):
         # Without the adapter, and with alpha = rank, the default for weights without metadata.
         assert np.abs(other - merged).max() > 10 / 255
+
+
+def test_the_kohya_adapter_has_the_names_and_the_metadata_that_other_tools_read(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    family, method = open_family(tiny_model), open_method("LoRA")
+    training = Training.model_validate({"method": "LoRA", "lora": {"rank": 4, "alpha": 10}})
+    loaded, adapters = family.load(tiny_model, with_vae=False), {}
+    modules = {"denoiser": loaded.denoiser, "text_encoder": loaded.text_encoder}
+    for component, module in modules.items():
+        method.prepare(module, training, family.lora_target_modules()[component])
+        trained = {name: weights for name, weights in module.named_parameters() if weights.requires_grad}
+        adapters[component] = method.adapter(module, trained)
+        method.restore(module, trained, training)
+    family.save(tiny_model, modules["denoiser"], modules["text_encoder"], tmp_path)
+    family.save_adapter(adapters, tmp_path)
+    family.save_kohya_adapter(tmp_path, tmp_path / "my-dog.safetensors", INFO)
+    with safe_open(tmp_path / "my-dog.safetensors", "pt") as file:
+        names, metadata = set(file.keys()), file.metadata()
+        alphas = {file.get_tensor(name).item() for name in names if name.endswith(".alpha")}
+    assert alphas == {10}
+    layers = {name.partition(".")[0] for name in names}
+    assert names == {f"{name}.{kind}" for name in layers for kind in ("alpha", "lora_down.weight", "lora_up.weight")}
+    assert {
+        "lora_te_text_model_encoder_layers_0_self_attn_q_proj",
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0",
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_ff_net_0_proj",
+        "lora_unet_down_blocks_0_resnets_0_conv1",
+        "lora_unet_mid_block_attentions_0_proj_in",
+    } < layers
+    assert metadata == {
+        "format": "pt",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "4",
+        "ss_network_alpha": "10.0",
+        "ss_network_args": '{"conv_dim": 4, "conv_alpha": 10.0}',
+        "ss_base_model_version": "sd_v1",
+        "ss_v2": "False",
+        "ss_sd_model_name": "stable-diffusion-v1-5",
+        "ss_output_name": "my-dog",
+        "ss_resolution": "(512, 512)",
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": "my-dog",
+        "modelspec.trigger_phrase": "a sks dog",
+        "modelspec.prediction_type": "epsilon",
+        "modelspec.resolution": "512x512",
+    }
 
 
 def test_unsupported_models_are_rejected(tmp_path: Path) -> None:

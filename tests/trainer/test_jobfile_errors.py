@@ -114,6 +114,11 @@ ERRORS = {
         "spec.subject.images.uri (line 7): 's3:/bucket': must be a local folder, s3://bucket/folder, "
         "gs://bucket/folder or builtin:sprites/<name>; write, for example, photos/",
     ),
+    "an adapter of method Full": (
+        spec("output: {formats: [diffusers, lora]}"),
+        "spec.output.formats (line 9): contains lora, but training.method is Full, which trains no adapter; remove "
+        "lora, or set training.method: LoRA",
+    ),
     "output to the built-in subjects": (
         spec("output: {uri: 'builtin:sprites/dog'}"),
         "spec.output.uri (line 9): 'builtin:sprites/dog': must be a local folder, s3://bucket/folder or "

@@ -20,7 +20,6 @@ from dreambooth_trainer.report.contents import (
     ReferenceRow,
     Report,
     ScoreRow,
-    loading_code,
 )
 
 MARKUP = "a sks dog <script>alert(1)</script> \" onerror='x' {{ 7*7 }} & co"
@@ -53,7 +52,7 @@ def _report() -> Report:
         phases=(PhaseTime("train", 97.2),),
         settings={"steps": "400"},
         versions={"torch": "2.13.0"},
-        loading_code=loading_code("out/my-dog", "a sks dog"),
+        loading_code="print('hello')",
     )
 
 
@@ -203,12 +202,3 @@ def test_a_failed_write_keeps_the_old_page_and_leaves_no_temporary_file(
 )
 def test_duration(seconds: float, text: str) -> None:
     assert page.duration(seconds) == text
-
-
-def test_loading_code_is_valid_python_for_any_prompt() -> None:
-    prompt = 'it\'s "sks" dog'
-    for code in (loading_code("out/a'b", prompt), loading_code("out/a\n'b", prompt, adapter=True)):
-        compile(code, "snippet", "exec")
-        assert repr(prompt) in code
-    assert "load_lora_weights('out')" in loading_code("out", prompt, adapter=True)
-    assert "load_lora_weights" not in loading_code("out", prompt)

@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file
 
 from dreambooth_trainer.sprites import WEIGHTS
@@ -189,36 +190,59 @@ def test_a_step_with_learning_rate_zero_in_bf16_publishes_the_base_weights(runs:
         assert changed == [], part
 
 
-def test_lora_publishes_the_adapter_and_the_merged_model(runs: Runs) -> None:
+def test_lora_publishes_the_adapter_and_on_request_the_merged_model(runs: Runs) -> None:
     settings = (
         "training.method=LoRA",
         "training.textEncoder.train=true",
         "training.lora.rank=4",
         "training.lora.alpha=8",
+        "evaluation.enabled=false",
     )
     words = [word for setting in settings for word in ("--set", setting)]
-    code, text = runs.run("lora", *words, "--set", "evaluation.enabled=false")
+    code, text = runs.run("lora", *words)
     assert code == 0, text
     model = runs.folder / "lora" / "model"
-    files = {path.relative_to(model).as_posix(): path for path in model.rglob("*.safetensors")}
-    assert {"my-dog.safetensors", "pytorch_lora_weights.safetensors", "unet/diffusion_pytorch_model.safetensors"} < set(
-        files
-    )
-    assert {name: oct(path.stat().st_mode & 0o777) for name, path in files.items()} == dict.fromkeys(files, "0o644")
+    adapters = {"my-dog.safetensors", "pytorch_lora_weights.safetensors"}
+    assert {path.name for path in model.rglob("*.safetensors")} == adapters
+    assert not (model / "model_index.json").exists()
     assert "load_lora_weights" in (model / "README.md").read_text()
+    command = ["generate", "--model", str(runs.folder / "lora"), "--prompt", "a sks dog", "--count", "1"]
+    for name, steps in (("images", ()), ("merged-images", ("--set", "output.formats=[lora, diffusers, safetensors]"))):
+        if steps:
+            code, text = runs.run("lora", *words, *steps)
+            assert code == 0, text
+            assert text.count("already complete") == len(PHASES) - 1
+        out = runs.folder / name
+        subprocess.run([sys.executable, "-m", "dreambooth_trainer", *command, "--out", str(out)], check=True)
+    images = [
+        np.asarray(Image.open(runs.folder / name / "00-000.png")).astype(int) for name in ("images", "merged-images")
+    ]
+    np.testing.assert_allclose(images[0], images[1], atol=2)
+    assert {path.name for path in model.glob("*.safetensors")} == adapters | {"my-dog-merged.safetensors"}
 
-    def generate(folder: Path, adapter: Path | None) -> np.ndarray:
-        pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, safety_checker=None)
+    def generate(folder: Path, adapter: str | None = None) -> np.ndarray:
+        if folder.is_file():
+            pipeline = StableDiffusionPipeline.from_single_file(
+                folder, config=str(WEIGHTS), dtype=torch.float32, safety_checker=None, local_files_only=True
+            )
+        else:
+            pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, safety_checker=None)
         if adapter is not None:
-            pipeline.load_lora_weights(adapter)
+            pipeline.load_lora_weights(model, weight_name=adapter)
         noise = torch.Generator().manual_seed(0)
         return pipeline("a sks dog", num_inference_steps=4, generator=noise, output_type="np").images
 
-    merged = generate(model, None)
-    np.testing.assert_allclose(
-        generate(WEIGHTS, model), merged, rtol=0, atol=1 / 255
-    )  # the merged model is rounded to fp16
-    assert np.abs(generate(WEIGHTS, None) - merged).max() > 10 / 255
+    merged = generate(model)
+    for other in (generate(model / "my-dog-merged.safetensors"), *(generate(WEIGHTS, name) for name in adapters)):
+        # The merged model is rounded to fp16.
+        np.testing.assert_allclose(other, merged, rtol=0, atol=1 / 255)
+    assert np.abs(generate(WEIGHTS) - merged).max() > 10 / 255
+
+
+def test_published_files_are_readable_by_everyone(runs: Runs, complete: str) -> None:
+    model = runs.folder / "complete" / "model"
+    files = [path for path in (*model.rglob("*"), *(runs.folder / "store").rglob("*")) if path.is_file()]
+    assert {str(path): oct(path.stat().st_mode & 0o444) for path in files} == {str(path): "0o444" for path in files}
 
 
 PHOTOS = Path(__file__).parents[2].parent / "shared" / "dreambooth-dataset" / "dog"

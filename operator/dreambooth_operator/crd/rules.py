@@ -57,6 +57,12 @@ JOB_RULES: dict[str, list[Rule]] = {
             + _contains_word("self.priorPreservation.classPrompt", "self.subject.identifier", ".lowerAscii()"),
             "message": "priorPreservation.classPrompt must not contain the identifier: write, for example, 'a dog'",
         },
+        {
+            "rule": "!has(self.output) || !has(self.output.formats) || !('lora' in self.output.formats) || "
+            "(has(self.training) && has(self.training.method) && self.training.method == 'LoRA')",
+            "message": "output.formats contains lora, and only method LoRA trains an adapter: remove lora, or set "
+            "training.method: LoRA",
+        },
     ],
     "spec.subject.images": [
         {

@@ -10,7 +10,11 @@ import click
 
 @click.command()
 @click.option(
-    "--model", "folder", type=click.Path(path_type=Path), required=True, help="Folder of a job, or a diffusers folder."
+    "--model",
+    "folder",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder of a job or of its published model. The base model of a LoRA adapter is loaded as well.",
 )
 @click.option("--prompt", "prompts", multiple=True, required=True, help="Prompt. May be repeated.")
 @click.option("--count", default=4, show_default=True, type=click.IntRange(1, 1000), help="Images per prompt.")
@@ -31,6 +35,7 @@ def generate(
     from rich.progress import track
 
     from dreambooth_trainer.cluster.hardware import local_devices
+    from dreambooth_trainer.families.registry import local_folder
     from dreambooth_trainer.sampling.generate import (
         ImageRequest,
         SamplingConfig,
@@ -53,7 +58,9 @@ def generate(
         "bf16" if any(device.bf16 for device in devices) else "fp32",
         published.sampling_batch_size,
     )
-    pipeline = load_pipeline(published.folder, config.precision, "cuda" if devices else "cpu")
+    pipeline = load_pipeline(
+        local_folder(published.model), config.precision, "cuda" if devices else "cpu", published.adapter
+    )
     out.mkdir(parents=True, exist_ok=True)
     requests = [
         ImageRequest(f"{number:02d}-{image:03d}", prompt, noise_seed(seed, image))

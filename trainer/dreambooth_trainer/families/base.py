@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
-
 
 @dataclass(frozen=True)
 class Components:
@@ -29,6 +27,22 @@ class Components:
     tokenizer: PreTrainedTokenizerBase
     noise_scheduler: DDPMScheduler
     vae: AutoencoderKL | None = None
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """Description of an adapter in the metadata of its file.
+
+    Attributes:
+        name: name of the job.
+        base_model: Hub ID or path of the base model.
+        resolution: side length of the training images in pixels.
+    """
+
+    name: str
+    base_model: str
+    instance_prompt: str
+    resolution: int
 
 
 class Family(Protocol):
@@ -96,6 +110,15 @@ class Family(Protocol):
         Args:
             adapters: by field of `Components`: weights with PEFT's names, and PEFT's configuration.
             target: folder to write to.
+        """
+        ...
+
+    def save_kohya_adapter(self, folder: Path, target: Path, info: AdapterInfo) -> None:
+        """Write the adapter of a trained model in kohya's layout, which ComfyUI and AUTOMATIC1111 read.
+
+        Args:
+            folder: what `save` and `save_adapter` wrote.
+            target: file to write.
         """
         ...
 

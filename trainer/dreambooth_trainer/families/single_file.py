@@ -52,6 +52,15 @@ def to_original_layout(folder: Path, target: Path) -> None:
     save_file(tensors, target, metadata={"format": "pt"})
 
 
+def has_open_clip(folder: Path) -> bool:
+    """Whether the text encoder of a diffusers folder is OpenCLIP's, as in Stable Diffusion 2, and not OpenAI's CLIP.
+
+    The two differ in the activation function; OpenAI's CLIP uses an approximation of GELU.
+    """
+    config = json.loads((folder / "text_encoder" / "config.json").read_text())
+    return config.get("hidden_act", "quick_gelu") != "quick_gelu"
+
+
 def unet_key(name: str, config: dict[str, object]) -> str:
     """Original name of a U-Net weight.
 

@@ -13,8 +13,10 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNe
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from dreambooth_trainer.families.base import ADAPTER_FILE, Components
-from dreambooth_trainer.families.single_file import to_original_layout
+from dreambooth_trainer.families.base import AdapterInfo, Components
+from dreambooth_trainer.families.kohya import kohya_metadata, to_kohya_layout
+from dreambooth_trainer.families.single_file import has_open_clip, to_original_layout
+from dreambooth_trainer.models.files import ADAPTER_FILE
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -116,6 +118,12 @@ class StableDiffusion:
                 layers = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in layers.items()}
             arguments |= {f"{name}_lora_layers": layers, f"{name}_lora_adapter_metadata": dict(config)}
         StableDiffusionPipeline.save_lora_weights(target, weight_name=ADAPTER_FILE, **arguments)
+
+    def save_kohya_adapter(self, folder: Path, target: Path, info: AdapterInfo) -> None:
+        scheduler: dict[str, Any] = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+        version = 2 if has_open_clip(folder) else 1
+        metadata = kohya_metadata(info, version=version, prediction_type=scheduler.get("prediction_type", "epsilon"))
+        to_kohya_layout(folder / ADAPTER_FILE, target, metadata)
 
     def save_single_file(self, folder: Path, target: Path) -> None:
         to_original_layout(folder, target)

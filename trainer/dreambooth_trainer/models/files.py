@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 INDEX = "model_index.json"
+# The adapter in a published model, under the name that diffusers' `load_lora_weights` expects.
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 # The safety checker is not loaded: users generate images of their own subject for their own use.
 UNUSED_COMPONENTS = {"safety_checker"}
 CONFIG_SUFFIXES = (".json", ".txt", ".model")

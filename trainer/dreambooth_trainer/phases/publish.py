@@ -13,22 +13,24 @@ from pydantic import JsonValue
 from dreambooth_api.errors import UserError
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.uris import is_url
-from dreambooth_trainer.families.base import ADAPTER_FILE
+from dreambooth_trainer.families.base import AdapterInfo
 from dreambooth_trainer.families.registry import open_family, weights_digest
+from dreambooth_trainer.models.files import ADAPTER_FILE, INDEX
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.phases.evaluate import check_thresholds
+from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.progress.console import PhaseProgress
 from dreambooth_trainer.store.folder import atomic_directory
 from dreambooth_trainer.store.owner import model_issues, read_manifest, remote_issues
-from dreambooth_trainer.store.published import MANIFEST, ModelManifest, build_manifest
+from dreambooth_trainer.store.published import MANIFEST, ModelManifest, build_manifest, single_file_name
 
 # Libraries of the report are imported inside functions, so that a run with nothing left to do exits quickly.
 if TYPE_CHECKING:
     from dreambooth_trainer.report.contents import Report
 
-# Loaders read this file first. Object stores cannot rename folders, so it is uploaded last: a model without it is
-# incomplete. The manifest is uploaded first, so that an incomplete model can be erased.
-INDEX = "model_index.json"
+# Loaders read these files first. Object stores cannot rename folders, so they are uploaded last: a model without them
+# is incomplete. The manifest is uploaded first, so that an incomplete model can be erased.
+UPLOADED_LAST = (INDEX, ADAPTER_FILE)
 
 
 def _inputs(context: Context) -> JsonValue:
@@ -36,6 +38,7 @@ def _inputs(context: Context) -> JsonValue:
     return {
         "evaluate": context.keys["evaluate"],
         "output": spec.output.model_dump(mode="json"),
+        "formats": list(context.plan.formats),
         "thresholds": spec.evaluation.thresholds.model_dump(mode="json"),
     }
 
@@ -74,14 +77,13 @@ def _write_model_folder(draft: Path, context: Context, report: Report) -> None:
     from dreambooth_trainer.report.page import write_report
 
     folder, plan = context.folder, context.plan
-    formats = plan.spec.output.formats
-    if "diffusers" in formats:
-        shutil.copytree(folder.trained, draft, dirs_exist_ok=True)
-    if "safetensors" in formats:
-        target = draft / f"{plan.job.metadata.name}.safetensors"
-        context.pool.call(_save_single_file, folder.trained, target)
-    if (folder.trained / ADAPTER_FILE).exists():
+    if "diffusers" in plan.formats:
+        shutil.copytree(folder.trained, draft, ignore=shutil.ignore_patterns(ADAPTER_FILE), dirs_exist_ok=True)
+    if "safetensors" in plan.formats:
+        context.pool.call(_save_single_file, folder.trained, draft / single_file_name(plan))
+    if "lora" in plan.formats:
         shutil.copyfile(folder.trained / ADAPTER_FILE, draft / ADAPTER_FILE)
+        context.pool.call(_save_kohya_adapter, plan, folder.trained, draft / f"{plan.job.metadata.name}.safetensors")
     for path in draft.rglob("*.safetensors"):
         # safetensors (0.8) writes files that only their owner can read.
         path.chmod(0o644)
@@ -93,8 +95,13 @@ def _write_model_folder(draft: Path, context: Context, report: Report) -> None:
     comparison_grid([report.subject_comparison]).save(draft / "subject.png")
     comparison_grid(report.prompt_comparisons).save(draft / "recontextualization.png")
     comparison_grid([report.class_comparison]).save(draft / "class.png")
-    model_card(report, "comparison.png").save(draft / "README.md")
+    model_card(report, "comparison.png", lora="lora" in plan.formats).save(draft / "README.md")
     write_report(report, draft / "report.html")
+
+
+def _save_kohya_adapter(plan: Plan, model: Path, target: Path) -> None:
+    info = AdapterInfo(plan.job.metadata.name, plan.model.id, plan.instance_prompt, plan.resolution)
+    open_family(model).save_kohya_adapter(model, target, info)
 
 
 def _save_single_file(model: Path, target: Path) -> None:
@@ -119,7 +126,9 @@ def upload(model: Path, manifest: ModelManifest, uri: str, job: DreamBoothJob, p
     with fs.open(f"{root}/{MANIFEST}", "wb" if previous is not None else "xb") as file:
         cast("Any", file).write(draft.model_dump_json(by_alias=True, indent=2).encode())
     progress.total(len(manifest.files))
-    for number, name in enumerate(sorted({*manifest.files} - {MANIFEST}, key=lambda name: (name == INDEX, name))):
+    for number, name in enumerate(
+        sorted({*manifest.files} - {MANIFEST}, key=lambda name: (name in UPLOADED_LAST, name))
+    ):
         target = f"{root}/{name}"
         fs.makedirs(target.rpartition("/")[0], exist_ok=True)
         fs.put_file(str(model / name), target)

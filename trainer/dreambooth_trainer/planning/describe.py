@@ -49,6 +49,7 @@ def rows(planned: PlannedJob) -> list[tuple[str, str]]:
         ("sampling", f"{planned.sampling_processes} process(es), up to {plan.sampling_batch_size} images per batch"),
         ("ZeRO stage", f"{plan.zero_stage}: {planned.choice.reason}"),
         ("memory per process", f"{planned.choice.need}; activations are estimated"),
+        ("published formats", ", ".join(plan.formats)),
         ("evaluation", f"encoders {plan.dino} and {plan.clip}" if plan.spec.evaluation.enabled else "disabled"),
     ]
 

@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.fields import Strict
-from dreambooth_api.job import BaseModelRef, DreamBoothJob, JobSpec
+from dreambooth_api.job import BaseModelRef, DreamBoothJob, Format, JobSpec
 from dreambooth_api.uris import BUILTIN_SPRITES
 from dreambooth_trainer.planning.defaults import model_defaults
 
@@ -66,6 +66,13 @@ class Plan(Strict):
         if elastic is None:
             return workers * per_worker, workers * per_worker
         return elastic.min_workers * per_worker, elastic.max_workers * per_worker
+
+    @property
+    def formats(self) -> tuple[Format, ...]:
+        """Formats to publish; defaults to what the method trains: a complete model, or an adapter."""
+        if self.spec.output.formats is not None:
+            return tuple(self.spec.output.formats)
+        return ("lora",) if self.spec.training.method == "LoRA" else ("diffusers", "safetensors")
 
     @property
     def trained_parts(self) -> tuple[str, ...]:

@@ -12,14 +12,16 @@ from typing import Any
 from PIL import Image
 
 from dreambooth_api.errors import UserError, ValidationIssue
-from dreambooth_trainer.families.base import ADAPTER_FILE
+from dreambooth_api.uris import is_url
 from dreambooth_trainer.metrics.encoders import comparable_with_paper
 from dreambooth_trainer.metrics.prompts import fill_template
 from dreambooth_trainer.metrics.scores import PAPER as PAPER_SCORES
 from dreambooth_trainer.metrics.scores import Scores
 from dreambooth_trainer.planning.plan import Plan
-from dreambooth_trainer.report.contents import Comparison, PhaseTime, ReferenceRow, Report, ScoreRow, loading_code
+from dreambooth_trainer.progress.http import external_uri
+from dreambooth_trainer.report.contents import Comparison, PhaseTime, ReferenceRow, Report, ScoreRow
 from dreambooth_trainer.report.curves import loss_curves
+from dreambooth_trainer.report.loading import loading_code
 from dreambooth_trainer.report.scores import score_rows
 from dreambooth_trainer.sampling.evaluation_set import (
     MODELS,
@@ -85,10 +87,14 @@ def collect_report(folder: JobFolder) -> Report:
         phases=_phases(job),
         settings=_settings(plan),
         versions={name: version(name) for name in ("torch", "diffusers", "transformers", "deepspeed", "ray")},
-        loading_code=loading_code(
-            str(folder.model), plan.instance_prompt, adapter=(folder.trained / ADAPTER_FILE).exists()
-        ),
+        loading_code=loading_code(plan, _location(folder, plan)),
     )
+
+
+def _location(folder: JobFolder, plan: Plan) -> str:
+    """Where users find the published model."""
+    uri = plan.spec.output.uri
+    return uri if uri is not None and is_url(uri) else external_uri(str(folder.model))
 
 
 def _compare(job: _FinishedJob, prompt: str, before: int, after: int) -> Comparison:

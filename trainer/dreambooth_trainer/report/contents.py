@@ -101,23 +101,3 @@ class Report:
     settings: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     loading_code: str = ""
-
-
-def loading_code(model: str, prompt: str, *, adapter: bool = False) -> str:
-    """Python code that generates one image with the published model.
-
-    Args:
-        model: folder or Hub ID of the published model.
-        prompt: a prompt with the identifier.
-        adapter: the folder also contains a LoRA adapter.
-    """
-    # !r: prompts and paths may contain quotes.
-    lines = [
-        "from diffusers import DiffusionPipeline",
-        f"pipeline = DiffusionPipeline.from_pretrained({model!r})",
-    ]
-    if adapter:
-        lines.append(
-            f"# To load only the adapter into a pipeline of the base model: pipeline.load_lora_weights({model!r})"
-        )
-    return "\n".join([*lines, f"pipeline({prompt!r}).images[0].save('image.png')"])

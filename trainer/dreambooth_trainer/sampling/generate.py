@@ -19,6 +19,7 @@ from dreambooth_api.job import BaseModelRef
 from dreambooth_trainer.cluster.hardware import work_device
 from dreambooth_trainer.cluster.pool import WorkerPool
 from dreambooth_trainer.families.registry import local_folder, open_family
+from dreambooth_trainer.models.files import ADAPTER_FILE
 from dreambooth_trainer.planning.plan import SamplerSettings
 from dreambooth_trainer.store.image_store import ImageStore
 
@@ -66,12 +67,19 @@ def noise_seed(*parts: str | int) -> int:
     return int.from_bytes(digest[:8]) >> 1
 
 
-def load_pipeline(folder: Path, precision: str, device: str) -> DiffusionPipeline:
-    """The pipeline of a diffusers folder on a device, without a progress bar."""
+def load_pipeline(folder: Path, precision: str, device: str, adapter: Path | None = None) -> DiffusionPipeline:
+    """The pipeline of a diffusers folder on a device, without a progress bar.
+
+    Args:
+        adapter: folder of a LoRA adapter to load into the pipeline.
+    """
     import torch
 
     dtype = torch.bfloat16 if precision == "bf16" and device == "cuda" else torch.float32
-    pipeline = open_family(folder).pipeline(folder, dtype).to(device)
+    pipeline: Any = open_family(folder).pipeline(folder, dtype)
+    if adapter is not None:
+        pipeline.load_lora_weights(adapter, weight_name=ADAPTER_FILE, local_files_only=True)
+    pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.fields import Strict
+from dreambooth_api.job import BaseModelRef
+from dreambooth_trainer.models.files import ADAPTER_FILE, INDEX
 from dreambooth_trainer.planning.defaults import model_defaults
 from dreambooth_trainer.planning.plan import Plan, SamplerSettings
 from dreambooth_trainer.store.owner import MANIFEST, job_id
@@ -14,15 +16,19 @@ from dreambooth_trainer.store.owner import MANIFEST, job_id
 class ModelManifest(Strict):
     """The content of dreambooth.json: how the model was trained, how to sample from it, and its files.
 
+    A model without the diffusers format consists of the base model and an adapter.
+
     Attributes:
         job: namespace/name of the job that created the model.
         files: all files of the model including the manifest, relative to its folder.
+        base_revision: commit of the base model, if it is from the Hub.
         base_digest: digest of the base model's weights.
     """
 
     job: str
     files: tuple[str, ...]
     base_model: str
+    base_revision: str | None = None
     base_digest: str
     instance_prompt: str
     class_prompt: str
@@ -31,9 +37,15 @@ class ModelManifest(Strict):
 
 
 class Published(Strict):
-    """A published model, with the settings to sample from it."""
+    """A published model, with the settings to sample from it.
 
-    folder: Path
+    Attributes:
+        model: a folder with the complete model, or the base model of an adapter.
+        adapter: folder of the adapter to load into `model`; None if the model is complete.
+    """
+
+    model: BaseModelRef
+    adapter: Path | None
     resolution: int
     sampler: SamplerSettings
     sampling_batch_size: int
@@ -46,6 +58,7 @@ def build_manifest(plan: Plan, base_digest: str, model: Path) -> ModelManifest:
         job=job_id(plan.job),
         files=tuple(sorted(files | {MANIFEST})),
         base_model=plan.model.id,
+        base_revision=plan.model.revision,
         base_digest=base_digest,
         instance_prompt=plan.instance_prompt,
         class_prompt=plan.class_prompt,
@@ -61,20 +74,37 @@ def open_published(folder: Path) -> Published:
         folder: folder of the model, or of its job.
 
     Raises:
-        UserError: there is no published model, or it has no diffusers format.
+        UserError: there is no published model, or it is only available as a single file.
     """
     for candidate in (folder / "model", folder):
         if (candidate / MANIFEST).exists():
-            if not (candidate / "model_index.json").exists():
-                rule = "contains a single-file model only"
-                remedy = "add diffusers to output.formats, and run the job again"
-                raise UserError(ValidationIssue("--model", str(candidate), rule, remedy))
-            manifest = ModelManifest.model_validate_json((candidate / MANIFEST).read_text())
-            batch = model_defaults(manifest.base_model).sampling_batch_size
-            return Published(
-                folder=candidate, resolution=manifest.resolution, sampler=manifest.sampler, sampling_batch_size=batch
-            )
+            return _open_model(candidate)
     unfinished = (folder / "work").exists()
     rule = "is the folder of an unfinished job" if unfinished else "is not the folder of a published model"
     remedy = "complete the job first" if unfinished else "pass the folder that `dreambooth run --out` created"
     raise UserError(ValidationIssue("--model", str(folder), rule, remedy))
+
+
+def _open_model(folder: Path) -> Published:
+    manifest = ModelManifest.model_validate_json((folder / MANIFEST).read_text())
+    if (folder / INDEX).exists():
+        model, adapter = BaseModelRef(id=str(folder)), None
+    elif (folder / ADAPTER_FILE).exists():
+        model, adapter = BaseModelRef(id=manifest.base_model, revision=manifest.base_revision), folder
+    else:
+        rule = "contains a single-file model only"
+        remedy = "add diffusers or, with method LoRA, lora to output.formats, and run the job again"
+        raise UserError(ValidationIssue("--model", str(folder), rule, remedy))
+    return Published(
+        model=model,
+        adapter=adapter,
+        resolution=manifest.resolution,
+        sampler=manifest.sampler,
+        sampling_batch_size=model_defaults(manifest.base_model).sampling_batch_size,
+    )
+
+
+def single_file_name(plan: Plan) -> str:
+    """File name of the complete model. With method LoRA, `<name>.safetensors` is the adapter."""
+    merged = "-merged" if plan.spec.training.method == "LoRA" else ""
+    return f"{plan.job.metadata.name}{merged}.safetensors"

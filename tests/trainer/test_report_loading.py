@@ -1,0 +1,75 @@
+"""The code that the report and the model card show for loading the published model."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dreambooth_api.job import DreamBoothJob
+from dreambooth_trainer.planning.plan import Plan, fill_defaults
+from dreambooth_trainer.report.loading import loading_code
+
+
+def plan(method: str, formats: list[str] | None, model: str = "a/b", prompt: str = "a sks dog") -> Plan:
+    job = DreamBoothJob.model_validate(
+        {
+            "apiVersion": "dreambooth.dev/v1alpha1",
+            "kind": "DreamBoothJob",
+            "metadata": {"name": "my-dog"},
+            "spec": {
+                "model": {"id": model, "revision": "abc"},
+                "subject": {"images": {"uri": "photos"}, "class": "dog", "instancePrompt": prompt},
+                "training": {"method": method},
+                "output": {"formats": formats},
+            },
+        }
+    )
+    return fill_defaults(job, image_count=4, identifier="sks", zero_stage=1, precision="fp32")
+
+
+def test_the_default_formats_depend_on_the_method() -> None:
+    assert plan("LoRA", None).formats == ("lora",)
+    assert plan("Full", None).formats == ("diffusers", "safetensors")
+    assert plan("LoRA", ["safetensors"]).formats == ("safetensors",)
+
+
+@pytest.mark.parametrize(
+    ("method", "formats", "line"),
+    [
+        ("Full", None, "pipeline = StableDiffusionPipeline.from_pretrained('out')"),
+        ("LoRA", ["lora", "diffusers"], "pipeline = StableDiffusionPipeline.from_pretrained('out')"),
+        ("LoRA", None, "pipeline = StableDiffusionPipeline.from_pretrained('a/b', revision='abc')"),
+        ("LoRA", None, "pipeline.load_lora_weights('out', weight_name='pytorch_lora_weights.safetensors')"),
+        ("Full", ["safetensors"], "from_single_file('out/my-dog.safetensors', config='a/b')"),
+        ("LoRA", ["safetensors"], "from_single_file('out/my-dog-merged.safetensors', config='a/b')"),
+    ],
+)
+def test_the_code_loads_a_format_that_is_published(method: str, formats: list[str] | None, line: str) -> None:
+    assert line in loading_code(plan(method, formats), "out")
+
+
+def test_a_model_in_an_object_store_is_downloaded_first(tmp_path: Path) -> None:
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "model_index.json").write_text("{}")
+    code = loading_code(plan("Full", None), f"file://{tmp_path}/published")
+    assert "from_pretrained('model')" in code
+    download = "\n".join(line for line in code.splitlines() if "diffusers" not in line and "pipeline" not in line)
+    subprocess.run([sys.executable, "-c", download], cwd=tmp_path, check=True)
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["model_index.json"]
+
+
+def test_a_model_on_a_claim_is_shown_with_the_claim() -> None:
+    code = loading_code(plan("Full", None), "pvc://models/dog/model")
+    assert code.count("pvc://models/dog/model") == 2
+    compile(code, "snippet", "exec")
+
+
+@pytest.mark.parametrize("method", ["Full", "LoRA"])
+def test_the_code_is_valid_for_any_prompt_path_and_model(method: str) -> None:
+    prompt = 'it\'s a sks "dog"'
+    for location in ("out/a'b", "out/a\n'b", "s3://a/b'c"):
+        for model in ("a'b", "builtin:sprites"):
+            code = loading_code(plan(method, None, model, prompt), location)
+            compile(code, "snippet", "exec")
+            assert repr(prompt) in code

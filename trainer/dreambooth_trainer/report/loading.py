@@ -1,0 +1,43 @@
+"""Python code that loads the published model, for the report and the model card."""
+
+from __future__ import annotations
+
+from dreambooth_api.uris import BUILTIN_SPRITES, is_url
+from dreambooth_trainer.models.files import ADAPTER_FILE
+from dreambooth_trainer.planning.plan import Plan
+from dreambooth_trainer.store.published import single_file_name
+
+# Local name of a model that is downloaded first.
+_DOWNLOADED = "model"
+
+
+def loading_code(plan: Plan, location: str) -> str:
+    """Python code that generates one image with the published model.
+
+    Args:
+        location: folder of the model, or its URI for users outside the pod.
+    """
+    imports, lines, folder = ["from diffusers import StableDiffusionPipeline"], list[str](), location
+    if location.startswith("pvc://"):
+        lines.append(f"# {location!r} is on a PersistentVolumeClaim: replace it by the path of the mounted folder.")
+    elif is_url(location):
+        folder = _DOWNLOADED
+        imports.insert(0, "import fsspec")
+        lines += [
+            f"files, path = fsspec.url_to_fs({location.rstrip('/')!r})",
+            f"files.get(f'{{path}}/', '{folder}/', recursive=True)",
+        ]
+    base, revision = repr(plan.model.id), f", revision={plan.model.revision!r}" if plan.model.revision else ""
+    if plan.model.id == BUILTIN_SPRITES and "diffusers" not in plan.formats:
+        base = "WEIGHTS"
+        imports.append("from dreambooth_trainer.sprites import WEIGHTS")
+    # !r: prompts and paths may contain quotes.
+    if "diffusers" in plan.formats:
+        lines.append(f"pipeline = StableDiffusionPipeline.from_pretrained({folder!r})")
+    elif "lora" in plan.formats:
+        lines.append(f"pipeline = StableDiffusionPipeline.from_pretrained({base}{revision})")
+        lines.append(f"pipeline.load_lora_weights({folder!r}, weight_name={ADAPTER_FILE!r})")
+    else:
+        path = f"{folder.rstrip('/')}/{single_file_name(plan)}"
+        lines.append(f"pipeline = StableDiffusionPipeline.from_single_file({path!r}, config={base})")
+    return "\n".join([*imports, "", *lines, f"pipeline({plan.instance_prompt!r}).images[0].save('image.png')"])
