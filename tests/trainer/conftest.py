@@ -36,14 +36,15 @@ def make_model(tmp_path_factory: pytest.TempPathFactory):
 
     from dreambooth_trainer.sprites import WEIGHTS
 
-    def make(prediction_type: str = "epsilon", *, attention_in_vae: bool = False) -> Path:
+    def make(prediction_type: str = "epsilon", *, attention_in_vae: bool = False, like_sd2: bool = False) -> Path:
         torch.manual_seed(0)
         tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
         text = CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=32,
             intermediate_size=32,
-            num_hidden_layers=1,
+            num_hidden_layers=2 if like_sd2 else 1,
+            hidden_act="gelu" if like_sd2 else "quick_gelu",
             num_attention_heads=2,
             max_position_embeddings=tokenizer.model_max_length,
             bos_token_id=tokenizer.bos_token_id,
@@ -69,7 +70,8 @@ def make_model(tmp_path_factory: pytest.TempPathFactory):
                 block_out_channels=(16, 32),
                 layers_per_block=2,
                 cross_attention_dim=32,
-                attention_head_dim=8,
+                attention_head_dim=(2, 4) if like_sd2 else 8,
+                use_linear_projection=like_sd2,
                 norm_num_groups=8,
             ),
             scheduler=DDIMScheduler(prediction_type=prediction_type, clip_sample=False, steps_offset=1),

@@ -127,9 +127,9 @@ def test_training_uses_the_noise_schedule_of_the_model(tiny_model: Path, tmp_pat
     assert torch.equal(family.load(folder, with_vae=False).noise_scheduler.alphas_cumprod, sampling.alphas_cumprod)
 
 
-@pytest.mark.parametrize("folder", [WEIGHTS, None], ids=["sprites", "with attention in the autoencoder"])
-def test_diffusers_reads_the_single_file(folder: Path | None, make_model, tmp_path: Path) -> None:
-    folder = folder or make_model(attention_in_vae=True)
+@pytest.mark.parametrize("like_sd2", [None, False, True], ids=["sprites", "Stable Diffusion 1", "Stable Diffusion 2"])
+def test_diffusers_reads_the_single_file(like_sd2: bool | None, make_model, tmp_path: Path) -> None:
+    folder = WEIGHTS if like_sd2 is None else make_model(attention_in_vae=True, like_sd2=like_sd2)
     open_family(folder).save_single_file(folder, tmp_path / "model.safetensors")
     loaded = StableDiffusionPipeline.from_single_file(
         tmp_path / "model.safetensors", config=str(folder), safety_checker=None, local_files_only=True
@@ -140,6 +140,35 @@ def test_diffusers_reads_the_single_file(folder: Path | None, make_model, tmp_pa
         assert actual.keys() == original.keys()
         for name, tensor in original.items():
             assert torch.equal(actual[name].float(), tensor.float()), f"{component}.{name}"
+
+
+def test_the_text_encoder_of_stable_diffusion_2_has_the_names_of_openclip(make_model, tmp_path: Path) -> None:
+    folder = make_model("v_prediction", like_sd2=True)
+    open_family(folder).save_single_file(folder, tmp_path / "model.safetensors")
+    prefix = "cond_stage_model.model."
+    shapes = {
+        name.removeprefix(prefix): tuple(tensor.shape)
+        for name, tensor in load_file(tmp_path / "model.safetensors").items()
+        if name.startswith("cond_stage_model.")
+    }
+    layer = {
+        "attn.in_proj_bias": (96,),
+        "attn.in_proj_weight": (96, 32),
+        "attn.out_proj.bias": (32,),
+        "attn.out_proj.weight": (32, 32),
+        "ln_1.bias": (32,),
+        "ln_1.weight": (32,),
+        "ln_2.bias": (32,),
+        "ln_2.weight": (32,),
+        "mlp.c_fc.bias": (32,),
+        "mlp.c_fc.weight": (32, 32),
+        "mlp.c_proj.bias": (32,),
+        "mlp.c_proj.weight": (32, 32),
+    }
+    layers = {f"transformer.resblocks.{n}.{name}": shape for n in range(2) for name, shape in layer.items()}
+    rest = {name: shape for name, shape in shapes.items() if name not in layers}
+    assert {name: shapes.get(name) for name in layers} == layers
+    assert set(rest) == {"positional_embedding", "token_embedding.weight", "ln_final.bias", "ln_final.weight"}
 
 
 def test_lora_starts_as_the_base_model_and_merges_into_it(tiny_model: Path) -> None:

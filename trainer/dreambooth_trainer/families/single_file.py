@@ -13,11 +13,13 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dreambooth_trainer.families.open_clip import to_open_clip
 from dreambooth_trainer.models.files import local_weights
 
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
-TEXT_PREFIX = "cond_stage_model.transformer."
+CLIP_PREFIX = "cond_stage_model.transformer.text_model."
+OPEN_CLIP_PREFIX = "cond_stage_model.model."
 UNET_TOP = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
@@ -47,8 +49,16 @@ def to_original_layout(folder: Path, target: Path) -> None:
         key = vae_key(name, blocks=len(vae_config["block_out_channels"]))
         is_projection = ".mid.attn_1." in key and key.endswith(".weight") and ".norm." not in key
         tensors[VAE_PREFIX + key] = tensor[:, :, None, None] if is_projection else tensor
-    for name, tensor in _weights(folder / "text_encoder"):
-        tensors[TEXT_PREFIX + (name if name.startswith("text_model.") else f"text_model.{name}")] = tensor
+    # Older versions of transformers wrote the prefix text_model. and, although they are not weights, position_ids.
+    text = {
+        name.removeprefix("text_model."): tensor
+        for name, tensor in _weights(folder / "text_encoder")
+        if not name.endswith("position_ids")
+    }
+    if has_open_clip(folder):
+        tensors.update((OPEN_CLIP_PREFIX + name, tensor) for name, tensor in to_open_clip(text).items())
+    else:
+        tensors.update((CLIP_PREFIX + name, tensor) for name, tensor in text.items())
     save_file(tensors, target, metadata={"format": "pt"})
 
 
