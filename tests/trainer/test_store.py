@@ -21,7 +21,7 @@ from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.phases.publish import upload
 from dreambooth_trainer.planning.plan import SamplerSettings
 from dreambooth_trainer.store.erase import Erased, erase_job
-from dreambooth_trainer.store.folder import JobFolder, atomic_directory, atomic_write
+from dreambooth_trainer.store.folder import JobFolder, atomic_directory, atomic_write, link_or_copy
 from dreambooth_trainer.store.image_store import ImageStore
 from dreambooth_trainer.store.lease import lease
 from dreambooth_trainer.store.owner import SENTINEL, claim, output_issues
@@ -359,3 +359,26 @@ def test_erase_does_not_change_a_foreign_folder_at_the_output(tmp_path: Path, bu
     (result,) = erase_job(job("memory://bucket/model"), str(tmp_path / "nothing"))
     assert not result.owned
     assert bucket.find("/bucket") == before
+
+
+def test_everyone_can_read_the_files_of_a_directory(tmp_path: Path) -> None:
+    with atomic_directory(tmp_path / "model") as draft:
+        (draft / "unet").mkdir()
+        (draft / "unet" / "weights.safetensors").touch(mode=0o600)
+    assert (tmp_path / "model" / "unet" / "weights.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_published_weights_use_no_more_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.safetensors", "config.json"):
+        (tmp_path / name).write_text(name)
+        link_or_copy(str(tmp_path / name), str(tmp_path / f"published-{name}"))
+    assert (tmp_path / "a.safetensors").samefile(tmp_path / "published-a.safetensors")
+    assert not (tmp_path / "config.json").samefile(tmp_path / "published-config.json"), "users may edit it"
+
+    def no_links(source: str, target: str) -> None:
+        raise OSError("not supported")
+
+    monkeypatch.setattr("os.link", no_links)
+    link_or_copy(str(tmp_path / "a.safetensors"), str(tmp_path / "copied.safetensors"))
+    assert (tmp_path / "copied.safetensors").read_text() == "a.safetensors"
+    assert not (tmp_path / "a.safetensors").samefile(tmp_path / "copied.safetensors")

@@ -20,7 +20,7 @@ from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.phases.evaluate import check_thresholds
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.progress.console import PhaseProgress
-from dreambooth_trainer.store.folder import atomic_directory
+from dreambooth_trainer.store.folder import atomic_directory, link_or_copy
 from dreambooth_trainer.store.owner import model_issues, read_manifest, remote_issues
 from dreambooth_trainer.store.published import MANIFEST, ModelManifest, build_manifest, single_file_name
 
@@ -78,15 +78,13 @@ def _write_model_folder(draft: Path, context: Context, report: Report) -> None:
 
     folder, plan = context.folder, context.plan
     if "diffusers" in plan.formats:
-        shutil.copytree(folder.trained, draft, ignore=shutil.ignore_patterns(ADAPTER_FILE), dirs_exist_ok=True)
+        ignored = shutil.ignore_patterns(ADAPTER_FILE)
+        shutil.copytree(folder.trained, draft, ignore=ignored, copy_function=link_or_copy, dirs_exist_ok=True)
     if "safetensors" in plan.formats:
         context.pool.call(_save_single_file, folder.trained, draft / single_file_name(plan))
     if "lora" in plan.formats:
-        shutil.copyfile(folder.trained / ADAPTER_FILE, draft / ADAPTER_FILE)
+        link_or_copy(str(folder.trained / ADAPTER_FILE), str(draft / ADAPTER_FILE))
         context.pool.call(_save_kohya_adapter, plan, folder.trained, draft / f"{plan.job.metadata.name}.safetensors")
-    for path in draft.rglob("*.safetensors"):
-        # safetensors (0.8) writes files that only their owner can read.
-        path.chmod(0o644)
     (draft / "job.yaml").write_bytes((folder.root / "job.yaml").read_bytes())
     if plan.spec.evaluation.enabled:
         (draft / "scores.json").write_bytes(folder.scores.read_bytes())

@@ -121,8 +121,8 @@ def atomic_write(path: Path, content: bytes | str) -> None:
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary directory that replaces `path` if the block ends without an error.
 
-    The old directory is deleted once the new one is complete. After a crash between the two renames, the next call
-    restores the old directory.
+    All users can read its files. The old directory is deleted once the new one is complete. After a crash between the
+    two renames, the next call restores the old directory.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = path.with_name(f".{path.name}.draft"), path.with_name(f".{path.name}.old")
@@ -133,9 +133,23 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                # safetensors (0.8) writes files that only their owner can read.
+                file.chmod(0o644)
         if path.exists():
             path.rename(old)
         temporary.rename(path)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """Copy a file. Weights are linked, so that they use no more space: they are only replaced as a whole."""
+    if source.endswith(".safetensors"):
+        # Not all file systems have hard links.
+        with contextlib.suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copyfile(source, target)

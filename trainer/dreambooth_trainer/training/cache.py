@@ -50,6 +50,7 @@ def save_data(data: TrainingData, path: Path) -> None:
             values = {f.name: getattr(latents, f.name) for f in fields(latents)}
             tensors |= {f"{kind}.{name}": value.contiguous() for name, value in values.items() if value is not None}
     save_file(tensors, path)
+    path.chmod(0o644)  # safetensors (0.8) writes files that only their owner can read
 
 
 def load_data(path: Path) -> TrainingData:
