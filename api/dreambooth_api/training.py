@@ -123,6 +123,12 @@ class Training(Strict):
         "slower.",
     )
     max_grad_norm: float = Field(default=1.0, gt=0, description="Maximum gradient norm; gradients are clipped to it.")
+    min_snr_gamma: float | None = Field(
+        default=None,
+        gt=0,
+        description="Gamma of min-SNR loss weights (Hang et al. 2023, which uses 5), for instance and class images "
+        "alike. Defaults to none: all timesteps have the same weight, as in the paper.",
+    )
     weight_decay: float = Field(default=0.01, ge=0, lt=1, description="Weight decay of AdamW.")
     text_encoder: TextEncoder = Field(default_factory=TextEncoder, description="Fine-tuning of the text encoder.")
     resolution: int | None = Field(

@@ -72,8 +72,14 @@ def build_module(plan: Plan) -> tuple[DreamBoothModule, Family]:
         components.denoiser.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue] - every diffusers model has it
         if text_encoder is not None:
             text_encoder.gradient_checkpointing_enable()  # pyright: ignore[reportCallIssue] - every transformers model has it
-    weight = plan.spec.prior_preservation.loss_weight
-    module = DreamBoothModule(family, components.noise_scheduler, components.denoiser, text_encoder, weight)
+    module = DreamBoothModule(
+        family,
+        components.noise_scheduler,
+        components.denoiser,
+        text_encoder,
+        plan.spec.prior_preservation.loss_weight,
+        plan.spec.training.min_snr_gamma,
+    )
     return module, family
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dreambooth_trainer.families.base import Family
 from dreambooth_trainer.training.batches import DeterministicSampler, noise
 from dreambooth_trainer.training.cache import Latents, TrainingData, sample_latents
+from dreambooth_trainer.training.loss_weights import min_snr_weights
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,19 @@ class DreamBoothModule(nn.Module):
         denoiser: nn.Module,
         text_encoder: nn.Module | None,
         prior_loss_weight: float,
+        min_snr_gamma: float | None = None,
     ) -> None:
         super().__init__()
         self.denoiser, self.text_encoder = denoiser, text_encoder
         self.family, self.scheduler, self.prior_loss_weight = family, scheduler, prior_loss_weight
+        self.min_snr_gamma = min_snr_gamma
 
     def forward(self, batch: Batch) -> Tensor:
         """Losses of a micro-batch, [3]: total, instance, prior.
 
-        total = instance + weight x prior (paper, equation 2). The prior loss is zero without class images. The result
-        is one tensor, because ZeRO-3 registers hooks on returned tensors and does not support dataclasses.
+        total = instance + weight x prior (paper, equation 2), both with min-SNR weights if set. The prior loss is zero
+        without class images. The result is one tensor, because ZeRO-3 registers hooks on returned tensors and does not
+        support dataclasses.
         """
         weight = next(self.denoiser.parameters())
         noisy = self.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)  # pyright: ignore[reportArgumentType] - any integer tensor
@@ -71,6 +75,10 @@ class DreamBoothModule(nn.Module):
         )
         target = self.family.loss_target(self.scheduler, batch.latents, batch.noise, batch.timesteps)
         error = (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))
+        if self.min_snr_gamma is not None:
+            alphas_cumprod = self.scheduler.alphas_cumprod.to(error.device)[batch.timesteps]
+            prediction_type = str(self.scheduler.config["prediction_type"])
+            error = error * min_snr_weights(alphas_cumprod, self.min_snr_gamma, prediction_type)
         instance_errors, prior_errors = error[: batch.num_instance_images], error[batch.num_instance_images :]
         instance = instance_errors.mean()
         prior = prior_errors.mean() if len(prior_errors) else torch.zeros_like(instance)
