@@ -13,7 +13,7 @@ from dreambooth_api.defaulting import with_defaults, worker_resources
 from dreambooth_api.errors import UserError
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.runtime import RuntimeSpec
-from dreambooth_trainer.cluster.hardware import Hardware, check_runnable, query_workers
+from dreambooth_trainer.cluster.hardware import Hardware, check_cores, check_runnable, query_workers
 from dreambooth_trainer.cluster.pool import WorkerPool
 from dreambooth_trainer.cluster.runtime_hardware import runtime_hardware
 from dreambooth_trainer.cluster.session import ray_cluster
@@ -63,6 +63,7 @@ def prepare_job(job: DreamBoothJob) -> PreparedJob:
     """
     raw_images = read_images(job.spec.subject.images)
     hardware = query_workers(job.spec.cluster)
+    check_cores(hardware, job.spec.cluster)
     planned, warnings = _plan(job, len(raw_images.images), hardware)
     return PreparedJob(planned, tuple(raw_images.images), (*raw_images.warnings, *warnings))
 

@@ -148,6 +148,32 @@ def check_runnable(hardware: Hardware, cluster: Cluster) -> None:
         raise UserError(ValidationIssue("spec.cluster.resources.gpu", cluster.resources.gpu, rule, remedy))
 
 
+def machine_cores() -> int:
+    """CPU cores of this machine or container, as Ray counts them."""
+    from ray._private.utils import get_num_cpus
+
+    return int(get_num_cpus())
+
+
+def check_cores(hardware: Hardware, cluster: Cluster) -> None:
+    """Reject more workers than this machine has cores. Ray would wait for more cores forever.
+
+    On a Ray cluster, nodes may still join, so nothing is rejected.
+
+    Raises:
+        UserError: with the number of workers and of cores.
+    """
+    import ray
+
+    elastic, cores = cluster.elastic, machine_cores()
+    workers = elastic.min_workers if elastic else cluster.workers
+    if ray.is_initialized() or hardware.gpus_per_worker or workers <= cores:
+        return
+    field = "spec.cluster.elastic.minWorkers" if elastic else "spec.cluster.workers"
+    rule = f"needs {workers} cores, one for each worker, and this machine has {cores}"
+    raise UserError(ValidationIssue(field, workers, rule, f"set {cores}, or set RAY_ADDRESS to a larger Ray cluster"))
+
+
 def _query_cluster(cluster: Cluster) -> Hardware:
     import ray
 
