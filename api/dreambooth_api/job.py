@@ -19,7 +19,8 @@ from dreambooth_api.training import Training
 from dreambooth_api.uris import BUILTIN_SPRITES, OBJECT_STORES, OUTPUT_URI
 from dreambooth_api.words import contains_word
 
-API_VERSION = "dreambooth.dev/v1alpha1"
+ApiVersion = Literal["dreambooth.dev/v1alpha1"]
+API_VERSION: ApiVersion = "dreambooth.dev/v1alpha1"
 KIND = "DreamBoothJob"
 RUNTIME_KIND = "DreamBoothRuntime"
 Format = Literal["diffusers", "safetensors", "lora"]
@@ -278,7 +279,7 @@ class Metadata(BaseModel):
 class DreamBoothJob(Strict):
     """A complete DreamBoothJob, as in a job file or on a cluster."""
 
-    api_version: Literal["dreambooth.dev/v1alpha1"] = Field(description=API_VERSION)
+    api_version: ApiVersion = Field(description=API_VERSION)
     kind: Literal["DreamBoothJob"] = Field(description=KIND)
     metadata: Metadata
     spec: JobSpec

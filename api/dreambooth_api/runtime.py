@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from dreambooth_api.fields import DNS_LABEL, ObjectName, Quantity, Strict
-from dreambooth_api.job import BaseModelRef, Toleration
+from dreambooth_api.job import API_VERSION, ApiVersion, BaseModelRef, Toleration
 from dreambooth_api.uris import OBJECT_STORE_URI, OBJECT_STORES
 
 # The runtime of jobs without runtimeRef.
@@ -206,7 +206,7 @@ class RuntimeMetadata(BaseModel):
 class DreamBoothRuntime(Strict):
     """A complete DreamBoothRuntime, as in a file."""
 
-    api_version: Literal["dreambooth.dev/v1alpha1"] = Field(description="dreambooth.dev/v1alpha1")
+    api_version: ApiVersion = Field(description=API_VERSION)
     kind: Literal["DreamBoothRuntime"] = Field(description="DreamBoothRuntime")
     metadata: RuntimeMetadata
     spec: RuntimeSpec

@@ -148,7 +148,7 @@ from dreambooth_operator.crd.definitions import job_crd
 crd = str(job_crd())
 assert "has(self.thresholds.sharpNess)" in crd
 assert "'.status.scores.sharpNess'" in crd
-assert "'Minimum SHARP sharpness.'" in crd
+assert "'Minimum SHARP score (sharpness).'" in crd
 assert "'SHARP: sharpness. Higher is better.'" in crd
 """
 

@@ -85,7 +85,7 @@ def plan_for_runtime(job: DreamBoothJob, runtime: RuntimeSpec) -> tuple[PlannedJ
     else:
         warnings.append(f"the images are in the cluster: the plan assumes {ASSUMED_IMAGES} images.")
     planned, notes = _plan(job.model_copy(update={"spec": spec}), image_count, hardware)
-    return planned, (*warnings, *notes)
+    return planned, (*notes, *warnings)
 
 
 def _plan(job: DreamBoothJob, image_count: int, hardware: Hardware) -> tuple[PlannedJob, tuple[str, ...]]:
@@ -100,7 +100,7 @@ def _plan(job: DreamBoothJob, image_count: int, hardware: Hardware) -> tuple[Pla
     if issues:
         raise UserError(issues)
     notes = [hardware.note] if hardware.note else []
-    return planned, (*warnings, *notes)
+    return planned, (*notes, *warnings)
 
 
 def run_job(
