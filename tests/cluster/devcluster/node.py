@@ -23,22 +23,22 @@ _PROGRAMS = {"containerd": "containerd", "runc": "runc", "iptables": "iptables",
 _FILES = {Path("/usr/lib/cni/bridge"): "containernetworking-plugins", BUSYBOX: "busybox-static"}
 
 
-def lacking_packages() -> list[str]:
-    """Debian packages that a node needs and this machine lacks."""
+def missing_packages() -> list[str]:
+    """Debian packages that a node needs and that are not installed."""
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # which Debian gives to root only
-    lacking = {package for program, package in _PROGRAMS.items() if not shutil.which(program, path=path)}
-    return sorted(lacking | {package for file, package in _FILES.items() if not file.exists()})
+    missing = {package for program, package in _PROGRAMS.items() if not shutil.which(program, path=path)}
+    return sorted(missing | {package for file, package in _FILES.items() if not file.exists()})
 
 
 def missing() -> str:
-    """One sentence on what this machine lacks for a node; empty if nothing."""
-    packages = lacking_packages()
+    """What this machine lacks to run a node, in one sentence; empty if nothing."""
+    packages = missing_packages()
     if os.geteuid() != 0:
         also = f", and the Debian packages {' '.join(packages)}" if packages else ""
         return f"a node needs root, for containerd and kubelet{also}"
     hidden = [path for path in mounted() if path.is_relative_to("/tmp")]
     if hidden:
-        return f"a node needs {hidden[0]} elsewhere: in its pods, /tmp is a volume of their own"
+        return f"a node needs {hidden[0]} outside of /tmp, because /tmp is a volume in its pods"
     return f"a node needs the Debian packages {' '.join(packages)}; `make packages` installs them" if packages else ""
 
 
