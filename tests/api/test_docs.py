@@ -14,10 +14,11 @@ import yaml
 
 from dreambooth_api import environment
 from dreambooth_api.environment import ExitCode
-from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.job import BaseModelRef, DreamBoothJob
 from dreambooth_api.metrics import METRICS
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_api.status import REASON, ConditionType, Phase, TrainerPhase
+from dreambooth_trainer.planning.plan import fill_defaults
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -180,8 +181,15 @@ def test_every_example_is_valid(text: str) -> None:
         case "DreamBoothRuntime":
             RuntimeSpec.model_validate(spec)
         case "DreamBoothJob":
-            DreamBoothJob.model_validate(example)
+            check_plan(DreamBoothJob.model_validate(example))
         case _:
             head = {"apiVersion": "dreambooth.dev/v1alpha1", "kind": "DreamBoothJob", "metadata": {"name": "my-dog"}}
             subject = {**SUBJECT, **spec.get("subject", {})}
-            DreamBoothJob.model_validate({**head, "spec": {**spec, "subject": subject}})
+            check_plan(DreamBoothJob.model_validate({**head, "spec": {**spec, "subject": subject}}))
+
+
+def check_plan(job: DreamBoothJob) -> None:
+    """The job can be planned for a model with the paper's defaults, on workers with one GPU each."""
+    if job.spec.model is None:
+        job = job.model_copy(update={"spec": job.spec.model_copy(update={"model": BaseModelRef(id="team/model")})})
+    fill_defaults(job, image_count=4, identifier="sks", zero_stage=1, precision="bf16", gpus_per_worker=1)
