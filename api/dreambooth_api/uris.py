@@ -27,9 +27,12 @@ OUTPUT_URI: Final = rf"^({_FOLDER})$"
 ABSOLUTE_URI: Final = rf"^({OBJECT_STORE}|file:///|{BUILTIN})"
 
 
+VOLUME: Final = "pvc://"
+
+
 def volume_uri(claim: str, path: str) -> str:
     """A folder on a PersistentVolumeClaim, as shown to users. No field of a job accepts it."""
-    return f"pvc://{claim}/{path}"
+    return f"{VOLUME}{claim}/{path}"
 
 
 def is_url(uri: str) -> bool:

@@ -61,7 +61,8 @@ def test_no_literal_of_the_contract_stands_a_second_time() -> None:
 def test_schemes_version_and_route_stand_in_their_module_only() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{line}: {text}"
-        for path in sorted([*(ROOT / "operator").rglob("*.py"), *(ROOT / "api").rglob("*.py")])
+        for folder in ("api", "operator", "trainer")
+        for path in sorted((ROOT / folder).rglob("*.py"))
         for line, text in texts_of(path.read_text())
         if any(part in text and path != ROOT / "api/dreambooth_api" / home for part, home in HOMES.items())
     ]

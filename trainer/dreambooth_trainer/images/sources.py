@@ -16,7 +16,7 @@ from PIL import Image
 
 from dreambooth_api.errors import TransientError, UserError, ValidationIssue
 from dreambooth_api.subject import ImageSource
-from dreambooth_api.uris import BUILTIN, BUILTIN_SPRITES, EXTRAS, is_url
+from dreambooth_api.uris import BUILTIN, BUILTIN_SPRITES, BUILTIN_SUBJECT, EXTRAS, is_url
 
 MAX_FILE_BYTES = 64 * 2**20
 MAX_TOTAL_BYTES = 2 * 2**30
@@ -69,7 +69,7 @@ def read_folder(uri: str) -> RawImages:
         return RawImages(_read_examples(uri), [])
     scheme = uri.partition("://")[0] if is_url(uri) else "file"
     if scheme not in SCHEMES:
-        remedy = "use a local folder, s3://, gs:// or builtin:sprites/<name>"
+        remedy = f"use a local folder, {', '.join(f'{store}://' for store in EXTRAS)} or {BUILTIN_SUBJECT}"
         raise UserError(ValidationIssue(_FIELD, uri, f"{scheme}:// is not supported", remedy))
     with _convert_errors(uri, scheme):
         # fsspec has no type annotations.
@@ -201,7 +201,7 @@ def _read_examples(uri: str) -> list[RawImage]:
     name = uri.removeprefix(f"{BUILTIN_SPRITES}/")
     if name not in EXAMPLES:
         close = get_close_matches(name, EXAMPLES, n=1)
-        remedy = f"did you mean builtin:sprites/{close[0]}?" if close else f"use one of {', '.join(EXAMPLES)}"
+        remedy = f"did you mean {BUILTIN_SPRITES}/{close[0]}?" if close else f"use one of {', '.join(EXAMPLES)}"
         raise UserError(ValidationIssue(_FIELD, uri, "is not a built-in subject", remedy))
     raws: list[RawImage] = []
     for index, pixels in enumerate(example_images(name)):

@@ -15,6 +15,7 @@ from dreambooth_trainer.jobfile.yamltext import Path
 
 M = TypeVar("M", bound=BaseModel)
 
+_BUCKETS = [f"{scheme}://bucket/folder" for scheme in uris.EXTRAS]
 PATTERNS: dict[str, tuple[str, str]] = {
     fields.DNS_LABEL: (
         "must be a Kubernetes name: at most 63 lowercase letters, digits and hyphens",
@@ -39,11 +40,11 @@ PATTERNS: dict[str, tuple[str, str]] = {
         "write, for example, photos/dog",
     ),
     uris.SOURCE_URI: (
-        "must be a local folder, s3://bucket/folder, gs://bucket/folder or builtin:sprites/<name>",
+        f"must be a local folder, {', '.join(_BUCKETS)} or {uris.BUILTIN_SUBJECT}",
         "write, for example, photos/",
     ),
     uris.OUTPUT_URI: (
-        "must be a local folder, s3://bucket/folder or gs://bucket/folder",
+        f"must be a local folder, {' or '.join(_BUCKETS)}",
         "write, for example, out/my-dog",
     ),
 }

@@ -12,11 +12,12 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from dreambooth_api.job import API_VERSION, KIND
 from dreambooth_trainer.jobfile.yamltext import Path
 
 EXAMPLES = {
-    "apiVersion": "apiVersion: dreambooth.dev/v1alpha1",
-    "kind": "kind: DreamBoothJob",
+    "apiVersion": f"apiVersion: {API_VERSION}",
+    "kind": f"kind: {KIND}",
     "metadata": "metadata: {name: my-dog}",
     "metadata.name": "name: my-dog",
     "spec": "spec: {subject: {images: {uri: photos/}, class: dog}}",

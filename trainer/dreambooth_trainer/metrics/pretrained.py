@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, PreTrainedModel, ViTModel
 
 from dreambooth_api.errors import UserError, ValidationIssue
+from dreambooth_api.uris import BUILTIN_SPRITES
 from dreambooth_trainer.metrics.batching import encode_normalized
 from dreambooth_trainer.models.files import local_weights, model_files
 from dreambooth_trainer.models.hub import Repository, converted_revision, fetch
@@ -156,7 +157,7 @@ def _pretrained(kind: type[M], path: str, name: str, folder: Path, device: str, 
 
 
 def _unavailable(path: str, name: str, rule: str) -> UserError:
-    remedy = "set a local folder with the model, builtin:sprites for sprite subjects, or evaluation.enabled: false"
+    remedy = f"set a local folder with the model, {BUILTIN_SPRITES} for sprite subjects, or evaluation.enabled: false"
     return UserError(ValidationIssue(path, name, rule, remedy))
 
 

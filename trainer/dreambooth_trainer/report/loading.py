@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dreambooth_api.uris import BUILTIN_SPRITES, is_url
+from dreambooth_api.uris import BUILTIN_SPRITES, VOLUME, is_url
 from dreambooth_trainer.models.files import ADAPTER_FILE
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.store.published import single_file_name
@@ -18,7 +18,7 @@ def loading_code(plan: Plan, location: str) -> str:
         location: folder of the model, or its URI for users outside the pod.
     """
     imports, lines, folder = ["from diffusers import StableDiffusionPipeline"], list[str](), location
-    if location.startswith("pvc://"):
+    if location.startswith(VOLUME):
         lines.append(f"# {location!r} is on a PersistentVolumeClaim: replace it by the path of the mounted folder.")
     elif is_url(location):
         folder = _DOWNLOADED

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from dreambooth_api.uris import BUILTIN_SPRITES
 from dreambooth_trainer.sprites.backgrounds import BACKGROUNDS
 from dreambooth_trainer.sprites.randomness import seeded
 from dreambooth_trainer.sprites.world import Pixels, Rgb, Scene, Subject, random_scene, render
@@ -50,7 +51,7 @@ def example_images(name: str) -> list[Pixels]:
         KeyError: unknown name.
     """
     if name not in EXAMPLES:
-        raise KeyError(f"builtin:sprites/{name}: is not a built-in subject; use one of {', '.join(EXAMPLES)}")
+        raise KeyError(f"{BUILTIN_SPRITES}/{name}: is not a built-in subject; use one of {', '.join(EXAMPLES)}")
     return [render(EXAMPLES[name], scene) for scene in example_scenes(name)]
 
 
