@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import ray.train
 import torch
 from diffusers.optimization import get_scheduler
+from pydantic.alias_generators import to_snake
 
 from dreambooth_trainer.families.base import Family
 from dreambooth_trainer.families.registry import local_folder, open_family
@@ -181,5 +182,5 @@ def _last_checkpoint() -> Iterator[Path | None]:
 
 
 def _lr_scheduler_name(plan: Plan) -> str:
-    name = plan.spec.training.lr_scheduler.lower()
+    name = to_snake(plan.spec.training.lr_scheduler)
     return "constant_with_warmup" if name == "constant" else name
