@@ -88,7 +88,7 @@ def open_published(folder: Path) -> Published:
 def _open_model(folder: Path) -> Published:
     manifest = ModelManifest.model_validate_json((folder / MANIFEST).read_text())
     if (folder / INDEX).exists():
-        model, adapter = BaseModelRef(id=str(folder)), None
+        model, adapter = BaseModelRef(id=str(folder.resolve())), None
     elif (folder / ADAPTER_FILE).exists():
         model, adapter = BaseModelRef(id=manifest.base_model, revision=manifest.base_revision), folder
     else:
