@@ -6,6 +6,8 @@ from enum import IntEnum
 from typing import Final
 
 TRAINER_COMMAND: Final = ("python", "-m", "dreambooth_trainer")
+PRE_STOP_COMMAND: Final = ("python", "-m", "dreambooth_trainer.cluster.pre_stop")
+SAVE_SECONDS: Final = 105  # how long a pod that ends waits until training has saved a checkpoint
 
 # Environment variables.
 OUT: Final = "DREAMBOOTH_OUT"  # the job's folder in the pod

@@ -72,6 +72,19 @@ def test_pods_mount_the_job_file_that_the_trainer_reads() -> None:
     assert claims == {"images": "photos", "output": "work"}
 
 
+def test_pods_of_ray_have_time_to_save_a_checkpoint_before_they_end() -> None:
+    cluster = children(job_with({}))["RayJob"]["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        hook = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert hook == ["python", "-m", "dreambooth_trainer.cluster.pre_stop"]
+        assert pod["terminationGracePeriodSeconds"] > environment.SAVE_SECONDS
+    (erase,) = [obj for _, obj in erase_children(job_with({}), resolved(job_with({}))) if obj["kind"] == "Job"]
+    pod = erase["spec"]["template"]["spec"]
+    assert "lifecycle" not in pod["containers"][0]
+    assert "terminationGracePeriodSeconds" not in pod
+
+
 @pytest.mark.parametrize("name", ["dog", "3dogs", "a" * 63, "a-" * 31 + "a", "-"])
 def test_names_are_valid_for_kuberay_and_unique_per_attempt(name: str) -> None:
     job = job_with({}, name=name)

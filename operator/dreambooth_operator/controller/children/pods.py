@@ -15,6 +15,8 @@ from dreambooth_operator.machinery.resources import Json
 
 _TOKEN_SECONDS = 3600
 _SCRATCH = "/tmp"  # noqa: S108 - a volume
+_GRACE_SECONDS = environment.SAVE_SECONDS + 15  # then Ray stops
+_RAY_CONTAINERS = ("ray-head", "ray-worker")
 _USER = 1000  # user "ray" of the Ray images
 
 
@@ -37,6 +39,8 @@ def build_container(name: str, resolved: ResolvedJob, resources: PodResources, v
     }
     if secret := runtime.storage.credentials_secret:
         container["envFrom"] = [{"secretRef": {"name": secret}}]
+    if name in _RAY_CONTAINERS:
+        container["lifecycle"] = {"preStop": {"exec": {"command": list(environment.PRE_STOP_COMMAND)}}}
     return container
 
 
@@ -73,6 +77,8 @@ def build_pod_template(
         pod["priorityClassName"] = spec.run_policy.priority_class_name
     if restart:
         pod["restartPolicy"] = restart
+    if "lifecycle" in container:
+        pod["terminationGracePeriodSeconds"] = _GRACE_SECONDS
     return {"metadata": {"labels": child_labels(job, attempt)}, "spec": pod}
 
 
