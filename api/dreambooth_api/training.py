@@ -148,7 +148,7 @@ class Training(Strict):
     checkpoint_every_steps: int | None = Field(
         default=None,
         ge=1,
-        description="Number of steps between checkpoints. Defaults to a quarter of steps, at most 250.",
+        description="Number of steps between checkpoints, in addition to one every ten minutes.",
     )
     seed: int = Field(default=0, ge=0, lt=2**31, description="Seed for noise, data order and timesteps.")
 

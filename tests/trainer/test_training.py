@@ -23,7 +23,9 @@ from dreambooth_trainer.training.cache import Latents, TrainingData, load_data, 
 from dreambooth_trainer.training.checkpoint import (
     TAG,
     CheckpointMetadata,
+    checkpoint_due,
     read_metadata,
+    save_trained_weights,
     trained_weights,
     write_metadata,
 )
@@ -35,7 +37,7 @@ STEPS = 4
 FP32 = {"atol": 2e-5, "rtol": 2e-4}
 
 
-def make_plan(model: Path, stage: int = 1, precision: str = "fp32", **training: Any) -> Plan:
+def make_plan(model: Path, stage: int = 1, precision: str = "fp32", workers: int = 1, **training: Any) -> Plan:
     job = DreamBoothJob.model_validate(
         {
             "apiVersion": "dreambooth.dev/v1alpha1",
@@ -44,6 +46,7 @@ def make_plan(model: Path, stage: int = 1, precision: str = "fp32", **training: 
             "spec": {
                 "model": {"id": str(model)},
                 "subject": {"class": "dog", "images": {"uri": "x"}},
+                "cluster": {"workers": workers},
                 "training": {"steps": STEPS, "learningRate": 1e-3, "globalBatchSize": 4, "resolution": 32, **training},
             },
         }
@@ -51,8 +54,8 @@ def make_plan(model: Path, stage: int = 1, precision: str = "fp32", **training: 
     return fill_defaults(job, image_count=4, identifier="sks", zero_stage=stage, precision=precision)
 
 
-@pytest.fixture(scope="module")
-def data(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_data(path: Path) -> Path:
+    """Write a cache of random latents."""
     generator = torch.Generator().manual_seed(0)
 
     def kind(count: int) -> Latents:
@@ -64,9 +67,13 @@ def data(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             conditioning=torch.randn(1, 16, 32, generator=generator),
         )
 
-    path = tmp_path_factory.mktemp("data") / "latents.safetensors"
     save_data(TrainingData(kind(3), kind(5)), path)
     return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data") / "latents.safetensors")
 
 
 def _rank(rank: int, world_size: int, port: int, cases: list[dict[str, Any]], data: Path, out: Path) -> None:
@@ -99,6 +106,7 @@ def _rank(rank: int, world_size: int, port: int, cases: list[dict[str, Any]], da
             if step == case.get("save_at"):
                 folder: Path = case["save"]
                 engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=True)
+                save_trained_weights(engine.module, folder, rank)
                 if rank == 0:
                     write_metadata(folder, CheckpointMetadata(step, world_size, plan.zero_stage, plan.precision))
                 dist.barrier()
@@ -286,6 +294,16 @@ def test_zero_steps_in_bf16_keep_the_weights_of_the_base_model(
     weights = trained_weights(untrained / f"{workers}-{stage}")
     assert weights.keys() == base.keys()
     assert [name for name in base if not torch.equal(weights[name], base[name])] == []
+
+
+@pytest.mark.parametrize(
+    ("step", "every_steps", "seconds", "due"),
+    [(7, None, 599, False), (7, None, 600, True), (8, 4, 1, True), (7, 4, 1, False), (7, 4, 600, True)],
+)
+def test_checkpoints_are_saved_by_time_and_by_steps(
+    step: int, every_steps: int | None, seconds: float, due: bool
+) -> None:
+    assert checkpoint_due(step, every_steps, seconds) is due
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,11 @@ def rows(planned: PlannedJob) -> list[tuple[str, str]]:
             "text encoder",
             f"trained, learning rate {plan.text_encoder_learning_rate:g}" if plan.train_text_encoder else "frozen",
         ),
-        ("checkpoints", f"every {plan.checkpoint_every_steps} steps"),
+        (
+            "checkpoints",
+            "every 10 minutes"
+            + (f" and every {plan.checkpoint_every_steps} steps" if plan.checkpoint_every_steps else ""),
+        ),
         ("workers", _workers(planned)),
         ("sampling", f"{planned.sampling_processes} process(es), up to {plan.sampling_batch_size} images per batch"),
         ("ZeRO stage", f"{plan.zero_stage}: {planned.choice.reason}"),

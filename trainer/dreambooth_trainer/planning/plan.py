@@ -28,6 +28,7 @@ class Plan(Strict):
     Attributes:
         batch_size: instance images per optimizer step, across all workers and GPUs.
         gpus_per_worker: 0 if workers run on CPUs.
+        checkpoint_every_steps: None saves checkpoints by time only.
         class_image_sampler: sampling settings for class images.
         sampler: sampling settings for the evaluation and the published model.
     """
@@ -46,7 +47,7 @@ class Plan(Strict):
     precision: str
     gpus_per_worker: int
     zero_stage: int
-    checkpoint_every_steps: int
+    checkpoint_every_steps: int | None
     num_class_images: int
     class_image_sampler: SamplerSettings
     sampler: SamplerSettings
@@ -138,7 +139,7 @@ def fill_defaults(
         precision=training.precision or precision,
         gpus_per_worker=gpus_per_worker,
         zero_stage=zero_stage,
-        checkpoint_every_steps=training.checkpoint_every_steps or max(1, min(250, steps // 4)),
+        checkpoint_every_steps=training.checkpoint_every_steps,
         num_class_images=prior.num_class_images
         or min(defaults.class_images_per_image * image_count, defaults.max_class_images),
         class_image_sampler=SamplerSettings(

@@ -10,10 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import FileLock
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 TAG = "step"
 METADATA_FILE = "checkpoint-metadata.json"
+WEIGHTS_FILE = "trained-weights.safetensors"
+CHECKPOINT_SECONDS = 600
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,11 @@ class CheckpointMetadata:
     world_size: int
     zero_stage: int
     precision: str
+
+
+def checkpoint_due(step: int, every_steps: int | None, seconds_since_last: float) -> bool:
+    """Whether to save a checkpoint after a step: every ten minutes, and every `every_steps` steps if set."""
+    return seconds_since_last >= CHECKPOINT_SECONDS or (every_steps is not None and step % every_steps == 0)
 
 
 def read_metadata(folder: Path) -> CheckpointMetadata:
@@ -67,10 +75,24 @@ def convert_to_universal(folder: Path) -> None:
         (folder / "latest_universal").write_text("universal")
 
 
-def trained_weights(folder: Path) -> dict[str, Tensor]:
-    """The trainable weights in fp32, consolidated from the shards of all workers, by name in `DreamBoothModule`."""
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+def save_trained_weights(module: nn.Module, folder: Path, rank: int) -> None:
+    """Write the trainable weights in fp32, consolidated from all workers, without the optimizer's state.
 
-    with contextlib.redirect_stdout(io.StringIO()):
-        weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=True)
-    return {name: tensor.clone() for name, tensor in (weights or {}).items()}
+    Every rank must call this, because the weights are partitioned; rank 0 writes.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    weights: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            full = safe_get_full_fp32_param(parameter)
+            if rank == 0:
+                assert full is not None, name
+                weights[name] = full.detach().cpu().clone()
+    if rank == 0:
+        save_file(weights, folder / WEIGHTS_FILE)
+
+
+def trained_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights that `save_trained_weights` wrote, by name in `DreamBoothModule`."""
+    return load_file(folder / WEIGHTS_FILE)

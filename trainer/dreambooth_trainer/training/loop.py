@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
+import os
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from diffusers.optimization import get_scheduler
 from pydantic.alias_generators import to_snake
 
+from dreambooth_api.errors import TransientError
 from dreambooth_trainer.families.base import Family
 from dreambooth_trainer.families.registry import local_folder, open_family
 from dreambooth_trainer.methods.registry import open_method
@@ -24,13 +26,16 @@ from dreambooth_trainer.training.cache import TrainingData, load_data
 from dreambooth_trainer.training.checkpoint import (
     TAG,
     CheckpointMetadata,
+    checkpoint_due,
     convert_to_universal,
     read_metadata,
+    save_trained_weights,
     write_metadata,
 )
 from dreambooth_trainer.training.deepspeed_config import deepspeed_config
 from dreambooth_trainer.training.messages import RECORDS_FILE, LoopConfig, StepRecord, read_records
 from dreambooth_trainer.training.module import DreamBoothModule, make_batch, to_device
+from dreambooth_trainer.training.stopping import stop_requested
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -44,21 +49,56 @@ def train_loop(loop: LoopConfig) -> None:
     torch.set_num_threads(loop.num_threads)
     torch.manual_seed(plan.spec.training.seed)
     data = load_data(loop.data)
-    records: list[StepRecord] = []
     with _last_checkpoint() as checkpoint:
+        if checkpoint is not None and read_metadata(checkpoint).step == plan.steps:
+            return
         engine = build_engine(plan, world_size, checkpoint)
-        if checkpoint is not None:
-            same_size = read_metadata(checkpoint).world_size == world_size
-            strict = plan.spec.training.method == "Full"
-            engine.load_checkpoint(str(checkpoint), tag=TAG if same_size else None, load_module_strict=strict)
-            records = read_records(checkpoint)
-    for step in range(len(records), plan.steps):
-        records.append(run_step(engine, plan, data, step, rank, world_size))
+        records = [] if checkpoint is None else _load_checkpoint(engine, checkpoint, plan, world_size)
+    saved_at = time.monotonic()
+    for step in range(len(records) + 1, plan.steps + 1):
+        records.append(run_step(engine, plan, data, step - 1, rank, world_size))
         if rank == 0:
             loop.report(records[-1])
-        if (step + 1) % plan.checkpoint_every_steps == 0 or step + 1 == plan.steps:
-            metadata = CheckpointMetadata(step + 1, world_size, plan.zero_stage, plan.precision)
-            report_checkpoint(engine, metadata, records)
+        stop_here = stop_requested(rank)
+        # The workers' clocks differ: rank 0 decides for all.
+        due = rank == 0 and checkpoint_due(step, plan.checkpoint_every_steps, time.monotonic() - saved_at)
+        stop, save = _any_rank((stop_here, due), world_size, cast("torch.device", engine.device))
+        if stop or save or step == plan.steps:
+            metadata = CheckpointMetadata(step, world_size, plan.zero_stage, plan.precision)
+            report_checkpoint(engine, metadata, records, rank, last=step == plan.steps)
+            saved_at = time.monotonic()
+        if stop and step < plan.steps:
+            _stop(step, exit_process=stop_here)
+
+
+def _load_checkpoint(engine: DeepSpeedEngine, checkpoint: Path, plan: Plan, world_size: int) -> list[StepRecord]:
+    """Load the state of the engine; returns the records of the steps done."""
+    same_size = read_metadata(checkpoint).world_size == world_size
+    strict = plan.spec.training.method == "Full"
+    engine.load_checkpoint(str(checkpoint), tag=TAG if same_size else None, load_module_strict=strict)
+    return read_records(checkpoint)
+
+
+def _any_rank(flags: tuple[bool, ...], world_size: int, device: torch.device) -> list[bool]:
+    """Each flag, true if it is true on any rank."""
+    if world_size == 1:
+        return list(flags)
+    reduced = torch.tensor(flags, dtype=torch.int32, device=device)
+    torch.distributed.all_reduce(reduced, torch.distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in reduced.tolist()]
+
+
+def _stop(step: int, *, exit_process: bool) -> None:
+    """End this worker, so that Ray Train restarts all workers from the checkpoint of this step.
+
+    Args:
+        exit_process: on a node that is drained, Ray counts the end of the process as a preemption, not as a failure.
+    """
+    # `report` returns before the controller has registered the checkpoint.
+    ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
+    if exit_process:
+        os._exit(1)
+    raise TransientError(f"a worker was stopped; step {step} is saved")
 
 
 def build_module(plan: Plan) -> tuple[DreamBoothModule, Family]:
@@ -160,15 +200,48 @@ def run_step(
     return StepRecord(step + 1, loss, instance_loss, None if prior is None else prior_loss, rate)
 
 
-def report_checkpoint(engine: DeepSpeedEngine, metadata: CheckpointMetadata, records: list[StepRecord]) -> None:
-    """Report this worker's shard to Ray Train, which commits the checkpoint once all workers have reported."""
-    with tempfile.TemporaryDirectory() as folder:
-        engine.save_checkpoint(folder, tag=TAG, client_state={}, exclude_frozen_parameters=True)
-        write_metadata(Path(folder), metadata)
-        lines = "".join(json.dumps(asdict(record)) + "\n" for record in records)
-        (Path(folder) / RECORDS_FILE).write_text(lines)
-        checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report({"step": metadata.step}, checkpoint=checkpoint)
+def report_checkpoint(
+    engine: DeepSpeedEngine, metadata: CheckpointMetadata, records: list[StepRecord], rank: int, *, last: bool
+) -> None:
+    """Save to where Ray Train keeps checkpoints. It commits the checkpoint once all workers have reported.
+
+    Args:
+        last: training is complete: save the trained weights only.
+    """
+    storage: Any = ray.train.get_context().get_storage()
+
+    def write(unused: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        del unused
+        folder = Path(storage.build_checkpoint_path_from_name(name))
+        folder.mkdir(parents=True, exist_ok=True)
+        with _os_errors(folder):
+            if last:
+                save_trained_weights(cast("torch.nn.Module", engine.module), folder, rank)
+            else:
+                engine.save_checkpoint(str(folder), tag=TAG, client_state={}, exclude_frozen_parameters=True)
+            if rank == 0:
+                write_metadata(folder, metadata)
+                lines = "".join(json.dumps(asdict(record)) + "\n" for record in records)
+                (folder / RECORDS_FILE).write_text(lines)
+        return ray.train.Checkpoint(str(folder), storage.storage_filesystem)
+
+    # Ray agrees on the name with all workers; without an upload function it would copy the files once more.
+    anywhere = ray.train.Checkpoint(storage.experiment_fs_path, storage.storage_filesystem)
+    ray.train.report({"step": metadata.step}, checkpoint=anywhere, checkpoint_upload_fn=write)
+
+
+@contextlib.contextmanager
+def _os_errors(folder: Path) -> Iterator[None]:
+    """Raise the operating system's error, such as a full disk, where torch or safetensors hide its number."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception:
+        probe = folder / f"probe-{os.getpid()}"
+        probe.write_bytes(bytes(2**20))
+        probe.unlink()
+        raise
 
 
 @contextlib.contextmanager

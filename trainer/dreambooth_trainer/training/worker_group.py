@@ -1,4 +1,4 @@
-"""Releases the resources of a worker group that failed to start.
+"""Prepares the processes of a worker group, and releases the resources of one that failed to start.
 
 Ray Train (2.60, `WorkerGroup._start`) leaks the placement group if a worker dies after the processes have started and
 before they train. Its CPUs or GPUs stay reserved, and the next worker group waits for them forever.
@@ -16,12 +16,14 @@ from ray.util import get_current_placement_group, remove_placement_group
 
 from dreambooth_trainer.cluster.memory_errors import out_of_memory
 from dreambooth_trainer.training.messages import FatalWorkerError
+from dreambooth_trainer.training.stopping import handle_sigterm
 
 
 class WorkerGroupCleanup(WorkerGroupCallback):
     """A callback of Ray Train's controller that removes the placement group of the previous worker group.
 
-    It also reports a worker that Ray killed for lack of memory, because a restart would fail again.
+    It also sets the workers' signal handlers. It reports a worker that Ray killed for lack of memory, because a restart
+    would fail again.
 
     Args:
         report: called with a fatal error.
@@ -32,8 +34,10 @@ class WorkerGroupCleanup(WorkerGroupCallback):
         self._report = report
 
     def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
-        """Remember the placement group of the processes that have started."""
+        """Remember the placement group of the processes that have started, and let SIGTERM request a checkpoint."""
         self._placement_group = ray.get(workers[0].execute_async(get_current_placement_group))
+        # Only the main thread can set a signal handler, and the training loop runs in another.
+        ray.get([worker.execute_async(handle_sigterm) for worker in workers])
         return {}
 
     def before_worker_group_start(self, worker_group_context: object) -> None:
