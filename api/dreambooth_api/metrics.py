@@ -83,15 +83,24 @@ METRICS: Final = (
     Metric(
         "div",
         "DIV",
-        "diversity of class images",
-        "Diversity of class images. A low value means that the model has lost variety of the class.",
+        "diversity of images of the subject with the same prompt, by LPIPS",
+        "Mean LPIPS distance of images of your subject with the same prompt, as in the paper. A low value means that "
+        "poses and compositions repeat.",
         higher_is_better=True,
     ),
     Metric(
-        "divSubject",
-        "DIV (subject)",
-        "diversity of images of the subject with the same prompt",
-        "Diversity of images of your subject with the same prompt. It is lower than that of the class.",
+        "subjectDiversity",
+        "Subject diversity",
+        "diversity of images of the subject with the same prompt, by DINO features",
+        "Mean distance of DINO features of images of your subject with the same prompt. Not comparable with DIV.",
         higher_is_better=None,
+    ),
+    Metric(
+        "classDiversity",
+        "Class diversity",
+        "diversity of class images, by DINO features",
+        "Mean distance of DINO features of class images. A low value means that the model has lost variety of the "
+        "class.",
+        higher_is_better=True,
     ),
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 
 import pytest
 import torch
@@ -53,10 +54,10 @@ def test_scores_of_known_images() -> None:
         "clipI": pytest.approx(1.5 / 4),
         "clipT": pytest.approx((1 + 0 + 1 + 1) / 4),
         "pres": pytest.approx(0.25),
-        "div": pytest.approx(4 / 6),
-        "divSubject": pytest.approx(0.5),
+        "subjectDiversity": pytest.approx(0.5),
+        "classDiversity": pytest.approx(4 / 6),
     }
-    rows = [(row.prompt, row.images, row.values["clipT"], row.values["divSubject"]) for row in scores.prompts]
+    rows = [(row.prompt, row.images, row.values["clipT"], row.values["subjectDiversity"]) for row in scores.prompts]
     assert rows == [("red", 2, 0.5, 1.0), ("green", 2, 1.0, 0.0)]
     assert "pres" not in scores.prompts[0].values
 
@@ -64,8 +65,43 @@ def test_scores_of_known_images() -> None:
 def test_clip_t_is_the_mean_over_images() -> None:
     scores = measure(ENCODERS, [RED], [PromptImages("red", [RED] * 3), PromptImages("green", [BLUE])])
     assert scores.values["clipT"] == pytest.approx(3 / 4)
-    assert scores.values.keys() == {"dino", "clipI", "clipT", "divSubject"}
-    assert scores.values["divSubject"] == 0
+    assert scores.values.keys() == {"dino", "clipI", "clipT", "subjectDiversity"}
+    assert scores.values["subjectDiversity"] == 0
+
+
+class RedDistance:
+    """The distance of two images is the difference of their red, from 0 to 1."""
+
+    name = "red"
+
+    def mean_distance(self, images: Sequence[Image.Image]) -> float | None:
+        reds = [image.convert("RGB").getpixel((0, 0))[0] / 255 for image in images]
+        pairs = [abs(a - b) for a, b in combinations(reds, 2)]
+        return sum(pairs) / len(pairs) if pairs else None
+
+
+def test_div_is_the_mean_over_prompts_of_the_distances_of_subject_images() -> None:
+    encoders = replace(ENCODERS, lpips=RedDistance())
+    prompts = [PromptImages("red", [RED, BLUE]), PromptImages("green", [GREEN, GREEN]), PromptImages("blue", [BLUE])]
+    scores = measure(encoders, [RED], prompts, class_images=[RED, BLUE])
+    assert scores.values["div"] == pytest.approx((1 + 0) / 2)
+    assert [row.values.get("div") for row in scores.prompts] == [1, 0, None]
+    assert scores.lpips_network == "red"
+
+
+def test_without_lpips_no_other_distance_is_called_div() -> None:
+    scores = measure(ENCODERS, [RED], [PromptImages("red", [RED, BLUE])], class_images=[RED, BLUE])
+    assert "div" not in scores.values
+    assert scores.lpips_network == ""
+
+
+def test_real_images_bound_subject_fidelity() -> None:
+    prompts = [PromptImages("red", [RED, BLUE])]
+    assert measure(ENCODERS, [RED, RED, GREEN], prompts).real_images == {
+        "dino": pytest.approx(1 / 3),
+        "clipI": pytest.approx(1 / 3),
+    }
+    assert measure(ENCODERS, [RED], prompts).real_images == {}
 
 
 def test_scores_round_trip_through_json_and_reject_invalid_values() -> None:

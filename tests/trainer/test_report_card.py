@@ -14,8 +14,8 @@ from dreambooth_trainer.report.card import code_fence, code_span, model_card
 from dreambooth_trainer.report.contents import Comparison, Report
 from dreambooth_trainer.report.scores import score_rows
 
-VALUES = {"dino": 0.8, "clipI": 0.9, "clipT": 0.3, "pres": 0.4, "div": 0.5, "divSubject": 0.2}
-SCORES = Scores(values=VALUES)
+VALUES = {"dino": 0.8, "clipI": 0.9, "clipT": 0.3, "pres": 0.4, "subjectDiversity": 0.2, "classDiversity": 0.5}
+SCORES = Scores(values=VALUES, real_images={"dino": 0.774})
 
 
 def _report(prompt: str = "a sks dog", base: str = "org/base", num_class_images: int = 1000) -> Report:
@@ -63,7 +63,7 @@ def test_a_base_model_that_is_not_on_the_hub_is_not_in_the_metadata(base: str) -
 def test_tables_have_no_blank_lines_and_images_are_shown() -> None:
     text = model_card(_report(), "grid.png").text
     assert "![Images before and after training](grid.png)" in text
-    assert "| --- | ---: | ---: | --- |\n| DINO | - | 0.800 |" in text
+    assert "| --- | ---: | ---: | ---: | --- |\n| DINO | - | 0.800 | 0.774 |" in text
     assert "| --- | --- |\n| `steps` | `400` |\n| `a\\|b` | `c\\|d` |\n" in text
     assert "```python\nprint('hello')\n```" in text
     assert "\n\n\n" not in text

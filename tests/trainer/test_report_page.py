@@ -44,7 +44,7 @@ def _report() -> Report:
         class_images=sprites,
         num_class_images=800,
         scores=(
-            ScoreRow("DINO", "similarity", 0.2, 0.8, True),
+            ScoreRow("DINO", "similarity", 0.2, 0.8, True, real_images=0.774),
             ScoreRow("PRES", "class similarity", 0.2, 0.8, False),
             ScoreRow("DIV", "diversity", 0.8, 0.2, None),
         ),
@@ -130,9 +130,9 @@ def test_optional_sections_are_omitted_and_missing_prior_preservation_is_stated(
 
 def test_changes_of_scores_depend_on_the_direction_of_the_metric() -> None:
     words = " ".join(" ".join(_Page(page.render_report(_report())).words).split())
-    assert "DINO similarity 0.200 0.800 ▲ better" in words
-    assert "PRES class similarity 0.200 0.800 ▲ worse" in words
-    assert "DIV diversity 0.800 0.200 ▼ lower" in words
+    assert "DINO similarity 0.200 0.800 0.774 ▲ better" in words
+    assert "PRES class similarity 0.200 0.800 – ▲ worse" in words
+    assert "DIV diversity 0.800 0.200 – ▼ lower" in words
 
 
 def test_results_of_the_paper_and_curves_are_shown_if_given() -> None:

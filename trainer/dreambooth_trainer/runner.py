@@ -139,7 +139,8 @@ def run_job(
                 reporter.skipped(phase.name)
             elif not started:
                 # If all phases are complete, no encoder is loaded and Ray is not started.
-                check_encoders(prepared.plan)
+                if note := check_encoders(prepared.plan):
+                    reporter.note(note)
                 stack.enter_context(ray_cluster())
                 started = True
                 if phase is PREPARE:

@@ -1,4 +1,4 @@
-"""Encoders used for scoring: DINO and CLIP from transformers, or the built-in encoder for sprites.
+"""Networks used for scoring: DINO and CLIP from transformers, or the built-in encoder for sprites, and LPIPS.
 
 Every encoder returns L2-normalized features, float32 [N, D] on the CPU. `pretrained` and the sprites package are
 imported only by jobs that use them, because importing transformers takes seconds.
@@ -17,6 +17,7 @@ from torch import Tensor
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.uris import BUILTIN_SPRITES
 from dreambooth_trainer.metrics.batching import encode_normalized
+from dreambooth_trainer.metrics.lpips_packages import wants_lpips
 
 PAPER_DINO = "facebook/dino-vits16"
 PAPER_CLIP = "openai/clip-vit-base-patch32"
@@ -43,12 +44,34 @@ class TextImageEncoder(ImageEncoder, Protocol):
         ...
 
 
+class ImageDistance(Protocol):
+    """A perceptual distance of images."""
+
+    @property
+    def name(self) -> str:
+        """Name of its network."""
+        ...
+
+    def mean_distance(self, images: Sequence[Image.Image]) -> float | None:
+        """Mean over all pairs of images of one size; None for fewer than two."""
+        ...
+
+
 @dataclass(frozen=True)
 class Encoders:
-    """The image encoder of DINO, PRES and DIV, and the image and text encoder of CLIP-I and CLIP-T."""
+    """The networks of an evaluation.
+
+    Attributes:
+        dino: image encoder of DINO, PRES and the two diversities.
+        clip: image and text encoder of CLIP-I and CLIP-T.
+        lpips: distance of DIV; None if it is not available.
+        without_lpips: a line for the user if LPIPS is wanted but not available, or empty.
+    """
 
     dino: ImageEncoder
     clip: TextImageEncoder
+    lpips: ImageDistance | None = None
+    without_lpips: str = ""
 
 
 def comparable_with_paper(dino: str, clip: str) -> bool:
@@ -104,7 +127,7 @@ class SpriteTextEncoder:
 
 
 def load_encoders(dino: str, clip: str, device: str = "cpu") -> Encoders:
-    """Load both encoders.
+    """Load both encoders, and LPIPS if it is wanted and available.
 
     Args:
         dino: Hub ID, local folder or builtin:sprites (`spec.evaluation.encoders.dino`).
@@ -126,7 +149,18 @@ def load_encoders(dino: str, clip: str, device: str = "cpu") -> Encoders:
         issues += error.issues
     if dino_encoder is None or clip_encoder is None:
         raise UserError(issues)
-    return Encoders(dino=dino_encoder, clip=clip_encoder)
+    lpips, reason = load_lpips(device) if wants_lpips(dino) else (None, "")
+    return Encoders(dino_encoder, clip_encoder, lpips, reason)
+
+
+def load_lpips(device: str) -> tuple[ImageDistance | None, str]:
+    """LPIPS, or None and a line for the user. DIV has no substitute, because other distances have other scales."""
+    from dreambooth_trainer.metrics import lpips
+
+    try:
+        return lpips.load(device), ""
+    except lpips.LpipsUnavailableError as error:
+        return None, f"DIV is not computed: {error}"
 
 
 def _load_dino(name: str, device: str) -> ImageEncoder:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+PAIRS_PER_BATCH = 32
+
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Pairwise distance of two batches of P items: ([P, ...], [P, ...]) -> [P]."""
 
@@ -64,11 +66,10 @@ def cosine_distance(a_PD: Tensor, b_PD: Tensor) -> Tensor:
 
 
 def diversity(groups: Sequence[Tensor], distance: Distance = cosine_distance) -> float | None:
-    """DIV: mean pairwise distance of images with the same prompt, averaged over prompts.
+    """Mean pairwise distance of images with the same prompt, averaged over prompts.
 
-    The paper uses LPIPS. The default is 1 - cosine similarity of the given features, which needs no additional weights
-    but has another scale, so that values are not comparable with those of the paper. For LPIPS, pass image tensors
-    [K, 3, H, W] as groups and the network as `distance`.
+    The default distance is 1 - cosine similarity of the given features, which needs no additional weights. DIV of the
+    paper uses LPIPS: its groups are images [K, 3, H, W], and `distance` is the network. The two have different scales.
 
     Args:
         groups: a tensor [K, ...] for each prompt. A prompt with K < 2 has no pairs and is ignored.
@@ -81,9 +82,11 @@ def diversity(groups: Sequence[Tensor], distance: Distance = cosine_distance) ->
 
 
 def _pair_distances(group: Tensor, distance: Distance) -> Tensor | None:
-    # The upper triangle: each unordered pair once, no image with itself.
-    first, second = torch.triu_indices(len(group), len(group), offset=1)
-    return distance(group[first], group[second]) if len(first) else None
+    # The upper triangle: each unordered pair once, no image with itself. In batches: 64 images have 2016 pairs.
+    first, second = (index.split(PAIRS_PER_BATCH) for index in torch.triu_indices(len(group), len(group), offset=1))
+    if len(group) < 2:
+        return None
+    return torch.cat([distance(group[a], group[b]) for a, b in zip(first, second, strict=True)])
 
 
 def _normalized(features_ND: Tensor) -> Tensor:

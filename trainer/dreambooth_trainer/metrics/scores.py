@@ -35,15 +35,19 @@ class Scores(_Frozen):
     """Scores of one model.
 
     Attributes:
-        values: by the name of the metric. A metric that was not computed is missing. DIV is a mean distance (0 to 2),
-            the others are mean cosine similarities (-1 to 1).
-        div_distance: the distance that DIV uses. The paper's is LPIPS.
+        values: by the name of the metric. A metric that was not computed is missing. DIV is a mean LPIPS distance,
+            the other two diversities are means of 1 - cosine similarity (0 to 2), and the rest are mean cosine
+            similarities (-1 to 1).
+        real_images: upper bounds of subject fidelity, by the name of the metric: the mean similarity of real images
+            among each other. Empty for a single image.
+        lpips_network: network of DIV, or empty if DIV was not computed.
     """
 
     values: Mapping[str, FiniteFloat]
-    div_distance: str = "1 - cosine (DINO)"
+    real_images: Mapping[str, FiniteFloat] = {}
     dino_encoder: str = ""
     clip_encoder: str = ""
+    lpips_network: str = ""
     prompts: tuple[PromptScore, ...] = ()
 
 

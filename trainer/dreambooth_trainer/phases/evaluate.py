@@ -13,6 +13,7 @@ from dreambooth_api.job import BaseModelRef
 from dreambooth_api.metrics import METRICS
 from dreambooth_api.uris import BUILTIN_SPRITES
 from dreambooth_trainer.cluster.hardware import work_device
+from dreambooth_trainer.metrics.lpips_packages import missing_packages, wants_lpips
 from dreambooth_trainer.metrics.prompts import fill_template
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.planning.plan import Plan, fingerprint
@@ -74,7 +75,13 @@ def _inputs(context: Context) -> JsonValue:
         "prompts": [[_text_without_identifier(plan, template), template] for template in evaluation_prompts(plan)],
         "class_prompt": plan.class_prompt,
         "encoders": [plan.dino, plan.clip],
+        "lpips": _uses_lpips(plan),
     }
+
+
+def _uses_lpips(plan: Plan) -> bool:
+    # Installed packages, not weights: whether a download succeeds must not decide if a finished phase runs again.
+    return wants_lpips(plan.dino) and not missing_packages()
 
 
 def _complete(context: Context) -> bool:
@@ -149,8 +156,11 @@ def _text_without_identifier(plan: Plan, template: str) -> str:
     return fill_template(template, plan.spec.subject.class_)
 
 
-def check_encoders(plan: Plan) -> None:
+def check_encoders(plan: Plan) -> str:
     """Load the encoders once before the first phase, so that a missing encoder is found before training.
+
+    Returns:
+        A line for the user about a score that will not be computed, or an empty string.
 
     Raises:
         UserError: an encoder is not available.
@@ -158,7 +168,8 @@ def check_encoders(plan: Plan) -> None:
     if plan.spec.evaluation.enabled and {plan.dino, plan.clip} != {BUILTIN_SPRITES}:
         from dreambooth_trainer.metrics.encoders import load_encoders
 
-        load_encoders(plan.dino, plan.clip)
+        return load_encoders(plan.dino, plan.clip).without_lpips
+    return ""
 
 
 def check_thresholds(context: Context) -> None:

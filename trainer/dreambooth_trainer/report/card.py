@@ -62,5 +62,5 @@ def code_fence(text: str) -> str:
 
 
 def _score_line(row: ScoreRow) -> str:
-    before, after = ("-" if value is None else f"{value:.3f}" for value in (row.before, row.after))
-    return f"| {row.name} | {before} | {after} | {row.meaning} |"
+    values = ("-" if value is None else f"{value:.3f}" for value in (row.before, row.after, row.real_images))
+    return f"| {row.name} | {' | '.join(values)} | {row.meaning} |"

@@ -126,7 +126,8 @@ def _scores(job: _FinishedJob) -> tuple[tuple[ScoreRow, ...], str]:
         return (), ""
     content = json.loads(job.folder.scores.read_text())
     before, after = (Scores.model_validate(content[model]) for model in MODELS)
-    return score_rows(before, after), f"{after.dino_encoder}, {after.clip_encoder}"
+    lpips = f"LPIPS ({after.lpips_network})" if after.lpips_network else "without LPIPS"
+    return score_rows(before, after), f"{after.dino_encoder}, {after.clip_encoder}, {lpips}"
 
 
 def _references(plan: Plan) -> tuple[ReferenceRow, ...]:

@@ -35,6 +35,8 @@ class ScoreRow:
     after: float | None
     higher_is_better: bool | None
     """None: neither direction is good or bad by itself."""
+    real_images: float | None = None
+    """The score of the subject's images among each other, an upper bound. None if it is not defined."""
 
     @property
     def change(self) -> Literal["better", "worse", "same", "changed", "unknown"]:
@@ -93,7 +95,7 @@ class Report:
     """Number of class images used for training; 0 without prior preservation."""
     scores: tuple[ScoreRow, ...] = ()
     encoders: str = ""
-    """Names of the encoders used for scoring."""
+    """Names of the networks used for scoring."""
     references: tuple[ReferenceRow, ...] = ()
     curves_svg: str = ""
     """From `curves.loss_curves`. It is not escaped, because it contains no user input."""

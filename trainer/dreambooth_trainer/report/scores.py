@@ -21,6 +21,7 @@ def score_rows(before: Scores | None, after: Scores) -> tuple[ScoreRow, ...]:
             before=None if before is None else before.values.get(metric.name),
             after=after.values[metric.name],
             higher_is_better=metric.higher_is_better,
+            real_images=after.real_images.get(metric.name),
         )
         for metric in METRICS
         if metric.name in after.values

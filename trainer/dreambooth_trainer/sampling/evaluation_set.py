@@ -13,7 +13,8 @@ from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.sampling.generate import ImageRequest, noise_seed
 from dreambooth_trainer.store.image_store import ImageStore
 
-# Images that each model generates of the class prompt, for PRES and DIV, and of the instance prompt, for the report.
+# Images that each model generates of the class prompt, for PRES and class diversity, and of the instance prompt, for
+# the report.
 NUM_CLASS_PROMPT_IMAGES = 32
 NUM_INSTANCE_PROMPT_IMAGES = 8
 
