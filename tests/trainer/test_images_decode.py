@@ -14,7 +14,7 @@ from imagefiles import USE_IMAGE, encoded, gradient
 from PIL import Image, ImageCms, ImageOps
 
 from dreambooth_api.errors import UserError
-from dreambooth_trainer.images import RawImage, decode, prepare_image
+from dreambooth_trainer.images import RawImage, decode, prepare_image, prepare_photo
 
 
 def prepared(data: bytes, resolution: int = 32) -> np.ndarray:
@@ -260,3 +260,18 @@ def test_metadata_of_an_intact_png_does_not_matter(metadata: bytes, position: st
     plain = encoded(gradient())
     at = 33 if position == "before the pixels" else len(plain) - 12
     assert np.array_equal(prepared(plain[:at] + metadata + plain[at:]), prepared(plain))
+
+
+def test_a_photo_keeps_the_whole_image_upright_and_is_not_enlarged() -> None:
+    wide = gradient(96, 64)
+    photo = prepare_photo(RawImage("a", encoded(wide)), 32)
+    assert (photo.mode, photo.size, photo.info) == ("RGB", (96, 64), {})
+    assert np.array_equal(np.asarray(photo), np.asarray(wide))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by 90 degrees
+    assert prepare_photo(RawImage("a", encoded(wide, "JPEG", exif=exif)), 32).size == (64, 96)
+
+
+@pytest.mark.parametrize(("resolution", "size"), [(512, (1536, 1024)), (1280, (1920, 1280))])
+def test_a_large_photo_is_scaled_down(resolution: int, size: tuple[int, int]) -> None:
+    assert prepare_photo(RawImage("a", encoded(gradient(2400, 1600))), resolution).size == size

@@ -8,16 +8,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from imagefiles import encoded
+from PIL import Image
 from rich.console import Console
 
 from dreambooth_api.job import DreamBoothJob
+from dreambooth_trainer.images import RawImage
+from dreambooth_trainer.metrics import encoders, measure
+from dreambooth_trainer.phases import evaluate
 from dreambooth_trainer.phases.base import Phase
 from dreambooth_trainer.phases.evaluate import evaluation_store
+from dreambooth_trainer.phases.prepare import PREPARE
 from dreambooth_trainer.planning.plan import Plan, SamplerSettings, fill_defaults
 from dreambooth_trainer.progress.console import LineReporter
 from dreambooth_trainer.runner import run_phase
 from dreambooth_trainer.sampling.evaluation_set import MODELS, image_requests
 from dreambooth_trainer.store.folder import JobFolder, atomic_write
+from dreambooth_trainer.store.image_store import ImageStore
 from dreambooth_trainer.store.run_record import read_completion
 
 
@@ -50,6 +57,36 @@ def test_an_interrupted_phase_is_not_complete(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="the node was lost"):
         run_phase(phase, context, LineReporter(Console()))
     assert read_completion(context.folder, context.keys, "encode") is None
+
+
+class CountedProgress:
+    """The progress of a phase, of which only the last count is kept."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def total(self, count: int) -> None: ...
+
+    def done(self, count: int, **facts: object) -> None:
+        self.count = count
+
+
+def test_scores_compare_with_the_photos_and_not_with_the_crops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = Image.new("RGB", (90, 30), "red")
+    wide.paste("blue", (30, 0, 60, 30))  # the center square
+    folder, plan = JobFolder(tmp_path), make_plan("a {} on the beach").model_copy(update={"resolution": 16})
+    context: Any = SimpleNamespace(plan=plan, folder=folder, images=(RawImage("a.png", encoded(wide)),))
+    assert not PREPARE.complete(context)
+    PREPARE.run(context, CountedProgress())
+    assert PREPARE.complete(context)
+    assert Image.open(folder.prepared / "000.png").size == (16, 16)
+    seen: list[Any] = []
+    monkeypatch.setattr(encoders, "load_encoders", lambda *arguments: None)
+    monkeypatch.setattr(evaluate, "work_device", lambda: "cpu")
+    monkeypatch.setattr(evaluate, "load_images", lambda *arguments: [])
+    monkeypatch.setattr(measure, "measure", lambda found, real, *rest: seen.extend(real))
+    evaluate.score_images(plan, folder, {"after": ImageStore(str(tmp_path / "after"))})
+    assert [image.size for image in seen] == [(90, 30)]
 
 
 def test_both_models_start_from_the_same_noise() -> None:

@@ -33,6 +33,8 @@ MAX_PIXELS = 80_000_000
 """Maximum pixels in memory. Measured peaks are 0.4 GB (RGB PNG) to 1.3 GB (WebP). Pillow warns above 89 million."""
 MAX_JPEG_PIXELS = 400_000_000
 """Maximum pixels of a baseline JPEG, which is decoded at a scale of 1/2, 1/4 or 1/8."""
+PHOTO_SIDE = 1024
+"""Maximum length of the shorter side of a photo, in pixels. Encoders read about 224."""
 _ORIENTATION = 0x0112
 _NEW_SUBFILE_TYPE, _DNG_VERSION = 254, 50706
 _CMS = cast("Any", ImageCms)
@@ -67,6 +69,19 @@ def prepare_image(raw: RawImage, resolution: int) -> Image.Image:
     Raises:
         UserError: the file cannot be used; the path of the issue is the file's name.
     """
+    return _prepare(raw, resolution, lambda image: _resize_center(image, resolution))
+
+
+def prepare_photo(raw: RawImage, resolution: int) -> Image.Image:
+    """The whole image, upright, in sRGB on white; not enlarged. It is large enough for crops of the resolution.
+
+    Raises:
+        UserError: as `prepare_image`.
+    """
+    return _prepare(raw, resolution, lambda image: _shrink(image, max(PHOTO_SIDE, resolution)))
+
+
+def _prepare(raw: RawImage, resolution: int, resize: Callable[[Image.Image], Image.Image]) -> Image.Image:
     kind = image_kind(raw.data)
     if kind is None:
         rule = f"is {describe_content(raw.data)}" + ("" if not raw.data else ", regardless of its name")
@@ -76,7 +91,7 @@ def prepare_image(raw: RawImage, resolution: int) -> Image.Image:
         _check_header(raw.name, kind, image, resolution)
         image.draft(None, (2 * resolution, 2 * resolution))
         image.load()
-        return _convert(image, resolution)
+        return _convert(image, resize)
     except (UserError, MemoryError):
         raise
     except Exception as error:
@@ -139,18 +154,18 @@ def _is_raw(image: TiffImagePlugin.TiffImageFile) -> bool:
     return _DNG_VERSION in tags or bool(int(tags.get(_NEW_SUBFILE_TYPE, 0)) & 1)
 
 
-def _convert(image: ImageFile.ImageFile, resolution: int) -> Image.Image:
+def _convert(image: ImageFile.ImageFile, resize: Callable[[Image.Image], Image.Image]) -> Image.Image:
     orientation = _orientation(image)
     profile = image.info.get("icc_profile")
-    square = _resize_center(_to_resizable(image), resolution)
-    if square.mode == "RGBA":
-        white = Image.new("RGBA", square.size, "white")
-        square = Image.alpha_composite(white, square).convert("RGB")
-    square = _to_srgb(square, profile)
+    resized = resize(_to_resizable(image))
+    if resized.mode == "RGBA":
+        white = Image.new("RGBA", resized.size, "white")
+        resized = Image.alpha_composite(white, resized).convert("RGB")
+    resized = _to_srgb(resized, profile)
     operation = _TRANSPOSE.get(orientation)
-    square = square.transpose(operation) if operation is not None else square
+    resized = resized.transpose(operation) if operation is not None else resized
     # A new image without the metadata of the file (EXIF, comments, GPS position).
-    return Image.frombytes("RGB", square.size, square.tobytes())
+    return Image.frombytes("RGB", resized.size, resized.tobytes())
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:
@@ -177,6 +192,14 @@ def _resize_center(image: Image.Image, side: int) -> Image.Image:
     short = min(image.size)
     left, top = (image.width - short) // 2, (image.height - short) // 2
     return image.resize((side, side), Image.Resampling.LANCZOS, box=(left, top, left + short, top + short))
+
+
+def _shrink(image: Image.Image, side: int) -> Image.Image:
+    """Scale an image down so that its shorter side has at most `side` pixels."""
+    scale = side / min(image.size)
+    if scale >= 1:
+        return image
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
 
 
 def _to_srgb(image: Image.Image, profile: object) -> Image.Image:

@@ -136,7 +136,7 @@ def score_images(plan: Plan, folder: JobFolder, stores: dict[Model, ImageStore])
     from dreambooth_trainer.metrics.measure import PromptImages, measure
 
     encoders = load_encoders(plan.dino, plan.clip, work_device())
-    real = [Image.open(path) for path in sorted(folder.prepared.glob("*.png"))]
+    real = [Image.open(path) for path in sorted(folder.photos.glob("*.png"))]
     scores: dict[Model, Scores] = {}
     for model, store in stores.items():
         count = images_per_prompt(plan, model)

@@ -1,12 +1,15 @@
-"""Preprocesses the subject's images: decoded, upright, square, at the training resolution."""
+"""Preprocesses the subject's images: upright photos, and squares at the training resolution."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+from pathlib import Path
 
+from PIL import Image
 from pydantic import JsonValue
 
+from dreambooth_trainer.images.decode import prepare_photo
 from dreambooth_trainer.images.prepare import prepare_images
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.progress.console import PhaseProgress
@@ -19,19 +22,24 @@ def _inputs(context: Context) -> JsonValue:
 
 
 def _complete(context: Context) -> bool:
-    return context.folder.prepared.exists()
+    return context.folder.prepared.exists() and context.folder.photos.exists()
 
 
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     progress.total(len(context.images))
     images, warnings = prepare_images(context.images, context.plan.resolution, context.plan.spec.subject.captions)
-    with atomic_directory(context.folder.prepared) as draft:
-        for number, prepared in enumerate(images):
-            buffer = io.BytesIO()
-            prepared.image.save(buffer, "PNG")
-            (draft / f"{number:03d}.png").write_bytes(buffer.getvalue())
+    with atomic_directory(context.folder.prepared) as prepared, atomic_directory(context.folder.photos) as photos:
+        for number, (raw, image) in enumerate(zip(context.images, images, strict=True)):
+            _save(image.image, prepared / f"{number:03d}.png")
+            _save(prepare_photo(raw, context.plan.resolution), photos / f"{number:03d}.png")
             progress.done(number + 1)
     return {"images": len(images), "warnings": list(warnings)}
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    path.write_bytes(buffer.getvalue())
 
 
 PREPARE = Phase("prepare", _inputs, _complete, _run)

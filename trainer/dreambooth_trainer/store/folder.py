@@ -42,6 +42,11 @@ class JobFolder:
         return self.work / "prepared"
 
     @property
+    def photos(self) -> Path:
+        """The subject's images before the crop for training, as PNG files of the same names."""
+        return self.work / "photos"
+
+    @property
     def latents(self) -> Path:
         """Cached latents and text conditioning, in safetensors."""
         return self.work / "latents.safetensors"
