@@ -27,6 +27,8 @@ class ProgressMessage(Lenient):
     phase: TrainerPhase | None = None
     step: Count | None = None
     steps: Count | None = None
+    samples: Count | None = None
+    world_size: Count | None = None
     loss: float | None = None
     steps_per_second: float | None = Field(default=None, ge=0)
     eta_seconds: float | None = Field(default=None, ge=0)

@@ -164,6 +164,12 @@ class TrainingStatus(Lenient):
 
     step: Count | None = Field(default=None, description="Completed optimizer steps.")
     steps: Count | None = Field(default=None, description="Total optimizer steps.")
+    samples: Count | None = Field(
+        default=None, description="Instance images used so far: completed steps x global batch size."
+    )
+    world_size: Count | None = Field(
+        default=None, description="Number of training processes: workers x GPUs per worker, or workers on CPUs."
+    )
     loss: float | None = Field(
         default=None, allow_inf_nan=False, description="Training loss, averaged over recent steps."
     )

@@ -20,8 +20,8 @@ def test_status_suspend_resume_and_events(plane: ControlPlane, namespace: str) -
     plane.kubectl(
         *("patch", "dbj", "my-dog", "-n", namespace, "--subresource=status", "--type=merge", "-p"),
         '{"status": {"phase": "Failed", "message": "All [/red] retries failed.",'
-        ' "attempts": 2, "training": {"step": 5, "steps": 10, "progress": "5/10",'
-        ' "loss": 0.5}, "conditions": [{"type": "Failed", "status": "True", "reason": "BadImages",'
+        ' "attempts": 2, "training": {"step": 5, "steps": 10, "progress": "5/10", "samples": 20,'
+        ' "worldSize": 2, "loss": 0.5}, "conditions": [{"type": "Failed", "status": "True", "reason": "BadImages",'
         ' "message": "1.png is not an image [/red]", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}',
     )
     shown = run(plane, namespace, "status", "my-dog").output
@@ -30,7 +30,7 @@ def test_status_suspend_resume_and_events(plane: ControlPlane, namespace: str) -
         "All [/red] retries failed.",
         "attempt 2",
         "5/10",
-        "loss 0.5",
+        "20 samples world size 2 loss 0.5",
         "BadImages",
         "1.png is not an image [/red]",
     ):

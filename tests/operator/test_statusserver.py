@@ -60,6 +60,13 @@ def test_remaining_time_is_formatted_like_the_ages_of_kubectl(seconds: float, sh
     assert training.eta == shown
 
 
+def test_samples_and_world_size_are_reported() -> None:
+    reports = {"phase": "Train", "step": 5, "steps": 10, "samples": 20, "worldSize": 2}, {"step": 6, "samples": 24}
+    training = merged_status(*reports).training
+    assert training
+    assert (training.samples, training.world_size) == (24, 2)
+
+
 def test_remaining_time_is_removed_when_training_ends() -> None:
     training = merged_status(
         {"phase": "Train", "step": 1, "steps": 2, "etaSeconds": 9}, {"phase": "Evaluate", "step": 2}

@@ -123,17 +123,11 @@ def out_of_memory() -> dict[str, Any]:
         trainer = train.build_trainer(plan, JobFolder(folder), "key", train.partial(train.report_to, progress_actor))
         trainer.train_loop_per_worker = lambda config: exhaust_memory(folder / "training")
         try:
-            train._fit(trainer, progress_actor, Silent())
+            train._fit(trainer, progress_actor, lambda record: None)
         except Exception as caught:
             error = caught if isinstance(caught, InsufficientMemoryError) else out_of_memory(caught, "training")
             result["training"] = [str(error), len((folder / "training").read_text().split())]
     return result
-
-
-class Silent:
-    def total(self, count: int) -> None: ...
-
-    def done(self, count: int, **facts: object) -> None: ...
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from rich.console import Console
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.images import RawImage
 from dreambooth_trainer.metrics import encoders, measure
-from dreambooth_trainer.phases import evaluate
+from dreambooth_trainer.phases import evaluate, train
 from dreambooth_trainer.phases.base import Phase
 from dreambooth_trainer.phases.evaluate import evaluation_store
 from dreambooth_trainer.phases.prepare import PREPARE
@@ -26,6 +26,7 @@ from dreambooth_trainer.sampling.evaluation_set import MODELS, image_requests
 from dreambooth_trainer.store.folder import JobFolder, atomic_write
 from dreambooth_trainer.store.image_store import ImageStore
 from dreambooth_trainer.store.run_record import read_completion
+from dreambooth_trainer.training.messages import StepRecord
 
 
 def make_plan(*prompts: str) -> Plan:
@@ -60,15 +61,15 @@ def test_an_interrupted_phase_is_not_complete(tmp_path: Path) -> None:
 
 
 class CountedProgress:
-    """The progress of a phase, of which only the last count is kept."""
+    """The progress of a phase, of which only the last report is kept."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count, self.facts = 0, dict[str, object]()
 
     def total(self, count: int) -> None: ...
 
     def done(self, count: int, **facts: object) -> None:
-        self.count = count
+        self.count, self.facts = count, facts
 
 
 def test_scores_compare_with_the_photos_and_not_with_the_crops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +88,12 @@ def test_scores_compare_with_the_photos_and_not_with_the_crops(tmp_path: Path, m
     monkeypatch.setattr(measure, "measure", lambda found, real, *rest: seen.extend(real))
     evaluate.score_images(plan, folder, {"after": ImageStore(str(tmp_path / "after"))})
     assert [image.size for image in seen] == [(90, 30)]
+
+
+def test_training_reports_the_samples_of_the_global_batch_and_the_world_size() -> None:
+    plan, progress = make_plan("a {} on the beach").model_copy(update={"batch_size": 8}), CountedProgress()
+    train._report(plan, progress, StepRecord(3, 0.5, 0.25, 0.25, 1e-6, world_size=4))
+    assert (progress.count, progress.facts) == (3, {"loss": 0.5, "samples": 24, "world_size": 4})
 
 
 def test_both_models_start_from_the_same_noise() -> None:

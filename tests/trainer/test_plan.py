@@ -5,8 +5,11 @@ import pytest
 from dreambooth_api.deepspeed_keys import PLANNED, reserved_keys
 from dreambooth_api.errors import UserError
 from dreambooth_api.job import DreamBoothJob
+from dreambooth_trainer.cluster.hardware import Hardware
+from dreambooth_trainer.planning import describe
 from dreambooth_trainer.planning.defaults import PAPER, SPRITES
-from dreambooth_trainer.planning.memory import GIB, ModelSize, choose_stage, memory_need
+from dreambooth_trainer.planning.make_plan import PlannedJob
+from dreambooth_trainer.planning.memory import GIB, MemoryNeed, ModelSize, StageChoice, choose_stage, memory_need
 from dreambooth_trainer.planning.plan import Plan, fill_defaults, fingerprint
 from dreambooth_trainer.training.deepspeed_config import deepspeed_config, merge
 
@@ -72,7 +75,8 @@ def test_lora_has_its_own_default_learning_rate(model: dict | None, rate: float)
         (
             {"training": {"globalBatchSize": 3}, "cluster": {"workers": 2}},
             "spec.training.globalBatchSize: 3: cannot be split evenly across 2 worker(s) x 1 accumulation step(s); "
-            "set a multiple of 2",
+            "set a multiple of 2, for example with the same number of samples: training.globalBatchSize: 4, "
+            "training.steps: 300, training.learningRate: 0.00017; or use fewer workers",
         ),
         (
             {
@@ -80,13 +84,14 @@ def test_lora_has_its_own_default_learning_rate(model: dict | None, rate: float)
                 "cluster": {"elastic": {"minWorkers": 2, "maxWorkers": 3}},
             },
             "spec.training.globalBatchSize: 4: cannot be split evenly across any number of workers from 2 to 3 x 2 "
-            "accumulation step(s); set a multiple of 12",
+            "accumulation step(s); set a multiple of 12, for example with the same number of samples: "
+            "training.globalBatchSize: 12, training.steps: 133, training.learningRate: 0.00026; or use fewer workers",
         ),
         (
             {"model": {"id": "some/model"}, "cluster": {"workers": 8}},
             "spec.training.globalBatchSize: 1: the default cannot be split evenly across 8 worker(s) x 1 "
-            "accumulation step(s); use fewer workers, or set values with the same number of samples: "
-            "training.globalBatchSize: 8, training.steps: 125, training.learningRate: 1.4e-05",
+            "accumulation step(s); set a multiple of 8, for example with the same number of samples: "
+            "training.globalBatchSize: 8, training.steps: 125, training.learningRate: 1.4e-05; or use fewer workers",
         ),
     ],
 )
@@ -94,6 +99,22 @@ def test_a_batch_that_cannot_be_split_is_rejected(spec: dict, sentence: str) -> 
     with pytest.raises(UserError) as caught:
         make_plan(spec)
     assert str(caught.value) == sentence
+
+
+def test_the_remedy_is_a_plan_with_the_same_number_of_samples() -> None:
+    plan = make_plan({"model": {"id": "some/model"}})
+    other = {"globalBatchSize": 8, "steps": 125, "learningRate": 1.4e-05}
+    remedy = make_plan({"model": {"id": "some/model"}, "cluster": {"workers": 8}, "training": other})
+    assert plan.samples == remedy.samples == 1000
+    assert describe.describe(planned(remedy)).count("125 steps x batch size 8 = 1000 samples") == 1
+    assert ("training", "Full, 125 steps x batch size 8 = 1000 samples, learning rate 1.4e-05, 512 px, fp32") in (
+        describe.rows(planned(remedy))
+    )
+
+
+def planned(plan: Plan) -> PlannedJob:
+    choice = StageChoice(1, "", MemoryNeed(0, 0, 0, 0, 0), fits=True)
+    return PlannedJob(plan, 5, Hardware(0, "CPU", None, bf16=False), choice, 1)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,9 @@ def render(job: Json, now: datetime) -> RenderableType:
     training = part(status, "training")
     if training.get("steps"):
         bar = Table.grid(padding=(0, 2))
-        details = [f"loss {training['loss']}"] if "loss" in training else []
+        details = [f"{training['samples']} samples"] if "samples" in training else []
+        details += [f"world size {training['worldSize']}"] if "worldSize" in training else []
+        details += [f"loss {training['loss']}"] if "loss" in training else []
         details += [f"{training['stepsPerSecond']} steps/s"] if "stepsPerSecond" in training else []
         details += [f"{training['eta']} left"] if "eta" in training else []
         progress = ProgressBar(total=training["steps"], completed=training.get("step", 0), width=30)

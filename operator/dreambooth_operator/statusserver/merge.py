@@ -49,6 +49,8 @@ def _training(old: TrainingStatus, report: ProgressMessage, phase: TrainerPhase 
     given: dict[str, Any] = {
         "step": report.step,
         "steps": report.steps,
+        "samples": report.samples,
+        "world_size": report.world_size,
         "loss": _rounded(report.loss),
         "steps_per_second": _rounded(report.steps_per_second),
         "eta": _duration(report.eta_seconds),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import asdict
 from functools import partial
@@ -28,6 +28,7 @@ from dreambooth_trainer.training.messages import (
     LoopConfig,
     ProgressActor,
     ReportCallback,
+    StepRecord,
     WorkerMessage,
     read_records,
     report_to,
@@ -70,7 +71,7 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     progress_actor: Any = ray.remote(num_cpus=0, label_selector=driver_node)(ProgressActor).remote()
     try:
         trainer = build_trainer(plan, folder, context.keys["train"], partial(report_to, progress_actor))
-        checkpoint = _fit(trainer, progress_actor, progress)
+        checkpoint = _fit(trainer, progress_actor, partial(_report, plan, progress))
     except Exception as error:
         # Ray may kill the controller or the progress actor instead of a worker.
         if memory_error := out_of_memory(error, "training"):
@@ -79,13 +80,18 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     finally:
         ray.kill(progress_actor)
     records = read_records(checkpoint)
-    progress.done(len(records), loss=records[-1].loss)
+    _report(plan, progress, records[-1])
     context.pool.call(save_trained_model, plan, checkpoint, folder)
     atomic_write(folder.losses, "".join(json.dumps(asdict(record)) + "\n" for record in records))
     return {"steps": len(records), "loss": records[-1].loss}
 
 
-def _fit(trainer: TorchTrainer, progress_actor: Any, progress: PhaseProgress) -> Path:
+def _report(plan: Plan, progress: PhaseProgress, record: StepRecord) -> None:
+    samples = record.step * plan.batch_size
+    progress.done(record.step, loss=record.loss, samples=samples, world_size=record.world_size)
+
+
+def _fit(trainer: TorchTrainer, progress_actor: Any, report: Callable[[StepRecord], None]) -> Path:
     """Train to the end and report progress; returns the last checkpoint.
 
     Ray Train restarts the workers after any error. A worker that reports a fatal error ends the run without a restart.
@@ -110,7 +116,7 @@ def _fit(trainer: TorchTrainer, progress_actor: Any, progress: PhaseProgress) ->
         if finished:
             return future.result()
         if message is not None:
-            progress.done(message.step, loss=message.loss)
+            report(message)
 
 
 def build_trainer(plan: Plan, folder: JobFolder, key: str, report: ReportCallback) -> TorchTrainer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dreambooth_trainer.planning.make_plan import PlannedJob
+from dreambooth_trainer.planning.plan import Plan
 
 
 def describe(planned: PlannedJob) -> str:
@@ -15,7 +16,7 @@ def describe(planned: PlannedJob) -> str:
     )
     head = f"{planned.image_count} images of {plan.instance_prompt!r}, {class_images}, {plan.model.id}"
     training = (
-        f"{plan.spec.training.method}, {plan.steps} steps, batch size {plan.batch_size}, "
+        f"{plan.spec.training.method}, {_samples(plan)}, "
         f"learning rate {plan.learning_rate:g}, ZeRO stage {plan.zero_stage}, {plan.precision}, {_workers(planned)}, "
         f"{plan.resolution} px"
     )
@@ -37,7 +38,7 @@ def rows(planned: PlannedJob) -> list[tuple[str, str]]:
         ),
         (
             "training",
-            f"{plan.spec.training.method}, {plan.steps} steps, batch size {plan.batch_size}, "
+            f"{plan.spec.training.method}, {_samples(plan)}, "
             f"learning rate {plan.learning_rate:g}, {plan.resolution} px, {plan.precision}",
         ),
         (
@@ -56,6 +57,11 @@ def rows(planned: PlannedJob) -> list[tuple[str, str]]:
         ("published formats", ", ".join(plan.formats)),
         ("evaluation", f"encoders {plan.dino} and {plan.clip}" if plan.spec.evaluation.enabled else "disabled"),
     ]
+
+
+def _samples(plan: Plan) -> str:
+    """Steps, global batch size, and their product: the number of instance images used."""
+    return f"{plan.steps} steps x batch size {plan.batch_size} = {plan.samples} samples"
 
 
 def _workers(planned: PlannedJob) -> str:

@@ -60,6 +60,11 @@ class Plan(Strict):
         return self.job.spec
 
     @property
+    def samples(self) -> int:
+        """Number of instance images that training uses, with repetitions."""
+        return self.steps * self.batch_size
+
+    @property
     def world_sizes(self) -> tuple[int, int]:
         """Minimum and maximum number of training processes: one per GPU, or one per worker on CPUs."""
         elastic, workers = self.spec.cluster.elastic, self.spec.cluster.workers
@@ -173,8 +178,8 @@ def _batch_size(spec: JobSpec, gpus_per_worker: int, default: int, steps: int, r
     """The global batch size. It does not depend on the number of workers, because it affects the result.
 
     Raises:
-        UserError: it cannot be split evenly. If it is the default, the remedy is a batch size that can be split, with
-            steps and learning rate that keep the number of samples.
+        UserError: it cannot be split evenly. The remedy is a batch size that can be split, with steps and learning rate
+            that keep the number of samples.
     """
     elastic, accumulation = spec.cluster.elastic, spec.training.gradient_accumulation_steps
     per_worker = max(1, gpus_per_worker)
@@ -188,16 +193,16 @@ def _batch_size(spec: JobSpec, gpus_per_worker: int, default: int, steps: int, r
     )
     gpus = f" x {per_worker} GPUs" if per_worker > 1 else ""
     rule = f"cannot be split evenly across {workers}{gpus} x {accumulation} accumulation step(s)"
-    if spec.training.global_batch_size is not None:
-        raise UserError(ValidationIssue("spec.training.globalBatchSize", batch, rule, f"set a multiple of {parts}"))
     larger = math.ceil(batch / parts) * parts
     growth = larger / batch
     # For Adam, the learning rate scales with the square root of the batch size (Malladi et al. 2022, section 5).
     remedy = (
-        f"use fewer workers, or set values with the same number of samples: training.globalBatchSize: {larger}, "
-        f"training.steps: {max(1, round(steps / growth))}, training.learningRate: {rate * math.sqrt(growth):.2g}"
+        f"set a multiple of {parts}, for example with the same number of samples: training.globalBatchSize: {larger}, "
+        f"training.steps: {max(1, round(steps / growth))}, training.learningRate: {rate * math.sqrt(growth):.2g}; or "
+        "use fewer workers"
     )
-    raise UserError(ValidationIssue("spec.training.globalBatchSize", batch, f"the default {rule}", remedy))
+    prefix = "" if spec.training.global_batch_size else "the default "
+    raise UserError(ValidationIssue("spec.training.globalBatchSize", batch, f"{prefix}{rule}", remedy))
 
 
 def fingerprint(value: JsonValue) -> str:

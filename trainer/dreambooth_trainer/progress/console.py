@@ -60,7 +60,10 @@ def choose_reporter(console: Console) -> Reporter:
 
 
 def _format_facts(facts: dict[str, float | int | str]) -> str:
-    return " ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())
+    return " ".join(
+        f"{name.replace('_', ' ')} {value:.3g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
+        for name, value in facts.items()
+    )
 
 
 @dataclass

@@ -154,6 +154,7 @@ def _settings(plan: Plan) -> dict[str, str]:
         "steps": str(plan.steps),
         "learning rate": f"{plan.learning_rate:g}",
         "global batch size": f"{plan.batch_size}",
+        "samples": f"{plan.samples} instance images",
         "text encoder": f"trained at {plan.text_encoder_learning_rate:g}" if plan.train_text_encoder else "frozen",
         "prior loss weight": f"{plan.spec.prior_preservation.loss_weight:g}"
         if plan.spec.prior_preservation.enabled

@@ -62,7 +62,7 @@ class JobFolder:
 
     @property
     def losses(self) -> Path:
-        """One JSON object per step: step, loss, instance_loss, prior_loss, learning_rate."""
+        """One JSON object per step: step, loss, instance_loss, prior_loss, learning_rate, world_size."""
         return self.work / "losses.jsonl"
 
     @property

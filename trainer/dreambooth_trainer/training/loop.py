@@ -197,7 +197,7 @@ def run_step(
     if world_size > 1:
         torch.distributed.all_reduce(sums)
     loss, instance_loss, prior_loss = (sums / num_micro_batches).tolist()
-    return StepRecord(step + 1, loss, instance_loss, None if prior is None else prior_loss, rate)
+    return StepRecord(step + 1, loss, instance_loss, None if prior is None else prior_loss, rate, world_size)
 
 
 def report_checkpoint(

@@ -26,6 +26,7 @@ class StepRecord:
         step: counted from 1.
         loss: instance_loss + loss weight x prior_loss (paper, equation 2).
         prior_loss: None without prior preservation.
+        world_size: number of training processes. It changes in an elastic job.
     """
 
     step: int
@@ -33,6 +34,7 @@ class StepRecord:
     instance_loss: float
     prior_loss: float | None
     learning_rate: float
+    world_size: int
 
 
 @dataclass(frozen=True)
