@@ -139,6 +139,16 @@ class Training(Strict):
         description="Side length of the square training images in pixels. Defaults to the resolution that the base "
         "model was trained with, from its configuration.",
     )
+    random_crop: bool = Field(
+        default=False,
+        description="Whether to crop instance images at random positions along their longer side. By default, the "
+        "center square is used.",
+    )
+    random_flip: bool = Field(
+        default=False,
+        description="Whether to mirror instance images horizontally at random. Not for subjects with text or "
+        "asymmetric marks, which the model would learn mirrored.",
+    )
     precision: Literal["bf16", "fp32"] | None = Field(
         default=None,
         description="Number format of weights and activations. Optimizer state and master weights are always fp32.",

@@ -1,5 +1,7 @@
 """The batch of a step is a function of seed and step, however it is split into micro-batches."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -27,6 +29,19 @@ def test_every_image_is_sampled_once_per_epoch_in_a_new_order() -> None:
     epochs = [indices[i : i + 6] for i in range(0, len(indices), 6)]
     assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_augmentation_selects_variants_and_changes_nothing_else() -> None:
+    plain = DeterministicSampler(num_images=5, batch_size=8, num_train_timesteps=1000, seed=3)
+    augmented = replace(plain, num_variants=16)
+    variants: set[int] = set()
+    for step in range(20):
+        before, after = full_batch(plain, step, 1), full_batch(augmented, step, 1)
+        assert full_batch(augmented, step, 4) == after
+        assert [index // 16 for index in after.pop("indices")] == before.pop("indices")
+        assert before == after
+        variants |= {index % 16 for index in full_batch(augmented, step, 1)["indices"]}
+    assert variants == set(range(16))
 
 
 def test_samples_differ_between_steps_and_between_seeds() -> None:

@@ -10,6 +10,7 @@ from pydantic import JsonValue
 
 from dreambooth_trainer.cluster.hardware import work_device
 from dreambooth_trainer.families.registry import local_folder, open_family
+from dreambooth_trainer.images.augment import augment
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.phases.class_images import class_image_names, class_image_store
 from dreambooth_trainer.planning.plan import Plan
@@ -33,13 +34,16 @@ def instance_prompts(context: Context) -> list[str]:
 
 
 def _inputs(context: Context) -> JsonValue:
-    plan = context.plan
+    plan, training = context.plan, context.plan.spec.training
     return {
         "prepare": context.keys["prepare"],
         "class_images": context.keys["class-images"],
         "model": context.base_digest,
         "prompts": list(instance_prompts(context)),
         "text_encoder": plan.train_text_encoder,
+        "augmentation": [training.random_crop, training.random_flip, training.seed]
+        if plan.variants_per_image > 1
+        else None,
     }
 
 
@@ -49,7 +53,7 @@ def _complete(context: Context) -> bool:
 
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     names = class_image_names(context)
-    count = len(context.images) + len(names)
+    count = len(context.images) * context.plan.variants_per_image + len(names)
     progress.total(count)
     context.pool.call(
         encode, context.plan, context.folder, instance_prompts(context), class_image_store(context), names
@@ -71,7 +75,8 @@ def encode(plan: Plan, folder: JobFolder, prompts: list[str], class_images: Imag
     if device != "cpu" and components.vae is not None:
         components.vae.to(device)  # pyright: ignore[reportArgumentType] - torch's own signature takes a string
         components.text_encoder.to(device)
-    images = [Image.open(path) for path in sorted(folder.prepared.glob("*.png"))]
+    images = instance_images(plan, folder)
+    prompts = [prompt for prompt in prompts for _ in range(plan.variants_per_image)]
     encode_text = not plan.train_text_encoder
     instance_latents = _latents(family, components, images, prompts, encode_text=encode_text)
     class_latents = None
@@ -82,6 +87,23 @@ def encode(plan: Plan, folder: JobFolder, prompts: list[str], class_images: Imag
     draft = folder.latents.with_suffix(".draft")
     save_data(TrainingData(instance_latents, class_latents), draft)
     draft.replace(folder.latents)
+
+
+def instance_images(plan: Plan, folder: JobFolder) -> list[Image.Image]:
+    """The subject's images at the training resolution, with all augmented variants of each image in a row."""
+    training, variants = plan.spec.training, range(plan.variants_per_image)
+    if len(variants) == 1:
+        return [Image.open(path) for path in sorted(folder.prepared.glob("*.png"))]
+    photos = [Image.open(path) for path in sorted(folder.photos.glob("*.png"))]
+    return [
+        augment(
+            *(photo, plan.resolution, training.seed, number, variant),
+            random_crop=training.random_crop,
+            random_flip=training.random_flip,
+        )
+        for number, photo in enumerate(photos)
+        for variant in variants
+    ]
 
 
 def _latents(

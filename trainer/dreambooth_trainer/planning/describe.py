@@ -28,7 +28,7 @@ def rows(planned: PlannedJob) -> list[tuple[str, str]]:
     plan, sampler = planned.plan, planned.plan.class_image_sampler
     return [
         ("base model", plan.model.id),
-        ("subject", f"{planned.image_count} images, {plan.instance_prompt!r}"),
+        ("subject", f"{planned.image_count} images, {plan.instance_prompt!r}, augmentation: {plan.augmentation}"),
         (
             "class images",
             f"{plan.num_class_images} of {plan.class_prompt!r}, {sampler.steps} steps, "

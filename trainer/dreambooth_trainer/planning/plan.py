@@ -14,6 +14,9 @@ from dreambooth_api.job import BaseModelRef, DreamBoothJob, Format, JobSpec
 from dreambooth_api.uris import BUILTIN_SPRITES
 from dreambooth_trainer.planning.defaults import model_defaults
 
+NUM_RANDOM_CROPS = 8
+"""Crops of each image with training.randomCrop. Their latents are cached."""
+
 
 class SamplerSettings(Strict):
     """Denoising steps and classifier-free guidance scale."""
@@ -63,6 +66,19 @@ class Plan(Strict):
     def samples(self) -> int:
         """Number of instance images that training uses, with repetitions."""
         return self.steps * self.batch_size
+
+    @property
+    def augmentation(self) -> str:
+        """The augmentation of instance images, for people: "random crop, random flip", or "none"."""
+        training = self.spec.training
+        enabled = {"random crop": training.random_crop, "random flip": training.random_flip}
+        return ", ".join(name for name, on in enabled.items() if on) or "none"
+
+    @property
+    def variants_per_image(self) -> int:
+        """Number of augmented variants of each instance image; 1 without augmentation."""
+        training = self.spec.training
+        return (NUM_RANDOM_CROPS if training.random_crop else 1) * (2 if training.random_flip else 1)
 
     @property
     def world_sizes(self) -> tuple[int, int]:

@@ -160,6 +160,7 @@ def _settings(plan: Plan) -> dict[str, str]:
         if plan.spec.prior_preservation.enabled
         else "prior preservation disabled",
         "resolution": f"{plan.resolution} px",
+        "augmentation": plan.augmentation,
         "precision": plan.precision,
         "ZeRO stage": str(plan.zero_stage),
         "training processes": "-".join(str(size) for size in sorted(set(plan.world_sizes))),

@@ -30,12 +30,15 @@ class DeterministicSampler:
         num_images: number of images of this kind.
         batch_size: images of this kind per optimizer step, over all workers and gradient accumulation steps.
         num_train_timesteps: length of the noise schedule; timesteps are uniform in [0, num_train_timesteps).
+        num_variants: augmented variants of each image. Indices count variants: those of image i start at
+            i x num_variants.
     """
 
     num_images: int
     batch_size: int
     num_train_timesteps: int
     seed: int
+    num_variants: int = 1
 
     def sample(self, step: int, micro_batch: int, num_micro_batches: int) -> BatchSample:
         """One micro-batch of an optimizer step.
@@ -48,8 +51,10 @@ class DeterministicSampler:
         generator = torch.Generator().manual_seed(_mix(self.seed, step))
         timesteps = torch.randint(0, self.num_train_timesteps, (self.batch_size,), generator=generator)
         seeds = torch.randint(0, 2**62, (self.batch_size,), generator=generator)
+        # Drawn last, so that augmentation does not change timesteps and noise.
+        variants = torch.randint(0, self.num_variants, (self.batch_size,), generator=generator).tolist()
         rows = range(micro_batch * size, (micro_batch + 1) * size)
-        indices = [self._index(step * self.batch_size + row) for row in rows]
+        indices = [self._index(step * self.batch_size + row) * self.num_variants + variants[row] for row in rows]
         return BatchSample(torch.tensor(indices), timesteps[rows.start : rows.stop], seeds[rows.start : rows.stop])
 
     def _index(self, position: int) -> int:

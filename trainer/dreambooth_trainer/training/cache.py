@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Latents:
-    """Encoded images of one kind, and their prompts.
+    """Encoded images of one kind, and their prompts. With augmentation, each variant of an image is an image.
 
     Attributes:
         mean, std: parameters of the latent distribution of each image, [N, C, h, w].

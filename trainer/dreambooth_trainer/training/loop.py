@@ -181,7 +181,9 @@ def run_step(
     timesteps = int(cast("DreamBoothModule", engine.module).scheduler.config["num_train_timesteps"])
     instance, prior = data.instance_images, data.class_images
     samplers = (
-        DeterministicSampler(len(instance), plan.batch_size, timesteps, 4 * seed),
+        DeterministicSampler(
+            len(instance) // plan.variants_per_image, plan.batch_size, timesteps, 4 * seed, plan.variants_per_image
+        ),
         None if prior is None else DeterministicSampler(len(prior), plan.batch_size, timesteps, 4 * seed + 2),
     )
     device = cast("torch.device", engine.device)
