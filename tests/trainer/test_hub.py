@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from diffusers import UNet2DConditionModel
-from hubserver import COMMIT, Hub, run_hub
+from hubserver import COMMIT, PULL_REQUEST, Failure, Hub, Repository, run_hub
 from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTModel
 
@@ -23,6 +23,7 @@ import dreambooth_trainer.models.hub
 from dreambooth_api.errors import TransientError, UserError
 from dreambooth_api.job import BaseModelRef
 from dreambooth_trainer.families.registry import family_name, local_folder, open_family, pinned, weights_digest
+from dreambooth_trainer.metrics.encoder_files import CLIP, DINO, pinned_commit
 from dreambooth_trainer.metrics.pretrained import load_dino
 from dreambooth_trainer.planning.model_facts import model_size
 
@@ -41,9 +42,6 @@ LOADED = {
 }
 
 
-NOT_FOUND = "was not found, neither as a local folder nor on the Hub; check the ID; for a private model, set HF_TOKEN"
-
-
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub that this process uses, with an empty cache and without delays between retries."""
@@ -54,10 +52,16 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
         dreambooth_trainer.models.hub._fetch_commit.cache_clear()
         yield hub
     dreambooth_trainer.models.hub._fetch_commit.cache_clear()
+
+
+def endpoint() -> str:
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
 
 
 @pytest.fixture
@@ -97,6 +101,8 @@ def test_a_cached_commit_needs_no_request(hub: Hub, tiny_model: Path) -> None:
     hub.serve(tiny_model)
     model = pinned(MODEL)
     assert model.revision == COMMIT
+    assert hub.downloaded == {"model_index.json"}
+    local_folder(model)
     hub.requests.clear()
     dreambooth_trainer.models.hub._fetch_commit.cache_clear()  # another process
     assert local_folder(model).name == COMMIT
@@ -114,57 +120,89 @@ def test_an_unsupported_family_is_rejected_before_weights_are_downloaded(hub: Hu
 
 
 def test_a_repository_without_a_pipeline_is_rejected(hub: Hub) -> None:
-    hub.files = {"config.json": b"{}", "model.safetensors": b"x" * 1000}
+    hub.model.files = {"config.json": b"{}", "model.safetensors": b"x" * 1000}
     with pytest.raises(UserError, match=r"'team/model': has no model_index\.json on the Hub"):
         local_folder(MODEL)
     assert hub.downloaded == set()
 
 
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (
-            (401, ""),
-            NOT_FOUND,
-        ),
-        (
-            (401, "RepoNotFound"),
-            NOT_FOUND,
-        ),
-        (
-            (404, "RepoNotFound"),
-            NOT_FOUND,
-        ),
-        (
-            (403, ""),
-            NOT_FOUND,
-        ),
-        ((403, "GatedRepo"), "is a gated model; accept its license at http"),
-    ],
+ON_A_CLUSTER = "on a cluster, in the Secret of the runtime's storage.credentialsSecret"
+NOT_FOUND = (
+    "was not found, neither as a local folder nor on the Hub; check the ID; for a private model, set HF_TOKEN "
+    f"({ON_A_CLUSTER})"
 )
-def test_errors_that_a_user_can_fix_are_user_errors(hub: Hub, error: tuple[int, str], message: str) -> None:
-    hub.error = error
-    with pytest.raises(UserError, match=rf"spec\.model\.id: 'team/model': {message}"):
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (Failure(401), NOT_FOUND),
+        (Failure(401, "RepoNotFound"), NOT_FOUND),
+        (Failure(404, "RepoNotFound"), NOT_FOUND),
+        (
+            Failure(401, message="Invalid credentials in Authorization header"),
+            "the Hub rejects the access token: Invalid credentials in Authorization header; set HF_TOKEN to a valid "
+            f"token of URL/settings/tokens ({ON_A_CLUSTER}), or unset it",
+        ),
+        (
+            Failure(403, message="Your token lacks\x1b[31m a scope"),
+            "the Hub denies access: Your token lacks a scope; set HF_TOKEN to a token that may read this model "
+            f"({ON_A_CLUSTER})",
+        ),
+    ],
+    ids=["401", "401 not found", "404", "invalid token", "403"],
+)
+def test_errors_that_a_user_can_fix_are_user_errors(hub: Hub, failure: Failure, message: str) -> None:
+    hub.failure = failure
+    with pytest.raises(UserError) as caught:
         local_folder(MODEL)
+    assert str(caught.value) == f"spec.model.id: 'team/model': {message.replace('URL', endpoint())}"
+    assert len(hub.requests) == 1, "not retried"
+
+
+def test_a_gated_model_is_a_user_error_that_names_its_license(hub: Hub, tiny_model: Path) -> None:
+    repository = hub.serve(tiny_model)
+    repository.gated, repository.card = True, {"license": "other", "license_name": "community-license"}
+    with pytest.raises(UserError) as caught:
+        pinned(MODEL)
+    assert str(caught.value) == (
+        "spec.model.id: 'team/model': is a gated model (license community-license); accept its license at "
+        f"{endpoint()}/team/model, and set HF_TOKEN to a token of that account ({ON_A_CLUSTER})"
+    )
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_an_outage_is_a_transient_error(hub: Hub, tiny_model: Path, status: int) -> None:
     hub.serve(tiny_model)
-    hub.error = (status, "")
+    hub.failure = Failure(status)
     for load in (lambda: local_folder(MODEL), lambda: load_dino("team/model", "cpu")):
         with pytest.raises(TransientError, match=rf"'team/model': cannot be downloaded from http.* .*{status}"):
             load()
-    hub.error = None
+    hub.failure = None
     assert local_folder(MODEL).name == COMMIT
 
 
-def test_a_truncated_file_is_downloaded_again(hub: Hub, tiny_model: Path) -> None:
+@pytest.mark.parametrize(
+    ("headers", "wait"), [({}, 1), ({"Retry-After": "30"}, 30), ({"ratelimit": '"api";r=0;t=55'}, 55)]
+)
+def test_a_short_outage_is_survived(
+    hub: Hub, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], wait: int
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
     hub.serve(tiny_model)
-    hub.truncated = "unet/diffusion_pytorch_model.safetensors"
+    hub.failures = [Failure(429, headers=headers), Failure(503)]
+    assert pinned(MODEL).revision == COMMIT
+    assert waits == [wait, 2]
+
+
+@pytest.mark.parametrize("fault", ["truncated", "reset"])
+def test_a_file_that_is_cut_off_is_downloaded_again(hub: Hub, tiny_model: Path, fault: str) -> None:
+    hub.serve(tiny_model)
+    setattr(hub, fault, "unet/diffusion_pytorch_model.safetensors")
     with pytest.raises(TransientError, match="'team/model': cannot be downloaded from http"):
         local_folder(MODEL)
-    hub.truncated = ""
+    setattr(hub, fault, "")
     assert weights_digest(local_folder(MODEL)) == weights_digest(tiny_model)
 
 
@@ -216,20 +254,50 @@ def encoder(tmp_path: Path) -> Path:
     return tmp_path / "vit"
 
 
-def test_only_the_safetensors_of_an_encoder_are_downloaded(hub: Hub, encoder: Path) -> None:
+@pytest.fixture
+def hub_encoder(hub: Hub, encoder: Path) -> Hub:
+    """A Hub with a ViT as team/model."""
     hub.serve(encoder)
-    assert load_dino("team/model", "cpu").name == "team/model"
-    assert hub.downloaded == {"config.json", "model.safetensors"}
+    return hub
 
 
-def test_an_encoder_is_downloaded_from_the_pull_request_of_the_bot(hub: Hub, encoder: Path) -> None:
-    hub.serve(encoder)
-    hub.converted = dict(hub.files)
-    del hub.files["model.safetensors"]
-    assert load_dino("team/model", "cpu").name == "team/model"
-    hub.converted = {}
+def test_only_the_safetensors_of_an_encoder_are_downloaded(hub_encoder: Hub) -> None:
+    assert pinned_commit(DINO, "team/model") == COMMIT
+    assert hub_encoder.downloaded == {"config.json"}
+    assert load_dino("team/model", "cpu", COMMIT).name == "team/model"
+    assert hub_encoder.downloaded == {"config.json", "model.safetensors"}
+    hub_encoder.requests.clear()
+    assert load_dino("team/model", "cpu", COMMIT).name == "team/model"
+    assert hub_encoder.requests == []
+
+
+def test_an_encoder_is_downloaded_from_the_pull_request_of_the_bot(
+    hub_encoder: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = hub_encoder.model
+    model.converted = dict(model.files)
+    del model.files["model.safetensors"]
+    commit = pinned_commit(DINO, "team/model")
+    assert commit == PULL_REQUEST
+    assert load_dino("team/model", "cpu", commit).name == "team/model"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert pinned_commit(DINO, "team/model") == PULL_REQUEST
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    model.converted = {}
     with pytest.raises(UserError, match="no ViTModel with safetensors weights"):
         load_dino("team/model", "cpu")
+
+
+def test_an_encoder_of_another_kind_is_rejected_before_weights_are_downloaded(hub_encoder: Hub) -> None:
+    rule = r"encoders\.clip: 'team/model': is not a CLIPModel: config\.json has model_type 'vit'; set a local folder"
+    with pytest.raises(UserError, match=rule):
+        pinned_commit(CLIP, "team/model")
+    hub_encoder.repositories["team/clip"] = Repository(
+        {"config.json": b'{"model_type": "clip"}', "model.safetensors": b"x"}
+    )
+    with pytest.raises(UserError, match=r"has no tokenizer \(tokenizer.json or vocab.json\); set a local folder"):
+        pinned_commit(CLIP, "team/clip")
+    assert not [name for name in hub_encoder.sent_bytes if name.endswith(".safetensors")]
 
 
 def test_other_formats_are_not_hashed_counted_or_published(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dreambooth_trainer.metrics import encoders, lpips
+from dreambooth_trainer.metrics import encoder_files, encoders, lpips
 from dreambooth_trainer.metrics.lpips import LpipsUnavailableError
 from dreambooth_trainer.metrics.lpips_packages import missing_packages, wants_lpips
 from dreambooth_trainer.phases import evaluate
@@ -54,9 +54,10 @@ def test_missing_packages_are_reported_with_the_extra(monkeypatch: pytest.Monkey
 
 def test_the_note_is_returned_before_the_first_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: Any = type("Loaded", (), {"without_lpips": "DIV is not computed: no network"})
-    monkeypatch.setattr(encoders, "load_encoders", lambda dino, clip: loaded)
+    monkeypatch.setattr(encoders, "load_encoders", lambda dino, clip, commits: loaded)
+    monkeypatch.setattr(encoder_files, "pinned_commits", lambda dino, clip: {})
     plan = Plan.model_construct(dino="facebook/dino-vits16", clip="c", job=enabled_job())
-    assert evaluate.check_encoders(plan) == "DIV is not computed: no network"
+    assert evaluate.check_encoders(plan)[1] == "DIV is not computed: no network"
 
 
 def enabled_job() -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import JsonValue
 
@@ -139,7 +139,9 @@ def run_job(
                 reporter.skipped(phase.name)
             elif not started:
                 # If all phases are complete, no encoder is loaded and Ray is not started.
-                if note := check_encoders(prepared.plan):
+                encoder_commits, note = check_encoders(prepared.plan)
+                context = replace(context, encoder_commits=encoder_commits)
+                if note:
                     reporter.note(note)
                 stack.enter_context(ray_cluster())
                 started = True

@@ -21,11 +21,12 @@ from dreambooth_trainer.models.files import (
     pipeline_files,
     without_safetensors,
 )
-from dreambooth_trainer.models.hub import Repository, fetch
+from dreambooth_trainer.models.hub import Repository, fetch, open_repository
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+PATH = "spec.model.id"
 # By `_class_name` of model_index.json.
 FAMILIES = {"StableDiffusionPipeline": "dreambooth_trainer.families.stable_diffusion:StableDiffusion"}
 
@@ -38,13 +39,16 @@ def local_folder(model: BaseModelRef) -> Path:
             `family_name`).
         TransientError: the Hub cannot be reached.
     """
-    if model.id == BUILTIN_SPRITES:
-        from dreambooth_trainer.sprites import WEIGHTS
+    return _on_disk(model) or fetch(model.id, model.revision, PATH, INDEX, _files_of_known_family)
 
-        return WEIGHTS
-    if _is_local(model):
-        return Path(model.id)
-    return fetch(model.id, model.revision, "spec.model.id", INDEX, _files_of_known_family)
+
+def config_folder(model: BaseModelRef) -> Path:
+    """A local folder with the configuration and the tokenizer of a model. No weights are downloaded.
+
+    Raises:
+        UserError, TransientError: as `local_folder`.
+    """
+    return _on_disk(model) or fetch(model.id, model.revision, PATH, INDEX, _configs_of_known_family)
 
 
 def pinned(model: BaseModelRef) -> BaseModelRef:
@@ -53,19 +57,28 @@ def pinned(model: BaseModelRef) -> BaseModelRef:
     Raises:
         UserError, TransientError: as `local_folder`.
     """
-    if model.id == BUILTIN_SPRITES or _is_local(model):
+    if _on_disk(model) is not None:
         return model
-    return model.model_copy(update={"revision": local_folder(model).name})
+    return model.model_copy(update={"revision": open_repository(model.id, model.revision, PATH, INDEX).commit})
 
 
-def _is_local(model: BaseModelRef) -> bool:
+def _on_disk(model: BaseModelRef) -> Path | None:
+    """The folder of a model that is not on the Hub."""
+    if model.id == BUILTIN_SPRITES:
+        from dreambooth_trainer.sprites import WEIGHTS
+
+        return WEIGHTS
     # Workers run in another folder, so a relative path would be another one there. `load_job` resolves paths.
-    return os.path.isabs(model.id) and os.path.isdir(model.id)  # noqa: PTH112, PTH117
+    return Path(model.id) if os.path.isabs(model.id) and os.path.isdir(model.id) else None  # noqa: PTH112, PTH117
 
 
 def _files_of_known_family(repository: Repository) -> list[str]:
     _known_family(repository.read(INDEX), repository.names, repository.model_id)
     return pipeline_files(repository.names, repository.read)
+
+
+def _configs_of_known_family(repository: Repository) -> list[str]:
+    return [name for name in _files_of_known_family(repository) if not name.endswith(".safetensors")]
 
 
 def open_family(folder: Path) -> Family:
@@ -108,15 +121,15 @@ def _known_family(index: str, names: Collection[str], where: str) -> str:
     if name not in FAMILIES:
         supported = ", ".join(FAMILIES)
         remedy = f"use a model of one of these classes: {supported}"
-        raise UserError(ValidationIssue("spec.model.id", where, f"is a {name}, which is not supported", remedy))
+        raise UserError(ValidationIssue(PATH, where, f"is a {name}, which is not supported", remedy))
     if pickled := without_safetensors(names):
         rule = f"has no safetensors weights in {', '.join(pickled)}; other formats can contain code"
-        raise UserError(ValidationIssue("spec.model.id", where, rule, "save the model with safe_serialization=True"))
+        raise UserError(ValidationIssue(PATH, where, rule, "save the model with safe_serialization=True"))
     return name
 
 
 def _unreadable(where: str) -> ValidationIssue:
-    return ValidationIssue("spec.model.id", where, f"has no readable {INDEX}", "set the folder of a diffusers model")
+    return ValidationIssue(PATH, where, f"has no readable {INDEX}", "set the folder of a diffusers model")
 
 
 @functools.cache

@@ -6,7 +6,7 @@ imported only by jobs that use them, because importing transformers takes second
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -126,25 +126,26 @@ class SpriteTextEncoder:
         return encode_normalized(texts, lambda batch: self.evaluator.text_features(list(batch)))
 
 
-def load_encoders(dino: str, clip: str, device: str = "cpu") -> Encoders:
+def load_encoders(dino: str, clip: str, device: str = "cpu", commits: Mapping[str, str] | None = None) -> Encoders:
     """Load both encoders, and LPIPS if it is wanted and available.
 
     Args:
         dino: Hub ID, local folder or builtin:sprites (`spec.evaluation.encoders.dino`).
         clip: the same for `spec.evaluation.encoders.clip`.
         device: torch device of the models. Features are always returned on the CPU.
+        commits: commit of each model from the Hub, by ID. Without it, the Hub is asked for the latest.
 
     Raises:
         UserError: a model is not available or of another type. Contains the issues of both encoders.
     """
     issues: list[ValidationIssue] = []
-    dino_encoder, clip_encoder = None, None
+    dino_encoder, clip_encoder, commits = None, None, commits or {}
     try:
-        dino_encoder = _load_dino(dino, device)
+        dino_encoder = _load_dino(dino, device, commits.get(dino))
     except UserError as error:
         issues += error.issues
     try:
-        clip_encoder = _load_clip(clip, device)
+        clip_encoder = _load_clip(clip, device, commits.get(clip))
     except UserError as error:
         issues += error.issues
     if dino_encoder is None or clip_encoder is None:
@@ -163,20 +164,20 @@ def load_lpips(device: str) -> tuple[ImageDistance | None, str]:
         return None, f"DIV is not computed: {error}"
 
 
-def _load_dino(name: str, device: str) -> ImageEncoder:
+def _load_dino(name: str, device: str, commit: str | None) -> ImageEncoder:
     if name == BUILTIN_SPRITES:
         return SpriteSubjectEncoder(_sprite_evaluator())
     from dreambooth_trainer.metrics import pretrained
 
-    return pretrained.load_dino(name, device)
+    return pretrained.load_dino(name, device, commit)
 
 
-def _load_clip(name: str, device: str) -> TextImageEncoder:
+def _load_clip(name: str, device: str, commit: str | None) -> TextImageEncoder:
     if name == BUILTIN_SPRITES:
         return SpriteTextEncoder(_sprite_evaluator())
     from dreambooth_trainer.metrics import pretrained
 
-    return pretrained.load_clip(name, device)
+    return pretrained.load_clip(name, device, commit)
 
 
 def _sprite_evaluator() -> SpriteEvaluator:

@@ -11,11 +11,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, PreTrainedModel, ViTModel
 
-from dreambooth_api.errors import UserError, ValidationIssue
-from dreambooth_api.uris import BUILTIN_SPRITES
 from dreambooth_trainer.metrics.batching import encode_normalized
-from dreambooth_trainer.models.files import local_weights, model_files
-from dreambooth_trainer.models.hub import Repository, converted_revision, fetch
+from dreambooth_trainer.metrics.encoder_files import CLIP, DINO, EncoderKind, encoder_folder, unavailable
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
@@ -86,59 +83,47 @@ class ClipEncoder:
         return _projected(self._model.get_text_features(**tokens))
 
 
-def load_dino(name: str, device: str) -> DinoEncoder:
+def load_dino(name: str, device: str, commit: str | None = None) -> DinoEncoder:
     """Load a DINO ViT by Hub ID or folder.
+
+    Args:
+        commit: commit on the Hub; None to resolve it.
 
     Raises:
         UserError: the model is not available or not a ViT.
         TransientError: the Hub cannot be reached.
     """
-    path = "spec.evaluation.encoders.dino"
-    folder = _folder(path, name)
-    return DinoEncoder(name, _pretrained(ViTModel, path, name, folder, device, add_pooling_layer=False))
+    folder = encoder_folder(DINO, name, commit)
+    return DinoEncoder(name, _pretrained(ViTModel, DINO, name, folder, device, add_pooling_layer=False))
 
 
-def load_clip(name: str, device: str) -> ClipEncoder:
+def load_clip(name: str, device: str, commit: str | None = None) -> ClipEncoder:
     """Load a CLIP model with its tokenizer and image processor, by Hub ID or folder.
+
+    Args:
+        commit: commit on the Hub; None to resolve it.
 
     Raises:
         UserError: the model is not available or not a CLIP model.
         TransientError: the Hub cannot be reached.
     """
-    path = "spec.evaluation.encoders.clip"
-    folder = _folder(path, name)
-    model = _pretrained(CLIPModel, path, name, folder, device)
+    folder = encoder_folder(CLIP, name, commit)
+    model = _pretrained(CLIPModel, CLIP, name, folder, device)
     try:
         processor, tokenizer = CLIPImageProcessorPil.from_pretrained(folder), CLIPTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise _unavailable(path, name, "the CLIP model has no tokenizer or no image processor") from error
+        raise unavailable(CLIP, name, "its tokenizer or its image processor cannot be loaded") from error
     return ClipEncoder(name, model, processor, tokenizer)
 
 
 M = TypeVar("M", bound=PreTrainedModel)
 
 
-def _folder(path: str, name: str) -> Path:
-    """The local folder of an encoder, downloaded from the Hub if needed."""
-    if Path(name).is_dir():
-        return Path(name)
-    if name.startswith(("/", "./", "../")):
-        raise _unavailable(path, name, "the folder does not exist")
-    folder = fetch(name, None, path, "config.json", _files)
-    if not local_weights(folder) and (revision := converted_revision(name, path)):
-        return fetch(name, revision, path, "config.json", _files)
-    return folder
-
-
-def _files(repository: Repository) -> list[str]:
-    return model_files(repository.names, repository.read)
-
-
-def _pretrained(kind: type[M], path: str, name: str, folder: Path, device: str, **options: object) -> M:
+def _pretrained(model_class: type[M], kind: EncoderKind, name: str, folder: Path, device: str, **options: object) -> M:
     """A model in float32 and evaluation mode, with all weights from the checkpoint."""
     try:
         # Cast: the annotation of from_pretrained does not cover output_loading_info.
-        loaded: tuple[M, dict[str, Any]] = cast("Any", kind).from_pretrained(
+        loaded: tuple[M, dict[str, Any]] = cast("Any", model_class).from_pretrained(
             folder,
             use_safetensors=True,
             trust_remote_code=False,
@@ -147,18 +132,12 @@ def _pretrained(kind: type[M], path: str, name: str, folder: Path, device: str, 
             **options,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        rule = f"no {kind.__name__} with safetensors weights was found under this name"
-        raise _unavailable(path, name, rule) from error
+        raise unavailable(kind, name, f"cannot be loaded as a {kind.model_class}") from error
     model, info = loaded
     # transformers only warns about missing weights and initializes them randomly, which would make scores meaningless.
     if info["missing_keys"] or info["mismatched_keys"]:
-        raise _unavailable(path, name, f"is not a checkpoint of a {kind.__name__}")
+        raise unavailable(kind, name, f"is not a checkpoint of a {kind.model_class}")
     return cast("Any", model).to(device).eval()
-
-
-def _unavailable(path: str, name: str, rule: str) -> UserError:
-    remedy = f"set a local folder with the model, {BUILTIN_SPRITES} for sprite subjects, or evaluation.enabled: false"
-    return UserError(ValidationIssue(path, name, rule, remedy))
 
 
 def _projected(output: object) -> Tensor:

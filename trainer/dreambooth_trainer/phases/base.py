@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -26,6 +26,7 @@ class Context:
         store: URL of the folder in which jobs share class images.
         keys: digest of the inputs of each phase, by phase name. All keys are known before the first phase runs.
         pool: worker processes that generate, encode and score images.
+        encoder_commits: commits of encoders from the Hub, by ID. Empty before the first phase runs.
     """
 
     plan: Plan
@@ -34,6 +35,7 @@ class Context:
     store: str
     keys: Mapping[str, str]
     pool: WorkerPool
+    encoder_commits: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def base(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -101,7 +102,7 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     images: JsonValue = {model: store.url.removeprefix(root) for model, store in stores.items()}
     if not plan.spec.evaluation.enabled:
         return {"images": images}
-    scores = context.pool.call(score_images, plan, context.folder, stores)
+    scores = context.pool.call(score_images, plan, context.folder, stores, context.encoder_commits)
     content = {model: s.model_dump(mode="json", by_alias=True) for model, s in scores.items()}
     atomic_write(context.folder.scores, json.dumps(content))
     values = scores["after"].values
@@ -130,12 +131,14 @@ def _generate(context: Context, stores: dict[Model, ImageStore], progress: Phase
     return done
 
 
-def score_images(plan: Plan, folder: JobFolder, stores: dict[Model, ImageStore]) -> dict[Model, Scores]:
+def score_images(
+    plan: Plan, folder: JobFolder, stores: dict[Model, ImageStore], encoder_commits: Mapping[str, str]
+) -> dict[Model, Scores]:
     """Score the images of both models. Runs on a worker, on its GPU if it has one."""
     from dreambooth_trainer.metrics.encoders import load_encoders
     from dreambooth_trainer.metrics.measure import PromptImages, measure
 
-    encoders = load_encoders(plan.dino, plan.clip, work_device())
+    encoders = load_encoders(plan.dino, plan.clip, work_device(), encoder_commits)
     real = [Image.open(path) for path in sorted(folder.photos.glob("*.png"))]
     scores: dict[Model, Scores] = {}
     for model, store in stores.items():
@@ -156,20 +159,24 @@ def _text_without_identifier(plan: Plan, template: str) -> str:
     return fill_template(template, plan.spec.subject.class_)
 
 
-def check_encoders(plan: Plan) -> str:
+def check_encoders(plan: Plan) -> tuple[dict[str, str], str]:
     """Load the encoders once before the first phase, so that a missing encoder is found before training.
 
     Returns:
-        A line for the user about a score that will not be computed, or an empty string.
+        The commits of encoders from the Hub, by ID: all workers load the same files. And a line for the user about a
+        score that will not be computed, or an empty string.
 
     Raises:
         UserError: an encoder is not available.
+        TransientError: the Hub cannot be reached.
     """
-    if plan.spec.evaluation.enabled and {plan.dino, plan.clip} != {BUILTIN_SPRITES}:
-        from dreambooth_trainer.metrics.encoders import load_encoders
+    if not plan.spec.evaluation.enabled or {plan.dino, plan.clip} == {BUILTIN_SPRITES}:
+        return {}, ""
+    from dreambooth_trainer.metrics.encoder_files import pinned_commits
+    from dreambooth_trainer.metrics.encoders import load_encoders
 
-        return load_encoders(plan.dino, plan.clip).without_lpips
-    return ""
+    commits = pinned_commits(plan.dino, plan.clip)
+    return commits, load_encoders(plan.dino, plan.clip, commits=commits).without_lpips
 
 
 def check_thresholds(context: Context) -> None:
