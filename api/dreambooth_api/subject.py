@@ -109,7 +109,8 @@ class PriorPreservation(Strict):
         ge=1,
         le=100_000,
         description="Number of class images. Defaults to 200 per subject image, at most 1000; "
-        f"{BUILTIN_SPRITES} has its own default.",
+        f"{BUILTIN_SPRITES} has its own default. At most steps x globalBatchSize are generated, because training uses "
+        "no more.",
     )
     loss_weight: float = Field(
         default=1.0, gt=0, le=100, description="Weight of the prior-preservation loss (lambda in the paper)."

@@ -8,6 +8,7 @@ from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.cluster.hardware import Hardware
 from dreambooth_trainer.planning import describe
 from dreambooth_trainer.planning.defaults import PAPER, SPRITES
+from dreambooth_trainer.planning.describe import class_images_row
 from dreambooth_trainer.planning.make_plan import PlannedJob
 from dreambooth_trainer.planning.memory import GIB, MemoryNeed, ModelSize, StageChoice, choose_stage, memory_need
 from dreambooth_trainer.planning.plan import Plan, fill_defaults, fingerprint
@@ -56,6 +57,26 @@ def test_values_of_the_job_override_defaults() -> None:
         }
     )
     assert (plan.steps, plan.learning_rate, plan.batch_size, plan.num_class_images) == (7, 0.5, 6, 9)
+
+
+def test_only_as_many_class_images_are_planned_as_training_uses() -> None:
+    training = {"steps": 10, "globalBatchSize": 3}
+    assert make_plan({"training": training}).num_class_images == 30
+    assert make_plan({"training": training, "priorPreservation": {"numClassImages": 31}}).num_class_images == 30
+    assert make_plan({"training": training, "priorPreservation": {"numClassImages": 29}}).num_class_images == 29
+
+
+@pytest.mark.parametrize(
+    ("wanted", "text"),
+    [
+        (500, "30 of 'a dog' (500 requested; 10 steps of 3 class images use 30), 20 steps"),
+        (30, "30 of 'a dog', 20 steps"),
+        (None, "30 of 'a dog' (10 steps of 3 class images use 30), 20 steps"),
+    ],
+)
+def test_the_plan_states_that_training_uses_fewer_class_images(wanted: int | None, text: str) -> None:
+    plan = make_plan({"training": {"steps": 10, "globalBatchSize": 3}, "priorPreservation": {"numClassImages": wanted}})
+    assert class_images_row(plan).startswith(text)
 
 
 @pytest.mark.parametrize(

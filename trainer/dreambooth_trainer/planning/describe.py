@@ -25,17 +25,11 @@ def describe(planned: PlannedJob) -> str:
 
 def rows(planned: PlannedJob) -> list[tuple[str, str]]:
     """A plan as (label, value) pairs, printed by `dreambooth plan`."""
-    plan, sampler = planned.plan, planned.plan.class_image_sampler
+    plan = planned.plan
     return [
         ("base model", plan.model.id),
         ("subject", f"{planned.image_count} images, {plan.instance_prompt!r}, augmentation: {plan.augmentation}"),
-        (
-            "class images",
-            f"{plan.num_class_images} of {plan.class_prompt!r}, {sampler.steps} steps, "
-            f"guidance scale {sampler.guidance_scale:g}, sharing {plan.spec.prior_preservation.sharing}"
-            if plan.spec.prior_preservation.enabled
-            else "none: expect language drift",
-        ),
+        ("class images", class_images_row(plan)),
         (
             "training",
             f"{plan.spec.training.method}, {_samples(plan)}, "
@@ -62,6 +56,20 @@ def rows(planned: PlannedJob) -> list[tuple[str, str]]:
 def _samples(plan: Plan) -> str:
     """Steps, global batch size, and their product: the number of instance images used."""
     return f"{plan.steps} steps x batch size {plan.batch_size} = {plan.samples} samples"
+
+
+def class_images_row(plan: Plan) -> str:
+    """Class images, and why there are fewer than requested."""
+    if not plan.spec.prior_preservation.enabled:
+        return "none: expect language drift"
+    requested, used, sampler = plan.spec.prior_preservation.num_class_images, "", plan.class_image_sampler
+    if plan.num_class_images == plan.used_class_images != requested:
+        request = "" if requested is None else f"{requested} requested; "
+        used = f" ({request}{plan.steps} steps of {plan.batch_size} class images use {plan.used_class_images})"
+    return (
+        f"{plan.num_class_images} of {plan.class_prompt!r}{used}, {sampler.steps} steps, "
+        f"guidance scale {sampler.guidance_scale:g}, sharing {plan.spec.prior_preservation.sharing}"
+    )
 
 
 def _workers(planned: PlannedJob) -> str:

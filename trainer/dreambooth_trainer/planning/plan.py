@@ -11,8 +11,9 @@ from pydantic import JsonValue
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.fields import Strict
 from dreambooth_api.job import BaseModelRef, DreamBoothJob, Format, JobSpec
+from dreambooth_api.subject import PriorPreservation
 from dreambooth_api.uris import BUILTIN_SPRITES
-from dreambooth_trainer.planning.defaults import model_defaults
+from dreambooth_trainer.planning.defaults import ModelDefaults, model_defaults
 
 NUM_RANDOM_CROPS = 8
 """Crops of each image with training.randomCrop. Their latents are cached."""
@@ -32,6 +33,7 @@ class Plan(Strict):
         batch_size: instance images per optimizer step, across all workers and GPUs.
         gpus_per_worker: 0 if workers run on CPUs.
         checkpoint_every_steps: None saves checkpoints by time only.
+        num_class_images: at most the number that training uses.
         class_image_sampler: sampling settings for class images.
         sampler: sampling settings for the evaluation and the published model.
     """
@@ -90,6 +92,11 @@ class Plan(Strict):
         return elastic.min_workers * per_worker, elastic.max_workers * per_worker
 
     @property
+    def used_class_images(self) -> int:
+        """Number of class images that training uses: as many per step as instance images, each once per epoch."""
+        return self.steps * self.batch_size
+
+    @property
     def formats(self) -> tuple[Format, ...]:
         """Formats to publish; defaults to what the method trains: a complete model, or an adapter."""
         if self.spec.output.formats is not None:
@@ -145,6 +152,7 @@ def fill_defaults(
         defaults.train_text_encoder and training.method == "Full" if text_encoder.train is None else text_encoder.train
     )
     prior = spec.prior_preservation
+    batch_size = _batch_size(spec, gpus_per_worker, defaults.batch_size, steps, rate)
     return Plan(
         job=job,
         model=model,
@@ -156,21 +164,28 @@ def fill_defaults(
         learning_rate=rate,
         train_text_encoder=train_text_encoder,
         text_encoder_learning_rate=text_encoder.learning_rate or rate,
-        batch_size=_batch_size(spec, gpus_per_worker, defaults.batch_size, steps, rate),
+        batch_size=batch_size,
         precision=training.precision or precision,
         gpus_per_worker=gpus_per_worker,
         zero_stage=zero_stage,
         checkpoint_every_steps=training.checkpoint_every_steps,
-        num_class_images=prior.num_class_images
-        or min(defaults.class_images_per_image * image_count, defaults.max_class_images),
-        class_image_sampler=SamplerSettings(
-            steps=prior.sampler.steps or defaults.class_image_steps,
-            guidance_scale=prior.sampler.guidance_scale or defaults.class_image_guidance_scale,
-        ),
+        num_class_images=min(_class_images(prior, defaults, image_count), steps * batch_size),
+        class_image_sampler=_class_image_sampler(prior, defaults),
         sampler=SamplerSettings(steps=defaults.sampling_steps, guidance_scale=defaults.sampling_guidance_scale),
         sampling_batch_size=defaults.sampling_batch_size,
         dino=spec.evaluation.encoders.dino or defaults.dino,
         clip=spec.evaluation.encoders.clip or defaults.clip,
+    )
+
+
+def _class_images(prior: PriorPreservation, defaults: ModelDefaults, image_count: int) -> int:
+    return prior.num_class_images or min(defaults.class_images_per_image * image_count, defaults.max_class_images)
+
+
+def _class_image_sampler(prior: PriorPreservation, defaults: ModelDefaults) -> SamplerSettings:
+    return SamplerSettings(
+        steps=prior.sampler.steps or defaults.class_image_steps,
+        guidance_scale=prior.sampler.guidance_scale or defaults.class_image_guidance_scale,
     )
 
 
