@@ -34,7 +34,7 @@ def images() -> list[Image.Image]:
 
 def test_shapes(tiny_model: Path, images: list[Image.Image]) -> None:
     family = open_family(tiny_model)
-    components = family.load(tiny_model, with_vae=True)
+    components = family.load(tiny_model)
     mean, std = family.encode_images(components, images)
     assert mean.shape == std.shape == (3, 4, 8, 8)
     ids = family.tokenize(components, ["a sks dog", "a dog on the beach"])
@@ -46,7 +46,7 @@ def test_shapes(tiny_model: Path, images: list[Image.Image]) -> None:
 
 def test_latents_decode_to_the_encoded_images() -> None:
     family = open_family(WEIGHTS)
-    components = family.load(WEIGHTS, with_vae=True)
+    components = family.load(WEIGHTS)
     pixels = np.stack([image for name in EXAMPLES for image in example_images(name)])
     mean, _ = family.encode_images(components, [Image.fromarray(image) for image in pixels])
     assert components.vae is not None
@@ -60,7 +60,7 @@ def test_latents_decode_to_the_encoded_images() -> None:
 def test_latents_can_be_recovered_from_the_loss_target(make_model, prediction_type: str) -> None:
     folder = make_model(prediction_type)
     family = open_family(folder)
-    scheduler = family.load(folder, with_vae=False).noise_scheduler
+    scheduler = family.load(folder).noise_scheduler
     latents, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
     timesteps = torch.tensor([10, 700])
     noisy = scheduler.add_noise(latents, noise, timesteps)
@@ -90,7 +90,7 @@ def test_the_autoencoder_runs_in_fp32_if_its_configuration_requires_it(
 @pytest.mark.parametrize("side", [768, 1024])
 def test_images_above_768_pixels_are_encoded_and_decoded_in_tiles(tiny_model: Path, side: int) -> None:
     family = open_family(tiny_model)
-    components = family.load(tiny_model, with_vae=True)
+    components = family.load(tiny_model)
     vae = family.pipeline(tiny_model, torch.float32).vae
     largest: list[int] = []
     for module in (components.vae.encoder, vae.decoder):
@@ -104,8 +104,8 @@ def test_images_above_768_pixels_are_encoded_and_decoded_in_tiles(tiny_model: Pa
 
 def test_a_saved_model_keeps_the_format_of_its_autoencoder(tiny_model: Path, tmp_path: Path) -> None:
     family = open_family(tiny_model)
-    components = family.load(tiny_model, with_vae=False)
-    family.save(tiny_model, components.denoiser, components.text_encoder, tmp_path)
+    components = family.load(tiny_model)
+    family.save(tiny_model, {"denoiser": components.denoiser}, tmp_path)
     weights = load_file(tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
 
@@ -124,7 +124,7 @@ def test_training_uses_the_noise_schedule_of_the_model(tiny_model: Path, tmp_pat
     config.write_text(json.dumps({**json.loads(config.read_text()), **schedule}))
     family = open_family(folder)
     sampling = family.pipeline(folder, torch.float32).scheduler
-    assert torch.equal(family.load(folder, with_vae=False).noise_scheduler.alphas_cumprod, sampling.alphas_cumprod)
+    assert torch.equal(family.load(folder).noise_scheduler.alphas_cumprod, sampling.alphas_cumprod)
 
 
 @pytest.mark.parametrize("like_sd2", [None, False, True], ids=["sprites", "Stable Diffusion 1", "Stable Diffusion 2"])
@@ -174,7 +174,7 @@ def test_the_text_encoder_of_stable_diffusion_2_has_the_names_of_openclip(make_m
 def test_lora_starts_as_the_base_model_and_merges_into_it(tiny_model: Path) -> None:
     family, method = open_family(tiny_model), open_method("LoRA")
     training = Training.model_validate({"method": "LoRA", "lora": {"rank": 4}})
-    components = family.load(tiny_model, with_vae=False)
+    components = family.load(tiny_model)
     text = family.encode_prompts(components.text_encoder, family.tokenize(components, ["a dog"]))
     noisy, timestep = torch.randn(1, 4, 8, 8), torch.tensor([500])
     with torch.no_grad():
@@ -201,7 +201,7 @@ def test_the_adapter_on_the_base_model_generates_the_same_images_as_the_merged_m
 ) -> None:
     family, method = open_family(tiny_model), open_method("LoRA")
     training = Training.model_validate({"method": "LoRA", "lora": {"rank": 4, "alpha": 10}})
-    loaded = family.load(tiny_model, with_vae=False)
+    loaded = family.load(tiny_model)
     modules = {"denoiser": loaded.denoiser, "text_encoder": loaded.text_encoder}
     generator, adapters = torch.Generator().manual_seed(1), {}
     for component in trained:
@@ -213,7 +213,7 @@ def test_the_adapter_on_the_base_model_generates_the_same_images_as_the_merged_m
         }
         adapters[component] = method.adapter(modules[component], weights)
         modules[component] = method.restore(modules[component], weights, training)
-    family.save(tiny_model, modules["denoiser"], modules["text_encoder"], tmp_path)
+    family.save(tiny_model, modules, tmp_path)
     family.save_adapter(adapters, tmp_path)
     # A published folder can also contain these files.
     family.save_single_file(tmp_path, tmp_path / "a-dog-merged.safetensors")
@@ -248,14 +248,14 @@ def test_the_kohya_adapter_has_the_names_and_the_metadata_that_other_tools_read(
 ) -> None:
     family, method = open_family(tiny_model), open_method("LoRA")
     training = Training.model_validate({"method": "LoRA", "lora": {"rank": 4, "alpha": 10}})
-    loaded, adapters = family.load(tiny_model, with_vae=False), {}
+    loaded, adapters = family.load(tiny_model), {}
     modules = {"denoiser": loaded.denoiser, "text_encoder": loaded.text_encoder}
     for component, module in modules.items():
         method.prepare(module, training, family.lora_target_modules()[component])
         trained = {name: weights for name, weights in module.named_parameters() if weights.requires_grad}
         adapters[component] = method.adapter(module, trained)
         method.restore(module, trained, training)
-    family.save(tiny_model, modules["denoiser"], modules["text_encoder"], tmp_path)
+    family.save(tiny_model, modules, tmp_path)
     family.save_adapter(adapters, tmp_path)
     family.save_kohya_adapter(tmp_path, tmp_path / "my-dog.safetensors", INFO)
     with safe_open(tmp_path / "my-dog.safetensors", "pt") as file:

@@ -241,7 +241,7 @@ def test_trained_weights_are_consolidated_from_all_shards(runs: dict, tiny_model
 
     (folder,) = map(Path, runs["folder"])
     weights = trained_weights(folder / "end")
-    base = open_family(tiny_model).load(tiny_model, with_vae=False).denoiser.state_dict()
+    base = open_family(tiny_model).load(tiny_model).denoiser.state_dict()
     assert {name.removeprefix("denoiser.") for name in weights} == set(base)
     moved = [float((weights[f"denoiser.{name}"].detach() - tensor).abs().max()) for name, tensor in base.items()]
     assert 0 < max(moved) < 0.1
@@ -288,7 +288,7 @@ def test_zero_steps_in_bf16_keep_the_weights_of_the_base_model(
 ) -> None:
     from dreambooth_trainer.families.registry import open_family
 
-    components = open_family(tiny_model).load(tiny_model, with_vae=False)
+    components = open_family(tiny_model).load(tiny_model)
     modules = {"denoiser": components.denoiser, "text_encoder": components.text_encoder}
     base = {f"{key}.{name}": p.detach() for key, module in modules.items() for name, p in module.named_parameters()}
     weights = trained_weights(untrained / f"{workers}-{stage}")

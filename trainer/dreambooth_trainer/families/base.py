@@ -5,10 +5,10 @@ Shapes: N images, C latent channels, h x w latent size, L tokens, D conditioning
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -18,15 +18,34 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+Part = Literal["denoiser", "text_encoder", "vae"]
+PARTS: Final[tuple[Part, ...]] = ("denoiser", "text_encoder", "vae")
+"""The modules of a base model."""
+
+
 @dataclass(frozen=True)
 class Components:
-    """Components of a base model, for training. `vae` is None if it is not needed, because latents are cached."""
+    """Components of a base model, for training.
 
-    denoiser: nn.Module
-    text_encoder: nn.Module
+    Attributes:
+        modules: only those that were loaded. At real size each has up to gigabytes.
+    """
+
+    modules: Mapping[Part, nn.Module]
     tokenizer: PreTrainedTokenizerBase
     noise_scheduler: DDPMScheduler
-    vae: AutoencoderKL | None = None
+
+    @property
+    def denoiser(self) -> nn.Module:
+        return self.modules["denoiser"]
+
+    @property
+    def text_encoder(self) -> nn.Module:
+        return self.modules["text_encoder"]
+
+    @property
+    def vae(self) -> AutoencoderKL:
+        return self.modules["vae"]  # pyright: ignore[reportReturnType] - every family has this autoencoder
 
 
 @dataclass(frozen=True)
@@ -50,8 +69,12 @@ class Family(Protocol):
 
     name: str
 
-    def load(self, folder: Path, *, with_vae: bool) -> Components:
-        """Load the components of a diffusers folder, in fp32 on the CPU."""
+    def load(self, folder: Path, parts: Collection[Part] = PARTS) -> Components:
+        """Load modules of a diffusers folder, in fp32 on the CPU, and its tokenizer and noise scheduler."""
+        ...
+
+    def build(self, folder: Path, part: Part) -> nn.Module:
+        """A module as a diffusers folder configures it, with new weights in torch's default dtype and device."""
         ...
 
     def pipeline(self, folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
@@ -62,11 +85,7 @@ class Family(Protocol):
         ...
 
     def encode_images(self, components: Components, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
-        """Encode images; returns mean and standard deviation of the scaled latents, each [N, C, h, w].
-
-        Raises:
-            ValueError: the components were loaded without the autoencoder.
-        """
+        """Encode images; returns mean and standard deviation of the scaled latents, each [N, C, h, w]."""
         ...
 
     def tokenize(self, components: Components, prompts: Sequence[str]) -> Tensor:
@@ -93,11 +112,12 @@ class Family(Protocol):
         """LoRA target modules, as suffixes of module names, by field of `Components`."""
         ...
 
-    def save(self, base: Path, denoiser: nn.Module, text_encoder: nn.Module, target: Path) -> None:
-        """Write a diffusers folder in fp16 safetensors: the base model with these two modules replaced.
+    def save(self, base: Path, modules: Mapping[str, nn.Module], target: Path) -> None:
+        """Write a diffusers folder in fp16 safetensors: the base model with some modules replaced.
 
         Args:
             base: diffusers folder of the base model.
+            modules: by field of `Components`. They are cast to fp16 in place.
             target: folder to write.
         """
         ...

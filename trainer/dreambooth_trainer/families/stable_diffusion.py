@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from dreambooth_trainer.families.base import AdapterInfo, Components
+from dreambooth_trainer.families.base import PARTS, AdapterInfo, Components, Part
 from dreambooth_trainer.families.kohya import kohya_metadata, to_kohya_layout
 from dreambooth_trainer.families.single_file import has_open_clip, to_original_layout
 from dreambooth_trainer.models.files import ADAPTER_FILE
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # The autoencoder encodes and decodes larger images in tiles of this side length, to bound its memory.
 TILE_PIXELS = 768
+FOLDERS: dict[Part, str] = {"denoiser": "unet", "text_encoder": "text_encoder", "vae": "vae"}
+CLASSES: dict[Part, Any] = {"denoiser": UNet2DConditionModel, "text_encoder": CLIPTextModel, "vae": AutoencoderKL}
 
 
 class StableDiffusion:
@@ -30,15 +32,23 @@ class StableDiffusion:
 
     name = "stable-diffusion"
 
-    def load(self, folder: Path, *, with_vae: bool) -> Components:
-        fp32: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
+    def load(self, folder: Path, parts: Collection[Part] = PARTS) -> Components:
+        modules: dict[Part, nn.Module] = {}
+        for part in parts:
+            module = CLASSES[part].from_pretrained(folder / FOLDERS[part], dtype=torch.float32, use_safetensors=True)
+            modules[part] = _in_tiles(module) if part == "vae" else module
         return Components(
-            denoiser=UNet2DConditionModel.from_pretrained(folder / "unet", **fp32),
-            text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", **fp32),
-            tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-            noise_scheduler=cast("DDPMScheduler", DDPMScheduler.from_pretrained(folder / "scheduler")),
-            vae=_in_tiles(AutoencoderKL.from_pretrained(folder / "vae", **fp32)) if with_vae else None,
+            modules,
+            CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+            cast("DDPMScheduler", DDPMScheduler.from_pretrained(folder / "scheduler")),
         )
+
+    def build(self, folder: Path, part: Part) -> nn.Module:
+        path = folder / FOLDERS[part]
+        if part == "text_encoder":
+            return CLIPTextModel(CLIPTextConfig.from_pretrained(path))
+        module = CLASSES[part].from_config(CLASSES[part].load_config(path))
+        return _in_tiles(module) if part == "vae" else module
 
     def pipeline(self, folder: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
         pipeline = _load_pipeline(folder, dtype)
@@ -53,8 +63,6 @@ class StableDiffusion:
 
     def encode_images(self, components: Components, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
         vae: Any = components.vae
-        if vae is None:
-            raise ValueError("these components were loaded without the autoencoder")
         pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
         pixels = pixels.permute(0, 3, 1, 2).to(vae.device, vae.dtype) / 127.5 - 1
         with torch.no_grad():
@@ -95,11 +103,10 @@ class StableDiffusion:
             "text_encoder": ["q_proj", "k_proj", "v_proj", "out_proj"],
         }
 
-    def save(self, base: Path, denoiser: nn.Module, text_encoder: nn.Module, target: Path) -> None:
-        pipeline = _load_pipeline(base, torch.float16)
-        pipeline.unet.load_state_dict(denoiser.state_dict())
-        pipeline.text_encoder.load_state_dict(text_encoder.state_dict())
-        pipeline.save_pretrained(target, safe_serialization=True)
+    def save(self, base: Path, modules: Mapping[str, nn.Module], target: Path) -> None:
+        # The pipeline loads only the modules that it is not given.
+        given = {FOLDERS[cast("Part", part)]: module.to(torch.float16) for part, module in modules.items()}
+        _load_pipeline(base, torch.float16, **given).save_pretrained(target, safe_serialization=True)
         # from_pretrained loads the text encoder in the dtype of its configuration, and the U-Net in fp32. With float32
         # in the configuration, both have the same dtype.
         config = target / "text_encoder" / "config.json"
@@ -110,7 +117,7 @@ class StableDiffusion:
     ) -> None:
         arguments: dict[str, Any] = {}
         for component, (weights, config) in adapters.items():
-            name = "unet" if component == "denoiser" else component
+            name = FOLDERS[cast("Part", component)]
             # Not convert_state_dict_to_diffusers: the loader skips the attention layers that it renames.
             layers = dict(weights)
             if component == "text_encoder":
@@ -129,9 +136,9 @@ class StableDiffusion:
         to_original_layout(folder, target)
 
 
-def _load_pipeline(folder: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
+def _load_pipeline(folder: Path, dtype: torch.dtype, **modules: nn.Module) -> StableDiffusionPipeline:
     return StableDiffusionPipeline.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False
+        folder, dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False, **modules
     )
 
 

@@ -70,9 +70,9 @@ def encode(plan: Plan, folder: JobFolder, prompts: list[str], class_images: Imag
     unload_models()  # the process may not have memory for two models
     base = local_folder(plan.model)
     family = open_family(base)
-    components = family.load(base, with_vae=True)
+    components = family.load(base, ("text_encoder", "vae"))
     device = work_device()
-    if device != "cpu" and components.vae is not None:
+    if device != "cpu":
         components.vae.to(device)  # pyright: ignore[reportArgumentType] - torch's own signature takes a string
         components.text_encoder.to(device)
     images = instance_images(plan, folder)

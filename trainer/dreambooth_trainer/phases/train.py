@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import asdict
 from functools import partial
@@ -159,24 +159,26 @@ def save_trained_model(plan: Plan, checkpoint: Path, folder: JobFolder) -> None:
 
     base = local_folder(plan.model)
     family, method = open_family(base), open_method(plan.spec.training.method)
-    components = family.load(base, with_vae=False)
     weights, training = trained_weights(checkpoint), plan.spec.training
-    modules, adapters = {"denoiser": components.denoiser, "text_encoder": components.text_encoder}, {}
+    modules, adapters = {}, {}
     for name in plan.trained_parts:
-        trained = _without_prefix(weights, f"{name}.")
-        method.prepare(modules[name], training, family.lora_target_modules()[name])
-        adapter = method.adapter(modules[name], trained)
+        # One module at a time, each cast to fp16 before the next one is loaded.
+        module = family.load(base, [name]).modules[name]
+        trained = _pop_prefix(weights, f"{name}.")
+        method.prepare(module, training, family.lora_target_modules()[name])
+        adapter = method.adapter(module, trained)
         if adapter is not None:
             adapters[name] = adapter
-        modules[name] = method.restore(modules[name], trained, training)
+        modules[name] = method.restore(module, trained, training).half()
     with atomic_directory(folder.trained) as draft:
-        family.save(base, modules["denoiser"], modules["text_encoder"], draft)
+        family.save(base, modules, draft)
         if adapters:
             family.save_adapter(adapters, draft)
 
 
-def _without_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+def _pop_prefix(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    names = [name for name in weights if name.startswith(prefix)]
+    return {name.removeprefix(prefix): weights.pop(name) for name in names}
 
 
 TRAIN = Phase("train", _inputs, _complete, _run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from typing import Literal
 
 from pydantic import JsonValue
 
@@ -104,7 +105,7 @@ class Plan(Strict):
         return ("lora",) if self.spec.training.method == "LoRA" else ("diffusers", "safetensors")
 
     @property
-    def trained_parts(self) -> tuple[str, ...]:
+    def trained_parts(self) -> tuple[Literal["denoiser", "text_encoder"], ...]:
         """The fields of `families.base.Components` that are trained."""
         return ("denoiser", "text_encoder") if self.train_text_encoder else ("denoiser",)
 

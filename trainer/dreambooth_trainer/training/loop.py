@@ -19,7 +19,6 @@ from pydantic.alias_generators import to_snake
 from dreambooth_api.errors import TransientError
 from dreambooth_trainer.families.base import Family
 from dreambooth_trainer.families.registry import local_folder, open_family
-from dreambooth_trainer.methods.registry import open_method
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.training.batches import DeterministicSampler
 from dreambooth_trainer.training.cache import TrainingData, load_data
@@ -34,7 +33,7 @@ from dreambooth_trainer.training.checkpoint import (
 )
 from dreambooth_trainer.training.deepspeed_config import deepspeed_config
 from dreambooth_trainer.training.messages import RECORDS_FILE, LoopConfig, StepRecord, read_records
-from dreambooth_trainer.training.module import DreamBoothModule, make_batch, to_device
+from dreambooth_trainer.training.module import DreamBoothModule, make_batch, prepare_module, to_device
 from dreambooth_trainer.training.stopping import stop_requested
 
 if TYPE_CHECKING:
@@ -104,24 +103,9 @@ def _stop(step: int, *, exit_process: bool) -> None:
 def build_module(plan: Plan) -> tuple[DreamBoothModule, Family]:
     """The model of a plan, prepared by its fine-tuning method; fp32, on the CPU."""
     folder = local_folder(plan.model)
-    family, method = open_family(folder), open_method(plan.spec.training.method)
-    components = family.load(folder, with_vae=False)
-    for name in plan.trained_parts:
-        method.prepare(getattr(components, name).train(), plan.spec.training, family.lora_target_modules()[name])
-    text_encoder = components.text_encoder if plan.train_text_encoder else None
-    if plan.spec.training.gradient_checkpointing:
-        components.denoiser.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue] - every diffusers model has it
-        if text_encoder is not None:
-            text_encoder.gradient_checkpointing_enable()  # pyright: ignore[reportCallIssue] - every transformers model has it
-    module = DreamBoothModule(
-        family,
-        components.noise_scheduler,
-        components.denoiser,
-        text_encoder,
-        plan.spec.prior_preservation.loss_weight,
-        plan.spec.training.min_snr_gamma,
-    )
-    return module, family
+    family = open_family(folder)
+    components = family.load(folder, plan.trained_parts)
+    return prepare_module(plan, family, components.modules, components.noise_scheduler), family
 
 
 def build_engine(plan: Plan, world_size: int, checkpoint: Path | None) -> DeepSpeedEngine:

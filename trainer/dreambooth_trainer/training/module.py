@@ -6,13 +6,16 @@ width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from dreambooth_trainer.families.base import Family
+from dreambooth_trainer.families.base import Family, Part
+from dreambooth_trainer.methods.registry import open_method
+from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.training.batches import DeterministicSampler, noise
 from dreambooth_trainer.training.cache import Latents, TrainingData, sample_latents
 from dreambooth_trainer.training.loss_weights import min_snr_weights
@@ -83,6 +86,26 @@ class DreamBoothModule(nn.Module):
         instance = instance_errors.mean()
         prior = prior_errors.mean() if len(prior_errors) else torch.zeros_like(instance)
         return torch.stack([instance + self.prior_loss_weight * prior, instance, prior])
+
+
+def prepare_module(
+    plan: Plan, family: Family, modules: Mapping[Part, nn.Module], scheduler: DDPMScheduler
+) -> DreamBoothModule:
+    """Prepare the modules that a plan trains with its fine-tuning method.
+
+    Args:
+        modules: by field of `Components`; those in `plan.trained_parts`.
+    """
+    method = open_method(plan.spec.training.method)
+    for name in plan.trained_parts:
+        method.prepare(modules[name].train(), plan.spec.training, family.lora_target_modules()[name])
+    denoiser, text_encoder = modules["denoiser"], modules.get("text_encoder")
+    if plan.spec.training.gradient_checkpointing:
+        denoiser.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue] - every diffusers model has it
+        if text_encoder is not None:
+            text_encoder.gradient_checkpointing_enable()  # pyright: ignore[reportCallIssue] - every transformers model has it
+    loss_weight, gamma = plan.spec.prior_preservation.loss_weight, plan.spec.training.min_snr_gamma
+    return DreamBoothModule(family, scheduler, denoiser, text_encoder, loss_weight, gamma)
 
 
 def make_batch(
