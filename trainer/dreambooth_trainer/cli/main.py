@@ -12,6 +12,7 @@ from rich.console import Console
 
 from dreambooth_api.environment import DEBUG, ExitCode
 from dreambooth_api.errors import ThresholdError, TransientError, UserError
+from dreambooth_trainer.cli.process import set_up_process
 
 EXIT_CODES = f"""
 Exit codes: {ExitCode.DONE} done; {ExitCode.FAILED} failed, the same command may succeed and continues where it stopped;
@@ -50,6 +51,7 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with a documented code."""
+    set_up_process()
     signal.signal(signal.SIGTERM, _interrupt)
     # Suppresses a warning in every process about image processors that need torchvision, which are not used.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -10,6 +10,7 @@ import click
 from dreambooth_api import environment
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.uris import is_url
+from dreambooth_trainer.cli.process import is_writable, private_folder
 from dreambooth_trainer.jobfile.load import load_job
 
 job_file = click.argument("job_file", metavar="JOB.yaml", type=click.Path(path_type=Path))
@@ -31,8 +32,20 @@ def read_job(path: Path, changes: tuple[str, ...]) -> DreamBoothJob:
     return load_job(path, changes)
 
 
-def store_url(store: str | None) -> str:
-    """URL or absolute path of shared class images: `store`, else DREAMBOOTH_STORE, else the user's cache folder."""
+def store_url(store: str | None) -> tuple[str, str]:
+    """URL or absolute path of shared class images, and a line for the user or an empty string.
+
+    The folder is `store`, else DREAMBOOTH_STORE, else in the user's cache folder, or in a temporary one if the cache
+    cannot be written to.
+    """
+    chosen = store or os.environ.get(environment.STORE)
+    if chosen:
+        return (chosen if is_url(chosen) else str(Path(chosen).resolve())), ""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    chosen = store or os.environ.get(environment.STORE) or str(cache / "dreambooth" / "store")
-    return chosen if is_url(chosen) else str(Path(chosen).resolve())
+    folder = cache / "dreambooth" / "store"
+    if is_writable(folder):
+        return str(folder), ""
+    temporary = private_folder() / "store"
+    return str(temporary), (
+        f"class images are stored in {temporary}, because {cache} is not writable; set {environment.STORE} to keep them"
+    )

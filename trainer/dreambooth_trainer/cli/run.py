@@ -50,8 +50,10 @@ def run(job_file: Path, out: Path | None, store: str | None, sets: tuple[str, ..
         if has_address():
             stack.enter_context(ray_cluster())
         prepared = prepare_job(job)
-        reporter.note("\n".join([describe(prepared.planned), *(f"note: {warning}" for warning in prepared.warnings)]))
-        run_job(prepared, folder, options.store_url(store), reporter)
+        store_folder, warning = options.store_url(store)
+        warnings = [*prepared.warnings, *([warning] if warning else [])]
+        reporter.note("\n".join([describe(prepared.planned), *(f"note: {warning}" for warning in warnings)]))
+        run_job(prepared, folder, store_folder, reporter)
     reporter.note(f"\nReport  {folder.report}\nModel   {folder.model}\nTime    {time.monotonic() - start:.0f} s")
 
 

@@ -14,6 +14,10 @@ from dreambooth_api.errors import TransientError, UserError, ValidationIssue
 
 OBJECT_STORE_BYTES = 256 * 2**20
 CONNECT_TIMEOUT_SECONDS = 10
+MAX_SOCKET_PATH_BYTES = 107
+SHORT_TEMPORARY_FOLDER = "/tmp"  # noqa: S108 - Ray's default
+# The longest path of a socket below the temporary folder.
+SESSION_PATH_BYTES = len("/ray/session_2026-11-25_20-22-00_890916_4194304/sockets/plasma_store")
 
 
 def has_address() -> bool:
@@ -44,6 +48,26 @@ def check_address(address: str) -> None:
         ) from error
 
 
+def session_folder() -> str | None:
+    """Folder for the sessions of local Ray clusters; None for Ray's default, in RAY_TMPDIR or TMPDIR.
+
+    Ray's sockets are in its session folders, and the path of a socket has at most 107 bytes.
+
+    Raises:
+        TransientError: /tmp cannot be written to either.
+    """
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or SHORT_TEMPORARY_FOLDER
+    if len(os.fsencode(folder)) + SESSION_PATH_BYTES <= MAX_SOCKET_PATH_BYTES:
+        return None
+    if not os.access(SHORT_TEMPORARY_FOLDER, os.W_OK):
+        longest = MAX_SOCKET_PATH_BYTES - SESSION_PATH_BYTES
+        raise TransientError(
+            f"the path of the temporary folder {folder} is longer than {longest} bytes, the maximum for Ray's sockets, "
+            f"and {SHORT_TEMPORARY_FOLDER} is not writable; set RAY_TMPDIR to a folder with a shorter path"
+        )
+    return f"{SHORT_TEMPORARY_FOLDER}/ray"
+
+
 @contextlib.contextmanager
 def ray_cluster() -> Iterator[None]:
     """Connect to RAY_ADDRESS if it is set, else run a local Ray cluster until the block ends."""
@@ -62,7 +86,13 @@ def ray_cluster() -> Iterator[None]:
         ray.init(**common)
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **common)
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=session_folder(),
+            **common,
+        )
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         yield
