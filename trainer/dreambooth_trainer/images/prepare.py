@@ -11,6 +11,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from dreambooth_api.errors import UserError, ValidationIssue
+from dreambooth_trainer.images.captions import caption_for
 from dreambooth_trainer.images.decode import crop_size, prepare_image
 from dreambooth_trainer.images.sources import RawImage
 
@@ -63,7 +64,7 @@ def prepare_images(
         except UserError as error:
             issues += error.issues
             continue
-        images.append(PreparedImage(raw.name, image, digest_of(image), captions.get(raw.name)))
+        images.append(PreparedImage(raw.name, image, digest_of(image), caption_for(raw.name, captions)))
         warnings += _size_warnings(raw, resolution)
     if issues:
         raise UserError(issues)
@@ -76,8 +77,8 @@ def digest_of(image: Image.Image) -> str:
 
 
 def _caption_issues(captions: Mapping[str, str], names: Sequence[str]) -> Iterable[ValidationIssue]:
-    for name in captions:
-        if name not in names:
+    for name, caption in captions.items():
+        if not any(caption_for(image, {name: caption}) for image in names):
             close = get_close_matches(name, names, n=1)
             shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
             remedy = f"did you mean {close[0]}?" if close else f"the images are {shown}"

@@ -11,6 +11,7 @@ from pydantic import JsonValue
 from dreambooth_trainer.cluster.hardware import work_device
 from dreambooth_trainer.families.registry import local_folder, open_family
 from dreambooth_trainer.images.augment import augment
+from dreambooth_trainer.images.captions import caption_for
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.phases.class_images import class_image_names, class_image_store
 from dreambooth_trainer.planning.plan import Plan
@@ -30,7 +31,7 @@ VAE_BATCH_SIZE = 8
 def instance_prompts(context: Context) -> list[str]:
     """The prompt of each subject image: its caption, if it has one, or the instance prompt."""
     captions = context.plan.spec.subject.captions
-    return [captions.get(image.name, context.plan.instance_prompt) for image in context.images]
+    return [caption_for(image.name, captions) or context.plan.instance_prompt for image in context.images]
 
 
 def _inputs(context: Context) -> JsonValue:
