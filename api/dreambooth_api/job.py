@@ -254,7 +254,8 @@ class JobSpec(Strict):
     @model_validator(mode="after")
     def _class_prompt_is_about_the_class(self) -> Self:
         identifier, prompt = self.subject.identifier, self.prior_preservation.class_prompt
-        if prompt is not None and contains_word(prompt.lower(), identifier.lower()):
+        # auto selects an identifier that is no word of the prompt.
+        if prompt is not None and identifier != "auto" and contains_word(prompt.lower(), identifier.lower()):
             rule = f"{prompt!r} contains the identifier {identifier!r}, so class images would be images of the subject"
             raise rule_error("priorPreservation.classPrompt", rule, f"write, for example, 'a {self.subject.class_}'")
         return self

@@ -75,7 +75,7 @@ class Subject(Strict):
 
     @model_validator(mode="after")
     def _identifier_is_not_the_class(self) -> Self:
-        if contains_word(self.class_.lower(), self.identifier.lower()):
+        if self.identifier != "auto" and contains_word(self.class_.lower(), self.identifier.lower()):
             rule = f"{self.identifier!r} is a word of the class {self.class_!r}, so prompts cannot tell the two apart"
             raise rule_error("identifier", rule, "set a rare word, for example identifier: sks, or auto")
         return self

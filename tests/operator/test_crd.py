@@ -114,6 +114,9 @@ VALID = {
     "an identifier that is part of a word of the class": (
         "spec.subject", {"images": {"configMap": {"name": "p"}}, "class": "bulldog", "identifier": "dog"},
     ),
+    "identifier auto and a class of the same name": (
+        "spec.subject", {"images": {"configMap": {"name": "p"}}, "class": "auto", "identifier": "auto"},
+    ),
     "a class prompt with a word that contains the identifier": ("spec.priorPreservation.classPrompt", "a dog on sksy"),
 }  # fmt: skip
 

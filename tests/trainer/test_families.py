@@ -314,3 +314,10 @@ def test_auto_identifiers_are_single_tokens_and_deterministic() -> None:
     token = rare_identifier(WEIGHTS, "default/my-dog")
     assert token == rare_identifier(WEIGHTS, "default/my-dog")
     assert len(CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer").tokenize(token)) == 1
+
+
+def test_auto_identifiers_are_not_words_of_the_prompts() -> None:
+    taken: list[str] = []
+    for _ in range(5):
+        taken.append(rare_identifier(WEIGHTS, "default/my-dog", [f"a {word.upper()}, a dog" for word in taken]))
+    assert len(set(taken)) == 5

@@ -67,6 +67,27 @@ REJECTED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: b"version https://git-lfs.github.com/spec/v1\n",
         f"is a Git LFS pointer (run git lfs pull to download the image), regardless of its name; {USE_IMAGE}",
     ),
+    "a link that a checkout saved as text": (
+        lambda: b"../originals/my dog.jpg",
+        "is a symbolic link to '../originals/my dog.jpg' saved as text (copy that file here, or check out the "
+        f"repository again after git config core.symlinks true), regardless of its name; {USE_IMAGE}",
+    ),
+    "a link in the same folder": (
+        lambda: b"0.JPG",
+        "is a symbolic link to '0.JPG' saved as text (copy that file here, or check out the repository again after git "
+        f"config core.symlinks true), regardless of its name; {USE_IMAGE}",
+    ),
+    "a link of git-annex that a checkout saved as text": (
+        lambda: b"../.git/annex/objects/0.jpg",
+        "is a link of git-annex saved as text (run git annex get or datalad get to download the image), regardless of "
+        f"its name; {USE_IMAGE}",
+    ),
+    "a pointer of git-annex": (
+        lambda: b"/annex/objects/MD5E-s9--0.jpg\n",
+        "is a link of git-annex saved as text (run git annex get or datalad get to download the image), regardless of "
+        f"its name; {USE_IMAGE}",
+    ),
+    "text with a path": (lambda: b"see a/b.jpg", f"is text, regardless of its name; {USE_IMAGE}"),
     "an animated GIF": (
         lambda: encoded(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]),
         f"is an animation; {SINGLE_IMAGE}",

@@ -94,7 +94,9 @@ def _plan(job: DreamBoothJob, image_count: int, hardware: Hardware) -> tuple[Pla
     family_name(folder)
     identifier = job.spec.subject.identifier
     if identifier == "auto":
-        identifier = rare_identifier(folder, f"{job.metadata.namespace}/{job.metadata.name}")
+        class_prompt = job.spec.prior_preservation.class_prompt or ""
+        prompts = [job.spec.subject.class_, class_prompt, *job.spec.evaluation.prompts]
+        identifier = rare_identifier(folder, f"{job.metadata.namespace}/{job.metadata.name}", prompts)
     planned = make_plan(job, JobFacts(model, folder, identifier, image_count, hardware))
     issues, warnings = check_prompts(planned.plan, folder)
     if issues:

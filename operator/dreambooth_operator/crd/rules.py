@@ -53,7 +53,8 @@ JOB_RULES: dict[str, list[Rule]] = {
     ],
     "spec": [
         {
-            "rule": "!has(self.priorPreservation) || !has(self.priorPreservation.classPrompt) || !"
+            "rule": "!has(self.priorPreservation) || !has(self.priorPreservation.classPrompt) || "
+            "self.subject.identifier == 'auto' || !"
             + _contains_word("self.priorPreservation.classPrompt", "self.subject.identifier", ".lowerAscii()"),
             "message": "priorPreservation.classPrompt must not contain the identifier: write, for example, 'a dog'",
         },
@@ -92,7 +93,7 @@ JOB_RULES: dict[str, list[Rule]] = {
             "message": "each caption must contain the identifier as a separate word, for example 'a sks dog asleep'",
         },
         {
-            "rule": f"!{_contains_word('self.class', 'self.identifier', '.lowerAscii()')}",
+            "rule": "self.identifier == 'auto' || !" + _contains_word("self.class", "self.identifier", ".lowerAscii()"),
             "message": "identifier must not be a word of the class: set a rare word, for example sks, or auto",
         },
     ],

@@ -6,13 +6,14 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import BaseModelRef
 from dreambooth_api.uris import BUILTIN_SPRITES
+from dreambooth_api.words import contains_word
 from dreambooth_trainer.families.base import Family
 from dreambooth_trainer.models.files import (
     INDEX,
@@ -155,13 +156,18 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder / "tokenizer")
 
 
-def rare_identifier(folder: Path, seed_text: str) -> str:
+def rare_identifier(folder: Path, seed_text: str, prompts: Iterable[str] = ()) -> str:
     """A rare identifier (paper, section 3.1): a single token of three letters with a high rank in the vocabulary.
 
-    Equal values of `seed_text` give equal identifiers.
+    Equal arguments give equal identifiers.
+
+    Args:
+        prompts: texts that must not contain the identifier.
     """
     vocabulary = load_tokenizer(folder).get_vocab()
     words = {word.removesuffix("</w>"): rank for word, rank in vocabulary.items() if word.endswith("</w>")}
     short = sorted((w for w in words if len(w) == 3 and w.isascii() and w.isalpha()), key=lambda w: words[w])
+    used = " ".join(prompts).lower()
+    short = [word for word in short if not contains_word(used, word.lower())]
     rare = short[-max(1, len(short) // 4) :]
     return rare[int.from_bytes(hashlib.sha256(seed_text.encode()).digest()[:8]) % len(rare)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 Kind = Literal["JPEG", "PNG", "WebP", "AVIF", "GIF", "BMP", "TIFF"]
@@ -31,6 +32,8 @@ _OTHERS: list[tuple[bytes, str]] = [
     (b"MM\x00+", "a BigTIFF image"),
     (b"version https://git-lfs", "a Git LFS pointer (run git lfs pull to download the image)"),
 ]
+# Where symbolic links are not supported, Git and archives write their targets as text without a newline.
+_LINK = re.compile(r"\.{0,2}/\S.*|[^\s/]+(?:/[^\s/]+)*\.(?:jpe?g|png|webp|avif|tiff?|bmp|gif|heic)", re.IGNORECASE)
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
 
 
@@ -59,7 +62,19 @@ def describe_content(data: bytes) -> str:
         return "an SVG image"
     if head.startswith((b"<!doctype html", b"<html")):
         return "a web page"
-    return "text" if _is_text(data[:4096]) else "an unknown format"
+    if not _is_text(data[:4096]):
+        return "an unknown format"
+    text = data[:4096].decode("utf-8", errors="replace")
+    return _describe_link(text) if "annex/objects/" in text or _LINK.fullmatch(text) else "text"
+
+
+def _describe_link(target: str) -> str:
+    if "annex/objects/" in target:
+        return "a link of git-annex saved as text (run git annex get or datalad get to download the image)"
+    return (
+        f"a symbolic link to {target!r} saved as text (copy that file here, or check out the repository again after "
+        "git config core.symlinks true)"
+    )
 
 
 def _brands(data: bytes) -> set[bytes]:
