@@ -31,6 +31,13 @@ def test_every_image_is_sampled_once_per_epoch_in_a_new_order() -> None:
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
+def test_a_batch_that_cannot_be_split_is_an_error() -> None:
+    # Ray may start an elastic job with any number of processes between its bounds.
+    sampler = DeterministicSampler(num_images=5, batch_size=8, num_train_timesteps=1000, seed=3)
+    with pytest.raises(ValueError, match="a batch of 8 images cannot be split into 5 micro-batches"):
+        sampler.sample(0, 0, 5)
+
+
 def test_augmentation_selects_variants_and_changes_nothing_else() -> None:
     plain = DeterministicSampler(num_images=5, batch_size=8, num_train_timesteps=1000, seed=3)
     augmented = replace(plain, num_variants=16)

@@ -36,7 +36,7 @@ def run_on_fake_cluster(case: str, *arguments: str) -> dict[str, Any]:
 def test_hardware_is_detected_on_a_worker_with_a_gpu() -> None:
     result = run_on_fake_cluster("two_nodes_with_gpus")
     assert "has a GPU, but CUDA does not work: " in result["without CUDA"]
-    assert "driver: none" in result["without CUDA"]
+    assert "driver found: none" in result["without CUDA"]
     assert result["gpu 4"] == [4, "A100", 0.92 * 80 * GIB, True]
     assert result["gpu None"] == [1, "A100", 0.92 * 80 * GIB, True]
     assert result["cpu"] == 0
@@ -96,7 +96,11 @@ def test_workers_share_the_memory_of_a_machine() -> None:
 
 @pytest.mark.parametrize(
     ("visible", "driver", "note"),
-    [("", "driver", "CUDA_VISIBLE_DEVICES is empty"), (None, "", "no NVIDIA driver is loaded")],
+    [
+        ("", "driver", "CUDA_VISIBLE_DEVICES is empty"),
+        ("-1", "driver", "CUDA_VISIBLE_DEVICES is -1"),
+        (None, "", "no NVIDIA driver is loaded"),
+    ],
 )
 def test_a_gpu_that_cannot_be_used_is_noted_and_the_run_uses_the_cpu(
     monkeypatch: pytest.MonkeyPatch, visible: str | None, driver: str, note: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ USABLE_SHARE_CPU = 0.95
 SHARED_NODE_BYTES = 1.25 * GIB
 SHARED_MACHINE_BYTES = 2.75 * GIB
 DRIVER_VERSION_FILE = Path("/proc/driver/nvidia/version")
+# Lowest driver for each major version of CUDA, from NVIDIA's table of minor version compatibility.
+LOWEST_DRIVER = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
 
 
 class DeviceError(TransientError):
@@ -71,7 +74,7 @@ def cuda_device() -> Device:
     """The GPU of this process. Opens a CUDA context.
 
     Raises:
-        DeviceError: CUDA does not work. The message has the driver's version and the one that PyTorch needs.
+        DeviceError: CUDA does not work. The message has the driver's version and the lowest that PyTorch supports.
     """
     import torch
 
@@ -80,20 +83,34 @@ def cuda_device() -> Device:
         properties = torch.cuda.get_device_properties(0)
         return Device(properties.name, properties.total_memory, torch.cuda.is_bf16_supported(including_emulation=False))
     except (RuntimeError, AssertionError) as error:
-        build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DeviceError(
-            f"{os.uname().nodename} has a GPU, but CUDA does not work: {reason} "
-            f"(driver: {driver_version() or 'none'}; PyTorch {torch.__version__} is {build})"
+            f"{os.uname().nodename} has a GPU, but CUDA does not work: {reason} (driver found: "
+            f"{driver_version() or 'none'}; {_needed_driver(torch.__version__, torch.version.cuda)})"
         ) from error
 
 
+def _needed_driver(torch_version: str, cuda_version: str | None) -> str:
+    """What a build of PyTorch needs.
+
+    Args:
+        cuda_version: CUDA version of the build; None for a CPU build.
+    """
+    if cuda_version is None:
+        return f"PyTorch {torch_version} is a build for CPUs: install one for CUDA"
+    lowest = LOWEST_DRIVER.get(cuda_version.partition(".")[0])
+    needed = f"driver {lowest} or later" if lowest else f"a driver for CUDA {cuda_version}"
+    return f"needed: {needed}, for PyTorch {torch_version} with CUDA {cuda_version}"
+
+
 def driver_version() -> str:
-    """Version line of this machine's NVIDIA driver; empty without a driver."""
+    """Version of this machine's NVIDIA driver, for example 535.54.03; empty without a driver."""
     try:
-        return DRIVER_VERSION_FILE.read_text().splitlines()[0].removeprefix("NVRM version: ")
+        line = DRIVER_VERSION_FILE.read_text().splitlines()[0]
     except (OSError, IndexError):
         return ""
+    version = re.search(r"\d+\.[\d.]*\d", line)
+    return version[0] if version else line.strip()
 
 
 def reserved_gpus() -> int:
@@ -214,8 +231,8 @@ def local_devices() -> tuple[list[Device], str]:
     """
     if not any(Path("/dev").glob("nvidia[0-9]*")):
         return [], ""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
-        return [], "CUDA_VISIBLE_DEVICES is empty: this run uses the CPU."
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) in ("", "-1"):
+        return [], f"CUDA_VISIBLE_DEVICES is {visible or 'empty'}: this run uses the CPU."
     if not driver_version():
         return [], "A GPU device file exists, but no NVIDIA driver is loaded: this run uses the CPU."
     probe = subprocess.run(  # noqa: S603 - our own module

@@ -46,7 +46,14 @@ class DeterministicSampler:
         Args:
             micro_batch: index in [0, num_micro_batches).
             num_micro_batches: world size times gradient accumulation steps.
+
+        Raises:
+            ValueError: the batch cannot be split evenly, so a step would use fewer images.
         """
+        if self.batch_size % num_micro_batches:
+            raise ValueError(
+                f"a batch of {self.batch_size} images cannot be split into {num_micro_batches} micro-batches"
+            )
         size = self.batch_size // num_micro_batches
         generator = torch.Generator().manual_seed(_mix(self.seed, step))
         timesteps = torch.randint(0, self.num_train_timesteps, (self.batch_size,), generator=generator)
