@@ -62,22 +62,30 @@ def test_an_out_of_memory_kill_is_reported_once_and_not_retried(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("cluster", "gpus", "processes"),
+    ("cluster", "gpus", "processes", "threads"),
     [
-        ({"workers": 1}, 8, 8),
-        ({"workers": 8}, 1, 8),
-        ({"workers": 2}, 8, 16),
-        ({"workers": 2}, 0, 2),
-        ({"elastic": {"minWorkers": 1, "maxWorkers": 2}}, 4, (4, 8)),
+        ({"workers": 1}, 8, 8, 12),
+        ({"workers": 8}, 1, 8, 12),
+        ({"workers": 2}, 8, 16, 6),
+        ({"workers": 2}, 0, 2, 48),
+        ({"elastic": {"minWorkers": 1, "maxWorkers": 2}}, 4, (4, 8), 12),
     ],
 )
 def test_every_gpu_of_a_pod_runs_a_training_process(
-    ray_here: None, tmp_path: Path, cluster: dict, gpus: int, processes: int | tuple[int, int]
+    ray_here: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cluster: dict,
+    gpus: int,
+    processes: int | tuple[int, int],
+    threads: int,
 ) -> None:
     plan = make_plan({"cluster": cluster, "training": {"globalBatchSize": 16}}, gpus=gpus)
-    scaling = build_trainer(plan, JobFolder(tmp_path), "key", print).scaling_config
-    assert scaling.num_workers == processes
-    assert scaling.use_gpu == (gpus > 0)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 96.0})
+    trainer = build_trainer(plan, JobFolder(tmp_path), "key", print)
+    assert trainer.scaling_config.num_workers == processes
+    assert trainer.scaling_config.use_gpu == (gpus > 0)
+    assert trainer.train_loop_config["loop"].num_threads == threads
 
 
 def test_a_machine_without_gpus_can_plan_but_not_run_a_job_that_requests_them() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors import safe_open
 
 pytestmark = pytest.mark.trainer
 
@@ -74,6 +75,18 @@ def test_only_images_of_changed_prompts_are_generated(job: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in before} == mtimes
     scores = json.loads((job / "out" / "model" / "scores.json").read_text())
     assert [row["prompt"] for row in scores["after"]["prompts"]] == ["a dog in the snow"]
+
+
+def test_augmented_images_are_encoded_once_and_trained_on(job: Path) -> None:
+    code, text = run(job, "training.randomCrop=true", "training.randomFlip=true")
+    assert code == 0, text
+    assert text.count("already complete") == 2, "prepare and class-images"
+    assert "samples 16 world size 1" in text
+    with safe_open(job / "out" / "work" / "latents.safetensors", "numpy") as latents:
+        assert latents.get_slice("instance_images.mean").get_shape()[0] == 5 * 8 * 2
+    report = (job / "out" / "report.html").read_text()
+    assert "<dt>augmentation</dt><dd>random crop, random flip</dd>" in report
+    assert "<dt>samples</dt><dd>16 instance images</dd>" in report
 
 
 def test_the_report_is_regenerated_from_the_folder_alone(job: Path) -> None:
