@@ -263,15 +263,16 @@ def test_a_full_disk_fails_the_run_without_retries(runs: Runs, complete: str, sm
     assert len(list((small_disk / "job" / "work" / "checkpoints").glob("*/checkpoint_*"))) <= 1
 
 
-def test_an_interrupted_run_prints_how_to_continue(runs: Runs) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_prints_how_to_continue(runs: Runs, number: signal.Signals) -> None:
     # Background processes of a shell ignore SIGINT, and their children inherit this.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = runs.start("interrupted")
+    process = runs.start(f"interrupted-{number.name}")
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("prepare"):
             break
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     text = process.communicate(timeout=120)[0]
     assert process.returncode == 130
     assert "The same command continues where it stopped." in text

@@ -1,13 +1,17 @@
-"""A wrong or dead RAY_ADDRESS is reported in one sentence, before Ray retries."""
+"""The connection to Ray: errors in RAY_ADDRESS, and signals."""
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+from typing import Any
 
 import pytest
+import ray
 
 from dreambooth_api.errors import TransientError, UserError
-from dreambooth_trainer.cluster.session import check_address
+from dreambooth_trainer.cluster.session import check_address, ray_cluster
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "127.0.0.1", "10.0.0.1:99999", "a b:1"])
@@ -35,3 +39,22 @@ def test_an_address_where_nothing_listens_is_reported(scheme: str) -> None:
 def test_addresses_that_ray_resolves_are_not_checked() -> None:
     check_address("auto")
     check_address("local")
+
+
+def test_sigterm_has_the_same_effect_with_ray_as_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[int] = []
+
+    def init(**_: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: received.append(-1))  # as ray.init does
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        with ray_cluster():
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == [signal.SIGTERM]

@@ -6,7 +6,9 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 
 from dreambooth_api import environment
@@ -80,6 +82,18 @@ def ray_cluster() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    with _keep_sigterm_handler():
+        _init()
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _init() -> None:
+    import ray
+
     common = {"log_to_driver": bool(os.environ.get(environment.DEBUG)), "logging_level": logging.ERROR}
     if has_address():
         check_address(os.environ["RAY_ADDRESS"])
@@ -93,8 +107,15 @@ def ray_cluster() -> Iterator[None]:
             _temp_dir=session_folder(),
             **common,
         )
-    logging.getLogger("ray").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _keep_sigterm_handler() -> Iterator[None]:
+    """Restore the handler of SIGTERM after the block. `ray.init` sets its own, which exits at once."""
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        ray.shutdown()
+        # Ray sets its handler, and Python allows it, on the main thread only.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
