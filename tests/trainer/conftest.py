@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hubserver import Hub, run_hub
 from jobtext import LoadText
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -90,6 +93,59 @@ def make_model(tmp_path_factory: pytest.TempPathFactory):
 def tiny_model(make_model) -> Path:
     """A random epsilon-prediction pipeline."""
     return make_model()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub that this process uses, with an empty cache and without delays between retries."""
+    from huggingface_hub import constants
+
+    from dreambooth_trainer.models import hub as client
+
+    with run_hub() as (server, url):
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        client._fetch_commit.cache_clear()
+        yield server
+    client._fetch_commit.cache_clear()
+
+
+@pytest.fixture
+def multi_format_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """A model as in a Hub repository: weights in several formats, and a safety checker."""
+    folder = shutil.copytree(tiny_model, tmp_path / "multi-format-model")
+    for part, stem in (
+        ("unet", "diffusion_pytorch_model"),
+        ("vae", "diffusion_pytorch_model"),
+        ("text_encoder", "model"),
+    ):
+        weights = folder / part / f"{stem}.safetensors"
+        for name in (f"{stem}.fp16.safetensors", f"{stem}.non_ema.safetensors", f"{stem}.bin", "flax_model.msgpack"):
+            shutil.copy(weights, folder / part / name)
+        shutil.copy(weights, folder / part / f"{stem}.fp16-00001-of-00001.safetensors")
+        (folder / part / f"{stem}.safetensors.index.fp16.json").write_text('{"weight_map": {}}')
+    (folder / "safety_checker").mkdir()
+    (folder / "safety_checker" / "config.json").write_text("{}")
+    shutil.copy(folder / "text_encoder" / "model.safetensors", folder / "safety_checker")
+    shutil.copy(folder / "unet" / "diffusion_pytorch_model.safetensors", folder / "v1-5-pruned.safetensors")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    """A random ViT as in a Hub repository, in two formats."""
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=32)
+    ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "vit")
+    (tmp_path / "vit" / "pytorch_model.bin").write_bytes(b"x" * 1000)
+    return tmp_path / "vit"
 
 
 @pytest.fixture(scope="session")

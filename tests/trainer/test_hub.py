@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from diffusers import UNet2DConditionModel
-from hubserver import COMMIT, PULL_REQUEST, Failure, Hub, Repository, run_hub
+from hubserver import COMMIT, PULL_REQUEST, Failure, Hub, Repository
 from safetensors.torch import load_file, save_file
-from transformers import ViTConfig, ViTModel
 
 import dreambooth_trainer.models.hub
 from dreambooth_api.errors import TransientError, UserError
@@ -42,50 +34,10 @@ LOADED = {
 }
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hub that this process uses, with an empty cache and without delays between retries."""
-    from huggingface_hub import constants
-
-    with run_hub() as (hub, url):
-        monkeypatch.setattr(constants, "ENDPOINT", url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("time.sleep", lambda seconds: None)
-        dreambooth_trainer.models.hub._fetch_commit.cache_clear()
-        yield hub
-    dreambooth_trainer.models.hub._fetch_commit.cache_clear()
-
-
 def endpoint() -> str:
     from huggingface_hub import constants
 
     return constants.ENDPOINT
-
-
-@pytest.fixture
-def multi_format_model(tiny_model: Path, tmp_path: Path) -> Path:
-    """A model as in a Hub repository: weights in several formats, and a safety checker."""
-    folder = shutil.copytree(tiny_model, tmp_path / "multi-format-model")
-    for part, stem in (
-        ("unet", "diffusion_pytorch_model"),
-        ("vae", "diffusion_pytorch_model"),
-        ("text_encoder", "model"),
-    ):
-        weights = folder / part / f"{stem}.safetensors"
-        for name in (f"{stem}.fp16.safetensors", f"{stem}.non_ema.safetensors", f"{stem}.bin", "flax_model.msgpack"):
-            shutil.copy(weights, folder / part / name)
-        shutil.copy(weights, folder / part / f"{stem}.fp16-00001-of-00001.safetensors")
-        (folder / part / f"{stem}.safetensors.index.fp16.json").write_text('{"weight_map": {}}')
-    (folder / "safety_checker").mkdir()
-    (folder / "safety_checker" / "config.json").write_text("{}")
-    shutil.copy(folder / "text_encoder" / "model.safetensors", folder / "safety_checker")
-    shutil.copy(folder / "unet" / "diffusion_pytorch_model.safetensors", folder / "v1-5-pruned.safetensors")
-    index = json.loads((folder / "model_index.json").read_text())
-    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
-    (folder / "model_index.json").write_text(json.dumps(index))
-    return folder
 
 
 def test_only_loaded_files_are_downloaded(hub: Hub, multi_format_model: Path, tiny_model: Path) -> None:
@@ -246,15 +198,6 @@ def test_in_offline_mode_a_missing_model_is_a_user_error(
 
 
 @pytest.fixture
-def encoder(tmp_path: Path) -> Path:
-    """A random ViT as in a Hub repository, in two formats."""
-    config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=32)
-    ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "vit")
-    (tmp_path / "vit" / "pytorch_model.bin").write_bytes(b"x" * 1000)
-    return tmp_path / "vit"
-
-
-@pytest.fixture
 def hub_encoder(hub: Hub, encoder: Path) -> Hub:
     """A Hub with a ViT as team/model."""
     hub.serve(encoder)
@@ -348,29 +291,3 @@ def test_only_the_shards_in_the_index_are_loaded(tiny_model: Path, tmp_path: Pat
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
     read = open_family(sharded).load(sharded).denoiser.state_dict()
     assert all(torch.equal(read[name], tensor) for name, tensor in unet.state_dict().items())
-
-
-def test_the_command_exits_with_1_in_an_outage(tmp_path: Path) -> None:
-    job = {
-        "apiVersion": "dreambooth.dev/v1alpha1",
-        "kind": "DreamBoothJob",
-        "metadata": {"name": "pink-dog"},
-        "spec": {
-            "subject": {"class": "dog", "images": {"uri": "builtin:sprites/dog-pink-blue"}},
-            "model": {"id": "a/b"},
-        },
-    }
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        hub = {
-            "HF_ENDPOINT": f"http://127.0.0.1:{closed.getsockname()[1]}",
-            "HF_HUB_OFFLINE": "",
-            "HF_HOME": str(tmp_path),
-        }
-        done = subprocess.run(
-            [sys.executable, "-m", "dreambooth_trainer", "plan", "job.yaml"],
-            cwd=tmp_path, env={**os.environ, **hub}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    assert done.returncode == 1, done.stderr
-    assert "'a/b': cannot be downloaded from" in done.stderr

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.uris import BUILTIN, is_url
 from dreambooth_trainer.cli import options
@@ -22,13 +23,32 @@ if TYPE_CHECKING:
 
 @click.command()
 @options.job_file
+@click.option(
+    "--online",
+    is_flag=True,
+    help="Also check the base model and the encoders on the Hugging Face Hub: ID, access, family and files. "
+    "No weights are downloaded.",
+)
 @options.sets
-def validate(job_file: Path, sets: tuple[str, ...]) -> None:
+def validate(job_file: Path, online: bool, sets: tuple[str, ...]) -> None:
     """Report all errors in a job file and in its images, if they are in a local folder."""
     job = options.read_job(job_file, sets)
-    warnings = _check_local_images(job)
+    checks = [_check_local_images]
+    if online:
+        from dreambooth_trainer.cli.online import check_models
+
+        checks.append(check_models)
+    notes: list[str] = []
+    issues: list[ValidationIssue] = []
+    for check in checks:
+        try:
+            notes += check(job)
+        except UserError as error:
+            issues += error.issues
+    if issues:
+        raise UserError(issues)
     click.echo(f"{job_file}: DreamBoothJob {job.metadata.name} is valid")
-    _print_notes(Console(), warnings)
+    _print_notes(Console(), notes)
 
 
 def _check_local_images(job: DreamBoothJob) -> list[str]:

@@ -120,6 +120,12 @@ def model_ref(job: DreamBoothJob) -> BaseModelRef:
     return job.spec.model or BaseModelRef(id=BUILTIN_SPRITES)
 
 
+def encoder_names(job: DreamBoothJob) -> tuple[str, str]:
+    """The job's encoders in place of DINO and CLIP: Hub ID, folder or builtin:sprites."""
+    encoders, defaults = job.spec.evaluation.encoders, model_defaults(model_ref(job).id)
+    return encoders.dino or defaults.dino, encoders.clip or defaults.clip
+
+
 def fill_defaults(
     job: DreamBoothJob,
     *,
@@ -142,7 +148,7 @@ def fill_defaults(
     Raises:
         UserError: the batch cannot be split, or a number of steps exceeds the default of training.steps.
     """
-    spec, model = job.spec, model_ref(job)
+    spec, model, (dino, clip) = job.spec, model_ref(job), encoder_names(job)
     defaults = model_defaults(model.id)
     training, text_encoder = spec.training, spec.training.text_encoder
     steps = _steps(spec, defaults.steps)
@@ -174,8 +180,8 @@ def fill_defaults(
         class_image_sampler=_class_image_sampler(prior, defaults),
         sampler=SamplerSettings(steps=defaults.sampling_steps, guidance_scale=defaults.sampling_guidance_scale),
         sampling_batch_size=defaults.sampling_batch_size,
-        dino=spec.evaluation.encoders.dino or defaults.dino,
-        clip=spec.evaluation.encoders.clip or defaults.clip,
+        dino=dino,
+        clip=clip,
     )
 
 

@@ -1,0 +1,41 @@
+"""Checks a job's models on the Hub without downloading weights, for `dreambooth validate --online`."""
+
+from __future__ import annotations
+
+from dreambooth_api.errors import UserError, ValidationIssue
+from dreambooth_api.job import DreamBoothJob
+from dreambooth_trainer.families.registry import config_folder, family_name, pinned
+from dreambooth_trainer.metrics.encoder_files import pinned_commits
+from dreambooth_trainer.planning.model_facts import check_scheduler
+from dreambooth_trainer.planning.plan import encoder_names, model_ref
+
+
+def check_models(job: DreamBoothJob) -> list[str]:
+    """Check the base model and the encoders of a job: ID, access, family, and the files that are loaded.
+
+    Returns:
+        The commit of each model from the Hub, as lines of text.
+
+    Raises:
+        UserError: with the issues of all models.
+        TransientError: the Hub cannot be reached.
+    """
+    commits: dict[str, str] = {}
+    issues: list[ValidationIssue] = []
+    try:
+        model = pinned(model_ref(job))
+        folder = config_folder(model)
+        family_name(folder)
+        check_scheduler(folder)
+        if model.revision == folder.name:  # a snapshot of the Hub
+            commits[model.id] = folder.name
+    except UserError as error:
+        issues += error.issues
+    if job.spec.evaluation.enabled:
+        try:
+            commits |= pinned_commits(*encoder_names(job))
+        except UserError as error:
+            issues += error.issues
+    if issues:
+        raise UserError(issues)
+    return [f"{model_id} is available, commit {commit}" for model_id, commit in commits.items()]
