@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,31 @@ from dreambooth_trainer.cluster.hardware import Hardware, check_runnable
 from dreambooth_trainer.phases.train import build_trainer
 from dreambooth_trainer.planning.fit import check_memory, plan_stage, sampling_processes
 from dreambooth_trainer.planning.memory import GIB, MemoryNeed, ModelSize, StageChoice, sampling_need
+from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.store.folder import JobFolder
 
 pytestmark = pytest.mark.trainer
 
-SD15 = ModelSize(trainable=860_000_000, frozen=0, total=1_066_000_000, latent_side=64, width=320)
+# Stable Diffusion 1.5 at 512 px in fp32.
+SD15 = ModelSize(
+    trainable=860_000_000,
+    frozen=0,
+    total=1_066_000_000,
+    encoders=206_000_000,
+    activations=int(3.5 * GIB),
+    backward=int(0.5 * GIB),
+    sampling=3 * GIB,
+    encoding=5 * GIB,
+)
+LORA = replace(SD15, trainable=15_000_000, frozen=860_000_000)
 CPU = Hardware(0, "CPU", 24 * GIB, bf16=False)
+
+
+def measure(plan: Plan, images: int) -> ModelSize:
+    """The size of Stable Diffusion 1.5 for two images per micro-batch."""
+    assert images == 2
+    size = LORA if plan.spec.training.method == "LoRA" else SD15
+    return replace(size, activations=GIB) if plan.spec.training.gradient_checkpointing else size
 
 
 def run_on_fake_cluster(case: str, *arguments: str) -> dict[str, Any]:
@@ -135,24 +155,24 @@ def test_a_loaded_driver_without_cuda_is_an_error(monkeypatch: pytest.MonkeyPatc
 def test_the_stage_is_chosen_for_the_gpu_memory_of_the_workers() -> None:
     plan = make_plan({"model": {"id": "m"}, "training": {"globalBatchSize": 8}}, gpus=8, precision="bf16")
     large = plan_stage(plan, SD15, Hardware(8, "A100", 80 * GIB, bf16=True))
-    small = plan_stage(plan, SD15, Hardware(8, "T4", 7 * GIB, bf16=True))
+    small = plan_stage(plan, replace(SD15, activations=0), Hardware(8, "T4", 6 * GIB, bf16=True))
     assert (large.stage, large.fits) == (1, True)
     assert (small.stage, small.fits) == (2, True)
 
 
-def test_a_plan_that_does_not_fit_is_rejected_with_the_numbers(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_plan_that_does_not_fit_is_rejected_with_the_numbers(tiny_model: Path) -> None:
     plan = make_plan({"model": {"id": str(tiny_model)}, "training": {"resolution": 256}})
     choice = plan_stage(plan, SD15, CPU)
     assert not choice.fits
     with pytest.raises(UserError) as caught:
-        check_memory(plan, tiny_model, SD15, choice, CPU)
+        check_memory(plan, SD15, choice, CPU, measure)
     message = str(caught.value)
     assert message.startswith("spec.training: Full in fp32 at 256 px with ZeRO-1 needs ")
     assert "per process, 24.0 GiB are available (CPU)" in message
-    assert "set method: LoRA (needs 1." in message
+    assert "set method: LoRA (needs 8.0 GiB), a lower resolution" in message
     small = Hardware(0, "CPU", 6 * GIB, bf16=False)
-    with pytest.raises(UserError, match=r"spec.model.id: .*: generating images needs 9.0 GiB, 6.0 GiB are available"):
-        check_memory(plan, tiny_model, SD15, choice, small)
+    with pytest.raises(UserError, match=r"spec.model.id: .*: generating images needs 8.0 GiB, 6.0 GiB are available"):
+        check_memory(plan, SD15, choice, small, measure)
 
 
 def test_sampling_can_use_the_memory_of_all_workers_of_a_machine(
@@ -162,20 +182,20 @@ def test_sampling_can_use_the_memory_of_all_workers_of_a_machine(
     cluster = Cluster(workers=4)
     found = hardware._query_machine(cluster)
     plan = make_plan({"model": {"id": str(tiny_model)}, "cluster": {"workers": 4}, "training": {"globalBatchSize": 4}})
-    need = sampling_need(SD15, precision=plan.precision, batch_size=plan.sampling_batch_size)
+    need = sampling_need(SD15, precision=plan.precision)
     assert found.memory_bytes is not None
     assert found.memory_bytes < need < 4 * found.memory_bytes
-    fitting = StageChoice(1, "", MemoryNeed(0, 0, 0, 0, 0), fits=True)
-    check_memory(plan, tiny_model, SD15, fitting, found)
+    fitting = StageChoice(1, "", MemoryNeed(0, 0, 0, 0), fits=True)
+    check_memory(plan, SD15, fitting, found, measure)
     assert sampling_processes(plan, SD15, found) == 1
 
 
 @pytest.mark.parametrize(
     ("workers", "gib", "gpus", "processes"),
-    [(1, 24, 0, 2), (1, 12, 0, 1), (4, 24, 0, 4), (4, 8, 0, 1), (2, 80, 4, 8)],
+    [(1, 24, 0, 2), (1, 12, 0, 1), (4, 24, 0, 4), (4, 8.5, 0, 1), (2, 80, 4, 8)],
 )
 def test_the_number_of_sampling_processes_is_limited_by_memory(
-    workers: int, gib: int, gpus: int, processes: int
+    workers: int, gib: float, gpus: int, processes: int
 ) -> None:
     spec = {"model": {"id": "m"}, "cluster": {"workers": workers}, "training": {"globalBatchSize": 8}}
     found = sampling_processes(make_plan(spec, gpus=gpus), SD15, Hardware(gpus, "any", gib * GIB, bf16=gpus > 0))

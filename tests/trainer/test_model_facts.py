@@ -13,11 +13,12 @@ from dreambooth_api.errors import UserError
 from dreambooth_api.job import BaseModelRef
 from dreambooth_trainer.cluster.hardware import Hardware
 from dreambooth_trainer.planning.make_plan import JobFacts, make_plan
-from dreambooth_trainer.planning.memory import GIB
+from dreambooth_trainer.planning.memory import GIB, ModelSize
 from dreambooth_trainer.planning.model_facts import check_scheduler, native_resolution
 from dreambooth_trainer.sprites import WEIGHTS
 
 FOUR_BLOCKS = {"block_out_channels": [128, 256, 512, 512]}
+EMPTY = ModelSize(0, 0, 0, 0, 0, 0, 0, 0)
 H100 = Hardware(1, "NVIDIA H100", 0.92 * 80 * GIB, bf16=True)
 
 
@@ -53,7 +54,7 @@ def test_a_job_trains_at_the_resolution_of_its_model(tmp_path: Path, training: d
     unet = {"sample_size": 96, "block_out_channels": [320, 640, 1280, 1280]}
     folder = write_model(tmp_path, unet, scheduler={"prediction_type": "v_prediction"})
     job = job_of({"model": {"id": str(folder)}, "training": training})
-    planned = make_plan(job, JobFacts(BaseModelRef(id=str(folder)), folder, "sks", 4, H100))
+    planned = make_plan(job, JobFacts(BaseModelRef(id=str(folder)), folder, "sks", 4, H100), lambda plan, images: EMPTY)
     assert planned.plan.resolution == resolution
     assert planned.plan.sampler.steps == 50
 

@@ -14,7 +14,16 @@ from dreambooth_trainer.planning.memory import GIB, MemoryNeed, ModelSize, Stage
 from dreambooth_trainer.planning.plan import Plan, fill_defaults, fingerprint
 from dreambooth_trainer.training.deepspeed_config import deepspeed_config, merge
 
-STABLE_DIFFUSION = ModelSize(trainable=860_000_000, frozen=0, total=1_066_000_000, latent_side=64, width=320)
+STABLE_DIFFUSION = ModelSize(
+    trainable=860_000_000,
+    frozen=0,
+    total=1_066_000_000,
+    encoders=206_000_000,
+    activations=300_000_000,
+    backward=110_000_000,
+    sampling=800_000_000,
+    encoding=1_300_000_000,
+)
 
 
 def job_of(spec: dict | None = None) -> DreamBoothJob:
@@ -181,8 +190,6 @@ def test_the_lowest_stage_that_fits_is_chosen(available: float, workers: int, st
         available=available * GIB,
         world_size=workers,
         precision="bf16",
-        images=2,
-        checkpointing=True,
     )
     assert (choice.stage, choice.fits) == (stage, fits)
     assert f"of {available:.1f} GiB" in choice.reason
@@ -190,9 +197,7 @@ def test_the_lowest_stage_that_fits_is_chosen(available: float, workers: int, st
 
 def test_memory_of_model_states_matches_the_zero_paper() -> None:
     def need(stage: int) -> float:
-        found = memory_need(
-            STABLE_DIFFUSION, stage=stage, world_size=4, precision="bf16", images=0, checkpointing=False
-        )
+        found = memory_need(STABLE_DIFFUSION, stage=stage, world_size=4, precision="bf16")
         return found.weights + found.gradients + found.optimizer
 
     weights = STABLE_DIFFUSION.trainable

@@ -6,6 +6,8 @@ import contextlib
 import json
 import time
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 from pydantic import JsonValue
 
@@ -22,12 +24,13 @@ from dreambooth_trainer.images.sources import RawImage, read_images
 from dreambooth_trainer.jobfile.load import dump_job
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.phases.class_images import CLASS_IMAGES
-from dreambooth_trainer.phases.encode import ENCODE
+from dreambooth_trainer.phases.encode import ENCODE, VAE_BATCH_SIZE
 from dreambooth_trainer.phases.evaluate import EVALUATE, check_encoders
 from dreambooth_trainer.phases.prepare import PREPARE
 from dreambooth_trainer.phases.publish import PUBLISH
 from dreambooth_trainer.phases.train import TRAIN
 from dreambooth_trainer.planning.make_plan import JobFacts, PlannedJob, make_plan
+from dreambooth_trainer.planning.memory import ModelSize
 from dreambooth_trainer.planning.plan import Plan, fingerprint, model_ref
 from dreambooth_trainer.progress.console import Reporter
 from dreambooth_trainer.sampling.prompt_check import check_prompts
@@ -97,12 +100,19 @@ def _plan(job: DreamBoothJob, image_count: int, hardware: Hardware) -> tuple[Pla
         class_prompt = job.spec.prior_preservation.class_prompt or ""
         prompts = [job.spec.subject.class_, class_prompt, *job.spec.evaluation.prompts]
         identifier = rare_identifier(folder, f"{job.metadata.namespace}/{job.metadata.name}", prompts)
-    planned = make_plan(job, JobFacts(model, folder, identifier, image_count, hardware))
+    facts = JobFacts(model, folder, identifier, image_count, hardware)
+    planned = make_plan(job, facts, partial(_count_size, folder))
     issues, warnings = check_prompts(planned.plan, folder)
     if issues:
         raise UserError(issues)
     notes = [hardware.note] if hardware.note else []
     return planned, (*notes, *warnings)
+
+
+def _count_size(folder: Path, plan: Plan, images: int) -> ModelSize:
+    from dreambooth_trainer.training.memory_count import count_size  # importing diffusers takes seconds
+
+    return count_size(plan, folder, images, VAE_BATCH_SIZE)
 
 
 def run_job(

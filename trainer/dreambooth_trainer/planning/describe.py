@@ -47,7 +47,7 @@ def rows(planned: PlannedJob) -> list[tuple[str, str]]:
         ("workers", _workers(planned)),
         ("sampling", f"{planned.sampling_processes} process(es), up to {plan.sampling_batch_size} images per batch"),
         ("ZeRO stage", f"{plan.zero_stage}: {planned.choice.reason}"),
-        ("memory per process", f"{planned.choice.need}; activations are estimated"),
+        ("memory per process", str(planned.choice.need)),
         ("published formats", ", ".join(plan.formats)),
         ("evaluation", f"encoders {plan.dino} and {plan.clip}" if plan.spec.evaluation.enabled else "disabled"),
     ]

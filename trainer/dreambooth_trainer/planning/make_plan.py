@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dreambooth_api.job import BaseModelRef, DreamBoothJob
 from dreambooth_trainer.cluster.hardware import Hardware
-from dreambooth_trainer.planning.fit import check_memory, plan_stage, sampling_processes, size_of
+from dreambooth_trainer.planning.fit import Measure, check_memory, plan_stage, sampling_processes, size_of
 from dreambooth_trainer.planning.memory import StageChoice
 from dreambooth_trainer.planning.model_facts import check_scheduler, native_resolution
 from dreambooth_trainer.planning.plan import Plan, fill_defaults
@@ -47,8 +47,11 @@ class PlannedJob:
     sampling_processes: int
 
 
-def make_plan(job: DreamBoothJob, facts: JobFacts) -> PlannedJob:
+def make_plan(job: DreamBoothJob, facts: JobFacts, measure: Measure) -> PlannedJob:
     """Resolve all defaults, choose the ZeRO stage, and check that the plan fits into the workers' memory.
+
+    Args:
+        measure: counts the memory of the model for a draft of the plan.
 
     Raises:
         UserError: the batch cannot be split across the workers, the plan needs more memory than available, or the
@@ -65,8 +68,8 @@ def make_plan(job: DreamBoothJob, facts: JobFacts) -> PlannedJob:
         gpus_per_worker=hardware.gpus_per_worker,
         native_resolution=native_resolution(facts.model_folder),
     ).model_copy(update={"model": facts.model})
-    size = size_of(draft, facts.model_folder)
+    size = size_of(draft, measure)
     choice = plan_stage(draft, size, hardware)
-    check_memory(draft, facts.model_folder, size, choice, hardware)
+    check_memory(draft, size, choice, hardware, measure)
     plan = draft.model_copy(update={"zero_stage": choice.stage})
     return PlannedJob(plan, facts.image_count, hardware, choice, sampling_processes(draft, size, hardware))

@@ -1,8 +1,8 @@
-"""Estimates the memory of a training process, and chooses the lowest ZeRO stage that fits.
+"""Estimates the memory of each phase's processes, and chooses the lowest ZeRO stage that fits.
 
 The memory of the model states is exact: ZeRO (Rajbhandari et al. 2020, section 3) keeps weights and gradients in the
 training precision and 12 bytes per weight for Adam in fp32. A step adds an fp32 copy of the gradient partition, the
-temporaries of torch's foreach AdamW, and a bucket. Activations are estimated from U-Net shapes.
+temporaries of torch's foreach AdamW, and a bucket. Activations are counted by `training.memory_count`.
 """
 
 from __future__ import annotations
@@ -14,46 +14,62 @@ GIB = 2**30
 BYTES = {"bf16": 2, "fp32": 4}
 # A bucket larger than the model wastes memory, because ZeRO-2 allocates it in full.
 MAX_BUCKET_ELEMENTS = 100_000_000
-# Activations kept for the backward pass, per image with a 64 x 64 latent and a first block of 320 channels. Measured
-# with Stable Diffusion 1.5 in bf16 with fused attention; scaled by area, width and bytes for other models.
-ACTIVATION_BYTES_BF16 = 0.92 * GIB
-CHECKPOINTED_SHARE = 0.14 / 0.92
 # A process that has imported PyTorch, diffusers and DeepSpeed; on a GPU, the CUDA context and NCCL.
 RUNTIME_BYTES = 1.0 * GIB
-# Decoding of one image with a 64 x 64 latent in fp32, which the autoencoder also uses if the U-Net is in bf16. Larger
-# latents are decoded in tiles.
-DECODE_BYTES = 1.0 * GIB
-MAX_TILE_SIDE = 96
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Parameter counts, and the dimensions that activations scale with.
+    """Parameter counts of a model, and bytes of its activations for the batches of a plan.
 
     Attributes:
         trainable: parameters with gradients; with LoRA, those of the adapters.
         frozen: parameters that training loads but does not update.
         total: parameters of the pipeline: denoiser, text encoder and autoencoder.
-        latent_side: side length of the training latents.
-        width: channels of the denoiser's first block.
+        encoders: parameters of text encoder and autoencoder.
+        activations: bytes that the forward pass of one micro-batch keeps for the backward pass.
+        backward: bytes at the peak of both passes in addition to the gradients of all trainable parameters.
+        sampling: bytes at the peak of generating a batch of images, in addition to the weights.
+        encoding: the same for encoding a batch of images with the autoencoder.
     """
 
     trainable: int
     frozen: int
     total: int
-    latent_side: int
-    width: int
+    encoders: int
+    activations: int
+    backward: int
+    sampling: int
+    encoding: int
 
 
 @dataclass(frozen=True)
-class MemoryNeed:
-    """Memory of one training process in bytes, by purpose."""
+class StateBytes:
+    """Bytes per trainable parameter in one process.
+
+    Attributes:
+        optimizer: kept between steps, without weights and gradients.
+        step: temporaries of the optimizer step.
+    """
 
     weights: float
     gradients: float
     optimizer: float
     step: float
-    activations: float
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Memory of one training process in bytes, by purpose.
+
+    Attributes:
+        working: what a step allocates in addition to gradients: activations, later temporaries of the optimizer.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    working: float
     runtime: float = RUNTIME_BYTES
 
     @property
@@ -70,39 +86,48 @@ def bucket_elements(trainable: int) -> int:
     return min(MAX_BUCKET_ELEMENTS, max(1_000_000, trainable))
 
 
+def zero_bytes(stage: int, world_size: int, precision: str, *, offload_optimizer: bool = False) -> StateBytes:
+    """Bytes per trainable parameter under ZeRO; on a GPU, without the optimizer state that is offloaded to the host."""
+    element = BYTES[precision]
+    optimized = 0 if offload_optimizer else 1 / world_size
+    return StateBytes(
+        weights=element / (world_size if stage >= 3 else 1),
+        gradients=element / (world_size if stage >= 2 else 1),
+        optimizer=12 * optimized,
+        step=8 * optimized,
+    )
+
+
 def memory_need(
     size: ModelSize,
     *,
     stage: int,
     world_size: int,
     precision: str,
-    images: int,
-    checkpointing: bool,
     offload_optimizer: bool = False,
 ) -> MemoryNeed:
-    """Memory of one training process; on a GPU, without the optimizer state that is offloaded to the host.
-
-    Args:
-        images: images per micro-batch, including class images.
-    """
-    element_bytes = BYTES[precision]
-    weight_partitions = world_size if stage >= 3 else 1
-    gradient_partitions = world_size if stage >= 2 else 1
-    optimized = 0 if offload_optimizer else size.trainable / world_size
-    scale = (size.latent_side / 64) ** 2 * size.width / 320 * element_bytes / 2
+    """Memory of one training process; on a GPU, without the optimizer state that is offloaded to the host."""
+    states = zero_bytes(stage, world_size, precision, offload_optimizer=offload_optimizer)
+    frozen = BYTES[precision] * size.frozen / (world_size if stage >= 3 else 1)
+    gradients = states.gradients * size.trainable
+    # Gradients are allocated while the backward pass frees activations; the optimizer steps after that.
+    step = states.step * size.trainable + BYTES[precision] * bucket_elements(size.trainable)
     return MemoryNeed(
-        weights=element_bytes * (size.trainable + size.frozen) / weight_partitions,
-        gradients=element_bytes * size.trainable / gradient_partitions,
-        optimizer=12 * optimized,
-        step=8 * optimized + element_bytes * bucket_elements(size.trainable),
-        activations=ACTIVATION_BYTES_BF16 * scale * images * (CHECKPOINTED_SHARE if checkpointing else 1),
+        weights=states.weights * size.trainable + frozen,
+        gradients=gradients,
+        optimizer=states.optimizer * size.trainable,
+        working=max(size.activations - gradients, size.backward, step),
     )
 
 
-def sampling_need(size: ModelSize, *, precision: str, batch_size: int) -> float:
+def sampling_need(size: ModelSize, *, precision: str) -> float:
     """Memory in bytes of a process that generates a batch of images."""
-    decode = DECODE_BYTES * (min(size.latent_side, MAX_TILE_SIDE) / 64) ** 2 * min(batch_size, 4)
-    return RUNTIME_BYTES + BYTES[precision] * size.total + decode
+    return RUNTIME_BYTES + BYTES[precision] * size.total + size.sampling
+
+
+def encoding_need(size: ModelSize) -> float:
+    """Memory in bytes of the process that encodes images and prompts, in fp32."""
+    return RUNTIME_BYTES + BYTES["fp32"] * size.encoders + size.encoding
 
 
 @dataclass(frozen=True)
@@ -122,8 +147,6 @@ def choose_stage(
     available: float | None,
     world_size: int,
     precision: str,
-    images: int,
-    checkpointing: bool,
     offload_optimizer: bool = False,
 ) -> StageChoice:
     """Choose the lowest ZeRO stage that fits, or the stage that the job sets.
@@ -134,13 +157,7 @@ def choose_stage(
 
     def need(stage: int) -> MemoryNeed:
         return memory_need(
-            size,
-            stage=stage,
-            world_size=world_size,
-            precision=precision,
-            images=images,
-            checkpointing=checkpointing,
-            offload_optimizer=offload_optimizer,
+            size, stage=stage, world_size=world_size, precision=precision, offload_optimizer=offload_optimizer
         )
 
     if requested != "auto":

@@ -1,0 +1,135 @@
+"""The memory of a plan is counted from the configuration of its model. No weights are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_plan import make_plan as plan_of
+
+from dreambooth_api.errors import UserError
+from dreambooth_trainer.planning.fit import size_of
+from dreambooth_trainer.planning.memory import GIB, ModelSize
+from dreambooth_trainer.planning.plan import Plan
+from dreambooth_trainer.training.memory_count import LiveBytes, count_size
+
+pytestmark = pytest.mark.trainer
+
+VAE = {
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "latent_channels": 4,
+}
+UNET = {"block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 768, "attention_head_dim": 8}
+TEXT = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "bos_token_id": 49406,
+    "eos_token_id": 49407,
+}
+# Differences of Stable Diffusion 2.1 from 1.5.
+UNET_2 = {**UNET, "cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
+TEXT_2 = {**TEXT, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
+
+
+def write_model(folder: Path, unet: dict[str, Any], text: dict[str, Any]) -> Path:
+    """The configuration files of a diffusers folder."""
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    for part, config in (("unet", unet), ("vae", VAE), ("text_encoder", text)):
+        (folder / part).mkdir()
+        (folder / part / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configuration of Stable Diffusion 1.5."""
+    return write_model(tmp_path_factory.mktemp("sd15"), UNET, TEXT)
+
+
+def count(folder: Path, images: int, precision: str = "bf16", **training: Any) -> ModelSize:
+    spec = {"model": {"id": str(folder)}, "training": {"resolution": 512, **training}}
+    return count_size(plan_of(spec, precision=precision), folder, images, encoding_batch=1)
+
+
+def test_the_parameters_of_stable_diffusion_are_counted(sd15: Path) -> None:
+    size = count(sd15, 1)
+    assert (size.trainable, size.frozen) == (859_520_964, 0)
+    assert size.total == 859_520_964 + 123_060_480 + 83_653_863
+    lora = count(sd15, 1, method="LoRA", lora={"rank": 4})
+    assert lora.frozen == 859_520_964
+    assert lora.trainable == 3_654_144
+
+
+@pytest.mark.parametrize(
+    ("training", "gib"),
+    # GiB of one image in bf16, counted independently (shared/STACK-FACTS.md): 0.92 and 0.14.
+    [({}, 0.92), ({"gradientCheckpointing": True}, 0.14)],
+    ids=["all kept", "checkpointing"],
+)
+def test_activations_of_stable_diffusion_at_512_pixels(sd15: Path, training: dict[str, Any], gib: float) -> None:
+    assert count(sd15, 1, **training).activations / GIB == pytest.approx(gib, rel=0.06)
+
+
+def test_activations_of_stable_diffusion_2_at_768_pixels(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, UNET_2, TEXT_2)
+    assert count(folder, 1, resolution=768).activations / GIB == pytest.approx(2.05, rel=0.06)
+
+
+def test_activations_scale_with_images_precision_and_trained_parts(sd15: Path) -> None:
+    one = count(sd15, 1, resolution=256)
+    assert count(sd15, 2, resolution=256).activations == pytest.approx(2 * one.activations, rel=0.01)
+    assert count(sd15, 1, "fp32", resolution=256).activations == pytest.approx(2 * one.activations, rel=0.02)
+    both = count(sd15, 1, resolution=256, textEncoder={"train": True})
+    assert both.trainable == 859_520_964 + 123_060_480
+    assert both.activations > one.activations
+
+
+@pytest.mark.parametrize("training", [{}, {"method": "LoRA"}, {"gradientCheckpointing": True}], ids=str)
+def test_the_count_is_what_a_real_step_allocates(tiny_model: Path, training: dict[str, Any]) -> None:
+    from dreambooth_trainer.training.loop import build_module
+    from dreambooth_trainer.training.module import Batch
+
+    spec = {"model": {"id": str(tiny_model)}, "training": {"resolution": 64, **training}}
+    plan = plan_of(spec)
+    size = count_size(plan, tiny_model, 2, encoding_batch=1)
+    module, _ = build_module(plan)
+    assert size.trainable == sum(p.numel() for p in module.parameters() if p.requires_grad)
+    latents, tokens = torch.randn(2, 4, 16, 16), torch.zeros(2, 77, dtype=torch.long)
+    batch = Batch(latents, latents, torch.tensor([1, 2]), tokens, torch.randn(2, 77, 32), 1)
+    with LiveBytes(module.parameters()) as memory:
+        losses = module(batch)
+        activations = memory.live
+        losses[0].backward()
+    gradients = sum(p.grad.nbytes for p in module.parameters() if p.grad is not None)
+    assert size.activations == pytest.approx(activations, rel=0.05)
+    assert size.backward == pytest.approx(max(0, memory.peak - gradients), rel=0.1)
+
+
+def test_a_plan_is_sized_for_the_micro_batch_of_one_process() -> None:
+    sizes: list[int] = []
+
+    def measure(plan: Plan, images: int) -> ModelSize:
+        sizes.append(images)
+        return ModelSize(0, 0, 0, 0, 0, 0, 0, 0)
+
+    training = {"globalBatchSize": 16, "gradientAccumulationSteps": 2}
+    for enabled in (True, False):
+        spec = {"training": training, "cluster": {"workers": 2}, "priorPreservation": {"enabled": enabled}}
+        size_of(plan_of(spec), measure)
+    assert sizes == [8, 4]
+
+
+def test_a_broken_configuration_is_reported_with_its_folder(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, {**UNET, "down_block_types": ["NoSuchBlock"]}, TEXT)
+    with pytest.raises(UserError) as caught:
+        count(folder, 1)
+    assert str(caught.value).startswith(f"spec.model.id: '{folder}': has a module whose configuration is not valid: ")
