@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from dreambooth_api.errors import UserError
 from dreambooth_api.job import Cluster, Resources
 from dreambooth_trainer.cluster import hardware
 from dreambooth_trainer.cluster.hardware import Hardware, check_runnable
+from dreambooth_trainer.cluster.memory_errors import out_of_memory
 from dreambooth_trainer.phases.train import build_trainer
 from dreambooth_trainer.planning.fit import check_memory, plan_stage, sampling_processes
 from dreambooth_trainer.planning.memory import GIB, MemoryNeed, ModelSize, StageChoice, sampling_need
@@ -206,3 +208,43 @@ def test_two_sampling_processes_are_not_placed_on_a_machine_that_fits_one() -> N
     plan = make_plan({"model": {"id": "m"}, "cluster": {"workers": 4}, "training": {"globalBatchSize": 4}})
     two_machines = Hardware(0, "CPU", 7 * GIB, bf16=False, processes_per_machine=2)
     assert sampling_processes(plan, SD15, two_machines) == 2
+
+
+def test_remedies_that_fit_only_together_are_offered_together(tiny_model: Path) -> None:
+    plan = make_plan({"model": {"id": str(tiny_model)}})
+    hardware = Hardware(0, "CPU", 9 * GIB, bf16=False)
+    large = replace(SD15, activations=8 * GIB, sampling=GIB, encoding=GIB)
+
+    def measure_large(plan: Plan, images: int) -> ModelSize:
+        return replace(measure(plan, images), activations=GIB if plan.spec.training.gradient_checkpointing else 8 * GIB)
+
+    with pytest.raises(UserError, match=r"; set method: LoRA and gradientCheckpointing: true \(needs 5\.4 GiB\)"):
+        check_memory(plan, large, plan_stage(plan, large, hardware), hardware, measure_large)
+
+
+def failed_allocation() -> BaseException:
+    import torch
+
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("make_error", "sentence"),
+    [
+        (failed_allocation, "a worker could not allocate 4194304.00 GiB during training"),
+        (MemoryError, "a worker could not allocate memory during training"),
+        (lambda: MemoryError("Unable to allocate 9 GiB"), "allocate memory during training: Unable to allocate 9 GiB"),
+        (lambda: RuntimeError("a size does not match"), None),
+    ],
+    ids=["torch on a CPU", "Python", "NumPy", "another error"],
+)
+def test_a_failed_allocation_on_a_cpu_is_an_out_of_memory_error(
+    make_error: Callable[[], BaseException], sentence: str | None
+) -> None:
+    found = out_of_memory(make_error(), "training")
+    assert (found is None) == (sentence is None)
+    if sentence is not None:
+        assert sentence in str(found)
+        assert "set training.gradientCheckpointing: true" in str(found)

@@ -1,4 +1,4 @@
-"""Detection of out-of-memory errors of PyTorch and Ray, without importing either."""
+"""Detection of out-of-memory errors of PyTorch, Python and Ray, without importing PyTorch or Ray."""
 
 from __future__ import annotations
 
@@ -13,25 +13,33 @@ class InsufficientMemoryError(UserError):
 
 
 def out_of_memory(error: BaseException, activity: str) -> InsufficientMemoryError | None:
-    """Convert an out-of-memory error of PyTorch or Ray; None for any other error.
+    """Convert an out-of-memory error of PyTorch, Python or Ray; None for any other error.
 
     Args:
         activity: what the worker was doing, for example "training".
     """
-    # Both ray.exceptions and torch have a class of this name.
-    cause = next((inner for inner in _inner_errors(error) if type(inner).__name__ == "OutOfMemoryError"), None)
-    if cause is None:
+    rule = next((rule for inner in _inner_errors(error) if (rule := _broken_limit(inner, activity))), None)
+    if rule is None:
         return None
-    used = re.search(r"was (\S+) used / (\S+) limit", str(cause))
-    if used:
-        rule = f"Ray killed a worker during {activity}: {used[1]} of {used[2]} on its machine were in use"
-    else:
-        rule = f"the GPU ran out of memory during {activity}: {str(cause).partition(chr(10))[0]}"
     remedy = (
         "set training.gradientCheckpointing: true, decrease training.globalBatchSize or training.resolution, "
         "set training.method: LoRA, increase cluster.workers, or use workers with more memory"
     )
     return InsufficientMemoryError(ValidationIssue("spec.cluster.resources", None, rule, remedy))
+
+
+def _broken_limit(error: BaseException, activity: str) -> str | None:
+    text = str(error)
+    first_line = text.partition("\n")[0]
+    if type(error).__name__ == "OutOfMemoryError":  # both ray.exceptions and torch have a class of this name
+        if used := re.search(r"was (\S+) used / (\S+) limit", text):
+            return f"Ray killed a worker during {activity}: {used[1]} of {used[2]} on its machine were in use"
+        return f"the GPU ran out of memory during {activity}: {first_line}"
+    if isinstance(error, RuntimeError) and (size := re.search(r"can't allocate memory: .* allocate (\d+) bytes", text)):
+        return f"a worker could not allocate {int(size[1]) / 2**30:.2f} GiB during {activity}"
+    if isinstance(error, MemoryError):
+        return f"a worker could not allocate memory during {activity}{first_line and ': '}{first_line}"
+    return None
 
 
 def _inner_errors(error: BaseException) -> Iterator[BaseException]:
