@@ -90,9 +90,10 @@ def test_div_is_the_mean_over_prompts_of_the_distances_of_subject_images() -> No
 
 
 def test_without_lpips_no_other_distance_is_called_div() -> None:
-    scores = measure(ENCODERS, [RED], [PromptImages("red", [RED, BLUE])], class_images=[RED, BLUE])
+    encoders = replace(ENCODERS, without_lpips="DIV is not computed: torchvision is not installed")
+    scores = measure(encoders, [RED], [PromptImages("red", [RED, BLUE])], class_images=[RED, BLUE])
     assert "div" not in scores.values
-    assert scores.lpips_network == ""
+    assert (scores.lpips_network, scores.without_lpips) == ("", "DIV is not computed: torchvision is not installed")
 
 
 def test_real_images_bound_subject_fidelity() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
 from dreambooth_trainer.metrics.scores import Scores
+from dreambooth_trainer.report import collect
 from dreambooth_trainer.report.card import code_fence, code_span, model_card
 from dreambooth_trainer.report.contents import Comparison, Report
 from dreambooth_trainer.report.scores import score_rows
@@ -90,6 +94,26 @@ def test_code_span(text: str, markdown: str) -> None:
 def test_code_fence_is_longer_than_any_fence_in_the_text() -> None:
     assert code_fence("x") == "```"
     assert code_fence("a ```` b") == "`````"
+
+
+@pytest.mark.parametrize(
+    ("lpips", "shown"),
+    [
+        ({"lpips_network": "AlexNet"}, "dino; clip; LPIPS (AlexNet)"),
+        (
+            {"without_lpips": "DIV is not computed: no route to host"},
+            "dino; clip; DIV is not computed: no route to host",
+        ),
+        ({}, "dino; clip"),
+    ],
+)
+def test_the_report_states_how_div_was_computed(tmp_path: Path, lpips: dict[str, str], shown: str) -> None:
+    scores = Scores(values=VALUES, dino_encoder="dino", clip_encoder="clip", **lpips)
+    content = scores.model_dump(mode="json", by_alias=True)
+    (tmp_path / "scores.json").write_text(json.dumps({"before": content, "after": content}))
+    spec = SimpleNamespace(evaluation=SimpleNamespace(enabled=True))
+    job: Any = SimpleNamespace(plan=SimpleNamespace(spec=spec), folder=SimpleNamespace(scores=tmp_path / "scores.json"))
+    assert collect._scores(job)[1] == shown
 
 
 def test_score_rows_show_before_and_after_and_skip_missing_scores() -> None:

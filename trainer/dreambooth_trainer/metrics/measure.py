@@ -148,6 +148,7 @@ def measure(
         dino_encoder=encoders.dino.name,
         clip_encoder=encoders.clip.name,
         lpips_network=encoders.lpips.name if encoders.lpips else "",
+        without_lpips=encoders.without_lpips,
         prompts=prompts,
     )
 

@@ -41,6 +41,7 @@ class Scores(_Frozen):
         real_images: upper bounds of subject fidelity, by the name of the metric: the mean similarity of real images
             among each other. Empty for a single image.
         lpips_network: network of DIV, or empty if DIV was not computed.
+        without_lpips: why DIV was not computed although it was wanted, or empty.
     """
 
     values: Mapping[str, FiniteFloat]
@@ -48,6 +49,7 @@ class Scores(_Frozen):
     dino_encoder: str = ""
     clip_encoder: str = ""
     lpips_network: str = ""
+    without_lpips: str = ""
     prompts: tuple[PromptScore, ...] = ()
 
 

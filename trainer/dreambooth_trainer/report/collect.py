@@ -126,8 +126,9 @@ def _scores(job: _FinishedJob) -> tuple[tuple[ScoreRow, ...], str]:
         return (), ""
     content = json.loads(job.folder.scores.read_text())
     before, after = (Scores.model_validate(content[model]) for model in MODELS)
-    lpips = f"LPIPS ({after.lpips_network})" if after.lpips_network else "without LPIPS"
-    return score_rows(before, after), f"{after.dino_encoder}, {after.clip_encoder}, {lpips}"
+    lpips = f"LPIPS ({after.lpips_network})" if after.lpips_network else after.without_lpips
+    networks = (after.dino_encoder, after.clip_encoder, lpips)
+    return score_rows(before, after), "; ".join(name for name in networks if name)
 
 
 def _references(plan: Plan) -> tuple[ReferenceRow, ...]:
