@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image, ImageOps
 from test_plan import make_plan
 
 from dreambooth_trainer.images.augment import augment
-from dreambooth_trainer.phases.encode import instance_images
+from dreambooth_trainer.phases.encode import encode, instance_images
 from dreambooth_trainer.store.folder import JobFolder
+from dreambooth_trainer.store.image_store import ImageStore
+from dreambooth_trainer.training.cache import load_data
 
 
 def ramp(width: int, height: int) -> Image.Image:
@@ -79,3 +82,23 @@ def test_variants_of_an_image_are_encoded_in_a_row(tmp_path: Path, training: dic
         assert [image.tobytes() for image in images[count:]] == second
     else:
         assert images[0].tobytes() == ramp(16, 16).tobytes()
+
+
+def test_every_variant_has_the_latents_and_the_prompt_of_its_image(tmp_path: Path) -> None:
+    plan = make_plan({"training": {"randomFlip": True, "textEncoder": {"train": False}}})
+    folder = JobFolder(tmp_path)
+    folder.photos.mkdir(parents=True)
+    for number, color in enumerate(("red", "blue")):
+        photo = Image.new("RGB", (32, 32), color)
+        photo.paste("white", (0, 0, 8, 32))  # an asymmetric mark
+        photo.save(folder.photos / f"{number:03d}.png")
+    encode(plan, folder, ["a sks dog", "a sks dog on the beach"], ImageStore(str(tmp_path / "store")), [])
+    latents = load_data(folder.latents).instance_images
+    assert latents.prompt_indices.tolist() == [0, 0, 1, 1]
+    red, red_mirrored, blue, _ = latents.mean
+    assert not torch.allclose(red, red_mirrored, atol=0.1)
+    distance = (red.flip(-1) - red_mirrored).abs().mean()
+    assert distance < (red - red_mirrored).abs().mean()
+    assert distance < (red - blue).abs().mean()
+    assert latents.conditioning is not None
+    assert len(latents.conditioning) == 2
