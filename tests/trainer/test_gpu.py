@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,7 +71,23 @@ def test_class_images_do_not_depend_on_the_batch(precision: str) -> None:
         assert (pixels[0] - pixels[1]).abs().mean() < 4, "of 255"
 
 
-def test_the_gpu_is_detected_without_a_cuda_context_in_this_process() -> None:
+DRIVER = """
+import torch
+from test_plan import job_of
+from dreambooth_trainer.runner import prepare_job
+subject = {"class": "dog", "images": {"uri": "builtin:sprites/dog-pink-blue"}}
+prepared = prepare_job(job_of({"subject": subject}))
+assert prepared.plan.gpus_per_worker == 1
+assert not torch.cuda.is_initialized()
+"""
+
+
+def test_the_driver_process_opens_no_cuda_context() -> None:
+    # A process of its own, because other tests have initialized CUDA in this one.
+    subprocess.run([sys.executable, "-c", DRIVER], check=True, timeout=300, cwd=Path(__file__).parent)
+
+
+def test_the_gpu_is_detected_in_a_subprocess() -> None:
     devices, note = local_devices()
     assert note == ""
     assert devices[0] == cuda_device()
