@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import dreambooth_trainer.models.hub
 from dreambooth_api.errors import TransientError, UserError
 from dreambooth_api.job import BaseModelRef
-from dreambooth_trainer.families.registry import family_name, local_folder, open_family, pinned, weights_digest
+from dreambooth_trainer.families.registry import config_folder, local_folder, open_family, pinned, weights_digest
 from dreambooth_trainer.metrics.encoder_files import CLIP, DINO, pinned_commit
 from dreambooth_trainer.metrics.pretrained import load_dino
 
@@ -262,7 +262,7 @@ def test_a_model_with_pickled_weights_only_is_rejected(hub: Hub, multi_format_mo
         path.unlink()
     hub.serve(multi_format_model)
     with pytest.raises(UserError, match="has no safetensors weights in unet; other formats can contain code; save the"):
-        family_name(local_folder(MODEL if location == "hub" else BaseModelRef(id=str(multi_format_model))))
+        config_folder(MODEL if location == "hub" else BaseModelRef(id=str(multi_format_model)))
     assert hub.downloaded <= {"model_index.json"}
 
 

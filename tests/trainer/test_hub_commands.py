@@ -27,7 +27,10 @@ def job(tmp_path: Path) -> Path:
             "subject": {"class": "dog", "images": {"uri": "builtin:sprites/dog-pink-blue"}},
             "model": {"id": "team/model"},
             "training": {"resolution": 32},
-            "evaluation": {"encoders": {"dino": "builtin:sprites", "clip": "builtin:sprites"}},
+            "evaluation": {
+                "prompts": ["a {}"],
+                "encoders": {"dino": "builtin:sprites", "clip": "builtin:sprites"},
+            },
         },
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(content))
@@ -92,6 +95,21 @@ def test_validate_rejects_a_prediction_type_that_is_not_supported(
     files["scheduler/scheduler_config.json"] = json.dumps(scheduler | {"prediction_type": "sample"}).encode()
     assert run_cli(["validate", "--online", str(job)]) == 2
     assert "prediction_type 'sample' is not supported" in capsys.readouterr().err
+
+
+def test_a_plan_downloads_no_weights(
+    hub: Hub, multi_format_model: Path, tiny_model: Path, job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.serve(multi_format_model)
+    assert run_cli(["plan", str(job)]) == 0
+    from_hub = capsys.readouterr().out
+    assert sent_weights(hub) == []
+    assert run_cli(["plan", str(job), "--set", f"model.id={tiny_model}"]) == 0
+    assert _without_model(from_hub) == _without_model(capsys.readouterr().out)
+
+
+def _without_model(plan: str) -> list[str]:
+    return [line for line in plan.splitlines() if not line.startswith("base model")]
 
 
 @pytest.mark.parametrize("command", [["validate", "--online"], ["plan"]])

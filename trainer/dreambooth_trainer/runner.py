@@ -19,7 +19,7 @@ from dreambooth_trainer.cluster.hardware import Hardware, check_cores, check_run
 from dreambooth_trainer.cluster.pool import WorkerPool
 from dreambooth_trainer.cluster.runtime_hardware import runtime_hardware
 from dreambooth_trainer.cluster.session import ray_cluster
-from dreambooth_trainer.families.registry import family_module, family_name, local_folder, pinned, rare_identifier
+from dreambooth_trainer.families.registry import config_folder, family_module, local_folder, pinned, rare_identifier
 from dreambooth_trainer.images.sources import RawImage, read_images
 from dreambooth_trainer.jobfile.load import dump_job
 from dreambooth_trainer.phases.base import Context, Phase
@@ -93,8 +93,7 @@ def plan_for_runtime(job: DreamBoothJob, runtime: RuntimeSpec) -> tuple[PlannedJ
 
 def _plan(job: DreamBoothJob, image_count: int, hardware: Hardware) -> tuple[PlannedJob, tuple[str, ...]]:
     model = pinned(model_ref(job))
-    folder = local_folder(model)
-    family_name(folder)
+    folder = config_folder(model)
     identifier = job.spec.subject.identifier
     if identifier == "auto":
         class_prompt = job.spec.prior_preservation.class_prompt or ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import DreamBoothJob
-from dreambooth_trainer.families.registry import config_folder, family_name, pinned
+from dreambooth_trainer.families.registry import config_folder, pinned
 from dreambooth_trainer.metrics.encoder_files import pinned_commits
 from dreambooth_trainer.planning.model_facts import check_scheduler
 from dreambooth_trainer.planning.plan import encoder_names, model_ref
@@ -25,7 +25,6 @@ def check_models(job: DreamBoothJob) -> list[str]:
     try:
         model = pinned(model_ref(job))
         folder = config_folder(model)
-        family_name(folder)
         check_scheduler(folder)
         if model.revision == folder.name:  # a snapshot of the Hub
             commits[model.id] = folder.name

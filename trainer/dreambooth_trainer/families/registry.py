@@ -36,8 +36,8 @@ def local_folder(model: BaseModelRef) -> Path:
     """The local diffusers folder of a model, downloaded from the Hub if needed.
 
     Raises:
-        UserError: the model was not found, neither as a local folder nor on the Hub, or is not supported (see
-            `family_name`).
+        UserError: the model was not found, neither as a local folder nor on the Hub. For a model on the Hub also a
+            family that is not supported, or weights that are not safetensors.
         TransientError: the Hub cannot be reached.
     """
     return _on_disk(model) or fetch(model.id, model.revision, PATH, INDEX, _files_of_known_family)
@@ -47,9 +47,14 @@ def config_folder(model: BaseModelRef) -> Path:
     """A local folder with the configuration and the tokenizer of a model. No weights are downloaded.
 
     Raises:
-        UserError, TransientError: as `local_folder`.
+        UserError: as `local_folder`, also for a model in a local folder.
+        TransientError: the Hub cannot be reached.
     """
-    return _on_disk(model) or fetch(model.id, model.revision, PATH, INDEX, _configs_of_known_family)
+    folder = _on_disk(model)
+    if folder is None:
+        return fetch(model.id, model.revision, PATH, INDEX, _configs_of_known_family)
+    _known_family(_read_index(folder), local_names(folder), str(folder))
+    return folder
 
 
 def pinned(model: BaseModelRef) -> BaseModelRef:
@@ -102,16 +107,19 @@ def family_module(folder: Path) -> str:
 
 
 def family_name(folder: Path) -> str:
-    """The key in FAMILIES of a diffusers folder.
+    """The key in FAMILIES of a diffusers folder, which may be without weights.
 
     Raises:
-        UserError: not a diffusers folder, a family that is not supported, or weights that are not safetensors.
+        UserError: not a diffusers folder, or a family that is not supported.
     """
+    return _known_family(_read_index(folder), (), str(folder))
+
+
+def _read_index(folder: Path) -> str:
     try:
-        content = (folder / INDEX).read_text()
+        return (folder / INDEX).read_text()
     except OSError as error:
         raise UserError(_unreadable(str(folder))) from error
-    return _known_family(content, local_names(folder), str(folder))
 
 
 def _known_family(index: str, names: Collection[str], where: str) -> str:
