@@ -96,6 +96,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
+        if path == "/api/agent-harnesses":
+            # huggingface_hub makes this request once per process, in some environments, for its User-Agent.
+            self._send(404, b"", {})
+            return
         self.hub.requests.append(f"{self.command} {path}")
         if token := self.headers.get("Authorization", "").removeprefix("Bearer "):
             self.hub.tokens.add(token)

@@ -137,7 +137,12 @@ def test_an_outage_is_a_transient_error(hub: Hub, tiny_model: Path, status: int)
     ("headers", "wait"), [({}, 1), ({"Retry-After": "30"}, 30), ({"ratelimit": '"api";r=0;t=55'}, 55)]
 )
 def test_a_short_outage_is_survived(
-    hub: Hub, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], wait: int
+    hub: Hub,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    headers: dict[str, str],
+    wait: int,
 ) -> None:
     waits: list[float] = []
     monkeypatch.setattr("time.sleep", waits.append)
@@ -145,6 +150,7 @@ def test_a_short_outage_is_survived(
     hub.failures = [Failure(429, headers=headers), Failure(503)]
     assert pinned(MODEL).revision == COMMIT
     assert waits == [wait, 2]
+    assert f"retrying in {wait} s" in caplog.text
 
 
 @pytest.mark.parametrize("fault", ["truncated", "reset"])

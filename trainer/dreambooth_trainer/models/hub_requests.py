@@ -7,6 +7,7 @@ timeouts, lost connections, truncated files) are retried, and then become a `Tra
 from __future__ import annotations
 
 import errno
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
@@ -22,6 +23,7 @@ MAX_WAIT_SECONDS = 300
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 _ON_A_CLUSTER = "on a cluster, in the Secret of the runtime's storage.credentialsSecret"
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -42,7 +44,9 @@ def request(call: Callable[[], T], model_id: str, revision: str | None, path: st
             converted = _converted(error, model_id, revision, path)
             if wait is None or not isinstance(converted, TransientError):
                 raise converted from error
-            time.sleep(max(wait, _requested_wait(error)))
+            seconds = max(wait, _requested_wait(error))
+            log.warning("%s; retrying in %d s", converted, seconds)
+            time.sleep(seconds)
     raise AssertionError("the last attempt returns or raises")
 
 
