@@ -130,6 +130,26 @@ def out_of_memory() -> dict[str, Any]:
     return result
 
 
+def too_small() -> dict[str, Any]:
+    """The error of a job that needs more GPUs than a static cluster has, and whether an autoscaler was found."""
+    import ray
+    from ray.cluster_utils import Cluster as Nodes
+
+    from dreambooth_api.errors import TransientError
+    from dreambooth_api.job import Cluster, Resources
+    from dreambooth_trainer.cluster.capacity import has_autoscaler, wait_for_capacity
+
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
+    nodes.add_node(num_cpus=1, num_gpus=4)
+    ray.init(address=nodes.address, log_to_driver=False)
+    try:
+        wait_for_capacity(Cluster(workers=2, resources=Resources(gpu=4)), lambda line: None, seconds=10)
+    except TransientError as error:
+        return {"error": str(error), "autoscaler": has_autoscaler()}
+    return {"error": "", "autoscaler": has_autoscaler()}
+
+
 if __name__ == "__main__":
-    result = {f.__name__: f for f in (two_nodes_with_gpus, broken_gpu, out_of_memory)}[sys.argv[1]]()
+    cases = (two_nodes_with_gpus, broken_gpu, out_of_memory, too_small)
+    result = {case.__name__: case for case in cases}[sys.argv[1]]()
     print(json.dumps(result), flush=True)

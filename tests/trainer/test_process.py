@@ -113,6 +113,20 @@ def test_no_folder_for_the_sockets_of_ray_is_an_error(monkeypatch: pytest.Monkey
         session.session_folder()
 
 
+@pytest.mark.parametrize(
+    ("variables", "created"),
+    [({"HOME": "/proc/self"}, True), ({"HOME": "/proc/self", "RAY_AUTH_MODE": "disabled"}, False), ({}, False)],
+)
+def test_ray_gets_a_token_that_it_cannot_keep_in_the_home_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str], created: bool
+) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": str(tmp_path), **variables}.items():
+        monkeypatch.setenv(name, value)
+    assert list(session.token_variables()) == ["RAY_AUTH_TOKEN"] * created
+
+
 def validate(folder: Path, variables: dict[str, str]) -> tuple[int, str]:
     """Exit code and output of `dreambooth validate` with these environment variables only."""
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(SOURCES), "HOME": str(folder), **variables}

@@ -91,6 +91,7 @@ def plan(job_file: Path, runtime_file: Path | None, sets: tuple[str, ...]) -> No
     """Show what a job will do: resolved defaults, memory per process, the ZeRO stage and the reason for it."""
     job = options.read_job(job_file, sets)
     runtime = load_runtime(runtime_file) if runtime_file else None
+    from dreambooth_trainer.cluster.capacity import wait_for_capacity
     from dreambooth_trainer.cluster.session import has_address, ray_cluster
     from dreambooth_trainer.images.prepare import prepare_images
     from dreambooth_trainer.runner import plan_for_runtime, prepare_job
@@ -99,6 +100,8 @@ def plan(job_file: Path, runtime_file: Path | None, sets: tuple[str, ...]) -> No
         _print_plan(*plan_for_runtime(job, runtime))
         return
     with ray_cluster() if has_address() else contextlib.nullcontext():
+        if has_address():
+            wait_for_capacity(job.spec.cluster, lambda line: _print_notes(Console(), [line]))
         prepared = prepare_job(job)
     # A run does this in its first phase.
     images = prepare_images(prepared.images, prepared.plan.resolution, job.spec.subject.captions)

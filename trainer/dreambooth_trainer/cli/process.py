@@ -6,6 +6,7 @@ UTF-8 (`open` without an encoding).
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import io
 import locale
@@ -29,7 +30,8 @@ def use_utf8() -> None:
         return
     os.environ["PYTHONUTF8"] = "1"
     os.environ.setdefault("PYTHONIOENCODING", f"{encoding}:backslashreplace")
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - the same command
+    with contextlib.suppress(OSError):  # no permission to execute Python by its path
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - the same command
 
 
 def use_printable_output() -> None:

@@ -43,12 +43,14 @@ def run(job_file: Path, out: Path | None, store: str | None, sets: tuple[str, ..
         if issues := output_issues(job, folder):
             raise UserError(issues)
         # Imported here, so that errors in the file are reported at once: importing torch and Ray takes seconds.
+        from dreambooth_trainer.cluster.capacity import wait_for_capacity
         from dreambooth_trainer.cluster.session import has_address, ray_cluster
         from dreambooth_trainer.planning.describe import describe
         from dreambooth_trainer.runner import prepare_job, run_job
 
         if has_address():
             stack.enter_context(ray_cluster())
+            wait_for_capacity(job.spec.cluster, reporter.note)
         prepared = prepare_job(job)
         store_folder, warning = options.store_url(store)
         warnings = [*prepared.warnings, *([warning] if warning else [])]

@@ -6,10 +6,12 @@ import contextlib
 import logging
 import os
 import re
+import secrets
 import signal
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 from dreambooth_api import environment
 from dreambooth_api.errors import TransientError, UserError, ValidationIssue
@@ -70,6 +72,29 @@ def session_folder() -> str | None:
     return f"{SHORT_TEMPORARY_FOLDER}/ray"
 
 
+def token_variables() -> dict[str, str]:
+    """A token for the processes of a local Ray cluster, if Ray cannot keep one in the home folder."""
+    if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return {}
+    folder = Path.home() / ".ray"
+    if (folder / "auth_token").exists() or os.access(folder if folder.exists() else folder.parent, os.W_OK):
+        return {}
+    return {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+@contextlib.contextmanager
+def _explain_missing_token() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        causes = (error, error.__cause__, error.__context__)
+        if not any("InvalidAuthToken" in str(cause) for cause in causes):
+            raise
+        rule = "is a Ray cluster that requires a token, which is missing or wrong"
+        remedy = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the cluster's token or copy its ~/.ray/auth_token"
+        raise UserError(ValidationIssue("RAY_ADDRESS", os.environ["RAY_ADDRESS"], rule, remedy)) from error
+
+
 @contextlib.contextmanager
 def ray_cluster() -> Iterator[None]:
     """Connect to RAY_ADDRESS if it is set, else run a local Ray cluster until the block ends."""
@@ -97,9 +122,11 @@ def _init() -> None:
     common = {"log_to_driver": bool(os.environ.get(environment.DEBUG)), "logging_level": logging.ERROR}
     if has_address():
         check_address(os.environ["RAY_ADDRESS"])
-        ray.init(**common)
+        with _explain_missing_token():
+            ray.init(**common)
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.update(token_variables())
         ray.init(
             address="local",
             include_dashboard=False,
