@@ -13,7 +13,7 @@ from dreambooth_trainer.images import RawImage, prepare_images, read_folder, rea
 
 
 def test_a_folder_is_read_in_order_without_subfolders_hidden_files_and_sidecars(tmp_path: Path) -> None:
-    sidecars = ("Thumbs.db", "desktop.ini", "a.caption", "a.npz", "meta.json", "a.txt", "README.md")
+    sidecars = ("Thumbs.db", "desktop.ini", "a.caption", "a.npz", "meta.json", "LICENSE.txt", "README.md")
     for name in ("b.png", "a.JPG", ".hidden", ".DS_Store", "c", *sidecars):
         (tmp_path / name).write_bytes(name.encode())
     (tmp_path / "more").mkdir()
@@ -21,8 +21,7 @@ def test_a_folder_is_read_in_order_without_subfolders_hidden_files_and_sidecars(
     assert found.images == [RawImage(name, name.encode()) for name in ("a.JPG", "b.png", "c")]
     assert found.warnings == [
         f"more in {tmp_path}: subfolders are ignored",
-        f"a.txt in {tmp_path}: text files are ignored; write captions in spec.subject.captions",
-        f"README.md in {tmp_path}: ignored, because they are not images",
+        f"LICENSE.txt, README.md in {tmp_path}: ignored, because they are not images",
     ]
     assert read_folder(f"file://{tmp_path}").images == found.images
 

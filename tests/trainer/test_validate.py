@@ -48,7 +48,7 @@ def test_odd_images_are_noted(photos: Path, command: str) -> None:
     assert code == 0
     notes = [line for line in text.splitlines() if line.startswith("note: ")]
     assert len(notes) == 2
-    assert notes[0].endswith("text files are ignored; write captions in spec.subject.captions")
+    assert notes[0].endswith("0.png: the .txt file beside it is ignored: it does not contain the identifier 'sks'")
     assert notes[1].startswith("note: 3.png: cropping to the center square keeps 21% of the image")
 
 

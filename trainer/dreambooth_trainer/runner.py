@@ -20,7 +20,8 @@ from dreambooth_trainer.cluster.pool import WorkerPool
 from dreambooth_trainer.cluster.runtime_hardware import runtime_hardware
 from dreambooth_trainer.cluster.session import ray_cluster
 from dreambooth_trainer.families.registry import config_folder, family_module, local_folder, pinned, rare_identifier
-from dreambooth_trainer.images.sources import RawImage, read_images
+from dreambooth_trainer.images.captions import with_caption_files
+from dreambooth_trainer.images.sources import RawImage, RawImages, read_images
 from dreambooth_trainer.jobfile.load import dump_job
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.phases.class_images import CLASS_IMAGES
@@ -65,10 +66,17 @@ def prepare_job(job: DreamBoothJob) -> PreparedJob:
         DeviceError: a worker has a GPU, but CUDA does not work.
     """
     raw_images = read_images(job.spec.subject.images)
+    job, notes = with_captions(job, raw_images)
     hardware = query_workers(job.spec.cluster)
     check_cores(hardware, job.spec.cluster)
     planned, warnings = _plan(job, len(raw_images.images), hardware)
-    return PreparedJob(planned, tuple(raw_images.images), (*raw_images.warnings, *warnings))
+    return PreparedJob(planned, tuple(raw_images.images), (*raw_images.warnings, *notes, *warnings))
+
+
+def with_captions(job: DreamBoothJob, found: RawImages) -> tuple[DreamBoothJob, list[str]]:
+    """A job with the captions in text files beside its images, and warnings."""
+    subject, warnings = with_caption_files(job.spec.subject, found.captions)
+    return job.model_copy(update={"spec": job.spec.model_copy(update={"subject": subject})}), warnings
 
 
 def plan_for_runtime(job: DreamBoothJob, runtime: RuntimeSpec) -> tuple[PlannedJob, tuple[str, ...]]:
@@ -84,7 +92,9 @@ def plan_for_runtime(job: DreamBoothJob, runtime: RuntimeSpec) -> tuple[PlannedJ
     if source.uri is not None:
         raw_images = read_images(source)
         image_count = len(raw_images.images)
-        warnings += raw_images.warnings
+        job, caption_notes = with_captions(job.model_copy(update={"spec": spec}), raw_images)
+        spec = job.spec
+        warnings += [*raw_images.warnings, *caption_notes]
     else:
         warnings.append(f"the images are in the cluster: the plan assumes {ASSUMED_IMAGES} images.")
     planned, notes = _plan(job.model_copy(update={"spec": spec}), image_count, hardware)

@@ -62,6 +62,7 @@ def _check_local_images(job: DreamBoothJob) -> list[str]:
         return []
     if not uri.startswith(BUILTIN) and not Path(uri).exists():
         return [f"{uri} does not exist on this machine, dreambooth run requires it"]
+    from dreambooth_trainer.images.captions import with_caption_files
     from dreambooth_trainer.images.prepare import prepare_images
     from dreambooth_trainer.images.sources import read_folder
     from dreambooth_trainer.planning.defaults import model_defaults
@@ -69,7 +70,8 @@ def _check_local_images(job: DreamBoothJob) -> list[str]:
 
     found = read_folder(uri)
     resolution = job.spec.training.resolution or model_defaults(model_ref(job).id).resolution
-    return [*found.warnings, *prepare_images(found.images, resolution, job.spec.subject.captions).warnings]
+    subject, warnings = with_caption_files(job.spec.subject, found.captions)
+    return [*found.warnings, *warnings, *prepare_images(found.images, resolution, subject.captions).warnings]
 
 
 def _print_notes(console: Console, warnings: Iterable[str]) -> None:

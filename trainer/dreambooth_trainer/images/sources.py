@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, cast
 
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
@@ -17,6 +18,7 @@ from PIL import Image
 from dreambooth_api.errors import TransientError, UserError, ValidationIssue
 from dreambooth_api.subject import ImageSource
 from dreambooth_api.uris import BUILTIN, BUILTIN_SPRITES, BUILTIN_SUBJECT, EXTRAS, is_url
+from dreambooth_trainer.images.captions import caption_file_for, decode_captions
 
 MAX_FILE_BYTES = 64 * 2**20
 MAX_TOTAL_BYTES = 2 * 2**30
@@ -38,10 +40,11 @@ class RawImage:
 
 
 class RawImages(NamedTuple):
-    """Files in the order of their names, and a warning about files that were skipped."""
+    """Files in the order of their names, warnings about files that were skipped, and captions by name of the image."""
 
     images: list[RawImage]
     warnings: list[str]
+    captions: Mapping[str, str] = MappingProxyType({})
 
 
 def read_images(source: ImageSource, mounted: Path | None = None) -> RawImages:
@@ -64,7 +67,7 @@ def read_images(source: ImageSource, mounted: Path | None = None) -> RawImages:
 
 
 def read_folder(uri: str) -> RawImages:
-    """Read all files of a folder except subfolders, hidden files and sidecars."""
+    """Read all images and captions of a folder, without its subfolders, hidden files and other sidecars."""
     if uri.startswith(BUILTIN):
         return RawImages(_read_examples(uri), [])
     scheme = uri.partition("://")[0] if is_url(uri) else "file"
@@ -78,8 +81,10 @@ def read_folder(uri: str) -> RawImages:
         if fs.isfile(root):
             raise UserError(ValidationIssue(_FIELD, uri, "is a file", "use the folder that contains it"))
         entries = [_Entry.from_info(fs, info) for info in fs.ls(root, detail=True)]
-        selected, warnings = _select(uri, entries)
-        return RawImages([RawImage(entry.name, _read(fs, entry)) for entry in selected], warnings)
+        selected, captions, warnings = _select(uri, entries)
+        images = [RawImage(entry.name, _read(fs, entry)) for entry in selected]
+        files = {name: (entry.name, _read(fs, entry)) for name, entry in captions.items()}
+        return RawImages(images, warnings, decode_captions(files))
 
 
 class _Entry(NamedTuple):
@@ -103,8 +108,8 @@ class _Entry(NamedTuple):
         return cls(path, name, "broken link" if info.get("islink") else "special", size)
 
 
-def _select(uri: str, entries: Sequence[_Entry]) -> tuple[list[_Entry], list[str]]:
-    """Select the files to read, and check their number and sizes before any is read."""
+def _select(uri: str, entries: Sequence[_Entry]) -> tuple[list[_Entry], dict[str, _Entry], list[str]]:
+    """Select the images and, by name of the image, the caption files. Checks number and sizes before any is read."""
     visible = sorted((e for e in entries if not e.name.startswith(".") and e.name), key=lambda e: e.name)
     if broken := [e.name for e in visible if e.kind == "broken link"]:
         rule = f"contains links to files that do not exist: {_enumerate(broken)}"
@@ -114,13 +119,14 @@ def _select(uri: str, entries: Sequence[_Entry]) -> tuple[list[_Entry], list[str
     special = [e.name for e in visible if e.kind == "special"]
     by_suffix = {e.name: PurePosixPath(e.name).suffix.lower() for e in visible if e.kind == "file"}
     files = [e for e in visible if e.kind == "file" and by_suffix[e.name] not in NOTES | SIDECARS]
-    captions = [name for name, suffix in by_suffix.items() if suffix == ".txt"]
-    notes = [name for name, suffix in by_suffix.items() if suffix in NOTES - {".txt"}]
+    by_name = {e.name: e for e in visible if e.kind == "file"}
+    texts = {e.name: caption_file_for(e.name, list(by_name)) for e in files}
+    captions = {image: by_name[name] for image, name in texts.items() if name is not None}
+    notes = [name for name, suffix in by_suffix.items() if suffix in NOTES and name not in texts.values()]
     warnings = [
         f"{_enumerate(names)} in {uri}: {reason}"
         for names, reason in (
             (folders, "subfolders are ignored"),
-            (captions, "text files are ignored; write captions in spec.subject.captions"),
             (notes + special, "ignored, because they are not images"),
         )
         if names
@@ -140,7 +146,7 @@ def _select(uri: str, entries: Sequence[_Entry]) -> tuple[list[_Entry], list[str
             f"has {e.size / 2**20:,.0f} MiB, the maximum is {MAX_FILE_BYTES // 2**20} MiB",
             "reduce its size",
         )
-        for e in files
+        for e in (*files, *captions.values())
         if e.size > MAX_FILE_BYTES
     ]
     total = sum(e.size for e in files)
@@ -149,7 +155,7 @@ def _select(uri: str, entries: Sequence[_Entry]) -> tuple[list[_Entry], list[str
         issues = [ValidationIssue(_FIELD, uri, rule, "use a folder with the 3-5 best images")]
     if issues:
         raise UserError(issues)
-    return files, warnings
+    return files, captions, warnings
 
 
 def _read(fs: Any, entry: _Entry) -> bytes:
