@@ -81,9 +81,18 @@ class Subject(Strict):
         return self
 
 
+NoiseScheduler = Literal["Default", "DPMSolverMultistep"]
+"""The model's own noise scheduler, or a class of diffusers without "Scheduler"."""
+
+
 class Sampler(Strict):
     """Sampling settings for image generation."""
 
+    scheduler: NoiseScheduler = Field(
+        default="Default",
+        description="Noise scheduler. Default uses the base model's. DPMSolverMultistep is DPM-Solver++ with "
+        "Karras sigmas, which needs fewer steps; steps then defaults to at most 25.",
+    )
     steps: int | None = Field(default=None, ge=1, le=1000, description="Denoising steps per image.")
     guidance_scale: float | None = Field(
         default=None,

@@ -12,7 +12,7 @@ from test_training import data, make_plan
 
 from dreambooth_trainer.cluster.hardware import cuda_device, local_devices
 from dreambooth_trainer.planning.plan import SamplerSettings
-from dreambooth_trainer.sampling.generate import ImageRequest, SamplingConfig, load_pipeline, sample_batch
+from dreambooth_trainer.sampling.pipeline import ImageRequest, SamplingConfig, load_pipeline, sample_batch
 from dreambooth_trainer.sprites import WEIGHTS
 from dreambooth_trainer.training.batches import DeterministicSampler
 from dreambooth_trainer.training.cache import load_data

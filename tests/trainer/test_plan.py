@@ -11,7 +11,7 @@ from dreambooth_trainer.planning.defaults import PAPER, SPRITES
 from dreambooth_trainer.planning.describe import class_images_row
 from dreambooth_trainer.planning.make_plan import PlannedJob
 from dreambooth_trainer.planning.memory import GIB, MemoryNeed, ModelSize, StageChoice, choose_stage, memory_need
-from dreambooth_trainer.planning.plan import Plan, fill_defaults, fingerprint
+from dreambooth_trainer.planning.plan import Plan, SamplerSettings, fill_defaults, fingerprint
 from dreambooth_trainer.training.deepspeed_config import deepspeed_config, merge
 
 STABLE_DIFFUSION = ModelSize(
@@ -247,3 +247,16 @@ def test_merge_does_not_modify_its_arguments() -> None:
 
 def test_fingerprints_do_not_depend_on_the_order_of_keys() -> None:
     assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1}) != fingerprint({"a": 1, "b": [3]})
+
+
+def test_the_fast_noise_scheduler_has_its_own_number_of_steps() -> None:
+    def sampler(**settings: object) -> SamplerSettings:
+        fast = {"scheduler": "DPMSolverMultistep", **settings}
+        return make_plan({"model": {"id": "some/model"}, "priorPreservation": {"sampler": fast}}).class_image_sampler
+
+    assert sampler() == SamplerSettings(steps=25, guidance_scale=7.5, scheduler="DPMSolverMultistep")
+    assert sampler(steps=50).steps == 50
+    assert make_plan({"model": {"id": "some/model"}}).class_image_sampler.scheduler == "Default"
+    assert "20 steps of DPMSolverMultistep" in class_images_row(
+        make_plan({"priorPreservation": {"sampler": {"scheduler": "DPMSolverMultistep"}}})
+    )

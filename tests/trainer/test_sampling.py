@@ -14,7 +14,6 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
-from diffusers import DiffusionPipeline
 from PIL import Image
 
 from dreambooth_api.job import BaseModelRef, DreamBoothJob
@@ -23,12 +22,11 @@ from dreambooth_trainer.phases.base import Context
 from dreambooth_trainer.phases.class_images import CLASS_IMAGES, class_image_key, class_image_store
 from dreambooth_trainer.planning.plan import SamplerSettings, fill_defaults
 from dreambooth_trainer.sampling import generate
-from dreambooth_trainer.sampling.generate import (
-    GenerationResult,
+from dreambooth_trainer.sampling.generate import GenerationResult, generate_batch, generate_images
+from dreambooth_trainer.sampling.pipeline import (
     ImageRequest,
+    LoadedPipeline,
     SamplingConfig,
-    generate_batch,
-    generate_images,
     load_pipeline,
     noise_seed,
     sample_batch,
@@ -98,9 +96,9 @@ def test_a_pool_keeps_its_processes_and_reserves_no_cpus(pool: WorkerPool) -> No
 
 
 def test_only_one_model_is_cached(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded: list[weakref.ref[DiffusionPipeline]] = []
+    loaded: list[weakref.ref[LoadedPipeline]] = []
 
-    def load(folder: Path, precision: str, device: str) -> DiffusionPipeline:
+    def load(folder: Path, precision: str, device: str) -> LoadedPipeline:
         gc.collect()
         assert not [earlier for earlier in loaded if earlier()], "a GPU may not have memory for two"
         pipeline = load_pipeline(folder, precision, device)
@@ -187,7 +185,14 @@ def test_class_images_are_stored_in_the_scope_of_sharing(tiny_model: Path, tmp_p
     assert url("Job").startswith(str(tmp_path / "a"))
 
 
-@pytest.mark.parametrize("change", [{"classPrompt": "a photo of a dog"}, {"sampler": {"steps": 3}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"classPrompt": "a photo of a dog"},
+        {"sampler": {"steps": 3}},
+        {"sampler": {"steps": 2, "scheduler": "DPMSolverMultistep"}},
+    ],
+)
 def test_other_sampling_settings_give_another_key(tiny_model: Path, tmp_path: Path, change: dict) -> None:
     contexts = [make_context(tiny_model, tmp_path / "a", tmp_path, 3, **preservation) for preservation in ({}, change)]
     assert class_image_key(contexts[0]) != class_image_key(contexts[1])

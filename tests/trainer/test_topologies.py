@@ -19,7 +19,8 @@ from dreambooth_trainer.jobfile.runtimefile import load_runtime
 from dreambooth_trainer.planning.memory import GIB
 from dreambooth_trainer.planning.plan import SamplerSettings
 from dreambooth_trainer.runner import plan_for_runtime
-from dreambooth_trainer.sampling.generate import ImageRequest, SamplingConfig, generate_images
+from dreambooth_trainer.sampling.generate import generate_images
+from dreambooth_trainer.sampling.pipeline import ImageRequest, SamplingConfig
 
 A100 = {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"}
 CONFIG_MAP = {"subject": {"class": "dog", "images": {"configMap": {"name": "photos"}}}}

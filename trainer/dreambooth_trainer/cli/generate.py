@@ -36,7 +36,7 @@ def generate(
 
     from dreambooth_trainer.cluster.hardware import local_devices
     from dreambooth_trainer.families.registry import local_folder
-    from dreambooth_trainer.sampling.generate import (
+    from dreambooth_trainer.sampling.pipeline import (
         ImageRequest,
         SamplingConfig,
         load_pipeline,

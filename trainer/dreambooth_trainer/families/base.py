@@ -84,6 +84,13 @@ class Family(Protocol):
         """
         ...
 
+    def embed_prompts(self, pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Text embeddings for calls of `pipeline`, by argument: of the prompts, and of no prompt for guidance.
+
+        Each has one row per prompt.
+        """
+        ...
+
     def encode_images(self, components: Components, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
         """Encode images; returns mean and standard deviation of the scaled latents, each [N, C, h, w]."""
         ...

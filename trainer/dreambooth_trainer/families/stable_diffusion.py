@@ -61,6 +61,13 @@ class StableDiffusion:
                     first.register_forward_pre_hook(lambda module, inputs: (inputs[0].float(), *inputs[1:]))
         return pipeline
 
+    def embed_prompts(self, pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            conditional, unconditional = pipeline.encode_prompt(
+                list(prompts), pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=True
+            )
+        return {"prompt_embeds": conditional, "negative_prompt_embeds": unconditional}
+
     def encode_images(self, components: Components, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
         vae: Any = components.vae
         pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))

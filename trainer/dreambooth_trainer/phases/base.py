@@ -13,7 +13,7 @@ from dreambooth_trainer.families.registry import local_folder, weights_digest
 from dreambooth_trainer.images.sources import RawImage
 from dreambooth_trainer.planning.plan import Plan, SamplerSettings
 from dreambooth_trainer.progress.console import PhaseProgress
-from dreambooth_trainer.sampling.generate import SamplingConfig
+from dreambooth_trainer.sampling.pipeline import SamplingConfig
 from dreambooth_trainer.store.folder import JobFolder
 
 

@@ -8,7 +8,8 @@ from pydantic import JsonValue
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.planning.plan import fingerprint
 from dreambooth_trainer.progress.console import PhaseProgress
-from dreambooth_trainer.sampling.generate import ImageRequest, generate_images, noise_seed
+from dreambooth_trainer.sampling.generate import generate_images
+from dreambooth_trainer.sampling.pipeline import ImageRequest, noise_seed
 from dreambooth_trainer.store.image_store import ImageStore
 from dreambooth_trainer.store.lease import lease
 from dreambooth_trainer.store.run_record import read_completion

@@ -66,8 +66,9 @@ def class_images_row(plan: Plan) -> str:
     if plan.num_class_images == plan.used_class_images != requested:
         request = "" if requested is None else f"{requested} requested; "
         used = f" ({request}{plan.steps} steps of {plan.batch_size} class images use {plan.used_class_images})"
+    scheduler = "" if sampler.scheduler == "Default" else f" of {sampler.scheduler}"
     return (
-        f"{plan.num_class_images} of {plan.class_prompt!r}{used}, {sampler.steps} steps, "
+        f"{plan.num_class_images} of {plan.class_prompt!r}{used}, {sampler.steps} steps{scheduler}, "
         f"guidance scale {sampler.guidance_scale:g}, sharing {plan.spec.prior_preservation.sharing}"
     )
 

@@ -12,19 +12,20 @@ from pydantic import JsonValue
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.fields import Strict
 from dreambooth_api.job import BaseModelRef, DreamBoothJob, Format, JobSpec
-from dreambooth_api.subject import PriorPreservation
+from dreambooth_api.subject import NoiseScheduler, PriorPreservation
 from dreambooth_api.uris import BUILTIN_SPRITES
-from dreambooth_trainer.planning.defaults import ModelDefaults, model_defaults
+from dreambooth_trainer.planning.defaults import DPM_SOLVER_STEPS, ModelDefaults, model_defaults
 
 NUM_RANDOM_CROPS = 8
 """Crops of each image with training.randomCrop. Their latents are cached."""
 
 
 class SamplerSettings(Strict):
-    """Denoising steps and classifier-free guidance scale."""
+    """Denoising steps, classifier-free guidance scale, and noise scheduler (see `NoiseScheduler`)."""
 
     steps: int
     guidance_scale: float
+    scheduler: NoiseScheduler = "Default"
 
 
 class Plan(Strict):
@@ -190,9 +191,13 @@ def _class_images(prior: PriorPreservation, defaults: ModelDefaults, image_count
 
 
 def _class_image_sampler(prior: PriorPreservation, defaults: ModelDefaults) -> SamplerSettings:
+    sampler, steps = prior.sampler, defaults.class_image_steps
+    if sampler.scheduler == "DPMSolverMultistep":
+        steps = min(steps, DPM_SOLVER_STEPS)
     return SamplerSettings(
-        steps=prior.sampler.steps or defaults.class_image_steps,
-        guidance_scale=prior.sampler.guidance_scale or defaults.class_image_guidance_scale,
+        steps=sampler.steps or steps,
+        guidance_scale=sampler.guidance_scale or defaults.class_image_guidance_scale,
+        scheduler=sampler.scheduler,
     )
 
 

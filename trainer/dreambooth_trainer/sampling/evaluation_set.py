@@ -10,7 +10,7 @@ from PIL import Image
 from dreambooth_api.uris import BUILTIN_SPRITES
 from dreambooth_trainer.metrics.prompts import fill_template, paper_prompts
 from dreambooth_trainer.planning.plan import Plan
-from dreambooth_trainer.sampling.generate import ImageRequest, noise_seed
+from dreambooth_trainer.sampling.pipeline import ImageRequest, noise_seed
 from dreambooth_trainer.store.image_store import ImageStore
 
 # Images that each model generates of the class prompt, for PRES and class diversity, and of the instance prompt, for

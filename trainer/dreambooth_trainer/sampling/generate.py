@@ -9,48 +9,22 @@ from __future__ import annotations
 import ctypes
 import functools
 import gc
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from dreambooth_api.job import BaseModelRef
 from dreambooth_trainer.cluster.hardware import work_device
 from dreambooth_trainer.cluster.pool import WorkerPool
-from dreambooth_trainer.families.registry import local_folder, open_family
-from dreambooth_trainer.models.files import ADAPTER_FILE
-from dreambooth_trainer.planning.plan import SamplerSettings
+from dreambooth_trainer.families.registry import local_folder
+from dreambooth_trainer.sampling.pipeline import (
+    ImageRequest,
+    LoadedPipeline,
+    SamplingConfig,
+    load_pipeline,
+    sample_batch,
+)
 from dreambooth_trainer.store.image_store import ImageStore
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-    from PIL import Image
-
-
-@dataclass(frozen=True)
-class ImageRequest:
-    """One image to generate: its name in the image store, its prompt, and the seed of its noise."""
-
-    name: str
-    prompt: str
-    seed: int
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """Settings of image generation.
-
-    Attributes:
-        resolution: side of the square images, pixels.
-        precision: number format of the weights on a GPU, "bf16" or "fp32". CPUs use fp32.
-        batch_size: maximum number of images per pipeline call.
-    """
-
-    sampler: SamplerSettings
-    resolution: int
-    precision: str
-    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -59,43 +33,6 @@ class GenerationResult:
 
     reused: int
     generated: int
-
-
-def noise_seed(*parts: str | int) -> int:
-    """A 63-bit seed derived from everything that identifies an image."""
-    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8]) >> 1
-
-
-def load_pipeline(folder: Path, precision: str, device: str, adapter: Path | None = None) -> DiffusionPipeline:
-    """The pipeline of a diffusers folder on a device, without a progress bar.
-
-    Args:
-        adapter: folder of a LoRA adapter to load into the pipeline.
-    """
-    import torch
-
-    dtype = torch.bfloat16 if precision == "bf16" and device == "cuda" else torch.float32
-    pipeline: Any = open_family(folder).pipeline(folder, dtype)
-    if adapter is not None:
-        pipeline.load_lora_weights(adapter, weight_name=ADAPTER_FILE, local_files_only=True)
-    pipeline.to(device)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def sample_batch(pipeline: Any, config: SamplingConfig, requests: Sequence[ImageRequest]) -> list[Image.Image]:
-    """Generate a batch in one pipeline call, each image from its own noise."""
-    import torch
-
-    return pipeline(
-        [request.prompt for request in requests],
-        num_inference_steps=config.sampler.steps,
-        guidance_scale=config.sampler.guidance_scale,
-        height=config.resolution,
-        width=config.resolution,
-        generator=[torch.Generator("cpu").manual_seed(request.seed) for request in requests],
-    ).images
 
 
 def generate_batch(
@@ -116,7 +53,7 @@ def unload_models() -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _cached_pipeline(folder: Path, precision: str, device: str) -> DiffusionPipeline:
+def _cached_pipeline(folder: Path, precision: str, device: str) -> LoadedPipeline:
     # The cached pipeline is freed before the next one is loaded: a GPU may not have memory for both.
     _cached_pipeline.cache_clear()
     return load_pipeline(folder, precision, device)
