@@ -130,6 +130,35 @@ def out_of_memory() -> dict[str, Any]:
     return result
 
 
+def node_of_call(seconds: float) -> str:
+    import ray
+
+    time.sleep(seconds)
+    return ray.get_runtime_context().get_node_id()
+
+
+def elastic_cluster() -> dict[str, Any]:
+    """Nodes that run the calls of a pool while one node joins and the first one is lost."""
+    import ray
+    from ray.cluster_utils import Cluster as Nodes
+
+    from dreambooth_trainer.cluster.pool import WorkerPool
+
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
+    first, second = nodes.add_node(num_cpus=1, num_gpus=1), None
+    ray.init(address=nodes.address, log_to_driver=False)
+    ran: list[str] = []
+    calls = ((0.5,) for _ in range(30))
+    for node in WorkerPool(2, gpu=True).map(node_of_call, calls, calls_per_worker=2):
+        ran.append(node)
+        if len(ran) == 4:
+            second = nodes.add_node(num_cpus=1, num_gpus=1)
+        if second is not None and ran.count(second.node_id) == 4 and first is not None:
+            nodes.remove_node(first, allow_graceful=False)
+            first = None
+    return {"calls": len(ran), "nodes": [ran.count(node) for node in dict.fromkeys(ran)], "first lost": first is None}
+
+
 def too_small() -> dict[str, Any]:
     """The error of a job that needs more GPUs than a static cluster has, and whether an autoscaler was found."""
     import ray
@@ -150,6 +179,6 @@ def too_small() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    cases = (two_nodes_with_gpus, broken_gpu, out_of_memory, too_small)
+    cases = (two_nodes_with_gpus, broken_gpu, elastic_cluster, out_of_memory, too_small)
     result = {case.__name__: case for case in cases}[sys.argv[1]]()
     print(json.dumps(result), flush=True)

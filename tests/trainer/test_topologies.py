@@ -15,6 +15,7 @@ from dreambooth_api.fields import quantity_value
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_trainer import runner
 from dreambooth_trainer.cli.plan import plan
+from dreambooth_trainer.cluster.dispatch import PoolSize
 from dreambooth_trainer.jobfile.runtimefile import load_runtime
 from dreambooth_trainer.planning.memory import GIB
 from dreambooth_trainer.planning.plan import SamplerSettings
@@ -43,10 +44,10 @@ class CountingPool:
     def __init__(self, processes: int) -> None:
         self.processes, self.sizes = processes, list[int]()
 
-    def start(self) -> list[None]:
-        return [None] * self.processes
+    def size(self) -> PoolSize:
+        return PoolSize(self.processes, threads=1)
 
-    def map(self, function: Any, calls: Any) -> list[int]:
+    def map(self, function: Any, calls: Any, **options: Any) -> list[int]:
         self.sizes = [len(requests) for *_, requests in calls]
         return self.sizes
 

@@ -15,10 +15,10 @@ from dreambooth_api.defaulting import with_defaults, worker_resources
 from dreambooth_api.errors import UserError
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.runtime import RuntimeSpec
-from dreambooth_trainer.cluster.hardware import Hardware, check_cores, check_runnable, query_workers
+from dreambooth_trainer.cluster.hardware import Hardware, check_cores, check_runnable, query_workers, requested_cpus
 from dreambooth_trainer.cluster.pool import WorkerPool
 from dreambooth_trainer.cluster.runtime_hardware import runtime_hardware
-from dreambooth_trainer.cluster.session import ray_cluster
+from dreambooth_trainer.cluster.session import has_address, ray_cluster
 from dreambooth_trainer.families.registry import config_folder, family_module, local_folder, pinned, rare_identifier
 from dreambooth_trainer.images.captions import with_caption_files
 from dreambooth_trainer.images.sources import RawImage, RawImages, read_images
@@ -144,6 +144,7 @@ def run_job(
         prepared.planned.sampling_processes,
         gpu=prepared.plan.gpus_per_worker > 0,
         preload=family_module(local_folder(prepared.plan.model)),
+        max_cpus=requested_cpus(prepared.plan.spec.cluster) if has_address() else None,
     )
     context = Context(prepared.plan, folder, prepared.images, store, keys, pool)
     results: dict[str, dict[str, JsonValue]] = {}

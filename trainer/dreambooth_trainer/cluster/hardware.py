@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreambooth_api.errors import TransientError, UserError, ValidationIssue
+from dreambooth_api.fields import quantity_value
 from dreambooth_api.job import Cluster
 
 GIB = 2**30
@@ -163,6 +164,14 @@ def check_runnable(hardware: Hardware, cluster: Cluster) -> None:
         rule = f"this machine does not have {cluster.workers} x {hardware.gpus_per_worker} GPU(s)"
         remedy = "set 0 to run on the CPU, reduce cluster.workers, or set RAY_ADDRESS to a Ray cluster with these GPUs"
         raise UserError(ValidationIssue("spec.cluster.resources.gpu", cluster.resources.gpu, rule, remedy))
+
+
+def requested_cpus(cluster: Cluster) -> float | None:
+    """Number of cores that a job requests for all of its workers; None if it does not set resources.cpu."""
+    if cluster.resources.cpu is None:
+        return None
+    workers = cluster.elastic.max_workers if cluster.elastic else cluster.workers
+    return workers * quantity_value(cluster.resources.cpu)
 
 
 def machine_cores() -> int:

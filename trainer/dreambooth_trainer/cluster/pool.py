@@ -6,21 +6,25 @@ All phases share one pool, because importing diffusers takes a process more than
 from __future__ import annotations
 
 import importlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
+from dreambooth_trainer.cluster.dispatch import Call, Dispatcher, PoolSize, pool_size
 from dreambooth_trainer.cluster.memory_errors import out_of_memory
 
-# Retries of a call whose worker died.
-MAX_CALL_RETRIES = 5
+# Retries of a call whose worker died, and of a worker that dies while it starts.
+MAX_RETRIES = 5
+# While one call computes, another can write its results.
+MAX_CALLS_PER_WORKER = 2
+RESIZE_SECONDS = 5.0
+"""Interval of looking for new nodes while calls run."""
 
 
 class PoolWorker:
-    """A Ray actor that runs one function at a time. Objects cached by their modules are kept between calls."""
+    """A Ray actor that runs functions. Objects cached by their modules are kept between calls."""
 
     def __init__(self, threads: int, preload: str) -> None:
         # Slow imports run while the driver prepares images.
@@ -39,62 +43,79 @@ class PoolWorker:
 class WorkerPool:
     """The workers of one run. A worker that dies is replaced and its call is retried, so calls must be idempotent.
 
+    The pool follows the cluster: workers start when nodes join, and the calls of a lost node go to other workers.
     A worker that was killed because of memory pressure is not replaced: its replacement would be killed as well.
 
     Args:
         processes: maximum number of workers. Fewer start if the cluster has fewer GPUs or cores.
         gpu: whether each worker reserves a GPU.
         preload: module that workers import when they start; empty for none.
+        max_cpus: number of cores that the job requested on a cluster that it shares with other jobs; None for all.
     """
 
-    def __init__(self, processes: int, *, gpu: bool = False, preload: str = "") -> None:
-        self._processes, self._gpu, self._preload = processes, gpu, preload
+    def __init__(self, processes: int, *, gpu: bool = False, preload: str = "", max_cpus: float | None = None) -> None:
+        self._processes, self._gpu, self._preload, self._max_cpus = processes, gpu, preload, max_cpus
         self._actors: list[Any] = []
-        self._threads = 1
+
+    def size(self) -> PoolSize:
+        """Number of workers that the cluster has room for at the moment."""
+        return pool_size(ray.cluster_resources(), self._processes, gpu=self._gpu, max_cpus=self._max_cpus)
 
     def start(self) -> list[Any]:
-        """Start the actors unless they run, and return them without waiting for their imports."""
-        if not self._actors:
-            resources = ray.cluster_resources()
-            cpus = int(resources.get("CPU", 1))
-            count = max(1, min(int(resources.get("GPU", 0)) if self._gpu else cpus, self._processes))
-            self._threads = max(1, cpus // count)
-            self._actors = [self._start_actor() for _ in range(count)]
+        """Start the actors that are missing, and return all without waiting for their imports.
+
+        On GPUs, actors that wait for a GPU let an autoscaler add nodes. They get no calls until they run.
+        """
+        if len(self._actors) < self._processes:
+            size = self.size()
+            wanted = self._processes if self._gpu else size.workers
+            self._actors += [self._start_actor(size.threads) for _ in range(wanted - len(self._actors))]
         return self._actors
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function on one worker, on its GPU if it has one."""
         return next(self.map(function, [arguments]))
 
-    def map(self, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-        """Call a function with each tuple of arguments, on any idle worker. Results are yielded as they complete.
+    def map(
+        self, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], *, calls_per_worker: int = 1
+    ) -> Iterator[Any]:
+        """Call a function with each tuple of arguments, on any free worker. Results are yielded as they complete.
+
+        Args:
+            calls: read one by one, as workers become free.
+            calls_per_worker: concurrent calls of one worker, in threads; at most MAX_CALLS_PER_WORKER.
 
         Raises:
             InsufficientMemoryError: a worker or its GPU ran out of memory.
         """
-        pending = deque((arguments, 0) for arguments in calls)
-        idle = deque(self.start())
-        running: dict[Any, tuple[Any, tuple[Any, ...], int]] = {}
-        while pending or running:
-            while pending and idle:
-                actor, (arguments, retries) = idle.popleft(), pending.popleft()
-                running[actor.run.remote(function, *arguments)] = (actor, arguments, retries)
-            (done,), _ = ray.wait(list(running), num_returns=1)
-            actor, arguments, retries = running.pop(done)
-            try:
-                result = ray.get(done)
-            except (OutOfMemoryError, RayTaskError) as error:
-                if memory_error := out_of_memory(error, "image generation, encoding or scoring"):
-                    raise memory_error from error
-                raise
-            except RayActorError:
-                if retries == MAX_CALL_RETRIES:
-                    raise
-                idle.append(self._replace(actor))
-                pending.appendleft((arguments, retries + 1))
-                continue
-            idle.append(actor)
-            yield result
+        dispatcher: Dispatcher[Any] = Dispatcher(calls, calls_per_worker)
+        known: set[Any] = set()
+        starting: dict[Any, Any] = {}
+        running: dict[Any, tuple[Any, Call]] = {}
+        failed_starts = 0
+        while running or dispatcher.has_calls():
+            new = [actor for actor in self.start() if actor not in known]
+            known.update(new)
+            starting |= {actor.__ray_ready__.remote(): actor for actor in new}
+            for actor, call in dispatcher.assignments():
+                running[actor.run.remote(function, *call.arguments)] = (actor, call)
+            for ref in ray.wait([*starting, *running], timeout=RESIZE_SECONDS)[0]:
+                result = self._result(ref)
+                if ref in starting:
+                    actor = starting.pop(ref)
+                    if isinstance(result, RayActorError):
+                        failed_starts += 1
+                        self._discard(actor, result, failed_starts)
+                    else:
+                        dispatcher.add(actor)
+                    continue
+                actor, call = running.pop(ref)
+                if isinstance(result, RayActorError):
+                    self._discard(actor, result, call.losses + 1)
+                    dispatcher.lose(actor, call)
+                else:
+                    dispatcher.finish(actor)
+                    yield result
 
     def free_memory(self, release_models: Callable[[], None]) -> None:
         """Free memory for training: on GPUs by stopping all workers, on CPUs by calling `release_models` on each.
@@ -112,13 +133,26 @@ class WorkerPool:
             ray.kill(actor)
         self._actors = []
 
-    def _start_actor(self) -> Any:
+    def _start_actor(self, threads: int) -> Any:
         # Without num_cpus, Ray needs a free core to place an actor but does not reserve it: training needs all cores.
         options: dict[str, Any] = {"num_gpus": 1} if self._gpu else {"scheduling_strategy": "SPREAD"}
-        actor: Any = ray.remote(**options)(PoolWorker)
-        return actor.remote(self._threads, self._preload)
+        actor: Any = ray.remote(max_concurrency=MAX_CALLS_PER_WORKER, **options)(PoolWorker)
+        return actor.remote(threads, self._preload)
 
-    def _replace(self, dead: Any) -> Any:
-        replacement = self._start_actor()
-        self._actors = [replacement if actor is dead else actor for actor in self._actors]
-        return replacement
+    def _discard(self, dead: Any, error: RayActorError, failures: int) -> None:
+        """Forget a worker that has died. The next loop starts another one, unless too many have failed."""
+        self._actors = [actor for actor in self._actors if actor is not dead]
+        if failures > MAX_RETRIES:
+            raise error
+
+    @staticmethod
+    def _result(ref: Any) -> Any:
+        """The result of a call, or the error if its worker has died."""
+        try:
+            return ray.get(ref)
+        except (OutOfMemoryError, RayTaskError) as error:
+            if memory_error := out_of_memory(error, "image generation, encoding or scoring"):
+                raise memory_error from error
+            raise
+        except RayActorError as error:
+            return error

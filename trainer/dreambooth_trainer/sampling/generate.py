@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import gc
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from dreambooth_trainer.sampling.pipeline import (
 )
 from dreambooth_trainer.store.image_store import ImageStore
 
+_sampling = threading.Lock()
+
 
 @dataclass(frozen=True)
 class GenerationResult:
@@ -38,9 +41,14 @@ class GenerationResult:
 def generate_batch(
     model: BaseModelRef, config: SamplingConfig, store: ImageStore, requests: Sequence[ImageRequest]
 ) -> int:
-    """Generate a batch in this process and store it; returns its size. The model stays loaded for the next batch."""
-    pipeline = _cached_pipeline(local_folder(model), config.precision, work_device())
-    for request, image in zip(requests, sample_batch(pipeline, config, requests), strict=True):
+    """Generate a batch in this process and store it; returns its size. The model stays loaded for the next batch.
+
+    Two threads of a process may call this: one samples while the other writes its images.
+    """
+    with _sampling:
+        pipeline = _cached_pipeline(local_folder(model), config.precision, work_device())
+        images = sample_batch(pipeline, config, requests)
+    for request, image in zip(requests, images, strict=True):
         store.put(request.name, image)
     return len(requests)
 
@@ -79,10 +87,10 @@ def generate_images(
     if not missing:
         return GenerationResult(reused, 0)
     # Batches are small enough that every worker gets one.
-    size = max(1, min(config.batch_size, len(missing) // len(pool.start())))
+    size = max(1, min(config.batch_size, len(missing) // pool.size().workers))
     batches = ((model, config, store, missing[i : i + size]) for i in range(0, len(missing), size))
     count = reused
-    for generated in pool.map(generate_batch, batches):
+    for generated in pool.map(generate_batch, batches, calls_per_worker=2):
         count += generated
         on_progress(count)
     lost = {request.name for request in requests} - store.names()
