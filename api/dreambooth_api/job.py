@@ -65,7 +65,7 @@ class Evaluation(Strict):
     """Subject fidelity, prompt fidelity and prior preservation, measured as in the paper (section 4.2)."""
 
     enabled: bool = Field(
-        default=True, description="Whether to compute scores. If false, the report contains images only."
+        default=True, description="Whether to compute scores. If false, the report contains a few images and no scores."
     )
     prompts: list[Template] = Field(
         default_factory=list,

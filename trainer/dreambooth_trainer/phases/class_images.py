@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fsspec
 from pydantic import JsonValue
 
 from dreambooth_trainer.phases.base import Context, Phase
@@ -11,7 +10,6 @@ from dreambooth_trainer.progress.console import PhaseProgress
 from dreambooth_trainer.sampling.generate import generate_images
 from dreambooth_trainer.sampling.pipeline import ImageRequest, noise_seed
 from dreambooth_trainer.store.image_store import ImageStore
-from dreambooth_trainer.store.lease import lease
 from dreambooth_trainer.store.run_record import read_completion
 
 
@@ -29,17 +27,21 @@ def class_image_key(context: Context) -> str:
     )
 
 
-def class_image_store(context: Context) -> ImageStore:
-    """The store of this job's class images, in the scope of `priorPreservation.sharing`."""
+def shared_folder(context: Context) -> str:
+    """URL of the folder of images in the scope of `priorPreservation.sharing`."""
     job = context.plan.job
     match job.spec.prior_preservation.sharing:
         case "Cluster":
-            root = f"{context.store}/cluster"
+            return f"{context.store}/cluster"
         case "Namespace":
-            root = f"{context.store}/namespaces/{job.metadata.namespace}"
+            return f"{context.store}/namespaces/{job.metadata.namespace}"
         case "Job":
-            root = str(context.folder.work)
-    return ImageStore(f"{root}/class-images/{class_image_key(context)}")
+            return str(context.folder.work)
+
+
+def class_image_store(context: Context) -> ImageStore:
+    """The store of this job's class images."""
+    return ImageStore(f"{shared_folder(context)}/class-images/{class_image_key(context)}")
 
 
 def class_image_names(context: Context) -> list[str]:
@@ -75,10 +77,8 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     def on_wait() -> None:
         progress.done(len(store.names() & set(names)), waiting="another job generates them")
 
-    fs, path = fsspec.url_to_fs(store.url)
-    fs.makedirs(path, exist_ok=True)
     if not set(names) <= store.names():
-        with lease(fs, f"{path}/lease.json", on_wait):
+        with store.lease(on_wait):
             config = context.sampling_config(plan.class_image_sampler)
             result = generate_images(context.pool, plan.model, config, store, requests, progress.done)
         return {"wanted": len(names), "reused": result.reused, "generated": result.generated, "store": store.url}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from PIL import Image
 from pydantic import JsonValue
 
-from dreambooth_api.errors import ThresholdError
+from dreambooth_api.errors import ThresholdError, TransientError
 from dreambooth_api.job import BaseModelRef
 from dreambooth_api.metrics import METRICS
 from dreambooth_api.uris import BUILTIN_SPRITES
@@ -17,18 +17,20 @@ from dreambooth_trainer.cluster.hardware import work_device
 from dreambooth_trainer.metrics.lpips_packages import missing_packages, wants_lpips
 from dreambooth_trainer.metrics.prompts import fill_template
 from dreambooth_trainer.phases.base import Context, Phase
+from dreambooth_trainer.phases.class_images import shared_folder
 from dreambooth_trainer.planning.plan import Plan, fingerprint
 from dreambooth_trainer.progress.console import PhaseProgress
 from dreambooth_trainer.sampling.evaluation_set import (
     MODELS,
-    NUM_CLASS_PROMPT_IMAGES,
     Model,
     evaluation_prompts,
     image_requests,
     images_per_prompt,
     load_images,
+    num_class_prompt_images,
 )
 from dreambooth_trainer.sampling.generate import generate_images
+from dreambooth_trainer.sampling.pipeline import ImageRequest
 from dreambooth_trainer.store.folder import JobFolder, atomic_write
 from dreambooth_trainer.store.image_store import ImageStore
 
@@ -37,10 +39,10 @@ if TYPE_CHECKING:
     from dreambooth_trainer.metrics.scores import Scores
 
 
-def evaluation_store(context: Context, model: Model) -> ImageStore:
-    """The store of one model's images. Its key covers everything that an image depends on, except prompt and number."""
+def _image_key(context: Context, model: Model) -> str:
+    """Digest of everything that an image depends on, except prompt and number."""
     plan = context.plan
-    key = fingerprint(
+    return fingerprint(
         {
             "model": context.base_digest if model == "before" else context.keys["train"],
             "sampler": plan.sampler.model_dump(),
@@ -49,7 +51,16 @@ def evaluation_store(context: Context, model: Model) -> ImageStore:
             "seed": plan.spec.training.seed,
         }
     )
-    return ImageStore(str(context.folder.evaluation_images.resolve() / key[:16] / model))
+
+
+def evaluation_store(context: Context, model: Model) -> ImageStore:
+    """The store of one model's images in the folder of the job."""
+    return ImageStore(str(context.folder.evaluation_images.resolve() / _image_key(context, model)[:16] / model))
+
+
+def base_image_store(context: Context) -> ImageStore:
+    """The store in which jobs share images of the base model, in the same scope as class images."""
+    return ImageStore(f"{shared_folder(context)}/base-images/{_image_key(context, 'before')}")
 
 
 def read_scores(context: Context) -> dict[str, Scores] | None:
@@ -114,21 +125,46 @@ def _generate(context: Context, stores: dict[Model, ImageStore], progress: Phase
     """Generate the images of both models; returns their number."""
     plan = context.plan
     config = context.sampling_config(plan.sampler)
-    refs = {"before": plan.model, "after": BaseModelRef(id=str(context.folder.trained.resolve()))}
-    requests = {model: image_requests(plan, model) for model in MODELS}
-    progress.total(sum(map(len, requests.values())))
-    done = 0
-    for model in MODELS:
-        generate_images(
-            context.pool,
-            refs[model],
-            config,
-            stores[model],
-            requests[model],
-            lambda count, offset=done: progress.done(offset + count),
-        )
-        done += len(requests[model])
-    return done
+    before, after = (image_requests(plan, model) for model in MODELS)
+    count = len(before) + len(after)
+    progress.total(count)
+    generate_base_images(context, stores["before"], before, progress.done)
+    trained = BaseModelRef(id=str(context.folder.trained.resolve()))
+    generate_images(
+        context.pool, trained, config, stores["after"], after, lambda done: progress.done(len(before) + done)
+    )
+    return count
+
+
+def generate_base_images(
+    context: Context, local: ImageStore, requests: list[ImageRequest], on_progress: Callable[[int], None]
+) -> None:
+    """Copy images of the base model that another job has generated, and generate and share the missing ones."""
+    plan, shared = context.plan, base_image_store(context)
+
+    def copy_images() -> list[ImageRequest]:
+        missing: list[ImageRequest] = []
+        copied, available = local.names(), shared.names()
+        for request in requests:
+            if request.name in copied:
+                continue
+            image = shared.get_or_delete(request.name, plan.resolution) if request.name in available else None
+            if image is None:
+                missing.append(request)
+            else:
+                local.put(request.name, image)
+        return missing
+
+    def on_done(done: int) -> None:
+        on_progress(len(requests) - len(missing) + done)
+
+    if missing := copy_images():
+        with shared.lease(lambda: on_done(0)):
+            config = context.sampling_config(plan.sampler)
+            generate_images(context.pool, plan.model, config, shared, missing, on_done)
+        if lost := copy_images():
+            raise TransientError(f"{shared.url}: {lost[0].name}.png was deleted or damaged while it was used")
+    on_progress(len(requests))
 
 
 def score_images(
@@ -150,7 +186,9 @@ def score_images(
             )
             for template in evaluation_prompts(plan)
         ]
-        scores[model] = measure(encoders, real, groups, load_images(store, plan.class_prompt, NUM_CLASS_PROMPT_IMAGES))
+        scores[model] = measure(
+            encoders, real, groups, load_images(store, plan.class_prompt, num_class_prompt_images(plan))
+        )
     return scores
 
 

@@ -25,12 +25,13 @@ from dreambooth_trainer.report.loading import loading_code
 from dreambooth_trainer.report.scores import score_rows
 from dreambooth_trainer.sampling.evaluation_set import (
     MODELS,
-    NUM_CLASS_PROMPT_IMAGES,
-    NUM_INSTANCE_PROMPT_IMAGES,
     Model,
     evaluation_prompts,
+    evenly,
     images_per_prompt,
     load_images,
+    num_class_prompt_images,
+    num_instance_prompt_images,
 )
 from dreambooth_trainer.store.folder import JobFolder
 from dreambooth_trainer.store.image_store import ImageStore
@@ -75,9 +76,9 @@ def collect_report(folder: JobFolder) -> Report:
         base_model=plan.model.id,
         created=datetime.now(UTC),
         subject_images=tuple(Image.open(path) for path in sorted(folder.prepared.glob("*.png"))),
-        subject_comparison=_compare(job, plan.instance_prompt, NUM_INSTANCE_PROMPT_IMAGES, NUM_INSTANCE_PROMPT_IMAGES),
+        subject_comparison=_compare(job, plan.instance_prompt, *[num_instance_prompt_images(plan)] * 2),
         prompt_comparisons=_prompt_comparisons(job),
-        class_comparison=_compare(job, plan.class_prompt, NUM_CLASS_PROMPT_IMAGES // 2, NUM_CLASS_PROMPT_IMAGES // 2),
+        class_comparison=_compare(job, plan.class_prompt, *[num_class_prompt_images(plan) // 2] * 2),
         class_images=class_images,
         num_class_images=num_class_images,
         scores=scores,
@@ -104,9 +105,7 @@ def _compare(job: _FinishedJob, prompt: str, before: int, after: int) -> Compari
 
 def _prompt_comparisons(job: _FinishedJob) -> tuple[Comparison, ...]:
     before, after = (images_per_prompt(job.plan, model) for model in MODELS)
-    templates = evaluation_prompts(job.plan)
-    # Spread evenly over the list, in which similar prompts are next to each other.
-    shown = templates[:: max(1, len(templates) // MAX_PROMPTS_SHOWN)][:MAX_PROMPTS_SHOWN]
+    shown = evenly(evaluation_prompts(job.plan), MAX_PROMPTS_SHOWN)
     return tuple(_compare(job, fill_template(template, job.plan.subject_noun), before, after) for template in shown)
 
 

@@ -13,10 +13,8 @@ from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.sampling.pipeline import ImageRequest, noise_seed
 from dreambooth_trainer.store.image_store import ImageStore
 
-# Images that each model generates of the class prompt, for PRES and class diversity, and of the instance prompt, for
-# the report.
-NUM_CLASS_PROMPT_IMAGES = 32
-NUM_INSTANCE_PROMPT_IMAGES = 8
+# Prompts, class prompt images and instance prompt images in the report of a job that is not scored.
+NUM_UNSCORED = 4
 
 Model = Literal["before", "after"]
 """The base model, or the trained model."""
@@ -24,14 +22,33 @@ MODELS: Final[tuple[Model, Model]] = ("before", "after")
 
 
 def evaluation_prompts(plan: Plan) -> list[str]:
-    """Prompt templates: those of the job, those that the built-in base model can read, or the paper's 25."""
+    """Prompt templates: those of the job, those that the built-in base model can read, or the paper's 25.
+
+    Without scores, a few of the default prompts are enough.
+    """
     if plan.spec.evaluation.prompts:
         return list(plan.spec.evaluation.prompts)
+    prompts = paper_prompts(plan.spec.subject.class_)
     if plan.model.id == BUILTIN_SPRITES:
         from dreambooth_trainer.sprites.captions import SPRITES_PROMPTS
 
-        return list(SPRITES_PROMPTS)
-    return paper_prompts(plan.spec.subject.class_)
+        prompts = list(SPRITES_PROMPTS)
+    return prompts if plan.spec.evaluation.enabled else evenly(prompts, NUM_UNSCORED)
+
+
+def evenly(items: list[str], count: int) -> list[str]:
+    """At most `count` items, spread evenly over a list in which similar items are next to each other."""
+    return items[:: max(1, len(items) // count)][:count]
+
+
+def num_class_prompt_images(plan: Plan) -> int:
+    """Images that each model generates of the class prompt: for PRES and class diversity, and for the report."""
+    return 32 if plan.spec.evaluation.enabled else NUM_UNSCORED
+
+
+def num_instance_prompt_images(plan: Plan) -> int:
+    """Images that each model generates of the instance prompt, for the report."""
+    return 8 if plan.spec.evaluation.enabled else NUM_UNSCORED
 
 
 def image_names(prompt: str, count: int) -> list[str]:
@@ -49,7 +66,8 @@ def image_requests(plan: Plan, model: Model) -> list[ImageRequest]:
     """All images of one model. Both models start from the same noise, so that their images are comparable."""
     per_prompt = images_per_prompt(plan, model)
     counts = [(fill_template(template, plan.subject_noun), per_prompt) for template in evaluation_prompts(plan)]
-    counts += [(plan.instance_prompt, NUM_INSTANCE_PROMPT_IMAGES), (plan.class_prompt, NUM_CLASS_PROMPT_IMAGES)]
+    counts += [(plan.instance_prompt, num_instance_prompt_images(plan))]
+    counts += [(plan.class_prompt, num_class_prompt_images(plan))]
     # Keyed by name: a prompt that occurs twice is generated once.
     prompts = {name: prompt for prompt, count in counts for name in image_names(prompt, count)}
     seed = plan.spec.training.seed

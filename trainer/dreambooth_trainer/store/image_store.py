@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 from dreambooth_trainer.store.folder import atomic_write
+from dreambooth_trainer.store.lease import lease
 
 
 @dataclass(frozen=True)
@@ -47,3 +51,27 @@ class ImageStore:
         fs, path = self._open()
         content: Any = fs.cat_file(f"{path}/{name}.png")
         return Image.open(io.BytesIO(content)).convert("RGB")
+
+    def get_or_delete(self, name: str, side: int) -> Image.Image | None:
+        """Read an RGB image with this side length in pixels. Any other file is deleted, and the result is None."""
+        try:
+            image = self.get(name)
+        except FileNotFoundError:
+            return None
+        except (Image.UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+            # Pillow raises an OSError without a number for a truncated file. Other errors are those of the storage.
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            image = None
+        if image is not None and image.size == (side, side):
+            return image
+        fs, path = self._open()
+        with contextlib.suppress(FileNotFoundError):  # another job may have deleted it
+            fs.rm_file(f"{path}/{name}.png")
+        return None
+
+    def lease(self, while_waiting: Callable[[], None]) -> AbstractContextManager[None]:
+        """The right to write to a folder that jobs share, see `lease.py`."""
+        fs, path = self._open()
+        fs.makedirs(path, exist_ok=True)
+        return lease(fs, f"{path}/lease.json", while_waiting)
