@@ -136,7 +136,8 @@ class WorkerPool:
     def _start_actor(self, threads: int) -> Any:
         # Without num_cpus, Ray needs a free core to place an actor but does not reserve it: training needs all cores.
         options: dict[str, Any] = {"num_gpus": 1} if self._gpu else {"scheduling_strategy": "SPREAD"}
-        actor: Any = ray.remote(max_concurrency=MAX_CALLS_PER_WORKER, **options)(PoolWorker)
+        options["max_concurrency"] = MAX_CALLS_PER_WORKER
+        actor: Any = ray.remote(**options)(PoolWorker)
         return actor.remote(threads, self._preload)
 
     def _discard(self, dead: Any, error: RayActorError, failures: int) -> None:
