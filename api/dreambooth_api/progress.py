@@ -27,6 +27,7 @@ class ProgressMessage(Lenient):
     phase: TrainerPhase | None = None
     step: Count | None = None
     steps: Count | None = None
+    saved_step: Count | None = None
     samples: Count | None = None
     world_size: Count | None = None
     loss: float | None = None

@@ -164,6 +164,9 @@ class TrainingStatus(Lenient):
 
     step: Count | None = Field(default=None, description="Completed optimizer steps.")
     steps: Count | None = Field(default=None, description="Total optimizer steps.")
+    saved_step: Count | None = Field(
+        default=None, description="Steps in the last checkpoint, from which training continues after an interruption."
+    )
     samples: Count | None = Field(
         default=None, description="Instance images used so far: completed steps x global batch size."
     )

@@ -21,7 +21,8 @@ def test_status_suspend_resume_and_events(plane: ControlPlane, namespace: str) -
         *("patch", "dbj", "my-dog", "-n", namespace, "--subresource=status", "--type=merge", "-p"),
         '{"status": {"phase": "Failed", "message": "All [/red] retries failed.",'
         ' "attempts": 2, "training": {"step": 5, "steps": 10, "progress": "5/10", "samples": 20,'
-        ' "worldSize": 2, "loss": 0.5}, "conditions": [{"type": "Failed", "status": "True", "reason": "BadImages",'
+        ' "worldSize": 2, "savedStep": 4, "loss": 0.5},'
+        ' "conditions": [{"type": "Failed", "status": "True", "reason": "BadImages",'
         ' "message": "1.png is not an image [/red]", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}',
     )
     shown = run(plane, namespace, "status", "my-dog").output
@@ -30,7 +31,7 @@ def test_status_suspend_resume_and_events(plane: ControlPlane, namespace: str) -
         "All [/red] retries failed.",
         "attempt 2",
         "5/10",
-        "20 samples world size 2 loss 0.5",
+        "20 samples world size 2 step 4 saved loss 0.5",
         "BadImages",
         "1.png is not an image [/red]",
     ):

@@ -67,6 +67,14 @@ def test_samples_and_world_size_are_reported() -> None:
     assert (training.samples, training.world_size) == (24, 2)
 
 
+def test_the_saved_step_is_reported_and_kept_for_the_next_attempt() -> None:
+    reports = {"phase": "Train", "step": 5, "steps": 10, "savedStep": 4}, {"phase": "Prepare"}
+    training = merged_status(*reports, attempts=(1, 2)).training
+    assert training
+    assert training.saved_step == 4
+    assert milestone_of(ProgressMessage(step=5, saved_step=4)) != milestone_of(ProgressMessage(step=6, saved_step=6))
+
+
 def test_remaining_time_is_removed_when_training_ends() -> None:
     training = merged_status(
         {"phase": "Train", "step": 1, "steps": 2, "etaSeconds": 9}, {"phase": "Evaluate", "step": 2}

@@ -63,6 +63,7 @@ def test_the_head_waits_until_a_checkpoint_is_registered(
     only_mine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(OUT, str(tmp_path))
+    monkeypatch.setattr(pre_stop, "_REPORT_SECONDS", 0.1)
     run = tmp_path / "work" / "checkpoints" / "key"
     run.mkdir(parents=True)
 

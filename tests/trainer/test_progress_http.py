@@ -71,14 +71,14 @@ def test_the_last_message_is_complete(listener: Listener, token: Path) -> None:
         with reporter.phase("train") as progress:
             progress.total(100)
             progress.done(10, loss=0.5)
-            progress.done(30, loss=0.25, samples=120, world_size=4)
+            progress.done(30, loss=0.25, samples=120, world_size=4, saved_step=20)
         reporter.finished("evaluate", {"key": "k", "seconds": 1.0, "dino": 0.7, "clipI": 0.8, "clipT": 0.3})
         reporter.finished("publish", {"key": "k", "seconds": 1.0, "uri": "/out", "digest": "sha256:0"})
     authorization, last = listener.received[-1]
     assert authorization == "Bearer first"
     assert last["phase"] == "Train"
     assert (last["step"], last["steps"], last["loss"]) == (30, 100, 0.25)
-    assert (last["samples"], last["worldSize"]) == (120, 4)
+    assert (last["samples"], last["worldSize"], last["savedStep"]) == (120, 4, 20)
     assert last["etaSeconds"] >= 0
     assert last["classImages"] == {"wanted": 8, "reused": 3, "generated": 5}
     assert last["scores"] == {"dino": 0.7, "clipI": 0.8, "clipT": 0.3}

@@ -25,15 +25,16 @@ STOP_AT = 20
 
 
 def reporter(folder: Path, *, stop: bool) -> Callable[[WorkerMessage], None]:
-    """Logs the steps of rank 0, and sends its process SIGTERM once if `stop` is true."""
+    """Logs the steps of rank 0 and of the checkpoints, and sends its process SIGTERM once if `stop` is true."""
 
     # A nested function, because workers cannot import this module.
     def report(message: WorkerMessage) -> None:
         step: Any = message
-        with (folder / "steps").open("a") as log:
+        name = "steps" if hasattr(step, "loss") else "saved"
+        with (folder / name).open("a") as log:
             log.write(f"{step.step}\n")
         stopped = folder / "stopped"
-        if stop and step.step >= STOP_AT and not stopped.exists():
+        if stop and name == "steps" and step.step >= STOP_AT and not stopped.exists():
             stopped.touch()
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -64,6 +65,8 @@ def test_a_terminated_worker_saves_its_step_and_training_continues_there(
     assert resumed_steps == steps
     assert resumed_losses == pytest.approx(losses, rel=1e-4)
     assert json.loads((checkpoint / METADATA_FILE).read_text())["step"] == STEPS
+    first_saved, last_saved = map(int, (tmp_path / "stopped" / "saved").read_text().split())
+    assert STOP_AT <= first_saved < STEPS == last_saved
     # The last checkpoint holds the weights and no optimizer state.
     assert trained_weights(checkpoint)
     assert not list(checkpoint.glob("**/*optim_states*"))

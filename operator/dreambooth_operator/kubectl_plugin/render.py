@@ -32,6 +32,7 @@ def render(job: Json, now: datetime) -> RenderableType:
         bar = Table.grid(padding=(0, 2))
         details = [f"{training['samples']} samples"] if "samples" in training else []
         details += [f"world size {training['worldSize']}"] if "worldSize" in training else []
+        details += [f"step {training['savedStep']} saved"] if "savedStep" in training else []
         details += [f"loss {training['loss']}"] if "loss" in training else []
         details += [f"{training['stepsPerSecond']} steps/s"] if "stepsPerSecond" in training else []
         details += [f"{training['eta']} left"] if "eta" in training else []

@@ -39,16 +39,18 @@ def merge(status: JobStatus, report: ProgressMessage, attempt: int, now: datetim
 
 
 def milestone_of(report: ProgressMessage) -> object:
-    """The part of a report that is written at once if it changes. Of the steps, only the first and the last count."""
+    """The part of a report that is written at once if it changes. Of the steps: first, last and saved."""
     scores = tuple(sorted((name, str(value)) for name, value in (report.scores or {}).items()))
     is_last = report.step is not None and report.step == report.steps
-    return (report.phase, bool(report.step), is_last, report.class_images, report.failure, report.output, scores)
+    steps = (bool(report.step), is_last, report.saved_step)
+    return (report.phase, steps, report.class_images, report.failure, report.output, scores)
 
 
 def _training(old: TrainingStatus, report: ProgressMessage, phase: TrainerPhase | None) -> TrainingStatus | None:
     given: dict[str, Any] = {
         "step": report.step,
         "steps": report.steps,
+        "saved_step": report.saved_step,
         "samples": report.samples,
         "world_size": report.world_size,
         "loss": _rounded(report.loss),

@@ -18,12 +18,14 @@ from dreambooth_api.environment import OUT, SAVE_SECONDS
 _WORKER = b"RayTrainWorker"
 _CONTROLLER = b"TrainController"
 _POLL_SECONDS = 0.5
+_REPORT_SECONDS = 4  # the driver reports progress every two seconds
 
 
 def main() -> None:
     """Ask the training workers of this pod to save and wait until they have ended.
 
-    On the head pod, where Ray Train's controller runs, wait until it has registered a checkpoint.
+    On the head pod, where Ray Train's controller runs, wait until it has registered a checkpoint, and the
+    driver has reported it.
     """
     deadline = time.monotonic() + SAVE_SECONDS
     workers = find_processes(_WORKER)
@@ -35,6 +37,8 @@ def main() -> None:
         folder = Path(os.environ[OUT])
         before = registered(folder)
         wait_until(lambda: registered(folder) != before or not find_processes(_CONTROLLER), deadline)
+        if registered(folder) != before:
+            time.sleep(_REPORT_SECONDS)
 
 
 def find_processes(title: bytes, proc: Path = Path("/proc")) -> list[int]:

@@ -24,12 +24,12 @@ from dreambooth_trainer.progress.console import PhaseProgress
 from dreambooth_trainer.sampling.generate import unload_models
 from dreambooth_trainer.store.folder import JobFolder, atomic_directory, atomic_write
 from dreambooth_trainer.training.messages import (
-    FatalWorkerError,
+    CheckpointSaved,
     LoopConfig,
     ProgressActor,
     ReportCallback,
     StepRecord,
-    WorkerMessage,
+    TrainingProgress,
     read_records,
     report_to,
 )
@@ -80,18 +80,21 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     finally:
         ray.kill(progress_actor)
     records = read_records(checkpoint)
-    _report(plan, progress, records[-1])
+    _report(plan, progress, records[-1], CheckpointSaved(len(records)))
     context.pool.call(save_trained_model, plan, checkpoint, folder)
     atomic_write(folder.losses, "".join(json.dumps(asdict(record)) + "\n" for record in records))
     return {"steps": len(records), "loss": records[-1].loss}
 
 
-def _report(plan: Plan, progress: PhaseProgress, record: StepRecord) -> None:
+def _report(plan: Plan, progress: PhaseProgress, record: StepRecord, saved: CheckpointSaved | None) -> None:
     samples = record.step * plan.batch_size
-    progress.done(record.step, loss=record.loss, samples=samples, world_size=record.world_size)
+    saved_step = {} if saved is None else {"saved_step": saved.step}
+    progress.done(record.step, loss=record.loss, samples=samples, world_size=record.world_size, **saved_step)
 
 
-def _fit(trainer: TorchTrainer, progress_actor: Any, report: Callable[[StepRecord], None]) -> Path:
+def _fit(
+    trainer: TorchTrainer, progress_actor: Any, report: Callable[[StepRecord, CheckpointSaved | None], None]
+) -> Path:
     """Train to the end and report progress; returns the last checkpoint.
 
     Ray Train restarts the workers after any error. A worker that reports a fatal error ends the run without a restart.
@@ -110,13 +113,13 @@ def _fit(trainer: TorchTrainer, progress_actor: Any, report: Callable[[StepRecor
     threading.Thread(target=fit, daemon=True).start()
     while True:
         finished = wait([future], timeout=POLL_SECONDS).done
-        message: WorkerMessage | None = ray.get(progress_actor.last.remote())
-        if isinstance(message, FatalWorkerError):
-            raise message.error or TransientError(message.message)
+        progress: TrainingProgress = ray.get(progress_actor.last.remote())
+        if progress.error is not None:
+            raise progress.error.error or TransientError(progress.error.message)
         if finished:
             return future.result()
-        if message is not None:
-            report(message)
+        if progress.record is not None:
+            report(progress.record, progress.saved)
 
 
 def build_trainer(plan: Plan, folder: JobFolder, key: str, report: ReportCallback) -> TorchTrainer:
@@ -129,12 +132,12 @@ def build_trainer(plan: Plan, folder: JobFolder, key: str, report: ReportCallbac
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from dreambooth_trainer.training.worker_group import WorkerGroupCleanup
+    from dreambooth_trainer.training.worker_group import SavedStepReporter, WorkerGroupCleanup
 
     minimum, maximum = plan.world_sizes
     num_threads = max(1, int(ray.cluster_resources().get("CPU", 1)) // maximum)
     gpu = plan.gpus_per_worker > 0
-    callbacks: list[Any] = [WorkerGroupCleanup(report)]
+    callbacks: list[Any] = [WorkerGroupCleanup(report), SavedStepReporter(report)]
     return TorchTrainer(
         run_worker,
         train_loop_config={"loop": LoopConfig(plan, folder.latents.resolve(), num_threads, report)},

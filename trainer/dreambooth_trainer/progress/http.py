@@ -197,7 +197,7 @@ class _ForwardedProgress:
         seconds, completed = now - self.first[0], count - self.first[1]
         rate = completed / seconds if seconds and completed else None
         changes: dict[str, JsonValue] = {"step": count, "steps": self.steps}
-        changes |= {name: facts[name] for name in ("loss", "samples", "world_size") if name in facts}
+        changes |= {name: facts[name] for name in ("loss", "samples", "world_size", "saved_step") if name in facts}
         if rate is not None:
             changes |= {"steps_per_second": round(rate, 3), "eta_seconds": round((self.steps - count) / rate)}
         self.reporter._update(**changes)

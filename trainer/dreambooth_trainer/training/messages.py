@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,18 @@ class FatalWorkerError:
     error: InsufficientMemoryError | None = None
 
 
-WorkerMessage = StepRecord | FatalWorkerError
+@dataclass(frozen=True)
+class CheckpointSaved:
+    """A checkpoint that Ray Train has registered: training continues from it after an interruption.
+
+    Attributes:
+        step: optimizer steps done.
+    """
+
+    step: int
+
+
+WorkerMessage = StepRecord | FatalWorkerError | CheckpointSaved
 ReportCallback = Callable[[WorkerMessage], object]
 """Sends a message to the driver. `ray.get` of the returned object waits until it has arrived."""
 
@@ -71,20 +82,34 @@ class LoopConfig:
     report: ReportCallback
 
 
+@dataclass(frozen=True)
+class TrainingProgress:
+    """The last message of each kind; None before the first one."""
+
+    record: StepRecord | None = None
+    saved: CheckpointSaved | None = None
+    error: FatalWorkerError | None = None
+
+
 class ProgressActor:
-    """A Ray actor that keeps the last message of the workers for the driver."""
+    """A Ray actor that keeps the last messages of the workers for the driver."""
 
     def __init__(self) -> None:
-        self._last: WorkerMessage | None = None
+        self._progress = TrainingProgress()
 
     def put(self, message: WorkerMessage) -> None:
-        """Replace the last message. A fatal error is never replaced."""
-        if not isinstance(self._last, FatalWorkerError):
-            self._last = message
+        """Replace the last message of this kind. The first fatal error is kept."""
+        match message:
+            case StepRecord():
+                self._progress = replace(self._progress, record=message)
+            case CheckpointSaved():
+                self._progress = replace(self._progress, saved=message)
+            case FatalWorkerError():
+                self._progress = replace(self._progress, error=self._progress.error or message)
 
-    def last(self) -> WorkerMessage | None:
-        """The last message; None before the first one."""
-        return self._last
+    def last(self) -> TrainingProgress:
+        """The last messages."""
+        return self._progress
 
 
 def report_to(progress_actor: Any, message: WorkerMessage) -> object:

@@ -1,4 +1,6 @@
-"""Prepares the processes of a worker group, and releases the resources of one that failed to start.
+"""Callbacks of Ray Train's controller.
+
+They prepare the processes of a worker group, and release the resources of one that failed to start.
 
 Ray Train (2.60, `WorkerGroup._start`) leaks the placement group if a worker dies after the processes have started and
 before they train. Its CPUs or GPUs stay reserved, and the next worker group waits for them forever.
@@ -10,12 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
+import ray.train
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus
 from ray.util import get_current_placement_group, remove_placement_group
 
 from dreambooth_trainer.cluster.memory_errors import out_of_memory
-from dreambooth_trainer.training.messages import FatalWorkerError
+from dreambooth_trainer.training.messages import CheckpointSaved, FatalWorkerError
 from dreambooth_trainer.training.stopping import handle_sigterm
 
 
@@ -53,3 +56,22 @@ class WorkerGroupCleanup(WorkerGroupCallback):
             memory_error = out_of_memory(error, "training")
             if memory_error is not None:
                 self._report(FatalWorkerError(str(memory_error), memory_error))
+
+
+class SavedStepReporter(ray.train.UserCallback):
+    """A callback of Ray Train's controller that reports the step of each registered checkpoint.
+
+    Args:
+        report: called with the step.
+    """
+
+    def __init__(self, report: Callable[[CheckpointSaved], object]) -> None:
+        self._report = report
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: ray.train.Checkpoint | None
+    ) -> None:
+        """Report the step, which is a metric of the checkpoint."""
+        del run_context
+        if checkpoint is not None:
+            self._report(CheckpointSaved(metrics[0]["step"]))
