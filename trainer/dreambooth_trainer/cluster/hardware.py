@@ -140,6 +140,13 @@ def machine_memory() -> int:
     return get_system_memory()
 
 
+def free_memory() -> int:
+    """Unused memory of this machine or container in bytes, as Ray counts it."""
+    from ray._private.utils import estimate_available_memory
+
+    return int(estimate_available_memory())
+
+
 def query_workers(cluster: Cluster) -> Hardware:
     """Detect the hardware of a job's workers.
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-from argparse import Namespace
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from dreambooth_trainer.cluster.hardware import free_memory, machine_cores
 
 TAG = "step"
 METADATA_FILE = "checkpoint-metadata.json"
@@ -53,26 +57,47 @@ def write_metadata(folder: Path, metadata: CheckpointMetadata) -> None:
 def convert_to_universal(folder: Path) -> None:
     """Add DeepSpeed's universal checkpoint, which can be loaded at any world size.
 
-    All workers of a machine may call this at the same time; one of them converts.
+    All workers of a machine may call this at the same time; one of them converts. The checkpoint folder is often on a
+    network: the conversion, which writes a file per parameter and shard, works in local scratch.
     """
-    from deepspeed.checkpoint.ds_to_universal import main as convert
-
     universal = folder / "universal"
     with FileLock(str(folder / "universal.lock")):
         if (folder / "latest_universal").exists():
             return
-        arguments = Namespace(
-            input_folder=str(folder / TAG),
-            output_folder=str(universal),
-            num_extract_workers=1,
-            num_merge_workers=1,
-            keep_temp_folder=False,
-            strict=True,
-            inject_missing_state=True,
-        )
-        with contextlib.redirect_stdout(io.StringIO()):
-            convert(arguments)
+        sizes = [path.stat().st_size for path in (folder / TAG).glob("*_optim_states.pt")]
+        with tempfile.TemporaryDirectory(dir=scratch_folder(folder, sum(sizes)), prefix="universal-") as scratch:
+            _convert(folder / TAG, Path(scratch) / "universal", num_readers(sizes, machine_cores(), free_memory()))
+            shutil.copytree(Path(scratch) / "universal", universal, dirs_exist_ok=True)
         (folder / "latest_universal").write_text("universal")
+
+
+def scratch_folder(folder: Path, num_bytes: int) -> Path:
+    """Where to convert a checkpoint of this size: the local folder for temporary files, or `folder` if that is full."""
+    local = Path(tempfile.gettempdir())
+    # The parts of all parameters, and the parameters.
+    return local if shutil.disk_usage(local).free > 2.5 * num_bytes else folder
+
+
+def num_readers(shard_bytes: list[int], cores: int, free_bytes: int) -> int:
+    """Number of processes that read shards at the same time, each of which loads a whole shard."""
+    return max(1, min(cores, len(shard_bytes), free_bytes // max(shard_bytes)))
+
+
+def _convert(source: Path, target: Path, readers: int) -> None:
+    folders = ["--input_folder", str(source), "--output_folder", str(target)]
+    processes = ["--num_extract_workers", str(readers), "--num_merge_workers", str(machine_cores())]
+    # A process of its own: DeepSpeed forks, which is not safe in a process with the threads of Ray and PyTorch.
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", *folders, *processes]
+    done = subprocess.run(  # noqa: S603 - no shell
+        [*command, "--inject_missing_state"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise RuntimeError(f"the checkpoint {source} cannot be converted to another world size: {reason}")
 
 
 def save_trained_weights(module: nn.Module, folder: Path, rank: int) -> None:
