@@ -92,7 +92,7 @@ def test_scores_compare_with_the_photos_and_not_with_the_crops(tmp_path: Path, m
 
 def test_training_reports_the_samples_of_the_global_batch_and_the_world_size() -> None:
     plan, progress = make_plan("a {} on the beach").model_copy(update={"batch_size": 8}), CountedProgress()
-    train._report(plan, progress, StepRecord(3, 0.5, 0.25, 0.25, 1e-6, world_size=4))
+    train._report(plan, progress, StepRecord(3, 0.5, 0.25, 0.25, 1e-6, world_size=4), None)
     assert (progress.count, progress.facts) == (3, {"loss": 0.5, "samples": 24, "world_size": 4})
 
 
