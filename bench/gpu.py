@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.cluster.hardware import DeviceError, local_devices
 from dreambooth_trainer.cluster.session import ray_cluster
 from dreambooth_trainer.progress.console import LineReporter, PhaseProgress
@@ -64,17 +65,17 @@ class TimingReporter(LineReporter):
         steps: times and counts of completed training steps.
     """
 
-    times: dict[str, tuple[float, float]] = field(default_factory=dict)
+    times: dict[TrainerPhase, tuple[float, float]] = field(default_factory=dict)
     steps: list[tuple[float, int]] = field(default_factory=list)
 
     @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[PhaseProgress]:
+    def phase(self, name: TrainerPhase) -> Iterator[PhaseProgress]:
         start = time.time()
         with super().phase(name) as inner:
             progress = _Steps(inner)
             yield progress
         self.times[name] = start, time.time()
-        if name == "train":
+        if name is TrainerPhase.TRAIN:
             self.steps = progress.seen
 
 

@@ -34,7 +34,7 @@ def test_failures_do_not_change_the_model(cluster: NodeCluster, alice: Job) -> N
     bob = Job(cluster, "bob", evaluation={"enabled": False})
     until("both jobs have pods", lambda: all(len(job.pods("worker")) == 2 for job in (alice, bob)), 180)
     bob.until("class images are generated", lambda: bob.class_images, 300)
-    assert "prepare" in bob.plugin("logs", "--tail=20"), "the output of the trainer"
+    assert "Prepare" in bob.plugin("logs", "--tail=20"), "the output of the trainer"
     bob.kill("worker")
     alice.until("class images are generated", lambda: alice.class_images, 300)
     for whose, answer in ((bob, "200"), (alice, "403")):

@@ -10,6 +10,7 @@ from inline_pool import InlinePool
 from PIL import Image
 
 from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.phases.base import Context
 from dreambooth_trainer.phases.evaluate import base_image_store, evaluation_store, generate_base_images
 from dreambooth_trainer.planning.plan import SamplerSettings, fill_defaults
@@ -36,7 +37,7 @@ def make_context(model: Path, folder: Path, namespace: str = "team-a", **evaluat
     plan = fill_defaults(job, image_count=4, identifier="sks", zero_stage=1, precision="fp32")
     plan = plan.model_copy(update={"sampler": SamplerSettings(steps=1, guidance_scale=1)})
     pool: Any = InlinePool()
-    return Context(plan, JobFolder(folder), (), str(folder.parent / "store"), {"train": folder.name}, pool)
+    return Context(plan, JobFolder(folder), (), str(folder.parent / "store"), {TrainerPhase.TRAIN: folder.name}, pool)
 
 
 def generate(context: Context) -> tuple[int, list[int]]:

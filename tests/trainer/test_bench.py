@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from dreambooth_api.status import TrainerPhase
+
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "bench"
 # The other files are imported by a benchmark, or run by it in another environment.
@@ -102,6 +104,6 @@ def test_the_benchmark_for_gpus_runs_on_the_cpu_with_a_tiny_model() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=550, env=environment)
     assert done.returncode == 0, done.stderr
     assert re.search(r"plain loop: \d+\.\d+ steps per second", done.stdout)
-    for phase in ("prepare", "class-images", "encode", "train", "evaluate", "publish"):
+    for phase in TrainerPhase:
         assert re.search(rf"│ {phase} +│ +\d+\.\d", done.stdout), phase
-    assert re.search(r"│ train .*│ +\d+\.\d\d +│$", done.stdout, re.MULTILINE), "the workers' memory was sampled"
+    assert re.search(r"│ Train .*│ +\d+\.\d\d +│$", done.stdout, re.MULTILINE), "the workers' memory was sampled"

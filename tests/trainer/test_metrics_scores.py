@@ -155,7 +155,7 @@ metrics.METRICS = (*metrics.METRICS, new)
 
 import torch
 from dreambooth_api.job import Thresholds
-from dreambooth_api.status import Scores as ReportedScores
+from dreambooth_api.status import Scores as ReportedScores, TrainerPhase
 from dreambooth_trainer.metrics import measure
 from dreambooth_trainer.metrics.scores import Scores, failed_thresholds
 from dreambooth_trainer.progress import http
@@ -177,7 +177,7 @@ class Mock:
         return lambda *args, **kwargs: None
 
 reporter = http.OperatorReporter(Mock(), Mock())
-reporter.finished("evaluate", {"key": "k", **scores.values})
+reporter.finished(TrainerPhase.EVALUATE, {"key": "k", **scores.values})
 assert reporter._message.scores["sharpNess"] == 0.5
 
 from dreambooth_operator.crd.definitions import job_crd

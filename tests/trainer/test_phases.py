@@ -13,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.images import RawImage
 from dreambooth_trainer.metrics import encoders, measure
 from dreambooth_trainer.phases import evaluate, train
@@ -45,19 +46,19 @@ def make_plan(*prompts: str) -> Plan:
 
 
 def test_an_interrupted_phase_is_not_complete(tmp_path: Path) -> None:
-    context: Any = SimpleNamespace(folder=JobFolder(tmp_path), keys={"encode": "key"})
-    atomic_write(context.folder.completion_record("encode"), json.dumps({"key": "key"}))
-    assert read_completion(context.folder, context.keys, "encode")
+    context: Any = SimpleNamespace(folder=JobFolder(tmp_path), keys={TrainerPhase.ENCODE: "key"})
+    atomic_write(context.folder.completion_record(TrainerPhase.ENCODE), json.dumps({"key": "key"}))
+    assert read_completion(context.folder, context.keys, TrainerPhase.ENCODE)
 
     def overwrite_and_fail(*_: object) -> dict[str, Any]:
         # The output no longer belongs to the inputs of the completion record.
         atomic_write(context.folder.latents, b"other")
         raise OSError("the node was lost")
 
-    phase = Phase("encode", lambda _: None, lambda _: True, overwrite_and_fail)
+    phase = Phase(TrainerPhase.ENCODE, lambda _: None, lambda _: True, overwrite_and_fail)
     with pytest.raises(OSError, match="the node was lost"):
         run_phase(phase, context, LineReporter(Console()))
-    assert read_completion(context.folder, context.keys, "encode") is None
+    assert read_completion(context.folder, context.keys, TrainerPhase.ENCODE) is None
 
 
 class CountedProgress:
@@ -127,7 +128,9 @@ def test_a_repeated_prompt_is_generated_once() -> None:
 )
 def test_other_sampling_settings_give_another_store(tmp_path: Path, change: dict[str, object]) -> None:
     def urls(plan: Plan, train: str = "t", base: str = "b") -> set[str]:
-        context: Any = SimpleNamespace(plan=plan, folder=JobFolder(tmp_path), keys={"train": train}, base_digest=base)
+        context: Any = SimpleNamespace(
+            plan=plan, folder=JobFolder(tmp_path), keys={TrainerPhase.TRAIN: train}, base_digest=base
+        )
         return {evaluation_store(context, model).url for model in MODELS}
 
     plan = make_plan("a {}")

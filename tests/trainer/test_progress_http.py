@@ -15,6 +15,7 @@ from rich.console import Console
 
 from dreambooth_api import environment
 from dreambooth_api.progress import ProgressMessage
+from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.progress import http
 from dreambooth_trainer.progress.console import LineReporter
 from dreambooth_trainer.progress.http import (
@@ -67,13 +68,15 @@ def silent() -> LineReporter:
 
 def test_the_last_message_is_complete(listener: Listener, token: Path) -> None:
     with OperatorReporter(silent(), Operator(listener.url, token)) as reporter:
-        reporter.finished("class-images", {"key": "k", "seconds": 1.0, "wanted": 8, "reused": 3, "generated": 5})
-        with reporter.phase("train") as progress:
+        reporter.finished(
+            TrainerPhase.CLASS_IMAGES, {"key": "k", "seconds": 1.0, "wanted": 8, "reused": 3, "generated": 5}
+        )
+        with reporter.phase(TrainerPhase.TRAIN) as progress:
             progress.total(100)
             progress.done(10, loss=0.5)
             progress.done(30, loss=0.25, samples=120, world_size=4, saved_step=20)
-        reporter.finished("evaluate", {"key": "k", "seconds": 1.0, "dino": 0.7, "clipI": 0.8, "clipT": 0.3})
-        reporter.finished("publish", {"key": "k", "seconds": 1.0, "uri": "/out", "digest": "sha256:0"})
+        reporter.finished(TrainerPhase.EVALUATE, {"key": "k", "seconds": 1.0, "dino": 0.7, "clipI": 0.8, "clipT": 0.3})
+        reporter.finished(TrainerPhase.PUBLISH, {"key": "k", "seconds": 1.0, "uri": "/out", "digest": "sha256:0"})
     authorization, last = listener.received[-1]
     assert authorization == "Bearer first"
     assert last["phase"] == "Train"
@@ -103,8 +106,8 @@ def test_the_last_message_is_retried_until_the_operator_is_back(token: Path) -> 
     port, listeners = free_port(), []
     restart = threading.Timer(3, lambda: listeners.append(Listener(port)))
     with OperatorReporter(silent(), Operator(f"http://127.0.0.1:{port}/v1", token)) as reporter:
-        reporter.finished("evaluate", {"key": "k", "seconds": 1.0, "dino": 0.7})
-        reporter.finished("publish", {"key": "k", "seconds": 1.0, "uri": "/out", "digest": "sha256:0"})
+        reporter.finished(TrainerPhase.EVALUATE, {"key": "k", "seconds": 1.0, "dino": 0.7})
+        reporter.finished(TrainerPhase.PUBLISH, {"key": "k", "seconds": 1.0, "uri": "/out", "digest": "sha256:0"})
         restart.start()
     restart.join()
     listeners[0].server.shutdown()
@@ -152,7 +155,7 @@ def test_an_unreachable_operator_does_not_fail_a_run(token: Path, monkeypatch: p
     monkeypatch.setattr(http, "LAST_MESSAGE_SECONDS", 0.5)
     with OperatorReporter(silent(), Operator("http://127.0.0.1:9/v1", token)) as reporter:
         reporter.failed(environment.INVALID_INPUT, "spec.subject.class: ...", retryable=False)
-        with reporter.phase("prepare") as progress:
+        with reporter.phase(TrainerPhase.PREPARE) as progress:
             progress.done(1)
 
 

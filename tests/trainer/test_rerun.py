@@ -80,7 +80,7 @@ def test_only_images_of_changed_prompts_are_generated(job: Path) -> None:
 def test_augmented_images_are_encoded_once_and_trained_on(job: Path) -> None:
     code, text = run(job, "training.randomCrop=true", "training.randomFlip=true")
     assert code == 0, text
-    assert text.count("already complete") == 2, "prepare and class-images"
+    assert text.count("already complete") == 2, "Prepare and ClassImages"
     assert "samples 16 world size 1" in text
     with safe_open(job / "out" / "work" / "latents.safetensors", "numpy") as latents:
         assert latents.get_slice("instance_images.mean").get_shape()[0] == 5 * 8 * 2

@@ -20,6 +20,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
+from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.sprites import WEIGHTS
 
 pytestmark = pytest.mark.trainer
@@ -36,7 +37,7 @@ JOB = {
         "evaluation": {"imagesPerPrompt": 1, "prompts": ["a {} on the beach", "a small {} in the snow"]},
     },
 }
-PHASES = ["prepare", "class-images", "encode", "train", "evaluate", "publish"]
+PHASES = list(TrainerPhase)
 
 
 class Runs:
@@ -270,7 +271,7 @@ def test_an_interrupted_run_prints_how_to_continue(runs: Runs, number: signal.Si
     process = runs.start(f"interrupted-{number.name}")
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith("prepare"):
+        if line.startswith(TrainerPhase.PREPARE):
             break
     os.kill(process.pid, number)
     text = process.communicate(timeout=120)[0]

@@ -15,6 +15,7 @@ from dreambooth_api.defaulting import with_defaults, worker_resources
 from dreambooth_api.errors import UserError
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.runtime import RuntimeSpec
+from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.cluster.hardware import Hardware, check_cores, check_runnable, query_workers, requested_cpus
 from dreambooth_trainer.cluster.pool import WorkerPool
 from dreambooth_trainer.cluster.runtime_hardware import runtime_hardware
@@ -126,7 +127,7 @@ def _count_size(folder: Path, plan: Plan, images: int) -> ModelSize:
 
 def run_job(
     prepared: PreparedJob, folder: JobFolder, store: str, reporter: Reporter
-) -> dict[str, dict[str, JsonValue]]:
+) -> dict[TrainerPhase, dict[str, JsonValue]]:
     """Run the phases that are not complete.
 
     Args:
@@ -138,7 +139,7 @@ def run_job(
     Raises:
         UserError: the job is invalid, or the folder does not belong to it.
     """
-    keys: dict[str, str] = {}
+    keys: dict[TrainerPhase, str] = {}
     check_runnable(prepared.planned.hardware, prepared.plan.spec.cluster)
     pool = WorkerPool(
         prepared.planned.sampling_processes,
@@ -147,7 +148,7 @@ def run_job(
         max_cpus=requested_cpus(prepared.plan.spec.cluster) if has_address() else None,
     )
     context = Context(prepared.plan, folder, prepared.images, store, keys, pool)
-    results: dict[str, dict[str, JsonValue]] = {}
+    results: dict[TrainerPhase, dict[str, JsonValue]] = {}
     claim(folder.root, prepared.plan.job)
     with folder.locked(), contextlib.ExitStack() as stack:
         atomic_write(folder.root / "job.yaml", dump_job(prepared.plan.job))

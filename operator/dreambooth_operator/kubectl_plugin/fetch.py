@@ -13,13 +13,11 @@ from pathlib import Path
 
 import click
 
-from dreambooth_api import environment
+from dreambooth_api import environment, layout
 from dreambooth_operator.machinery.client import Api
 from dreambooth_operator.machinery.resources import PODS, Json, Key, part, parts
 from dreambooth_operator.resources import JOB_LABEL, JOBS, RAY_JOBS
 
-# Files that every published job has, with or without evaluation.
-FILES = ("report.html", "comparison.png", "subject.png", "recontextualization.png", "class.png")
 _START_SECONDS = 120
 _LIFETIME_SECONDS = 300
 
@@ -62,7 +60,7 @@ def fetch_pod(job: Json, ray_job: Json) -> Json:
 def folder_in_pod(ray_job: Json) -> str:
     """The path of the published model in that pod. Pure."""
     head = ray_job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
-    return next(e["value"] for e in head["env"] if e["name"] == environment.OUT) + "/model"
+    return next(e["value"] for e in head["env"] if e["name"] == environment.OUT) + f"/{layout.MODEL}"
 
 
 async def fetch(api: Api, key: Key, out: Path, kubectl: list[str]) -> list[Path]:
@@ -83,13 +81,13 @@ async def fetch(api: Api, key: Key, out: Path, kubectl: list[str]) -> list[Path]
     ray_job = await api.get(RAY_JOBS, Key(key.namespace, status["rayJobName"]))
     async with _running(api, fetch_pod(job, ray_job)) as pod:
         command = [*kubectl, "exec", "-n", key.namespace, pod, "--", "tar", "-C", folder_in_pod(ray_job), "-cf", "-"]
-        packed = await asyncio.to_thread(subprocess.run, [*command, *FILES], capture_output=True, check=False)
+        packed = await asyncio.to_thread(subprocess.run, [*command, *layout.VIEWED], capture_output=True, check=False)
     if packed.returncode:
         raise click.ClickException(packed.stderr.decode(errors="replace").strip())
     out.mkdir(parents=True, exist_ok=True)
     with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
         archive.extractall(out, filter="data")  # the filter rejects paths outside of the folder
-    return [out / name for name in FILES]
+    return [out / name for name in layout.VIEWED]
 
 
 @asynccontextmanager

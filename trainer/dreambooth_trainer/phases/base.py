@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.cluster.pool import WorkerPool
 from dreambooth_trainer.families.registry import local_folder, weights_digest
 from dreambooth_trainer.images.sources import RawImage
@@ -24,7 +25,7 @@ class Context:
     Attributes:
         images: the subject's images before preprocessing.
         store: URL of the folder in which jobs share class images.
-        keys: digest of the inputs of each phase, by phase name. All keys are known before the first phase runs.
+        keys: digest of the inputs of each phase, by phase. All keys are known before the first phase runs.
         pool: worker processes that generate, encode and score images.
         encoder_commits: commits of encoders from the Hub, by ID. Empty before the first phase runs.
     """
@@ -33,7 +34,7 @@ class Context:
     folder: JobFolder
     images: tuple[RawImage, ...]
     store: str
-    keys: Mapping[str, str]
+    keys: Mapping[TrainerPhase, str]
     pool: WorkerPool
     encoder_commits: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -63,7 +64,7 @@ class Phase:
             record of the phase.
     """
 
-    name: str
+    name: TrainerPhase
     inputs: Callable[[Context], JsonValue]
     complete: Callable[[Context], bool]
     run: Callable[[Context, PhaseProgress], dict[str, JsonValue]]

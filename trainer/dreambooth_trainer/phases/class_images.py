@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import JsonValue
 
+from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.planning.plan import fingerprint
 from dreambooth_trainer.progress.console import PhaseProgress
@@ -61,7 +62,10 @@ def _inputs(context: Context) -> JsonValue:
 
 def _complete(context: Context) -> bool:
     # Training reads the latents. The class images are needed again only if the latents have to be encoded again.
-    encoded = read_completion(context.folder, context.keys, "encode") is not None and context.folder.latents.exists()
+    encoded = (
+        read_completion(context.folder, context.keys, TrainerPhase.ENCODE) is not None
+        and context.folder.latents.exists()
+    )
     names = class_image_names(context)
     return encoded or not names or set(names) <= class_image_store(context).names()
 
@@ -86,4 +90,4 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     return {"wanted": len(names), "reused": len(names), "generated": 0, "store": store.url}
 
 
-CLASS_IMAGES = Phase("class-images", _inputs, _complete, _run)
+CLASS_IMAGES = Phase(TrainerPhase.CLASS_IMAGES, _inputs, _complete, _run)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from pydantic import JsonValue
 
+from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.cluster.hardware import work_device
 from dreambooth_trainer.families.registry import local_folder, open_family
 from dreambooth_trainer.images.augment import augment
@@ -37,8 +38,8 @@ def instance_prompts(context: Context) -> list[str]:
 def _inputs(context: Context) -> JsonValue:
     plan, training = context.plan, context.plan.spec.training
     return {
-        "prepare": context.keys["prepare"],
-        "class_images": context.keys["class-images"],
+        "prepare": context.keys[TrainerPhase.PREPARE],
+        "class_images": context.keys[TrainerPhase.CLASS_IMAGES],
         "model": context.base_digest,
         "prompts": list(instance_prompts(context)),
         "text_encoder": plan.train_text_encoder,
@@ -130,4 +131,4 @@ def _latents(
     return Latents(torch.cat(means), torch.cat(stds), torch.tensor(prompt_indices), token_ids, conditioning)
 
 
-ENCODE = Phase("encode", _inputs, _complete, _run)
+ENCODE = Phase(TrainerPhase.ENCODE, _inputs, _complete, _run)

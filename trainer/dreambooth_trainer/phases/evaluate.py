@@ -12,6 +12,7 @@ from pydantic import JsonValue
 from dreambooth_api.errors import ThresholdError, TransientError
 from dreambooth_api.job import BaseModelRef
 from dreambooth_api.metrics import METRICS
+from dreambooth_api.status import TrainerPhase
 from dreambooth_api.uris import BUILTIN_SPRITES
 from dreambooth_trainer.cluster.hardware import work_device
 from dreambooth_trainer.metrics.lpips_packages import missing_packages, wants_lpips
@@ -44,7 +45,7 @@ def _image_key(context: Context, model: Model) -> str:
     plan = context.plan
     return fingerprint(
         {
-            "model": context.base_digest if model == "before" else context.keys["train"],
+            "model": context.base_digest if model == "before" else context.keys[TrainerPhase.TRAIN],
             "sampler": plan.sampler.model_dump(),
             "resolution": plan.resolution,
             "precision": plan.precision,
@@ -80,9 +81,9 @@ def _inputs(context: Context) -> JsonValue:
         for model in MODELS
     }
     if not plan.spec.evaluation.enabled:
-        return {"train": context.keys["train"], "images": images}
+        return {"train": context.keys[TrainerPhase.TRAIN], "images": images}
     return {
-        "train": context.keys["train"],
+        "train": context.keys[TrainerPhase.TRAIN],
         "images": images,
         "prompts": [[_text_without_identifier(plan, template), template] for template in evaluation_prompts(plan)],
         "class_prompt": plan.class_prompt,
@@ -233,4 +234,4 @@ def check_thresholds(context: Context) -> None:
         raise ThresholdError(issues)
 
 
-EVALUATE = Phase("evaluate", _inputs, _complete, _run)
+EVALUATE = Phase(TrainerPhase.EVALUATE, _inputs, _complete, _run)

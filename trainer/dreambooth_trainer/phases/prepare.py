@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 from pydantic import JsonValue
 
+from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.images.decode import prepare_photo
 from dreambooth_trainer.images.prepare import prepare_images
 from dreambooth_trainer.phases.base import Context, Phase
@@ -42,4 +43,4 @@ def _save(image: Image.Image, path: Path) -> None:
     path.write_bytes(buffer.getvalue())
 
 
-PREPARE = Phase("prepare", _inputs, _complete, _run)
+PREPARE = Phase(TrainerPhase.PREPARE, _inputs, _complete, _run)

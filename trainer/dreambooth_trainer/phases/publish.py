@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 import fsspec
 from pydantic import JsonValue
 
+from dreambooth_api import layout
 from dreambooth_api.errors import UserError
 from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.status import TrainerPhase
 from dreambooth_api.uris import is_url
 from dreambooth_trainer.families.base import AdapterInfo
 from dreambooth_trainer.families.registry import open_family, weights_digest
@@ -36,7 +38,7 @@ UPLOADED_LAST = (INDEX, ADAPTER_FILE)
 def _inputs(context: Context) -> JsonValue:
     spec = context.plan.spec
     return {
-        "evaluate": context.keys["evaluate"],
+        "evaluate": context.keys[TrainerPhase.EVALUATE],
         "output": spec.output.model_dump(mode="json"),
         "formats": list(context.plan.formats),
         "thresholds": spec.evaluation.thresholds.model_dump(mode="json"),
@@ -89,12 +91,12 @@ def _write_model_folder(draft: Path, context: Context, report: Report) -> None:
     if plan.spec.evaluation.enabled:
         (draft / "scores.json").write_bytes(folder.scores.read_bytes())
     summary = [report.subject_comparison, *report.prompt_comparisons[:6], report.class_comparison]
-    comparison_grid(summary).save(draft / "comparison.png")
-    comparison_grid([report.subject_comparison]).save(draft / "subject.png")
-    comparison_grid(report.prompt_comparisons).save(draft / "recontextualization.png")
-    comparison_grid([report.class_comparison]).save(draft / "class.png")
-    model_card(report, "comparison.png", lora="lora" in plan.formats).save(draft / "README.md")
-    write_report(report, draft / "report.html")
+    comparison_grid(summary).save(draft / layout.COMPARISON)
+    comparison_grid([report.subject_comparison]).save(draft / layout.SUBJECT)
+    comparison_grid(report.prompt_comparisons).save(draft / layout.RECONTEXTUALIZATION)
+    comparison_grid([report.class_comparison]).save(draft / layout.CLASS)
+    model_card(report, layout.COMPARISON, lora="lora" in plan.formats).save(draft / "README.md")
+    write_report(report, draft / layout.REPORT)
 
 
 def _save_kohya_adapter(plan: Plan, model: Path, target: Path) -> None:
@@ -138,4 +140,4 @@ def upload(model: Path, manifest: ModelManifest, uri: str, job: DreamBoothJob, p
     progress.done(len(manifest.files))
 
 
-PUBLISH = Phase("publish", _inputs, _complete, _run)
+PUBLISH = Phase(TrainerPhase.PUBLISH, _inputs, _complete, _run)

@@ -15,6 +15,7 @@ import ray
 from pydantic import JsonValue
 
 from dreambooth_api.errors import TransientError
+from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.cluster.memory_errors import out_of_memory
 from dreambooth_trainer.families.registry import local_folder, open_family
 from dreambooth_trainer.methods.registry import open_method
@@ -48,7 +49,7 @@ def _inputs(context: Context) -> JsonValue:
     # Number of workers, ZeRO stage and checkpoint interval do not change the result: a job can resume with others.
     excluded = {"deepspeed", "checkpoint_every_steps", "gradient_accumulation_steps", "gradient_checkpointing"}
     return {
-        "encode": context.keys["encode"],
+        "encode": context.keys[TrainerPhase.ENCODE],
         "training": plan.spec.training.model_dump(mode="json", exclude=excluded),
         "steps": plan.steps,
         "rates": [plan.learning_rate, plan.text_encoder_learning_rate],
@@ -70,7 +71,7 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     driver_node = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     progress_actor: Any = ray.remote(num_cpus=0, label_selector=driver_node)(ProgressActor).remote()
     try:
-        trainer = build_trainer(plan, folder, context.keys["train"], partial(report_to, progress_actor))
+        trainer = build_trainer(plan, folder, context.keys[TrainerPhase.TRAIN], partial(report_to, progress_actor))
         checkpoint = _fit(trainer, progress_actor, partial(_report, plan, progress))
     except Exception as error:
         # Ray may kill the controller or the progress actor instead of a worker.
@@ -184,4 +185,4 @@ def _pop_prefix(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): weights.pop(name) for name in names}
 
 
-TRAIN = Phase("train", _inputs, _complete, _run)
+TRAIN = Phase(TrainerPhase.TRAIN, _inputs, _complete, _run)

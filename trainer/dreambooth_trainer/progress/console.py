@@ -21,6 +21,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from dreambooth_api.status import TrainerPhase
+
 
 class PhaseProgress(Protocol):
     """Progress of a running phase, in units that depend on the phase: images, optimizer steps, files."""
@@ -37,15 +39,15 @@ class PhaseProgress(Protocol):
 class Reporter(Protocol):
     """Receives the progress of a run."""
 
-    def phase(self, name: str) -> contextlib.AbstractContextManager[PhaseProgress]:
+    def phase(self, name: TrainerPhase) -> contextlib.AbstractContextManager[PhaseProgress]:
         """Report a phase as running until the block ends."""
         ...
 
-    def skipped(self, name: str) -> None:
+    def skipped(self, name: TrainerPhase) -> None:
         """Report a phase that an earlier run has completed."""
         ...
 
-    def finished(self, name: str, result: Mapping[str, JsonValue]) -> None:
+    def finished(self, name: TrainerPhase, result: Mapping[str, JsonValue]) -> None:
         """Report the result of a phase. It is also called for skipped phases."""
         ...
 
@@ -73,10 +75,10 @@ class BarReporter:
     console: Console
 
     @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[PhaseProgress]:
+    def phase(self, name: TrainerPhase) -> Iterator[PhaseProgress]:
         columns = (
             SpinnerColumn(finished_text="[green]✓"),
-            TextColumn("{task.description:<9}"),
+            TextColumn("{task.description:<11}"),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -91,10 +93,10 @@ class BarReporter:
                 task, total=max(1, int(bars.tasks[0].completed)), completed=max(1, int(bars.tasks[0].completed))
             )
 
-    def skipped(self, name: str) -> None:
-        self.console.print(f"[green]✓[/] {name:<9} [dim]already complete")
+    def skipped(self, name: TrainerPhase) -> None:
+        self.console.print(f"[green]✓[/] {name:<11} [dim]already complete")
 
-    def finished(self, name: str, result: Mapping[str, JsonValue]) -> None:
+    def finished(self, name: TrainerPhase, result: Mapping[str, JsonValue]) -> None:
         del name, result
 
     def note(self, text: str) -> None:
@@ -120,17 +122,17 @@ class LineReporter:
     console: Console
 
     @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[PhaseProgress]:
+    def phase(self, name: TrainerPhase) -> Iterator[PhaseProgress]:
         start, line = time.monotonic(), _Line()
         yield line
         count = f"{line.count} " if line.count else ""
-        text = f"{name:<9} {count}in {time.monotonic() - start:.1f} s  {_format_facts(line.facts)}".rstrip()
+        text = f"{name:<11} {count}in {time.monotonic() - start:.1f} s  {_format_facts(line.facts)}".rstrip()
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def skipped(self, name: str) -> None:
-        self.console.print(f"{name:<9} already complete", highlight=False, markup=False)
+    def skipped(self, name: TrainerPhase) -> None:
+        self.console.print(f"{name:<11} already complete", highlight=False, markup=False)
 
-    def finished(self, name: str, result: Mapping[str, JsonValue]) -> None:
+    def finished(self, name: TrainerPhase, result: Mapping[str, JsonValue]) -> None:
         del name, result
 
     def note(self, text: str) -> None:

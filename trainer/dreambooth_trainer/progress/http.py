@@ -26,6 +26,7 @@ from pydantic import JsonValue
 from dreambooth_api import environment
 from dreambooth_api.metrics import METRICS
 from dreambooth_api.progress import ProgressMessage, parse_fields
+from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.progress.console import PhaseProgress, Reporter
 
 MIN_INTERVAL_SECONDS = 2.0
@@ -135,22 +136,22 @@ class OperatorReporter:
             time.sleep(min(MAX_BACKOFF_SECONDS, 0.5 * 2 ** min(attempt, 10), remaining))
 
     @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[PhaseProgress]:
+    def phase(self, name: TrainerPhase) -> Iterator[PhaseProgress]:
         self._update(phase=name)
         with self.inner.phase(name) as inner:
             yield _ForwardedProgress(self, inner, name)
 
-    def skipped(self, name: str) -> None:
+    def skipped(self, name: TrainerPhase) -> None:
         self.inner.skipped(name)
 
-    def finished(self, name: str, result: Mapping[str, JsonValue]) -> None:
+    def finished(self, name: TrainerPhase, result: Mapping[str, JsonValue]) -> None:
         self.inner.finished(name, result)
         match name:
-            case "class-images":
+            case TrainerPhase.CLASS_IMAGES:
                 self._update(class_images={key: result[key] for key in ("wanted", "reused", "generated")})
-            case "evaluate":
+            case TrainerPhase.EVALUATE:
                 self._update(scores={metric.name: result[metric.name] for metric in METRICS if metric.name in result})
-            case "publish":
+            case TrainerPhase.PUBLISH:
                 self._update(output={"uri": external_uri(str(result["uri"])), "digest": result["digest"]})
 
     def failed(self, reason: str, message: str, *, retryable: bool) -> None:
@@ -180,7 +181,7 @@ class OperatorReporter:
 class _ForwardedProgress:
     reporter: OperatorReporter
     inner: PhaseProgress
-    name: str
+    name: TrainerPhase
     steps: int = 0
     first: tuple[float, int] | None = None
 
@@ -190,7 +191,7 @@ class _ForwardedProgress:
 
     def done(self, count: int, **facts: float | int | str) -> None:
         self.inner.done(count, **facts)
-        if self.name != "train":
+        if self.name is not TrainerPhase.TRAIN:
             return
         now = time.monotonic()
         self.first = self.first or (now, count)

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from dreambooth_api.errors import UserError, ValidationIssue
+from dreambooth_api.status import TrainerPhase
 from dreambooth_api.uris import is_url
 from dreambooth_trainer.metrics.encoders import comparable_with_paper
 from dreambooth_trainer.metrics.prompts import fill_template
@@ -44,14 +45,14 @@ MAX_PROMPTS_SHOWN = 12
 
 @dataclass(frozen=True)
 class _FinishedJob:
-    """The plan of a job, and the completion records of its finished phases by phase name."""
+    """The plan of a job, and the completion records of its finished phases by phase."""
 
     folder: JobFolder
     plan: Plan
-    records: Mapping[str, Mapping[str, Any]]
+    records: Mapping[TrainerPhase, Mapping[str, Any]]
 
     def images(self, model: Model) -> ImageStore:
-        return ImageStore(str(self.folder.evaluation_images / self.records["evaluate"]["images"][model]))
+        return ImageStore(str(self.folder.evaluation_images / self.records[TrainerPhase.EVALUATE]["images"][model]))
 
 
 def collect_report(folder: JobFolder) -> Report:
@@ -63,7 +64,7 @@ def collect_report(folder: JobFolder) -> Report:
     run = read_run(folder)
     records = {phase: read_completion(folder, run.keys, phase) for phase in run.keys}
     job = _FinishedJob(folder, run.plan, {phase: record for phase, record in records.items() if record is not None})
-    if "evaluate" not in job.records:
+    if TrainerPhase.EVALUATE not in job.records:
         remedy = "run the job again; it continues where it stopped"
         raise UserError(ValidationIssue("OUT", str(folder.root), "has no finished evaluation", remedy))
     plan = run.plan
@@ -111,7 +112,7 @@ def _prompt_comparisons(job: _FinishedJob) -> tuple[Comparison, ...]:
 
 def _class_images(job: _FinishedJob) -> tuple[tuple[Image.Image, ...], int]:
     """Some of the class images, and the number of class images used for training."""
-    record = job.records["class-images"]
+    record = job.records[TrainerPhase.CLASS_IMAGES]
     if not record["store"]:
         return (), 0
     store = ImageStore(record["store"])
@@ -141,7 +142,7 @@ def _phases(job: _FinishedJob) -> tuple[PhaseTime, ...]:
         PhaseTime(
             phase,
             record["seconds"],
-            f"{record['reused']} of {record['wanted']} reused" if phase == "class-images" else "",
+            f"{record['reused']} of {record['wanted']} reused" if phase is TrainerPhase.CLASS_IMAGES else "",
         )
         for phase, record in job.records.items()
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from dreambooth_api import layout
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.uris import is_url
@@ -28,7 +29,7 @@ from dreambooth_trainer.store.owner import (
 
 # Temporary folders of `atomic_directory` that remain after a crash.
 _MODEL_TEMPORARIES = (".model.draft", ".model.old")
-_FILES = ("report.html", "job.yaml")
+_FILES = (layout.REPORT, "job.yaml")
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _erase_published(job: DreamBoothJob, url: str) -> Iterator[Erased]:
 
 
 def _erase_folder(fs: fsspec.AbstractFileSystem, path: str, job: DreamBoothJob) -> None:
-    _erase_model(fs, f"{path}/model", job)
+    _erase_model(fs, f"{path}/{layout.MODEL}", job)
     for name in list_names(fs, path):
         # The temporary file of `atomic_write`, if its process died: .<name>.<pid>.draft
         is_temporary = name.endswith(".draft") and any(name.startswith(f".{file}.") for file in _FILES)

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dreambooth_api import layout
 from dreambooth_api.errors import UserError, ValidationIssue
+from dreambooth_api.status import TrainerPhase
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,12 @@ class JobFolder:
     @property
     def model(self) -> Path:
         """The published model: a diffusers folder with model card, sample images and scores."""
-        return self.root / "model"
+        return self.root / layout.MODEL
 
     @property
     def report(self) -> Path:
         """The report, a self-contained HTML page."""
-        return self.root / "report.html"
+        return self.root / layout.REPORT
 
     @property
     def work(self) -> Path:
@@ -79,7 +81,7 @@ class JobFolder:
         """Plan and phase keys of the last run, see `run_record.py`."""
         return self.work / "run.json"
 
-    def completion_record(self, phase: str) -> Path:
+    def completion_record(self, phase: TrainerPhase) -> Path:
         """Result of a finished phase, with the key of its inputs."""
         return self.work / "phases" / f"{phase}.json"
 

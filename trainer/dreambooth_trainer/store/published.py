@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dreambooth_api import layout
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.fields import Strict
 from dreambooth_api.job import BaseModelRef
@@ -76,7 +77,7 @@ def open_published(folder: Path) -> Published:
     Raises:
         UserError: there is no published model, or it is only available as a single file.
     """
-    for candidate in (folder / "model", folder):
+    for candidate in (folder / layout.MODEL, folder):
         if (candidate / MANIFEST).exists():
             return _open_model(candidate)
     unfinished = (folder / "work").exists()

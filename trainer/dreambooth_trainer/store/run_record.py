@@ -9,6 +9,7 @@ from pydantic import JsonValue, ValidationError
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.fields import Strict
+from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.store.folder import JobFolder, atomic_write
 
@@ -21,7 +22,7 @@ class RunRecord(Strict):
     """
 
     plan: Plan
-    keys: dict[str, str]
+    keys: dict[TrainerPhase, str]
 
 
 def write_run(folder: JobFolder, run: RunRecord) -> None:
@@ -44,7 +45,9 @@ def read_run(folder: JobFolder) -> RunRecord:
     raise UserError(ValidationIssue("OUT", str(folder.root), rule, remedy))
 
 
-def read_completion(folder: JobFolder, keys: Mapping[str, str], phase: str) -> dict[str, JsonValue] | None:
+def read_completion(
+    folder: JobFolder, keys: Mapping[TrainerPhase, str], phase: TrainerPhase
+) -> dict[str, JsonValue] | None:
     """The completion record of a phase; None if the phase has not finished with the inputs of `keys`."""
     record = folder.completion_record(phase)
     if not record.exists():

@@ -1,0 +1,14 @@
+"""Names in the folder of a job that trainer and operator share."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MODEL: Final = "model"  # the folder of the published model
+REPORT: Final = "report.html"
+COMPARISON: Final = "comparison.png"
+SUBJECT: Final = "subject.png"
+RECONTEXTUALIZATION: Final = "recontextualization.png"
+CLASS: Final = "class.png"
+# What users look at. Every published job has these files in the folder of its model, with or without evaluation.
+VIEWED: Final = (REPORT, COMPARISON, SUBJECT, RECONTEXTUALIZATION, CLASS)
