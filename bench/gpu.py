@@ -9,7 +9,6 @@ under autocast, images and prompts encoded at each step. Random weights need no 
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -25,6 +24,7 @@ from pathlib import Path
 
 import click
 from peaks import FOLDER_VARIABLE, Peak, read_peak
+from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 from rich.console import Console
 from rich.table import Table
 
@@ -142,10 +142,8 @@ def measure_job(job: DreamBoothJob, folder: Path, console: Console) -> tuple[Tim
     reporter, devices, peaks = TimingReporter(console), list[tuple[float, int]](), folder / "peaks"
     peaks.mkdir(parents=True)
     os.environ[FOLDER_VARIABLE] = str(peaks)
-    # Ray reads this in ray.init. Its workers import peaks.py from this folder.
-    os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps(
-        {"runtime_env": {"worker_process_setup_hook": "peaks.record"}}
-    )
+    # Workers inherit the environment. A runtime_env with this hook would slow down their start.
+    os.environ[WORKER_PROCESS_SETUP_HOOK_ENV_VAR] = "peaks.record"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     with device_memory(devices), ray_cluster():
         run_job(prepare_job(job), JobFolder(folder / "job"), str(folder / "store"), reporter)
