@@ -145,3 +145,30 @@ def test_the_environment_sets_endpoint_token_and_offline_mode(tiny_model: Path, 
         assert hub.tokens == {"other", "accepted"}
     code, text = validate(HF_HUB_OFFLINE="1")
     assert code == 0, text
+
+
+@pytest.mark.trainer
+def test_a_run_asks_the_hub_once(multi_format_model: Path, encoder: Path, job: Path, tmp_path: Path) -> None:
+    sets = [
+        "training.steps=2",
+        "training.globalBatchSize=2",
+        "cluster.workers=2",
+        "priorPreservation={numClassImages: 2, sampler: {steps: 1}}",
+        "evaluation={prompts: [a {}], imagesPerPrompt: 1, encoders: {dino: team/dino, clip: builtin:sprites}}",
+    ]
+    command = [sys.executable, "-m", "dreambooth_trainer", "run", str(job), "--out", "out", "--store", "store"]
+    with run_hub() as (hub, url):
+        hub.serve(multi_format_model)
+        hub.serve(encoder, "team/dino")
+        done = subprocess.run(
+            [*command, *(word for item in sets for word in ("--set", item))],
+            env={**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "", "HF_ENDPOINT": url},
+            cwd=tmp_path, capture_output=True, text=True, check=False, timeout=400,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert hub.requests.count("GET /api/models/team/model/revision/main") == 1
+    assert hub.requests.count("GET /api/models/team/dino/revision/main") == 1
+    gets = [request for request in hub.requests if request.startswith("GET ")]
+    assert len(gets) == len(set(gets)), "no file is requested by every worker or for every batch"
+    unused = ("fp16", "non_ema", ".bin", ".msgpack", "safety_checker", "pruned")
+    assert not [request for request in gets if any(word in request for word in unused)]
