@@ -3,11 +3,12 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
 
-from dreambooth_api.errors import UserError
+from dreambooth_api.errors import TransientError, UserError
 from dreambooth_api.subject import ImageSource
 from dreambooth_trainer.images import RawImage, prepare_images, read_folder, read_images, sources
 
@@ -132,3 +133,41 @@ def test_built_in_subjects_are_rendered() -> None:
 def test_other_url_schemes_are_rejected() -> None:
     with pytest.raises(UserError, match="https:// is not supported; use a local folder, s3://"):
         read_folder("https://example.org/photos")
+
+
+class NoCredentialsError(Exception):
+    """An error of a client library that is not an OSError."""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (NoCredentialsError("Unable to locate credentials"), UserError, "access denied: Unable to locate credentials"),
+        (RuntimeError("403, message='Forbidden'"), UserError, "access denied: 403"),
+        (RuntimeError("Server disconnected"), TransientError, "s3://bucket/dog could not be read: Server disconnected"),
+    ],
+)
+@pytest.mark.parametrize("method", ["ls", "open"])
+def test_errors_of_any_client_library_are_converted(
+    monkeypatch: pytest.MonkeyPatch, method: str, error: Exception, kind: type[Exception], message: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/bucket/dog/0.png", b"x")
+    store = SimpleNamespace(_strip_protocol=lambda uri: "/bucket/dog", isfile=memory.isfile, ls=memory.ls)
+    setattr(store, method, fail)
+    monkeypatch.setattr("fsspec.filesystem", lambda scheme: store)
+    with pytest.raises(kind, match=message):
+        read_folder("s3://bucket/dog")
+
+
+def test_errors_in_our_own_code_are_not_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/bucket/dog/0.png", b"x")
+    store = SimpleNamespace(_strip_protocol=lambda uri: "/bucket/dog", isfile=memory.isfile, ls=memory.ls)
+    monkeypatch.setattr("fsspec.filesystem", lambda scheme: store)
+    monkeypatch.setattr(sources, "_select", None)
+    with pytest.raises(TypeError):
+        read_folder("s3://bucket/dog")

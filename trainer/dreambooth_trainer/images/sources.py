@@ -79,12 +79,13 @@ def read_folder(uri: str) -> RawImages:
         fs = cast("Any", fsspec).filesystem(scheme)
         root = fs._strip_protocol(uri)
         if fs.isfile(root):
-            raise UserError(ValidationIssue(_FIELD, uri, "is a file", "use the folder that contains it"))
+            raise NotADirectoryError(root)
         entries = [_Entry.from_info(fs, info) for info in fs.ls(root, detail=True)]
-        selected, captions, warnings = _select(uri, entries)
+    selected, captions, warnings = _select(uri, entries)
+    with _convert_errors(uri, scheme):
         images = [RawImage(entry.name, _read(fs, entry)) for entry in selected]
         files = {name: (entry.name, _read(fs, entry)) for name, entry in captions.items()}
-        return RawImages(images, warnings, decode_captions(files))
+    return RawImages(images, warnings, decode_captions(files))
 
 
 class _Entry(NamedTuple):
@@ -169,7 +170,7 @@ def _read(fs: Any, entry: _Entry) -> bytes:
 
 @contextmanager
 def _convert_errors(uri: str, scheme: str) -> Generator[None]:
-    """Convert errors of a file system to a `UserError`, or to a `TransientError` if a retry may succeed."""
+    """Convert errors of calls of a file system to a `UserError`, or to a `TransientError` if a retry may succeed."""
     try:
         yield
     except FileNotFoundError as error:
@@ -186,9 +187,11 @@ def _convert_errors(uri: str, scheme: str) -> Generator[None]:
         raise UserError(ValidationIssue(_FIELD, uri, rule, remedy)) from error
     except OSError as error:
         raise TransientError(f"{uri} could not be read: {error}") from error
+    except UserError:
+        raise
     except Exception as error:
-        library = type(error).__module__.partition(".")[0]
-        if library not in ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "s3fs"):
+        # Only calls of a file system are wrapped, so this is an error of the client library of an object store.
+        if scheme not in EXTRAS:
             raise
         if "Credential" in type(error).__name__ or re.search(r"\b(401|403)\b", str(error)):
             raise UserError(ValidationIssue(_FIELD, uri, f"access denied: {error}", "check the credentials")) from error
