@@ -148,6 +148,17 @@ def encoder(tmp_path: Path) -> Path:
     return tmp_path / "vit"
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One PyTorch thread. On a loaded machine, threads that wait for each other take ten times as long."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def ray_here() -> Iterator[None]:
     """A local Ray cluster, shared by all tests that do not need a separate process."""

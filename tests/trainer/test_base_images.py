@@ -17,6 +17,7 @@ from dreambooth_trainer.planning.plan import SamplerSettings, fill_defaults
 from dreambooth_trainer.sampling.evaluation_set import MODELS, image_requests
 from dreambooth_trainer.store.folder import JobFolder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPTS = ["a {} on the beach", "a {} in the snow"]
 
 

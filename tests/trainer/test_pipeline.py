@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from diffusers import DPMSolverMultistepScheduler
 
 from dreambooth_trainer.planning.plan import SamplerSettings
@@ -22,14 +20,7 @@ from dreambooth_trainer.sampling.pipeline import (
 )
 from dreambooth_trainer.sprites import WEIGHTS
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On a loaded machine, threads that wait for each other take ten times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def config_of(**sampler: Any) -> SamplingConfig:

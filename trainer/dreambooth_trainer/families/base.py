@@ -91,6 +91,14 @@ class Family(Protocol):
         """
         ...
 
+    def latent_shape(self, folder: Path, side: int) -> tuple[int, int, int]:
+        """Shape [C, h, w] of the latent of a square image, from the configuration of a diffusers folder.
+
+        Args:
+            side: side length of the image in pixels.
+        """
+        ...
+
     def encode_images(self, components: Components, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
         """Encode images; returns mean and standard deviation of the scaled latents, each [N, C, h, w]."""
         ...

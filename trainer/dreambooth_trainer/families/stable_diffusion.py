@@ -68,6 +68,11 @@ class StableDiffusion:
             )
         return {"prompt_embeds": conditional, "negative_prompt_embeds": unconditional}
 
+    def latent_shape(self, folder: Path, side: int) -> tuple[int, int, int]:
+        config: dict[str, Any] = json.loads((folder / "vae" / "config.json").read_text())
+        latent_side = side // 2 ** (len(config["block_out_channels"]) - 1)
+        return config["latent_channels"], latent_side, latent_side
+
     def encode_images(self, components: Components, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
         vae: Any = components.vae
         pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
@@ -151,6 +156,7 @@ def _load_pipeline(folder: Path, dtype: torch.dtype, **modules: nn.Module) -> St
 
 def _in_tiles(vae: AutoencoderKL) -> AutoencoderKL:
     vae.enable_tiling()
+    vae.enable_slicing()  # one image at a time
     vae.tile_sample_min_size = TILE_PIXELS
     vae.tile_latent_min_size = TILE_PIXELS // 2 ** (len(vae.config["block_out_channels"]) - 1)
     return vae

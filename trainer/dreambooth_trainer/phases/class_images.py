@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pydantic import JsonValue
 
 from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.planning.plan import fingerprint
 from dreambooth_trainer.progress.console import PhaseProgress
-from dreambooth_trainer.sampling.generate import generate_images
+from dreambooth_trainer.sampling.generate import GenerationResult, generate_images
 from dreambooth_trainer.sampling.pipeline import ImageRequest, noise_seed
 from dreambooth_trainer.store.image_store import ImageStore
 from dreambooth_trainer.store.run_record import read_completion
@@ -74,20 +76,26 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     names = class_image_names(context)
     if not names:
         return {"wanted": 0, "reused": 0, "generated": 0, "store": ""}
-    plan, store, key = context.plan, class_image_store(context), class_image_key(context)
-    requests = [ImageRequest(name, plan.class_prompt, noise_seed(key, name)) for name in names]
-    progress.total(len(requests))
-
-    def on_wait() -> None:
-        progress.done(len(store.names() & set(names)), waiting="another job generates them")
-
+    store = class_image_store(context)
+    progress.total(len(names))
     if not set(names) <= store.names():
-        with store.lease(on_wait):
-            config = context.sampling_config(plan.class_image_sampler)
-            result = generate_images(context.pool, plan.model, config, store, requests, progress.done)
+        result = generate_missing(context, names, progress.done)
         return {"wanted": len(names), "reused": result.reused, "generated": result.generated, "store": store.url}
     progress.done(len(names), reused=len(names))
     return {"wanted": len(names), "reused": len(names), "generated": 0, "store": store.url}
+
+
+def generate_missing(context: Context, names: list[str], on_progress: Callable[..., None]) -> GenerationResult:
+    """Generate the class images that do not exist, unless another job generates them."""
+    plan, store, key = context.plan, class_image_store(context), class_image_key(context)
+    requests = [ImageRequest(name, plan.class_prompt, noise_seed(key, name)) for name in names]
+
+    def on_wait() -> None:
+        on_progress(len(store.names() & set(names)), waiting="another job generates them")
+
+    with store.lease(on_wait):
+        config = context.sampling_config(plan.class_image_sampler)
+        return generate_images(context.pool, plan.model, config, store, requests, on_progress)
 
 
 CLASS_IMAGES = Phase(TrainerPhase.CLASS_IMAGES, _inputs, _complete, _run)

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from PIL import Image
 from pydantic import JsonValue
 
+from dreambooth_api.errors import TransientError
 from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.cluster.hardware import work_device
 from dreambooth_trainer.families.registry import local_folder, open_family
 from dreambooth_trainer.images.augment import augment
 from dreambooth_trainer.images.captions import caption_for
 from dreambooth_trainer.phases.base import Context, Phase
-from dreambooth_trainer.phases.class_images import class_image_names, class_image_store
+from dreambooth_trainer.phases.class_images import class_image_names, class_image_store, generate_missing
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.progress.console import PhaseProgress
+from dreambooth_trainer.sampling.encode_images import encode_class_images, latent_store
 from dreambooth_trainer.store.folder import JobFolder
 from dreambooth_trainer.store.image_store import ImageStore
 
 # Heavy libraries are imported inside functions: the driver does not need them.
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dreambooth_trainer.families.base import Components, Family
     from dreambooth_trainer.training.cache import Latents
 
@@ -57,6 +62,7 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     names = class_image_names(context)
     count = len(context.images) * context.plan.variants_per_image + len(names)
     progress.total(count)
+    encode_shared(context, names, progress.done)
     context.pool.call(
         encode, context.plan, context.folder, instance_prompts(context), class_image_store(context), names
     )
@@ -64,8 +70,26 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     return {"images": count}
 
 
+def encode_shared(context: Context, names: list[str], on_progress: Callable[[int], None]) -> None:
+    """Store the latents of the class images, next to the images. Damaged images are generated again.
+
+    Raises:
+        TransientError: images are deleted or damaged while they are used.
+    """
+    store, plan = class_image_store(context), context.plan
+    encode_names = partial(encode_class_images, context.pool, plan.model, store)
+    lost = encode_names(names, plan.resolution, on_progress) if names else []
+    if lost:
+        generate_missing(context, lost, lambda *_, **__: None)
+        if lost := encode_names(lost, plan.resolution, lambda _: None):
+            raise TransientError(f"{store.url}: {lost[0]}.png was deleted or damaged while it was used")
+
+
 def encode(plan: Plan, folder: JobFolder, prompts: list[str], class_images: ImageStore, names: list[str]) -> None:
-    """Encode all images with the base model and write the cache. Runs on a worker, on its GPU if it has one."""
+    """Encode the subject's images and all prompts, and write the cache with the latents of the class images.
+
+    Runs on a worker, on its GPU if it has one.
+    """
     from dreambooth_trainer.sampling.generate import unload_models
     from dreambooth_trainer.training.cache import TrainingData, save_data
 
@@ -83,9 +107,10 @@ def encode(plan: Plan, folder: JobFolder, prompts: list[str], class_images: Imag
     instance_latents = _latents(family, components, images, prompts, encode_text=encode_text)
     class_latents = None
     if names:
-        images = [class_images.get(name) for name in names]
+        shape = family.latent_shape(base, plan.resolution)
+        mean, std = latent_store(class_images).stack(names, shape, folder.work)
         class_prompts = [plan.class_prompt] * len(names)
-        class_latents = _latents(family, components, images, class_prompts, encode_text=encode_text)
+        class_latents = _with_prompts(family, components, mean, std, class_prompts, encode_text=encode_text)
     draft = folder.latents.with_suffix(".draft")
     save_data(TrainingData(instance_latents, class_latents), draft)
     draft.replace(folder.latents)
@@ -113,13 +138,21 @@ def _latents(
 ) -> Latents:
     import torch
 
-    from dreambooth_trainer.training.cache import Latents
-
     means, stds = [], []
     for start in range(0, len(images), VAE_BATCH_SIZE):
         mean, std = family.encode_images(components, images[start : start + VAE_BATCH_SIZE])
         means.append(mean.float().cpu())
         stds.append(std.float().cpu())
+    return _with_prompts(family, components, torch.cat(means), torch.cat(stds), prompts, encode_text=encode_text)
+
+
+def _with_prompts(
+    family: Family, components: Components, mean: Tensor, std: Tensor, prompts: list[str], *, encode_text: bool
+) -> Latents:
+    import torch
+
+    from dreambooth_trainer.training.cache import Latents
+
     unique = sorted(set(prompts))
     prompt_indices = [unique.index(prompt) for prompt in prompts]
     token_ids = family.tokenize(components, unique)
@@ -128,7 +161,7 @@ def _latents(
         device = next(components.text_encoder.parameters()).device
         with torch.no_grad():
             conditioning = family.encode_prompts(components.text_encoder, token_ids.to(device)).float().cpu()
-    return Latents(torch.cat(means), torch.cat(stds), torch.tensor(prompt_indices), token_ids, conditioning)
+    return Latents(mean, std, torch.tensor(prompt_indices), token_ids, conditioning)
 
 
 ENCODE = Phase(TrainerPhase.ENCODE, _inputs, _complete, _run)

@@ -54,8 +54,11 @@ def generate_batch(
 
 
 def unload_models() -> None:
-    """Free the cached model. Also return the pages of small tensors to the system, which glibc would keep."""
+    """Free the cached models. Also return the pages of small tensors to the system, which glibc would keep."""
+    from dreambooth_trainer.sampling.encode_images import cached_autoencoder
+
     _cached_pipeline.cache_clear()
+    cached_autoencoder.cache_clear()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 

@@ -1,0 +1,83 @@
+"""Encodes class images on all workers. Latents that another job has stored are checked and used."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dreambooth_api.job import BaseModelRef
+from dreambooth_trainer.cluster.hardware import work_device
+from dreambooth_trainer.cluster.pool import WorkerPool
+from dreambooth_trainer.families.registry import local_folder, open_family
+from dreambooth_trainer.store.image_store import ImageStore
+from dreambooth_trainer.store.latent_store import LatentStore
+
+if TYPE_CHECKING:
+    from dreambooth_trainer.families.base import Components
+
+BATCH_SIZE = 16
+"""Images per call. The autoencoder encodes one after another."""
+
+
+def latent_store(images: ImageStore) -> LatentStore:
+    """The latents of the images of a store."""
+    return LatentStore(f"{images.url}/latents")
+
+
+def encode_class_images(
+    pool: WorkerPool,
+    model: BaseModelRef,
+    images: ImageStore,
+    names: Sequence[str],
+    side: int,
+    on_progress: Callable[[int], None],
+) -> list[str]:
+    """Store the latents of all images, on all workers; returns the names of missing and damaged images.
+
+    Args:
+        side: side length of the images in pixels.
+        on_progress: called with the number of images that have been checked or encoded.
+    """
+    size = max(1, min(BATCH_SIZE, len(names) // pool.size().workers))
+    batches = ((model, images, names[start : start + size], side) for start in range(0, len(names), size))
+    done, unusable = 0, list[str]()
+    for count, lost in pool.map(encode_batch, batches, calls_per_worker=1):
+        done += count
+        unusable += lost
+        on_progress(done)
+    return unusable
+
+
+def encode_batch(model: BaseModelRef, images: ImageStore, names: Sequence[str], side: int) -> tuple[int, list[str]]:
+    """Encode the images of which the store has no intact latents. Runs on a worker, on its GPU if it has one.
+
+    Returns:
+        The number of images, and the names of those that are missing or damaged. Damaged files are deleted.
+    """
+    latents, folder = latent_store(images), local_folder(model)
+    shape = open_family(folder).latent_shape(folder, side)
+    unusable: list[str] = []
+    for name in names:
+        if latents.read(name, shape) is not None:
+            continue
+        image = images.get_or_delete(name, side)
+        if image is None:
+            unusable.append(name)
+            continue
+        mean, std = open_family(folder).encode_images(cached_autoencoder(folder, work_device()), [image])
+        latents.write(name, mean[0].float().cpu(), std[0].float().cpu())
+    return len(names), unusable
+
+
+@functools.lru_cache(maxsize=1)
+def cached_autoencoder(folder: Path, device: str) -> Components:
+    """The autoencoder of a base model. Other models of this process are freed: there may be no memory for two."""
+    from dreambooth_trainer.sampling.generate import unload_models
+
+    unload_models()
+    components = open_family(folder).load(folder, ("vae",))
+    vae: Any = components.vae
+    vae.to(device)
+    return components
