@@ -27,7 +27,7 @@ from dreambooth_trainer.sampling.evaluation_set import MODELS, image_requests
 from dreambooth_trainer.store.folder import JobFolder, atomic_write
 from dreambooth_trainer.store.image_store import ImageStore
 from dreambooth_trainer.store.run_record import read_completion
-from dreambooth_trainer.training.messages import StepRecord
+from dreambooth_trainer.training.messages import CheckpointSaved, StepRecord
 
 
 def make_plan(*prompts: str) -> Plan:
@@ -91,10 +91,13 @@ def test_scores_compare_with_the_photos_and_not_with_the_crops(tmp_path: Path, m
     assert [image.size for image in seen] == [(90, 30)]
 
 
-def test_training_reports_the_samples_of_the_global_batch_and_the_world_size() -> None:
+def test_training_reports_samples_of_the_global_batch_world_size_and_saved_step() -> None:
     plan, progress = make_plan("a {} on the beach").model_copy(update={"batch_size": 8}), CountedProgress()
-    train._report(plan, progress, StepRecord(3, 0.5, 0.25, 0.25, 1e-6, world_size=4), None)
-    assert (progress.count, progress.facts) == (3, {"loss": 0.5, "samples": 24, "world_size": 4})
+    record, facts = StepRecord(3, 0.5, 0.25, 0.25, 1e-6, world_size=4), {"loss": 0.5, "samples": 24, "world_size": 4}
+    train._report(plan, progress, record, None)
+    assert (progress.count, progress.facts) == (3, facts)
+    train._report(plan, progress, record, CheckpointSaved(2))
+    assert progress.facts == {**facts, "saved_step": 2}
 
 
 def test_both_models_start_from_the_same_noise() -> None:
