@@ -80,6 +80,7 @@ def _rank(rank: int, world_size: int, port: int, cases: list[dict[str, Any]], da
     import torch.distributed as dist
 
     from dreambooth_trainer.training.loop import build_engine, run_step
+    from dreambooth_trainer.training.snapshot import deepspeed_snapshot, write_snapshot
 
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)  # DeepSpeed requires this variable of its launcher
@@ -105,7 +106,7 @@ def _rank(rank: int, world_size: int, port: int, cases: list[dict[str, Any]], da
         for step in range(first, case.get("until", STEPS) + 1):
             if step == case.get("save_at"):
                 folder: Path = case["save"]
-                engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=True)
+                write_snapshot(deepspeed_snapshot(engine), folder)
                 save_trained_weights(engine.module, folder, rank)
                 if rank == 0:
                     write_metadata(folder, CheckpointMetadata(step, world_size, plan.zero_stage, plan.precision))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,12 +26,11 @@ from dreambooth_trainer.training.checkpoint import (
     checkpoint_due,
     convert_to_universal,
     read_metadata,
-    save_trained_weights,
-    write_metadata,
 )
 from dreambooth_trainer.training.deepspeed_config import deepspeed_config
-from dreambooth_trainer.training.messages import RECORDS_FILE, LoopConfig, StepRecord, read_records
+from dreambooth_trainer.training.messages import LoopConfig, StepRecord, read_records
 from dreambooth_trainer.training.module import DreamBoothModule, make_batch, prepare_module, to_device
+from dreambooth_trainer.training.saving import CheckpointSaver, any_rank
 from dreambooth_trainer.training.stopping import stop_requested
 
 if TYPE_CHECKING:
@@ -53,7 +50,7 @@ def train_loop(loop: LoopConfig) -> None:
             return
         engine = build_engine(plan, world_size, checkpoint)
         records = [] if checkpoint is None else _load_checkpoint(engine, checkpoint, plan, world_size)
-    saved_at = time.monotonic()
+    saver, saved_at = CheckpointSaver(engine, rank, loop.report), time.monotonic()
     for step in range(len(records) + 1, plan.steps + 1):
         records.append(run_step(engine, plan, data, step - 1, rank, world_size))
         if rank == 0:
@@ -61,10 +58,15 @@ def train_loop(loop: LoopConfig) -> None:
         stop_here = stop_requested(rank)
         # The workers' clocks differ: rank 0 decides for all.
         due = rank == 0 and checkpoint_due(step, plan.checkpoint_every_steps, time.monotonic() - saved_at)
-        stop, save = _any_rank((stop_here, due), world_size, cast("torch.device", engine.device))
+        stop, save = any_rank((stop_here, due), cast("torch.device", engine.device))
         if stop or save or step == plan.steps:
             metadata = CheckpointMetadata(step, world_size, plan.zero_stage, plan.precision)
-            report_checkpoint(engine, metadata, records, rank, last=step == plan.steps)
+            if step == plan.steps:
+                saver.save_weights(metadata, records)
+            elif stop:
+                saver.save_now(metadata, records)
+            else:
+                saver.save(metadata, records)
             saved_at = time.monotonic()
         if stop and step < plan.steps:
             _stop(step, exit_process=stop_here)
@@ -76,15 +78,6 @@ def _load_checkpoint(engine: DeepSpeedEngine, checkpoint: Path, plan: Plan, worl
     strict = plan.spec.training.method == "Full"
     engine.load_checkpoint(str(checkpoint), tag=TAG if same_size else None, load_module_strict=strict)
     return read_records(checkpoint)
-
-
-def _any_rank(flags: tuple[bool, ...], world_size: int, device: torch.device) -> list[bool]:
-    """Each flag, true if it is true on any rank."""
-    if world_size == 1:
-        return list(flags)
-    reduced = torch.tensor(flags, dtype=torch.int32, device=device)
-    torch.distributed.all_reduce(reduced, torch.distributed.ReduceOp.MAX)
-    return [bool(flag) for flag in reduced.tolist()]
 
 
 def _stop(step: int, *, exit_process: bool) -> None:
@@ -184,50 +177,6 @@ def run_step(
         torch.distributed.all_reduce(sums)
     loss, instance_loss, prior_loss = (sums / num_micro_batches).tolist()
     return StepRecord(step + 1, loss, instance_loss, None if prior is None else prior_loss, rate, world_size)
-
-
-def report_checkpoint(
-    engine: DeepSpeedEngine, metadata: CheckpointMetadata, records: list[StepRecord], rank: int, *, last: bool
-) -> None:
-    """Save to where Ray Train keeps checkpoints. It commits the checkpoint once all workers have reported.
-
-    Args:
-        last: training is complete: save the trained weights only.
-    """
-    storage: Any = ray.train.get_context().get_storage()
-
-    def write(unused: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-        del unused
-        folder = Path(storage.build_checkpoint_path_from_name(name))
-        folder.mkdir(parents=True, exist_ok=True)
-        with _os_errors(folder):
-            if last:
-                save_trained_weights(cast("torch.nn.Module", engine.module), folder, rank)
-            else:
-                engine.save_checkpoint(str(folder), tag=TAG, client_state={}, exclude_frozen_parameters=True)
-            if rank == 0:
-                write_metadata(folder, metadata)
-                lines = "".join(json.dumps(asdict(record)) + "\n" for record in records)
-                (folder / RECORDS_FILE).write_text(lines)
-        return ray.train.Checkpoint(str(folder), storage.storage_filesystem)
-
-    # Ray agrees on the name with all workers; without an upload function it would copy the files once more.
-    anywhere = ray.train.Checkpoint(storage.experiment_fs_path, storage.storage_filesystem)
-    ray.train.report({"step": metadata.step}, checkpoint=anywhere, checkpoint_upload_fn=write)
-
-
-@contextlib.contextmanager
-def _os_errors(folder: Path) -> Iterator[None]:
-    """Raise the operating system's error, such as a full disk, where torch or safetensors hide its number."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception:
-        probe = folder / f"probe-{os.getpid()}"
-        probe.write_bytes(bytes(2**20))
-        probe.unlink()
-        raise
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import ray
 
 from dreambooth_trainer.cluster.hardware import DeviceError, work_device
 from dreambooth_trainer.cluster.memory_errors import out_of_memory
-from dreambooth_trainer.training.messages import FatalWorkerError, LoopConfig
+from dreambooth_trainer.training.messages import FatalWorkerError, LoopConfig, ReportCallback
 
 # Not every OSError: a restart helps if the connection to another worker was lost.
 FATAL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
@@ -29,11 +29,16 @@ def run_worker(config: dict[str, Any]) -> None:
 
         train_loop(loop)
     except Exception as error:
-        fatal = fatal_error(error)
-        if fatal is not None:
-            sent: Any = loop.report(fatal)
-            ray.get(sent)
+        report_fatal_error(loop.report, error)
         raise
+
+
+def report_fatal_error(report: ReportCallback, error: Exception) -> None:
+    """Report an error that would occur again after a restart, and wait until the report has arrived."""
+    fatal = fatal_error(error)
+    if fatal is not None:
+        sent: Any = report(fatal)
+        ray.get(sent)
 
 
 def fatal_error(error: Exception) -> FatalWorkerError | None:

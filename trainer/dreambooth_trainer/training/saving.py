@@ -1,0 +1,137 @@
+"""Saves checkpoints of a training run to where Ray Train keeps them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import ray.train
+import torch
+
+from dreambooth_trainer.cluster.hardware import free_memory, machine_memory
+from dreambooth_trainer.training.checkpoint import TAG, CheckpointMetadata, save_trained_weights, write_metadata
+from dreambooth_trainer.training.messages import RECORDS_FILE, ReportCallback, StepRecord
+from dreambooth_trainer.training.snapshot import deepspeed_snapshot, fits_in_memory, snapshot_bytes, write_snapshot
+from dreambooth_trainer.training.worker import report_fatal_error
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+ASYNC, SYNC = ray.train.CheckpointUploadMode.ASYNC, ray.train.CheckpointUploadMode.SYNC
+
+
+@dataclass
+class CheckpointSaver:
+    """Saves the checkpoints of one worker. Ray Train commits a checkpoint once all workers have saved their parts.
+
+    Attributes:
+        report: called with a fatal error, for example if the disk is full.
+    """
+
+    engine: DeepSpeedEngine
+    rank: int
+    report: ReportCallback
+    _written: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self._written.set()
+
+    def save(self, metadata: CheckpointMetadata, records: list[StepRecord]) -> None:
+        """Save in the background if host memory suffices for a copy of the state, which training changes meanwhile."""
+        self._written.wait()  # one copy at a time
+        # DeepSpeed synchronizes the workers while it saves: all of them must do the same.
+        (too_large,) = any_rank(
+            (not self._fits_in_memory(metadata.world_size),), cast("torch.device", self.engine.device)
+        )
+        if too_large:
+            self.save_now(metadata, records)
+            return
+        snapshot = deepspeed_snapshot(self.engine)
+        self._written.clear()
+        self._report(lambda folder: write_snapshot(snapshot, folder), metadata, records, ASYNC)
+
+    def save_now(self, metadata: CheckpointMetadata, records: list[StepRecord]) -> None:
+        """Save and wait until the checkpoint is written."""
+
+        def write(folder: Path) -> None:
+            self.engine.save_checkpoint(str(folder), tag=TAG, client_state={}, exclude_frozen_parameters=True)
+
+        self._report(write, metadata, records, SYNC)
+
+    def save_weights(self, metadata: CheckpointMetadata, records: list[StepRecord]) -> None:
+        """Save the trained weights only, after the last step, and wait until they are written."""
+        self._report(lambda folder: save_trained_weights(self._module, folder, self.rank), metadata, records, SYNC)
+
+    def _fits_in_memory(self, world_size: int) -> bool:
+        processes = ray.train.get_context().get_local_world_size()
+        size = processes * snapshot_bytes(self._module, world_size)
+        return fits_in_memory(size, free_memory(), machine_memory())
+
+    @property
+    def _module(self) -> torch.nn.Module:
+        return cast("torch.nn.Module", self.engine.module)
+
+    def _report(
+        self,
+        write: Callable[[Path], None],
+        metadata: CheckpointMetadata,
+        records: list[StepRecord],
+        mode: ray.train.CheckpointUploadMode,
+    ) -> None:
+        storage: Any = ray.train.get_context().get_storage()
+        lines = "".join(json.dumps(asdict(record)) + "\n" for record in records)
+
+        def upload(unused: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+            del unused
+            folder = Path(storage.build_checkpoint_path_from_name(name))
+            try:
+                with _os_errors(folder):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    write(folder)
+                    if self.rank == 0:
+                        write_metadata(folder, metadata)
+                        (folder / RECORDS_FILE).write_text(lines)
+            except Exception as error:  # in the background, no other code of ours sees it
+                report_fatal_error(self.report, error)
+                raise
+            finally:
+                self._written.set()
+            return ray.train.Checkpoint(str(folder), storage.storage_filesystem)
+
+        # Ray agrees on the name with all workers; without an upload function it would copy the files once more.
+        ray.train.report(
+            {"step": metadata.step},
+            checkpoint=ray.train.Checkpoint(storage.experiment_fs_path, storage.storage_filesystem),
+            checkpoint_upload_mode=mode,
+            checkpoint_upload_fn=upload,
+            delete_local_checkpoint_after_upload=False,
+        )
+
+
+def any_rank(flags: tuple[bool, ...], device: torch.device) -> list[bool]:
+    """Each flag, true if it is true on any rank."""
+    if ray.train.get_context().get_world_size() == 1:
+        return list(flags)
+    reduced = torch.tensor(flags, dtype=torch.int32, device=device)
+    torch.distributed.all_reduce(reduced, torch.distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in reduced.tolist()]
+
+
+@contextlib.contextmanager
+def _os_errors(folder: Path) -> Iterator[None]:
+    """Raise the operating system's error, such as a full disk, where torch or safetensors hide its number."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception:
+        probe = folder / f"probe-{os.getpid()}"
+        probe.write_bytes(bytes(2**20))
+        probe.unlink()
+        raise
