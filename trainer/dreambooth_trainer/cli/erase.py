@@ -14,7 +14,7 @@ from dreambooth_trainer.store.owner import enumerate_names
 
 @click.command()
 @options.job_file
-@click.option("--out", help="Folder or URL of the job. Defaults as for run.")
+@click.option("--out", help="Folder or URL of the job. Defaults to spec.output.uri if it is local, else out/<name>.")
 def erase(job_file: Path, out: str | None) -> None:
     """Delete a job's images, latents, checkpoints, weights and published copy."""
     job = options.read_job(job_file, ())

@@ -16,7 +16,7 @@ import click
     required=True,
     help="Folder of a job or of its published model. The base model of a LoRA adapter is loaded as well.",
 )
-@click.option("--prompt", "prompts", multiple=True, required=True, help="Prompt. May be repeated.")
+@click.option("--prompt", "prompts", multiple=True, required=True, help="Prompt to generate images for.")
 @click.option("--count", default=4, show_default=True, type=click.IntRange(1, 1000), help="Images per prompt.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the noise.")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps. Defaults to the job's.")

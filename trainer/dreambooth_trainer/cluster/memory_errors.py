@@ -33,7 +33,7 @@ def _broken_limit(error: BaseException, activity: str) -> str | None:
     first_line = text.partition("\n")[0]
     if type(error).__name__ == "OutOfMemoryError":  # both ray.exceptions and torch have a class of this name
         if used := re.search(r"was (\S+) used / (\S+) limit", text):
-            return f"Ray killed a worker during {activity}: {used[1]} of {used[2]} on its machine were in use"
+            return f"Ray killed a worker during {activity}: {used[1]} of the node's {used[2]} of memory were in use"
         return f"the GPU ran out of memory during {activity}: {first_line}"
     if isinstance(error, RuntimeError) and (size := re.search(r"can't allocate memory: .* allocate (\d+) bytes", text)):
         return f"a worker could not allocate {int(size[1]) / 2**30:.2f} GiB during {activity}"

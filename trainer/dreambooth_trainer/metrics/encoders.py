@@ -18,9 +18,7 @@ from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.uris import BUILTIN_SPRITES
 from dreambooth_trainer.metrics.batching import encode_normalized
 from dreambooth_trainer.metrics.lpips_packages import wants_lpips
-
-PAPER_DINO = "facebook/dino-vits16"
-PAPER_CLIP = "openai/clip-vit-base-patch32"
+from dreambooth_trainer.planning.defaults import PAPER
 
 
 class ImageEncoder(Protocol):
@@ -79,7 +77,7 @@ def comparable_with_paper(dino: str, clip: str) -> bool:
 
     Scores of other encoders are on another scale.
     """
-    return all(Path(name).name == Path(paper).name for name, paper in ((dino, PAPER_DINO), (clip, PAPER_CLIP)))
+    return all(Path(name).name == Path(paper).name for name, paper in ((dino, PAPER.dino), (clip, PAPER.clip)))
 
 
 class SpriteEvaluator(Protocol):
