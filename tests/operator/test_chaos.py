@@ -10,9 +10,9 @@ import os
 import random
 import time
 
-from conftest import Operator, until
 from devcluster import ControlPlane, ProcessError
 from fakeray import FakeRay
+from operatorprocess import Operator, until
 from test_e2e import Job
 
 STEPS = int(os.environ.get("DREAMBOOTH_CHAOS_STEPS", "25"))

@@ -7,9 +7,9 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from conftest import Operator, until
 from devcluster import ControlPlane
 from fakeray import FakeRay, Run
+from operatorprocess import Operator, until
 
 
 class Job:

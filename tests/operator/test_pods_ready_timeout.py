@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from conftest import RUNTIME, Operator
 from devcluster import ControlPlane
 from fakeray import FakeRay
+from operatorprocess import RUNTIME, Operator
 from test_e2e import Job
 
 

@@ -8,9 +8,9 @@ import logging
 from typing import NoReturn
 
 import pytest
-from conftest import SYSTEM, Operator, until
 from devcluster import ControlPlane
 from fakeray import FakeRay
+from operatorprocess import SYSTEM, Operator, until
 from test_crd import MINIMAL
 from test_jsontext import nested
 
