@@ -20,7 +20,7 @@ class ModelDefaults:
         class_images_per_image: class images per subject image, up to max_class_images in total.
         class_image_steps, class_image_guidance_scale: sampling settings for class images.
         sampling_steps, sampling_guidance_scale: sampling settings for the evaluation and the published model.
-        sampling_batch_size: images per batch of one process.
+        sampling_batch_size: images per batch of one process on CPUs, or on GPUs whose memory is not known.
         dino, clip: encoders used for scoring.
     """
 

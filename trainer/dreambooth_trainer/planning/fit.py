@@ -17,6 +17,8 @@ from dreambooth_trainer.planning.memory import (
 )
 from dreambooth_trainer.planning.plan import Plan
 
+# A larger batch is hardly faster. It takes longer to repeat if its worker is lost, and fewer workers get one.
+MAX_SAMPLING_BATCH = 32
 Measure = Callable[[Plan, int], ModelSize]
 """Sizes the model of a plan for a number of images per micro-batch, including class images."""
 
@@ -25,6 +27,24 @@ def size_of(plan: Plan, measure: Measure) -> ModelSize:
     """Size of a plan's model for the micro-batch of one process."""
     micro = plan.batch_size // plan.world_sizes[0] // plan.spec.training.gradient_accumulation_steps
     return measure(plan, micro * (2 if plan.spec.prior_preservation.enabled else 1))
+
+
+def with_sampling_batch(plan: Plan, hardware: Hardware, measure: Measure) -> Plan:
+    """The plan with the largest batch for image generation that fits into memory: on a GPU up to MAX_SAMPLING_BATCH.
+
+    On CPUs, a batch larger than the default is not faster and leaves less memory for other processes.
+    """
+    available, batch = hardware.sampling_bytes, plan.sampling_batch_size
+    if available is None:
+        return plan
+    if hardware.gpus_per_worker:
+        batch = MAX_SAMPLING_BATCH
+    while True:
+        planned = plan.model_copy(update={"sampling_batch_size": batch})
+        need = sampling_need(size_of(planned, measure), precision=plan.precision)
+        if batch == 1 or need <= available:
+            return planned
+        batch //= 2
 
 
 def sampling_processes(plan: Plan, size: ModelSize, hardware: Hardware) -> int:

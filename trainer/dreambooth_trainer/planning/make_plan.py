@@ -7,7 +7,14 @@ from pathlib import Path
 
 from dreambooth_api.job import BaseModelRef, DreamBoothJob
 from dreambooth_trainer.cluster.hardware import Hardware
-from dreambooth_trainer.planning.fit import Measure, check_memory, plan_stage, sampling_processes, size_of
+from dreambooth_trainer.planning.fit import (
+    Measure,
+    check_memory,
+    plan_stage,
+    sampling_processes,
+    size_of,
+    with_sampling_batch,
+)
 from dreambooth_trainer.planning.memory import StageChoice
 from dreambooth_trainer.planning.model_facts import check_scheduler, native_resolution
 from dreambooth_trainer.planning.plan import Plan, fill_defaults
@@ -68,6 +75,7 @@ def make_plan(job: DreamBoothJob, facts: JobFacts, measure: Measure) -> PlannedJ
         gpus_per_worker=hardware.gpus_per_worker,
         native_resolution=native_resolution(facts.model_folder),
     ).model_copy(update={"model": facts.model})
+    draft = with_sampling_batch(draft, hardware, measure)
     size = size_of(draft, measure)
     choice = plan_stage(draft, size, hardware)
     check_memory(draft, size, choice, hardware, measure)
