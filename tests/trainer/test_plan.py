@@ -1,16 +1,30 @@
 """Resolved defaults, the split of the batch, and the choice of the ZeRO stage."""
 
+from dataclasses import replace
+
 import pytest
 
 from dreambooth_api.deepspeed_keys import PLANNED, reserved_keys
 from dreambooth_api.errors import UserError
 from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.cluster.hardware import Hardware
 from dreambooth_trainer.planning import describe
 from dreambooth_trainer.planning.defaults import PAPER, SPRITES
 from dreambooth_trainer.planning.describe import class_images_row
+from dreambooth_trainer.planning.machine_memory import phase_bytes
 from dreambooth_trainer.planning.make_plan import PlannedJob
-from dreambooth_trainer.planning.memory import GIB, MemoryNeed, ModelSize, StageChoice, choose_stage, memory_need
+from dreambooth_trainer.planning.memory import (
+    GIB,
+    MemoryNeed,
+    ModelSize,
+    StageChoice,
+    autocast_bytes,
+    choose_stage,
+    memory_need,
+    sampling_need,
+    zero_need,
+)
 from dreambooth_trainer.planning.plan import Plan, SamplerSettings, fill_defaults, fingerprint
 from dreambooth_trainer.training.deepspeed_config import deepspeed_config, merge
 
@@ -144,7 +158,7 @@ def test_the_remedy_is_a_plan_with_the_same_number_of_samples() -> None:
 
 def planned(plan: Plan) -> PlannedJob:
     choice = StageChoice(1, "", MemoryNeed(0, 0, 0, 0, 0), fits=True)
-    return PlannedJob(plan, 5, Hardware(0, "CPU", None, bf16=False), choice, 1)
+    return PlannedJob(plan, 5, Hardware(0, "CPU", None, bf16=False), STABLE_DIFFUSION, choice, 1)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +201,7 @@ def test_the_lowest_stage_that_fits_is_chosen(available: float, workers: int, st
     choice = choose_stage(
         "auto",
         STABLE_DIFFUSION,
+        gpu=True,
         available=available * GIB,
         world_size=workers,
         precision="bf16",
@@ -197,13 +212,37 @@ def test_the_lowest_stage_that_fits_is_chosen(available: float, workers: int, st
 
 def test_memory_of_model_states_matches_the_zero_paper() -> None:
     def need(stage: int) -> float:
-        found = memory_need(STABLE_DIFFUSION, stage=stage, world_size=4, precision="bf16")
+        found = zero_need(STABLE_DIFFUSION, gpu=True, stage=stage, world_size=4, precision="bf16")
         return found.weights + found.gradients + found.optimizer
 
     weights = STABLE_DIFFUSION.trainable
     assert need(1) == weights * (2 + 2 + 12 / 4)
     assert need(2) == weights * (2 + 2 / 4 + 12 / 4)
     assert need(3) == weights * 16 / 4
+
+
+def test_memory_of_a_single_process_without_zero() -> None:
+    weights = STABLE_DIFFUSION.trainable
+    fp32 = memory_need(STABLE_DIFFUSION, autocast_bytes("fp32"), gpu=True, frozen_bytes=4)
+    assert fp32.total == 16 * weights + STABLE_DIFFUSION.backward + fp32.runtime
+    on_cpu = memory_need(STABLE_DIFFUSION, autocast_bytes("fp32"), gpu=False, frozen_bytes=4)
+    assert on_cpu.total == 16 * weights + STABLE_DIFFUSION.activations + on_cpu.runtime
+    bf16 = memory_need(STABLE_DIFFUSION, autocast_bytes("bf16", optimizer_bytes=2), gpu=True, frozen_bytes=2)
+    assert bf16.total == 12 * weights + STABLE_DIFFUSION.backward + bf16.runtime
+    lora = replace(STABLE_DIFFUSION, trainable=15_000_000, frozen=weights)
+    need = memory_need(lora, autocast_bytes("fp32"), gpu=True, frozen_bytes=4)
+    assert need.total == 4 * weights + 12 * 15_000_000 + lora.activations + need.runtime
+
+
+def test_memory_of_a_machine_is_the_sum_over_the_processes_of_each_phase() -> None:
+    need = memory_need(STABLE_DIFFUSION, autocast_bytes("fp32"), gpu=False, frozen_bytes=4)
+    sizes = {"sampling_processes": 2, "training_processes": 1}
+    phases = phase_bytes(STABLE_DIFFUSION, need, precision="fp32", **sizes)
+    sampling = sampling_need(STABLE_DIFFUSION, precision="fp32")
+    assert phases[TrainerPhase.CLASS_IMAGES] == pytest.approx(1.1 * GIB + 2 * sampling)
+    assert phases[TrainerPhase.ENCODE] < phases[TrainerPhase.CLASS_IMAGES] < phases[TrainerPhase.EVALUATE]
+    assert max(phases, key=lambda name: phases[name]) is TrainerPhase.TRAIN
+    assert phases[TrainerPhase.TRAIN] == pytest.approx(need.total + 2.62 * GIB)
 
 
 def test_deepspeed_config_splits_the_batch_and_merges_the_jobs_config() -> None:

@@ -111,7 +111,7 @@ def _plan(job: DreamBoothJob, image_count: int, hardware: Hardware) -> tuple[Pla
         prompts = [job.spec.subject.class_, class_prompt, *job.spec.evaluation.prompts]
         identifier = rare_identifier(folder, f"{job.metadata.namespace}/{job.metadata.name}", prompts)
     facts = JobFacts(model, folder, identifier, image_count, hardware)
-    planned = make_plan(job, facts, partial(_count_size, folder))
+    planned = make_plan(job, facts, partial(_count_size, folder, image_count))
     issues, warnings = check_prompts(planned.plan, folder)
     if issues:
         raise UserError(issues)
@@ -119,10 +119,11 @@ def _plan(job: DreamBoothJob, image_count: int, hardware: Hardware) -> tuple[Pla
     return planned, (*notes, *warnings)
 
 
-def _count_size(folder: Path, plan: Plan, images: int) -> ModelSize:
+def _count_size(folder: Path, image_count: int, plan: Plan, images: int) -> ModelSize:
     from dreambooth_trainer.training.memory_count import count_size  # importing diffusers takes seconds
 
-    return count_size(plan, folder, images, VAE_BATCH_SIZE)
+    encoding_batch = min(VAE_BATCH_SIZE, image_count * plan.variants_per_image)
+    return count_size(plan, folder, images, encoding_batch)
 
 
 def run_job(

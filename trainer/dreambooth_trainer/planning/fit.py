@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_trainer.cluster.hardware import Hardware
@@ -19,6 +19,7 @@ from dreambooth_trainer.planning.plan import Plan
 
 # A larger batch is hardly faster. It takes longer to repeat if its worker is lost, and fewer workers get one.
 MAX_SAMPLING_BATCH = 32
+SETTINGS = {"method": "method: LoRA", "gradient_checkpointing": "gradientCheckpointing: true"}
 Measure = Callable[[Plan, int], ModelSize]
 """Sizes the model of a plan for a number of images per micro-batch, including class images."""
 
@@ -63,6 +64,7 @@ def plan_stage(plan: Plan, size: ModelSize, hardware: Hardware) -> StageChoice:
     return choose_stage(
         training.deepspeed.stage,
         size,
+        gpu=hardware.gpus_per_worker > 0,
         available=hardware.memory_bytes,
         world_size=world_size,
         precision=plan.precision,
@@ -99,23 +101,27 @@ def check_memory(plan: Plan, size: ModelSize, choice: StageChoice, hardware: Har
 
 
 def _remedies(plan: Plan, hardware: Hardware, measure: Measure) -> str:
-    """Settings that need less memory. A setting that is known to fit comes first."""
+    """Settings that need less memory: those that are known to fit, each alone or both, then those that may fit."""
+    lora: dict[str, object] = {} if plan.spec.training.method == "LoRA" else {"method": "LoRA"}
+    checkpointing: dict[str, object] = (
+        {} if plan.spec.training.gradient_checkpointing else {"gradient_checkpointing": True}
+    )
     remedies: list[str] = []
-    alternatives = {"method: LoRA": {"method": "LoRA"}, "gradientCheckpointing: true": {"gradient_checkpointing": True}}
-    for setting, values in alternatives.items():
-        changed = _with_training(plan, values)
-        if changed == plan:
+    for values in (lora, checkpointing, {**lora, **checkpointing} if lora and checkpointing else {}):
+        if not values or (len(values) == 2 and remedies):
             continue
+        changed = _with_training(plan, values)
         choice = plan_stage(changed, size_of(changed, measure), hardware)
         if choice.fits:
-            remedies.insert(0, f"{setting} (needs {choice.need.total / GIB:.1f} GiB)")
+            setting = " and ".join(SETTINGS[name] for name in values)
+            remedies.append(f"{setting} (needs {choice.need.total / GIB:.1f} GiB)")
     if hardware.gpus_per_worker:
         remedies.append("a higher cluster.workers")
     remedies.append("a lower resolution, or use workers with more memory")
     return ", ".join(remedies)
 
 
-def _with_training(plan: Plan, values: dict[str, object]) -> Plan:
+def _with_training(plan: Plan, values: Mapping[str, object]) -> Plan:
     spec = plan.spec.model_copy(update={"training": plan.spec.training.model_copy(update=values)})
     train_text_encoder = plan.train_text_encoder and (
         spec.training.method == "Full" or spec.training.text_encoder.train is True

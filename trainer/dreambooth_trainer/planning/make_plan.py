@@ -15,7 +15,7 @@ from dreambooth_trainer.planning.fit import (
     size_of,
     with_sampling_batch,
 )
-from dreambooth_trainer.planning.memory import StageChoice
+from dreambooth_trainer.planning.memory import ModelSize, StageChoice
 from dreambooth_trainer.planning.model_facts import check_scheduler, native_resolution
 from dreambooth_trainer.planning.plan import Plan, fill_defaults
 
@@ -43,6 +43,7 @@ class PlannedJob:
     """A plan with the facts and the choices behind it.
 
     Attributes:
+        size: parameters of the model, and memory of its activations.
         choice: the ZeRO stage, the reason for it, and the memory it needs.
         sampling_processes: number of concurrent sampling processes.
     """
@@ -50,6 +51,7 @@ class PlannedJob:
     plan: Plan
     image_count: int
     hardware: Hardware
+    size: ModelSize
     choice: StageChoice
     sampling_processes: int
 
@@ -80,4 +82,4 @@ def make_plan(job: DreamBoothJob, facts: JobFacts, measure: Measure) -> PlannedJ
     choice = plan_stage(draft, size, hardware)
     check_memory(draft, size, choice, hardware, measure)
     plan = draft.model_copy(update={"zero_stage": choice.stage})
-    return PlannedJob(plan, facts.image_count, hardware, choice, sampling_processes(draft, size, hardware))
+    return PlannedJob(plan, facts.image_count, hardware, size, choice, sampling_processes(draft, size, hardware))

@@ -12,6 +12,8 @@ from typing import Literal
 
 GIB = 2**30
 BYTES = {"bf16": 2, "fp32": 4}
+# AdamW's two moments per parameter.
+ADAM_BYTES = 8
 # A bucket larger than the model wastes memory, because ZeRO-2 allocates it in full.
 MAX_BUCKET_ELEMENTS = 100_000_000
 # A process that has imported PyTorch, diffusers and DeepSpeed; on a GPU, the CUDA context and NCCL.
@@ -48,6 +50,7 @@ class StateBytes:
     """Bytes per trainable parameter in one process.
 
     Attributes:
+        copies: casts of the weights that exist during the forward and backward pass.
         optimizer: kept between steps, without weights and gradients.
         step: temporaries of the optimizer step.
     """
@@ -56,6 +59,7 @@ class StateBytes:
     gradients: float
     optimizer: float
     step: float
+    copies: float = 0
 
 
 @dataclass(frozen=True)
@@ -98,25 +102,39 @@ def zero_bytes(stage: int, world_size: int, precision: str, *, offload_optimizer
     )
 
 
-def memory_need(
-    size: ModelSize,
-    *,
-    stage: int,
-    world_size: int,
-    precision: str,
-    offload_optimizer: bool = False,
-) -> MemoryNeed:
-    """Memory of one training process; on a GPU, without the optimizer state that is offloaded to the host."""
-    states = zero_bytes(stage, world_size, precision, offload_optimizer=offload_optimizer)
-    frozen = BYTES[precision] * size.frozen / (world_size if stage >= 3 else 1)
-    gradients = states.gradients * size.trainable
+def autocast_bytes(precision: str, *, optimizer_bytes: float = ADAM_BYTES) -> StateBytes:
+    """Bytes per trainable parameter in a single process without ZeRO: fp32 weights, and passes under autocast."""
+    copies = 0 if precision == "fp32" else BYTES[precision]
+    return StateBytes(weights=4, gradients=4, optimizer=optimizer_bytes, step=0, copies=copies)
+
+
+def memory_need(size: ModelSize, states: StateBytes, *, gpu: bool, frozen_bytes: float, buckets: int = 0) -> MemoryNeed:
+    """Memory of one training process.
+
+    Args:
+        gpu: whether gradients can use the memory of freed activations. On CPUs, malloc keeps it in small pieces.
+        frozen_bytes: bytes per frozen parameter.
+        buckets: bytes of DeepSpeed's communication buckets.
+    """
+    gradients, copies = states.gradients * size.trainable, states.copies * size.trainable
     # Gradients are allocated while the backward pass frees activations; the optimizer steps after that.
-    step = states.step * size.trainable + BYTES[precision] * bucket_elements(size.trainable)
+    passes = copies + (max(size.activations - gradients, size.backward) if gpu else size.activations)
     return MemoryNeed(
-        weights=states.weights * size.trainable + frozen,
+        weights=states.weights * size.trainable + frozen_bytes * size.frozen,
         gradients=gradients,
         optimizer=states.optimizer * size.trainable,
-        working=max(size.activations - gradients, size.backward, step),
+        working=max(passes, states.step * size.trainable + buckets),
+    )
+
+
+def zero_need(
+    size: ModelSize, *, gpu: bool, stage: int, world_size: int, precision: str, offload_optimizer: bool = False
+) -> MemoryNeed:
+    """Memory of one training process under ZeRO; on a GPU, without the state that is offloaded to the host."""
+    states = zero_bytes(stage, world_size, precision, offload_optimizer=offload_optimizer)
+    frozen = BYTES[precision] / (world_size if stage >= 3 else 1)
+    return memory_need(
+        size, states, gpu=gpu, frozen_bytes=frozen, buckets=BYTES[precision] * bucket_elements(size.trainable)
     )
 
 
@@ -144,6 +162,7 @@ def choose_stage(
     requested: Literal["auto", "1", "2", "3"],
     size: ModelSize,
     *,
+    gpu: bool,
     available: float | None,
     world_size: int,
     precision: str,
@@ -156,8 +175,8 @@ def choose_stage(
     """
 
     def need(stage: int) -> MemoryNeed:
-        return memory_need(
-            size, stage=stage, world_size=world_size, precision=precision, offload_optimizer=offload_optimizer
+        return zero_need(
+            size, gpu=gpu, stage=stage, world_size=world_size, precision=precision, offload_optimizer=offload_optimizer
         )
 
     if requested != "auto":
