@@ -148,7 +148,9 @@ def test_the_last_checkpoint_and_that_of_a_stopped_worker_are_written_at_once(
     assert (run.saved[0] / METADATA_FILE).exists()
 
 
-def test_an_error_in_the_background_is_reported(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_the_background_is_reported_and_no_other_checkpoint_is_begun(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -161,8 +163,9 @@ def test_an_error_in_the_background_is_reported(run: Run, monkeypatch: pytest.Mo
     assert run.errors == [
         FatalWorkerError("training cannot continue: No space left on device ([Errno 28] No space left on device)")
     ]
-    checkpoints.save(metadata(2), records(2))  # does not wait for the failed one
-    run.finish()
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(metadata(2), records(2))
+    assert [folder.name for folder in run.folder.iterdir()] == ["checkpoint_1"]
 
 
 @pytest.mark.parametrize(("need", "free", "fits"), [(30, 50, True), (36, 50, False), (1, 15, False)])

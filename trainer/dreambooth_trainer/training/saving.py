@@ -38,6 +38,7 @@ class CheckpointSaver:
     rank: int
     report: ReportCallback
     _written: threading.Event = field(default_factory=threading.Event)
+    _error: Exception | None = None
 
     def __post_init__(self) -> None:
         self._written.set()
@@ -84,6 +85,8 @@ class CheckpointSaver:
         records: list[StepRecord],
         mode: ray.train.CheckpointUploadMode,
     ) -> None:
+        if self._error is not None:
+            raise self._error
         storage: Any = ray.train.get_context().get_storage()
         lines = "".join(json.dumps(asdict(record)) + "\n" for record in records)
 
@@ -98,6 +101,7 @@ class CheckpointSaver:
                         write_metadata(folder, metadata)
                         (folder / RECORDS_FILE).write_text(lines)
             except Exception as error:  # in the background, no other code of ours sees it
+                self._error = error
                 report_fatal_error(self.report, error)
                 raise
             finally:
@@ -132,6 +136,8 @@ def _os_errors(folder: Path) -> Iterator[None]:
         raise
     except Exception:
         probe = folder / f"probe-{os.getpid()}"
-        probe.write_bytes(bytes(2**20))
-        probe.unlink()
+        try:
+            probe.write_bytes(bytes(2**20))
+        finally:
+            probe.unlink(missing_ok=True)
         raise
