@@ -29,12 +29,14 @@ class Repository:
         converted: content of its pull request with safetensors; empty if there is no such pull request.
         card: metadata of the model card.
         gated: whether files can be read only with the token "accepted".
+        discussions: status of requests for pull requests.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
     converted: dict[str, bytes] = field(default_factory=dict)
     card: dict[str, object] = field(default_factory=dict)
     gated: bool = False
+    discussions: int = 200
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _api(self, name: str, repository: Repository, rest: list[str]) -> None:
         match rest:
+            case ["discussions"] if repository.discussions != 200:
+                self._fail(Failure(repository.discussions))
             case ["discussions"]:
                 self._send_json({"discussions": [_pull_request(name, repository)], "count": 1, "start": 0})
             case ["tree", commit, *_] if commit in (COMMIT, PULL_REQUEST):

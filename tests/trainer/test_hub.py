@@ -111,6 +111,19 @@ def test_errors_that_a_user_can_fix_are_user_errors(hub: Hub, failure: Failure, 
     assert len(hub.requests) == 1, "not retried"
 
 
+def test_a_missing_model_behind_a_redirecting_mirror_is_a_user_error(hub: Hub) -> None:
+    other_host = endpoint().replace("127.0.0.1", "localhost")
+    hub.failures = [Failure(302, headers={"Location": f"{other_host}/api/models/team/missing"})]
+    with pytest.raises(UserError, match="was not found, neither as a local folder nor on the Hub"):
+        local_folder(MODEL)
+
+
+def test_a_disabled_model_is_a_user_error(hub: Hub) -> None:
+    hub.failure = Failure(403, message="Access to this resource is disabled.")
+    with pytest.raises(UserError, match=r"'team/model': is disabled on the Hub; use another model$"):
+        local_folder(MODEL)
+
+
 def test_a_gated_model_is_a_user_error_that_names_its_license(hub: Hub, tiny_model: Path) -> None:
     repository = hub.serve(tiny_model)
     repository.gated, repository.card = True, {"license": "other", "license_name": "community-license"}
@@ -234,6 +247,14 @@ def test_an_encoder_is_downloaded_from_the_pull_request_of_the_bot(
     model.converted = {}
     with pytest.raises(UserError, match="no ViTModel with safetensors weights"):
         load_dino("team/model", "cpu")
+
+
+@pytest.mark.parametrize("status", [403, 404], ids=["disabled by the owner", "not supported by a mirror"])
+def test_an_encoder_without_pull_requests_has_no_converted_weights(hub_encoder: Hub, status: int) -> None:
+    del hub_encoder.model.files["model.safetensors"]
+    hub_encoder.model.discussions = status
+    with pytest.raises(UserError, match="no ViTModel with safetensors weights"):
+        pinned_commit(DINO, "team/model")
 
 
 def test_an_encoder_of_another_kind_is_rejected_before_weights_are_downloaded(hub_encoder: Hub) -> None:

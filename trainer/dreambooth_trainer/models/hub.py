@@ -121,17 +121,22 @@ def converted_revision(model_id: str, path: str) -> str | None:
     offline mode, a pull request in the cache is used.
     """
     from huggingface_hub import HfApi, constants, scan_cache_dir
+    from huggingface_hub.errors import HfHubHTTPError
 
     if constants.is_offline_mode():
         references = (ref for repo in scan_cache_dir().repos if repo.repo_id == model_id for ref in repo.refs)
         return next((ref for ref in references if ref.startswith("refs/pr/")), None)
 
     def find() -> str | None:
-        requests = HfApi().get_repo_discussions(model_id, author="SFconvertbot", discussion_type="pull_request")
         title = "Adding `safetensors` variant of this model"
-        for discussion in requests:
-            if discussion.author == "SFconvertbot" and discussion.title == title and discussion.status == "open":
-                return discussion.git_reference
+        try:
+            for pull in HfApi().get_repo_discussions(model_id, author="SFconvertbot", discussion_type="pull_request"):
+                if pull.author == "SFconvertbot" and pull.title == title and pull.status == "open":
+                    return pull.git_reference
+        except HfHubHTTPError as error:
+            # The owner can disable pull requests, and mirrors do not have them.
+            if error.response.status_code not in (403, 404):
+                raise
         return None
 
     return request(find, model_id, None, path)

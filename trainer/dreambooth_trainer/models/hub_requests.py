@@ -70,6 +70,8 @@ def _converted(error: Exception, model_id: str, revision: str | None, path: str)
         problem = f"has no revision {revision!r} on the Hub", "use an existing commit, tag or branch"
     elif has(errors.GatedRepoError):
         problem = _gated(model_id)
+    elif has(errors.DisabledRepoError):
+        problem = "is disabled on the Hub", "use another model"
     elif (response := _response(causes)) is not None:
         problem = _denied(*response)
     if problem is not None:
@@ -145,10 +147,14 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _response(causes: Sequence[BaseException]) -> tuple[int, Mapping[str, str]] | None:
-    """Status and headers of the Hub's response; None for a server that the Hub redirected to."""
+    """Status and headers of the Hub's response; None for a file server that the Hub redirected to."""
     from huggingface_hub import constants, errors
 
     for cause in causes:
-        if isinstance(cause, errors.HfHubHTTPError) and str(cause.response.url).startswith(constants.ENDPOINT):
+        if not isinstance(cause, errors.HfHubHTTPError):
+            continue
+        # A mirror redirects to the Hub itself, which names this error in a header.
+        named = isinstance(cause, errors.RepositoryNotFoundError)
+        if named or str(cause.response.url).startswith(constants.ENDPOINT):
             return cause.response.status_code, cause.response.headers
     return None
