@@ -33,7 +33,7 @@ class PlainResult:
 
 def run_plain_loop(given: PlainLoop) -> PlainResult:
     """Train the U-Net on one instance image and one class image per step."""
-    pipeline: Any = StableDiffusionPipeline.from_pretrained(given.base, torch_dtype=torch.float32, safety_checker=None)
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(given.base, dtype=torch.float32, safety_checker=None)
     pipeline.to(given.device)
     pipeline.vae.requires_grad_(False)
     pipeline.text_encoder.requires_grad_(False)

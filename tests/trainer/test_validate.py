@@ -62,6 +62,39 @@ def test_validate_checks_captions_and_resolution(photos: Path) -> None:
     assert "0.png: has 64 x 64 pixels, training at resolution 256 requires at least 128 per side" in text
 
 
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ("cluster: {workers: 2}\ntraining: {globalBatchSize: 3}", "3: cannot be split evenly across 2 worker(s)"),
+        (
+            "cluster: {workers: 2, resources: {gpu: 2}}\ntraining: {globalBatchSize: 6}",
+            "6: cannot be split evenly across 2 worker(s) x 2 GPUs",
+        ),
+        ("training: {globalBatchSize: 3, gradientAccumulationSteps: 2}", "x 2 accumulation step(s)"),
+        (
+            "cluster: {elastic: {minWorkers: 1, maxWorkers: 4}}\ntraining: {globalBatchSize: 6}",
+            "6: cannot be split evenly across any number of workers from 1 to 4",
+        ),
+        ("training: {warmupSteps: 100000}", "100000: exceeds training.steps, which defaults to 400"),
+    ],
+)
+def test_validate_rejects_what_no_hardware_can_run(photos: Path, lines: str, sentence: str) -> None:
+    (photos / "IMG_1.HEIC").write_bytes(HEIC)
+    (photos.parent / "job.yaml").write_text(spec(lines))
+    code, text = dreambooth("validate", str(photos.parent / "job.yaml"))
+    assert (code, sentence in text, "IMG_1.HEIC: is a HEIC photo" in text) == (2, True, True), text
+
+
+def test_validate_notes_models_that_are_not_on_this_machine(photos: Path) -> None:
+    (photos.parent / "job.yaml").write_text(
+        spec("model: {id: ./base}\nevaluation: {encoders: {dino: ./dino}}\ntraining: {resolution: 64}")
+    )
+    code, text = dreambooth("validate", str(photos.parent / "job.yaml"))
+    assert code == 0
+    for name in ("base", "dino"):
+        assert f"note: {photos.parent / name} does not exist on this machine, dreambooth run requires it" in text
+
+
 def test_validate_does_not_require_images_on_this_machine(tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
     job.write_text(JOB)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def validate(job_file: Path, online: bool, sets: tuple[str, ...]) -> None:
     """Report all errors in a job file and in its images, if they are in a local folder."""
     job = options.read_job(job_file, sets)
-    checks = [_check_local_images]
+    checks = [_check_defaults, _check_local_images]
     if online:
         from dreambooth_trainer.cli.online import check_models
 
@@ -49,6 +49,24 @@ def validate(job_file: Path, online: bool, sets: tuple[str, ...]) -> None:
         raise UserError(issues)
     click.echo(f"{job_file}: DreamBoothJob {job.metadata.name} is valid")
     _print_notes(Console(), notes)
+
+
+def _check_defaults(job: DreamBoothJob) -> list[str]:
+    """Warnings about models that are not on this machine.
+
+    Raises:
+        UserError: values that do not fit together once defaults are filled in, on any hardware.
+    """
+    from dreambooth_trainer.planning.plan import encoder_names, fill_defaults, model_ref
+
+    # A runtime can give workers more GPUs. A batch that cannot be split with one each cannot be split then either.
+    gpus = job.spec.cluster.resources.gpu or 0
+    identifier = job.spec.subject.identifier
+    fill_defaults(job, image_count=1, identifier=identifier, zero_stage=1, precision="fp32", gpus_per_worker=gpus)
+    folders = [Path(model) for model in (model_ref(job).id, *encoder_names(job)) if Path(model).is_absolute()]
+    return [
+        f"{path} does not exist on this machine, dreambooth run requires it" for path in folders if not path.is_dir()
+    ]
 
 
 def _check_local_images(job: DreamBoothJob) -> list[str]:
