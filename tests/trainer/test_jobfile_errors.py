@@ -295,6 +295,13 @@ SETS = {
 }
 
 
+def test_an_issue_of_an_object_names_the_override_that_set_it(load_text: LoadText) -> None:
+    override = "training.deepspeed.config.train_batch_size=7"
+    with pytest.raises(UserError) as caught:
+        load_text(spec("training: {steps: 7}"), override)
+    assert str(caught.value).startswith(f"spec.training.deepspeed.config (--set {override}): the plan sets")
+
+
 @pytest.mark.parametrize("override, message", SETS.values(), ids=SETS)
 def test_an_error_in_an_override_is_reported(load_text: LoadText, override: str, message: str) -> None:
     with pytest.raises(UserError) as caught:

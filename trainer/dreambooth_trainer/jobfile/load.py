@@ -40,6 +40,10 @@ def load_job(path: Path, sets: Sequence[str] = ()) -> DreamBoothJob:
     value, origins, issues = apply_sets(value, sets)
 
     def source(key_path: KeyPath) -> str:
+        if key_path not in document.lines:
+            inner = next((origin for path, origin in origins.items() if path[: len(key_path)] == key_path), None)
+            if inner is not None:
+                return f"--set {inner}"
         for length in range(len(key_path), -1, -1):
             prefix = key_path[:length]
             if prefix in origins:
