@@ -245,6 +245,14 @@ def test_memory_of_a_machine_is_the_sum_over_the_processes_of_each_phase() -> No
     assert phases[TrainerPhase.TRAIN] == pytest.approx(need.total + 2.62 * GIB)
 
 
+def test_the_plan_for_one_machine_shows_the_memory_of_each_phase() -> None:
+    job = planned(make_plan())
+    assert "memory by phase" not in dict(describe.rows(job))
+    hardware = replace(job.hardware, total_bytes=24 * GIB)
+    row = dict(describe.rows(replace(job, hardware=hardware)))["memory by phase"]
+    assert row == "ClassImages 6.8, Encode 4.1, Train 2.1, Evaluate 7.2 of 24.0 GiB"
+
+
 def test_deepspeed_config_splits_the_batch_and_merges_the_jobs_config() -> None:
     plan = make_plan(
         {

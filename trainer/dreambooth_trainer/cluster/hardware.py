@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dreambooth_api.errors import TransientError, UserError, ValidationIssue
@@ -56,6 +56,7 @@ class Hardware:
         bf16: whether training and sampling use bf16.
         note: a line for the user, or empty.
         processes_per_machine: training processes that share the memory of one machine; 1 on GPUs.
+        total_bytes: memory of the machine, if all processes of the job run on one machine without GPUs.
     """
 
     gpus_per_worker: int
@@ -64,6 +65,7 @@ class Hardware:
     bf16: bool
     note: str = ""
     processes_per_machine: int = 1
+    total_bytes: float | None = None
 
     @property
     def sampling_bytes(self) -> float | None:
@@ -225,7 +227,8 @@ def _query_machine(cluster: Cluster) -> Hardware:
     requested = cluster.resources.gpu
     gpus = requested if requested is not None else min(1, len(devices))
     if gpus == 0:
-        return cpu_hardware(machine_memory() - SHARED_MACHINE_BYTES, cluster.workers, note)
+        total = machine_memory()
+        return replace(cpu_hardware(total - SHARED_MACHINE_BYTES, cluster.workers, note), total_bytes=total)
     if gpus * cluster.workers > len(devices):
         return Hardware(gpus, "cluster GPU", None, bf16=True)
     smallest = min(devices, key=lambda device: device.memory_bytes)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dreambooth_trainer.planning.machine_memory import phase_bytes
 from dreambooth_trainer.planning.make_plan import PlannedJob
+from dreambooth_trainer.planning.memory import GIB
 from dreambooth_trainer.planning.plan import Plan
 
 
@@ -48,6 +50,7 @@ def rows(planned: PlannedJob) -> list[tuple[str, str]]:
         ("sampling", f"{planned.sampling_processes} process(es), up to {plan.sampling_batch_size} images per batch"),
         ("ZeRO stage", f"{plan.zero_stage}: {planned.choice.reason}"),
         ("memory per process", str(planned.choice.need)),
+        *_machine_memory(planned),
         ("published formats", ", ".join(plan.formats)),
         ("evaluation", f"encoders {plan.dino} and {plan.clip}" if plan.spec.evaluation.enabled else "disabled"),
     ]
@@ -71,6 +74,22 @@ def class_images_row(plan: Plan) -> str:
         f"{plan.num_class_images} of {plan.class_prompt!r}{used}, {sampler.steps} steps{scheduler}, "
         f"guidance scale {sampler.guidance_scale:g}, sharing {plan.spec.prior_preservation.sharing}"
     )
+
+
+def _machine_memory(planned: PlannedJob) -> list[tuple[str, str]]:
+    """Memory of all processes of a job on one machine, by phase."""
+    total = planned.hardware.total_bytes
+    if total is None:
+        return []
+    phases = phase_bytes(
+        planned.size,
+        planned.choice.need,
+        precision=planned.plan.precision,
+        sampling_processes=planned.sampling_processes,
+        training_processes=planned.plan.world_sizes[1],
+    )
+    numbers = ", ".join(f"{phase} {size / GIB:.1f}" for phase, size in phases.items())
+    return [("memory by phase", f"{numbers} of {total / GIB:.1f} GiB")]
 
 
 def _workers(planned: PlannedJob) -> str:
