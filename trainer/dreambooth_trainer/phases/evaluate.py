@@ -114,8 +114,12 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     images: JsonValue = {model: store.url.removeprefix(root) for model, store in stores.items()}
     if not plan.spec.evaluation.enabled:
         return {"images": images}
-    scores = context.pool.call(score_images, plan, context.folder, stores, context.encoder_commits)
-    content = {model: s.model_dump(mode="json", by_alias=True) for model, s in scores.items()}
+    # One model per worker.
+    calls = [(plan, context.folder, {model: stores[model]}, context.encoder_commits) for model in MODELS]
+    scores: dict[Model, Scores] = {}
+    for scored in context.pool.map(score_images, calls):
+        scores |= scored
+    content = {model: scores[model].model_dump(mode="json", by_alias=True) for model in MODELS}
     atomic_write(context.folder.scores, json.dumps(content))
     values = scores["after"].values
     progress.done(count, **{metric.label: values[metric.name] for metric in METRICS if metric.threshold})
@@ -171,7 +175,7 @@ def generate_base_images(
 def score_images(
     plan: Plan, folder: JobFolder, stores: dict[Model, ImageStore], encoder_commits: Mapping[str, str]
 ) -> dict[Model, Scores]:
-    """Score the images of both models. Runs on a worker, on its GPU if it has one."""
+    """Score the images of models. Runs on a worker, on its GPU if it has one."""
     from dreambooth_trainer.metrics.encoders import load_encoders
     from dreambooth_trainer.metrics.measure import PromptImages, measure
 
