@@ -2,11 +2,83 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from fake_ray import FakeActor, FakeRay
+from ray.exceptions import RayActorError
 from test_hardware import run_on_fake_cluster
 
 from dreambooth_api.job import Cluster
+from dreambooth_trainer.cluster import pool
 from dreambooth_trainer.cluster.hardware import requested_cpus
+from dreambooth_trainer.cluster.pool import MAX_RETRIES, WorkerPool
+
+
+@pytest.fixture
+def fake_ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+    """A cluster with two cores."""
+    fake = FakeRay(CPU=2)
+    monkeypatch.setattr(pool, "ray", fake)
+    return fake
+
+
+def number_of(actor: FakeActor, call: int) -> tuple[int, int]:
+    return actor.number, call
+
+
+def test_workers_start_when_nodes_join(fake_ray: FakeRay) -> None:
+    ran: list[tuple[int, int]] = []
+    for result in WorkerPool(4).map(number_of, ((call,) for call in range(20)), calls_per_worker=2):
+        ran.append(result)
+        if len(ran) == 6:
+            fake_ray.resources["CPU"] = 3
+    assert sorted(call for _, call in ran) == list(range(20))
+    assert {actor for actor, _ in ran[:6]} == {0, 1}
+    assert {actor for actor, _ in ran} == {0, 1, 2}
+
+
+def test_the_calls_of_a_dead_worker_run_again(fake_ray: FakeRay) -> None:
+    attempts: list[int] = []
+
+    def fail_once(actor: FakeActor, call: int) -> int:
+        attempts.append(call)
+        if call == 3 and attempts.count(3) == 1:
+            actor.die()
+        return call
+
+    calls = ((call,) for call in range(8))
+    assert sorted(WorkerPool(2).map(fail_once, calls, calls_per_worker=2)) == list(range(8))
+    assert attempts.count(3) == 2
+    assert len(fake_ray.actors) == 3, "one replacement"
+
+
+def test_a_call_that_kills_every_worker_fails(fake_ray: FakeRay) -> None:
+    def fail(actor: FakeActor) -> Any:
+        actor.die()
+
+    with pytest.raises(RayActorError):
+        WorkerPool(2).call(fail)
+    assert len(fake_ray.actors) == MAX_RETRIES + 2
+
+
+def test_workers_that_cannot_start_are_an_error(fake_ray: FakeRay) -> None:
+    fake_ray.can_start = False
+    with pytest.raises(RayActorError):
+        WorkerPool(2).call(number_of, 1)
+    assert len(fake_ray.actors) <= MAX_RETRIES + 2
+
+
+def test_no_worker_starts_without_calls(fake_ray: FakeRay) -> None:
+    assert list(WorkerPool(2).map(number_of, [])) == []
+    assert not fake_ray.actors
+
+
+def test_actors_wait_for_gpus_that_may_join(fake_ray: FakeRay) -> None:
+    fake_ray.resources = {"CPU": 8, "GPU": 1}
+    waiting = WorkerPool(4, gpu=True)
+    assert len(waiting.start()) == 4
+    assert waiting.size().workers == 1
 
 
 @pytest.mark.trainer
