@@ -13,11 +13,13 @@ from safetensors.torch import save_file
 from test_base_images import make_context
 
 from dreambooth_api.errors import TransientError
+from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.families.registry import open_family
 from dreambooth_trainer.phases.base import Context
 from dreambooth_trainer.phases.class_images import class_image_names, class_image_store, generate_missing
 from dreambooth_trainer.phases.encode import encode, encode_shared
 from dreambooth_trainer.planning.plan import SamplerSettings
+from dreambooth_trainer.report.collect import _class_images, _FinishedJob
 from dreambooth_trainer.sampling import encode_images
 from dreambooth_trainer.sampling.encode_images import latent_store
 from dreambooth_trainer.store.latent_store import LatentStore
@@ -135,3 +137,15 @@ def test_the_cache_has_the_latents_of_the_requested_images(tiny_model: Path, tmp
     assert sorted(path.name for path in context.folder.work.iterdir()) == ["latents.safetensors", "prepared"]
     with pytest.raises(TransientError, match="was deleted or damaged while it was used"):
         LatentStore(str(tmp_path)).stack(["0"], (4, 8, 8), tmp_path)
+
+
+def test_the_report_skips_damaged_class_images(tiny_model: Path, tmp_path: Path) -> None:
+    context = context_of(tiny_model, tmp_path / "a")
+    run(context)
+    store = class_image_store(context)
+    (Path(store.url) / "000000.png").write_bytes(b"")
+    (Path(store.url) / "..png").write_bytes(b"not from this job")
+    record = {"store": store.url, "wanted": COUNT}
+    images, wanted = _class_images(_FinishedJob(context.folder, context.plan, {TrainerPhase.CLASS_IMAGES: record}))
+    assert (len(images), wanted) == (COUNT - 1, COUNT)
+    assert (Path(store.url) / "..png").exists()

@@ -116,9 +116,10 @@ def _class_images(job: _FinishedJob) -> tuple[tuple[Image.Image, ...], int]:
     if not record["store"]:
         return (), 0
     store = ImageStore(record["store"])
-    # Class images may have been deleted since they were encoded.
-    names = sorted(store.names())[: min(MAX_CLASS_IMAGES_SHOWN, record["wanted"])]
-    return tuple(store.get(name) for name in names), record["wanted"]
+    # Class images may have been deleted or damaged since they were encoded.
+    names = sorted(name for name in store.names() if name.isdigit())[: min(MAX_CLASS_IMAGES_SHOWN, record["wanted"])]
+    images = (store.get_or_delete(name, job.plan.resolution) for name in names)
+    return tuple(image for image in images if image is not None), record["wanted"]
 
 
 def _scores(job: _FinishedJob) -> tuple[tuple[ScoreRow, ...], str]:
