@@ -88,7 +88,8 @@ class LoadedPipeline:
         if name == "Default":
             self.pipeline.scheduler = self.default_scheduler
             return
-        # With 10 Karras sigmas, images are closer to those of many steps than with 25 steps of DDIM or without them.
+        # With builtin:sprites, images of ten steps with Karras sigmas are closer to those of 100 steps of DDIM than
+        # images of 25 steps of DDIM, or of 25 steps without these sigmas.
         config = self.default_scheduler.config
         self.pipeline.scheduler = DPMSolverMultistepScheduler.from_config(config, use_karras_sigmas=True)
 
