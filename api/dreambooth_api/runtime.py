@@ -108,7 +108,9 @@ class Defaults(Strict):
     resolution: int | None = Field(
         default=None, ge=16, le=4096, multiple_of=8, description="Default of spec.training.resolution, in pixels."
     )
-    precision: Literal["bf16", "fp32"] | None = Field(default=None, description="Default of spec.training.precision.")
+    precision: Literal["bf16", "fp16", "fp32"] | None = Field(
+        default=None, description="Default of spec.training.precision."
+    )
     num_class_images: int | None = Field(
         default=None, ge=1, le=100_000, description="Default of spec.priorPreservation.numClassImages."
     )

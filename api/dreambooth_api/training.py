@@ -149,9 +149,19 @@ class Training(Strict):
         description="Whether to mirror instance images horizontally at random. Not for subjects with text or "
         "asymmetric marks, which the model would learn mirrored.",
     )
-    precision: Literal["bf16", "fp32"] | None = Field(
+    precision: Literal["bf16", "fp16", "fp32"] | None = Field(
         default=None,
-        description="Number format of weights and activations. Optimizer state and master weights are always fp32.",
+        description="Number format of the forward and backward pass. Defaults to bf16 on GPUs that have it, fp16 on "
+        "older GPUs, and fp32 on CPUs. The weights that the optimizer updates are always fp32.",
+    )
+    optimizer: Literal["AdamW", "AdamW8bit"] = Field(
+        default="AdamW",
+        description="AdamW8bit keeps the optimizer's state in 8 bits, with bitsandbytes. It needs a single GPU.",
+    )
+    compile: Literal["Auto", "Never"] = Field(
+        default="Auto",
+        description="Whether to compile the denoiser with torch.compile. Auto compiles on GPUs if the run is long "
+        "enough to repay the compilation.",
     )
     lora: Lora = Field(default_factory=Lora, description="Settings of method LoRA.")
     deepspeed: DeepSpeed = Field(default_factory=DeepSpeed, description="DeepSpeed ZeRO settings.")

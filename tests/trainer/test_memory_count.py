@@ -95,13 +95,13 @@ def test_activations_scale_with_images_precision_and_trained_parts(sd15: Path) -
 
 @pytest.mark.parametrize("training", [{}, {"method": "LoRA"}, {"gradientCheckpointing": True}], ids=str)
 def test_the_count_is_what_a_real_step_allocates(tiny_model: Path, training: dict[str, Any]) -> None:
-    from dreambooth_trainer.training.loop import build_module
+    from dreambooth_trainer.training.model import build_module
     from dreambooth_trainer.training.module import Batch
 
     spec = {"model": {"id": str(tiny_model)}, "training": {"resolution": 64, **training}}
     plan = plan_of(spec)
     size = count_size(plan, tiny_model, 2, encoding_batch=1)
-    module, _ = build_module(plan)
+    module = build_module(plan)
     assert size.trainable == sum(p.numel() for p in module.parameters() if p.requires_grad)
     latents, tokens = torch.randn(2, 4, 16, 16), torch.zeros(2, 77, dtype=torch.long)
     batch = Batch(latents, latents, torch.tensor([1, 2]), tokens, torch.randn(2, 77, 32), 1)

@@ -195,7 +195,7 @@ def test_the_batch_size_does_not_depend_on_the_number_of_workers(workers: int) -
 
 @pytest.mark.parametrize(
     ("available", "workers", "stage", "fits"),
-    [(40, 1, 1, True), (9, 4, 1, True), (8, 4, 2, True), (7, 4, 3, True), (1, 4, 3, False), (1, 1, 1, False)],
+    [(40, 1, 1, True), (8, 4, 1, True), (7, 4, 2, True), (6, 4, 3, True), (1, 4, 3, False), (1, 1, 1, False)],
 )
 def test_the_lowest_stage_that_fits_is_chosen(available: float, workers: int, stage: int, fits: bool) -> None:
     choice = choose_stage(

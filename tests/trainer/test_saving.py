@@ -53,9 +53,15 @@ class Run:
 
     get_local_world_size = get_world_size
 
-    def save_checkpoint(self, folder: str, **_: Any) -> None:
-        (Path(folder) / "step").mkdir()
-        torch.save(self.weight, Path(folder) / FILE)
+    def save(self, folder: Path) -> None:
+        (folder / "step").mkdir()
+        torch.save(self.weight, folder / FILE)
+
+    def snapshot(self) -> dict[str, Any]:
+        return {FILE: copy_to_host(self.weight)}
+
+    def save_weights(self, folder: Path, rank: int) -> None:
+        torch.save(self.weight, folder / f"weights-{rank}")
 
     def report(
         self, metrics: dict[str, Any], *, checkpoint_upload_mode: Any, checkpoint_upload_fn: Any, **_: Any
@@ -86,7 +92,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(ray.train, "get_context", lambda: run)
     monkeypatch.setattr(ray.train, "report", run.report)
     monkeypatch.setattr(ray.train, "Checkpoint", lambda path, _: SimpleNamespace(path=path))
-    monkeypatch.setattr(saving, "deepspeed_snapshot", lambda engine: {FILE: copy_to_host(engine.weight)})
     monkeypatch.setattr(saving, "free_memory", lambda: 50 * GIB)
     monkeypatch.setattr(saving, "machine_memory", lambda: 100 * GIB)
     return run
@@ -140,9 +145,8 @@ def test_a_state_that_does_not_fit_into_memory_twice_is_written_at_once(
 
 @pytest.mark.parametrize("save", [CheckpointSaver.save_now, CheckpointSaver.save_weights])
 def test_the_last_checkpoint_and_that_of_a_stopped_worker_are_written_at_once(
-    run: Run, save: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    run: Run, save: Callable[..., None]
 ) -> None:
-    monkeypatch.setattr(saving, "save_trained_weights", lambda *_: None)
     save(saver(run), metadata(1), records(1))
     assert run.modes == [saving.SYNC]
     assert (run.saved[0] / METADATA_FILE).exists()

@@ -1,4 +1,4 @@
-"""Training with DeepSpeed on the CPU, without Ray: ZeRO stages, precisions, world sizes and checkpoints.
+"""Training on the CPU, without Ray: engines, ZeRO stages, precisions, world sizes and checkpoints.
 
 All cases of a world size run in the same processes, because starting processes takes most of the time.
 """
@@ -21,14 +21,14 @@ from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.planning.plan import Plan, fill_defaults
 from dreambooth_trainer.training.cache import Latents, TrainingData, load_data, save_data
 from dreambooth_trainer.training.checkpoint import (
-    TAG,
     CheckpointMetadata,
     checkpoint_due,
     read_metadata,
-    save_trained_weights,
     trained_weights,
     write_metadata,
 )
+from dreambooth_trainer.training.messages import StepRecord
+from dreambooth_trainer.training.records import LossRecorder
 from dreambooth_trainer.training.worker import fatal_error
 
 pytestmark = pytest.mark.trainer
@@ -79,8 +79,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _rank(rank: int, world_size: int, port: int, cases: list[dict[str, Any]], data: Path, out: Path) -> None:
     import torch.distributed as dist
 
-    from dreambooth_trainer.training.loop import build_engine, run_step
-    from dreambooth_trainer.training.snapshot import deepspeed_snapshot, write_snapshot
+    from dreambooth_trainer.training.deepspeed_engine import ZeroEngine
+    from dreambooth_trainer.training.engine import Engine, open_engine
+    from dreambooth_trainer.training.loop import run_step
 
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)  # DeepSpeed requires this variable of its launcher
@@ -95,25 +96,29 @@ def _rank(rank: int, world_size: int, port: int, cases: list[dict[str, Any]], da
         cached = prompts_only if plan.train_text_encoder else full_data
         saved: Path | None = case.get("resume")
         torch.manual_seed(plan.spec.training.seed)
-        engine = build_engine(plan, world_size, saved)
-        first = 0
-        if saved is not None:
-            metadata = read_metadata(saved)
-            first = metadata.step
-            tag = TAG if metadata.world_size == world_size else None
-            engine.load_checkpoint(str(saved), tag=tag, load_module_strict=plan.spec.training.method == "Full")
-        losses[case["name"]] = []
+        open_case = ZeroEngine if case.get("deepspeed") else open_engine
+        engine: Engine = open_case(plan, world_size, saved)
+        recorder = LossRecorder(
+            [] if saved is None else [StepRecord(0, 0.0, 0.0, 0.0, 0.0, 1)] * read_metadata(saved).step,
+            world_size=world_size,
+            num_micro_batches=world_size * plan.spec.training.gradient_accumulation_steps,
+            has_class_images=True,
+        )
+        first = len(recorder.records)
         for step in range(first, case.get("until", STEPS) + 1):
             if step == case.get("save_at"):
                 folder: Path = case["save"]
-                write_snapshot(deepspeed_snapshot(engine), folder)
-                save_trained_weights(engine.module, folder, rank)
+                folder.mkdir(parents=True, exist_ok=True)
+                engine.save(folder)
+                engine.save_weights(folder, rank)
                 if rank == 0:
                     write_metadata(folder, CheckpointMetadata(step, world_size, plan.zero_stage, plan.precision))
                 dist.barrier()
             if step < case.get("until", STEPS):
-                losses[case["name"]].append(run_step(engine, plan, cached, step, rank, world_size).loss)
-        engine.destroy()
+                rate = engine.learning_rate
+                recorder.add(run_step(engine, plan, cached, step, rank, world_size), rate)
+                recorder.read()
+        losses[case["name"]] = [record.loss for record in recorder.records[first:]]
     if rank == 0:
         out.write_text(json.dumps(losses))
     dist.destroy_process_group()
@@ -128,7 +133,12 @@ def run_cases(world_size: int, cases: list[dict[str, Any]], data: Path, folder: 
     return json.loads(out.read_text())
 
 
-LORA: dict[str, Any] = {"method": "LoRA", "lora": {"rank": 4, "alpha": 8}, "textEncoder": {"train": True}}
+LORA: dict[str, Any] = {
+    "method": "LoRA",
+    "lora": {"rank": 4, "alpha": 8},
+    "textEncoder": {"train": True, "learningRate": 1e-2},
+    "lrScheduler": "Linear",
+}
 # With three workers, ZeRO-3 partitions a bias of four weights unevenly.
 UNTRAINED = [(workers, stage) for workers in (1, 2, 3) for stage in (1, 2, 3)]
 
@@ -154,18 +164,40 @@ def runs(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory)
 
     def case(name: str, stage: int, **more: Any) -> dict[str, Any]:
         precision = more.pop("precision", "fp32")
-        keys = ("resume", "save", "save_at", "until")
+        keys = ("resume", "save", "save_at", "until", "deepspeed")
         extra = {key: more.pop(key) for key in keys if key in more}
         return {"name": name, "plan": make_plan(tiny_model, stage, precision, **more), **extra}
 
     def saved(stage: int | str) -> Path:
         return folder / f"stage-{stage}"
 
+    one = run_cases(  # "one" saves checkpoints for "two", and the other way around
+        1,
+        [
+            case("plain", 1, save=saved("plain"), save_at=2),
+            case("plain at the end", 1, save=saved("plain-end"), save_at=STEPS),
+            *(
+                case(f"deepspeed {stage}", stage, deepspeed=True, save=saved(f"one-{stage}"), save_at=STEPS)
+                for stage in (1, 2)
+            ),
+            case("plain again", 1, resume=saved("plain")),
+            case("plain bf16", 1, precision="bf16", save=saved("plain-bf16"), save_at=2),
+            case("plain bf16 again", 1, precision="bf16", resume=saved("plain-bf16")),
+            case("lora plain", 1, **LORA, save=saved("plain-lora"), save_at=2),
+            case("lora at the end", 1, **LORA, save=folder / "lora", save_at=STEPS),
+            case("checkpointing", 1, gradientCheckpointing=True),
+            case("accumulation", 1, gradientAccumulationSteps=2),
+            case("lora checkpointing", 1, **LORA, gradientCheckpointing=True),
+        ],
+        data,
+        folder,
+    )
     two = run_cases(
         2,
         [
             *(case(f"zero-{stage}", stage, save=saved(stage), save_at=2) for stage in (1, 2, 3)),
             *(case(f"zero-{stage} again", stage, resume=saved(stage)) for stage in (1, 2, 3)),
+            *(case(f"zero-{stage} from plain", stage, resume=saved("plain")) for stage in (1, 2, 3)),
             *(
                 case(f"zero-{stage} bf16", stage, precision="bf16", save=saved(f"bf16-{stage}"), save_at=2)
                 for stage in (1, 2, 3)
@@ -176,19 +208,16 @@ def runs(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory)
             ),
             *(case(f"lora {stage}", stage, **LORA, save=saved(f"lora-{stage}"), save_at=2) for stage in (2, 3)),
             *(case(f"lora {stage} again", stage, **LORA, resume=saved(f"lora-{stage}")) for stage in (2, 3)),
+            *(case(f"lora {stage} from plain", stage, **LORA, resume=saved("plain-lora")) for stage in (2, 3)),
+            case("zero-2 from zero-3", 2, resume=saved(3)),
             case("full at the end", 3, save=folder / "end", save_at=STEPS),
         ],
         data,
         folder,
     )
-    one = run_cases(
+    one = one | run_cases(
         1,
         [
-            case("plain", 1),
-            case("checkpointing", 1, gradientCheckpointing=True),
-            case("accumulation", 1, gradientAccumulationSteps=2),
-            case("lora plain", 1, **LORA, save=folder / "lora", save_at=STEPS),
-            case("lora checkpointing", 1, **LORA, gradientCheckpointing=True),
             *(case(f"resumed lora {stage}", stage, **LORA, resume=saved(f"lora-{stage}")) for stage in (2, 3)),
             *(case(f"resumed zero-{stage}", stage, resume=saved(stage)) for stage in (1, 2, 3)),
         ],
@@ -224,6 +253,31 @@ def test_accumulation_and_gradient_checkpointing_do_not_change_losses(runs: dict
 def test_losses_after_a_resume_equal_those_of_an_uninterrupted_run(runs: dict, stage: int) -> None:
     close(runs["two"][f"zero-{stage} again"], runs["two"][f"zero-{stage}"][2:])
     close(runs["two"][f"zero-{stage} bf16 again"], runs["two"][f"zero-{stage} bf16"][2:])
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_plain_engine_trains_like_deepspeed(runs: dict, stage: int) -> None:
+    close(runs["one"]["plain"], runs["one"][f"deepspeed {stage}"])
+    (folder,) = map(Path, runs["folder"])
+    plain, deepspeed = (trained_weights(folder / f"stage-{name}") for name in ("plain-end", f"one-{stage}"))
+    assert plain.keys() == deepspeed.keys()
+    for name, weights in plain.items():
+        torch.testing.assert_close(weights, deepspeed[name], **FP32)
+
+
+def test_the_plain_engine_resumes_from_a_checkpoint(runs: dict) -> None:
+    assert runs["one"]["plain again"] == runs["one"]["plain"][2:]
+    assert runs["one"]["plain bf16 again"] == runs["one"]["plain bf16"][2:]
+    assert runs["one"]["plain bf16"] == pytest.approx(runs["one"]["plain"], rel=0.05)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_checkpoint_of_one_worker_resumes_with_two(runs: dict, stage: int) -> None:
+    close(runs["two"][f"zero-{stage} from plain"], runs["one"]["plain"][2:])
+
+
+def test_a_checkpoint_resumes_at_another_zero_stage(runs: dict) -> None:
+    close(runs["two"]["zero-2 from zero-3"], runs["two"]["zero-3"][2:])
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -262,10 +316,10 @@ def test_lora_trains_adapters_in_denoiser_and_text_encoder(runs: dict) -> None:
 
 
 def test_lora_trains_adapters_only_with_the_learning_rates_of_the_plan(tiny_model: Path) -> None:
-    from dreambooth_trainer.training.loop import build_module, optimizer_groups
+    from dreambooth_trainer.training.model import build_module, optimizer_groups
 
     plan = make_plan(tiny_model, **{**LORA, "textEncoder": {"train": True, "learningRate": 1e-5}})
-    module, _ = build_module(plan)
+    module = build_module(plan)
     names = {p: name for name, p in module.named_parameters()}
     denoiser, text_encoder = optimizer_groups(plan, module)
     assert (denoiser["lr"], text_encoder["lr"]) == (1e-3, 1e-5)
@@ -281,6 +335,7 @@ def test_a_lora_checkpoint_resumes_at_any_world_size(runs: dict, stage: int) -> 
     close(runs["two"][f"lora {stage}"], runs["one"]["lora plain"])
     close(runs["two"][f"lora {stage} again"], runs["two"][f"lora {stage}"][2:])
     close(runs["one"][f"resumed lora {stage}"], runs["two"][f"lora {stage}"][2:])
+    close(runs["two"][f"lora {stage} from plain"], runs["one"]["lora plain"][2:])
 
 
 @pytest.mark.parametrize(("workers", "stage"), UNTRAINED)

@@ -47,7 +47,13 @@ POLL_SECONDS = 0.5
 def _inputs(context: Context) -> JsonValue:
     plan = context.plan
     # Number of workers, ZeRO stage and checkpoint interval do not change the result: a job can resume with others.
-    excluded = {"deepspeed", "checkpoint_every_steps", "gradient_accumulation_steps", "gradient_checkpointing"}
+    excluded = {
+        "deepspeed",
+        "checkpoint_every_steps",
+        "gradient_accumulation_steps",
+        "gradient_checkpointing",
+        "compile",
+    }
     return {
         "encode": context.keys[TrainerPhase.ENCODE],
         "training": plan.spec.training.model_dump(mode="json", exclude=excluded),

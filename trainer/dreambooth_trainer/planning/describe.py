@@ -5,7 +5,7 @@ from __future__ import annotations
 from dreambooth_trainer.planning.machine_memory import phase_bytes
 from dreambooth_trainer.planning.make_plan import PlannedJob
 from dreambooth_trainer.planning.memory import GIB
-from dreambooth_trainer.planning.plan import Plan
+from dreambooth_trainer.planning.plan import COMPILE_MIN_STEPS, Plan
 
 
 def describe(planned: PlannedJob) -> str:
@@ -19,7 +19,7 @@ def describe(planned: PlannedJob) -> str:
     head = f"{planned.image_count} images of {plan.instance_prompt!r}, {class_images}, {plan.model.id}"
     training = (
         f"{plan.spec.training.method}, {_samples(plan)}, "
-        f"learning rate {plan.learning_rate:g}, ZeRO stage {plan.zero_stage}, {plan.precision}, {_workers(planned)}, "
+        f"learning rate {plan.learning_rate:g}, ZeRO stage {plan.stage_name}, {plan.precision}, {_workers(planned)}, "
         f"{plan.resolution} px"
     )
     return f"{head}\n{training}"
@@ -48,7 +48,8 @@ def rows(planned: PlannedJob) -> list[tuple[str, str]]:
         ),
         ("workers", _workers(planned)),
         ("sampling", f"{planned.sampling_processes} process(es), up to {plan.sampling_batch_size} images per batch"),
-        ("ZeRO stage", f"{plan.zero_stage}: {planned.choice.reason}"),
+        ("ZeRO stage", _stage(planned)),
+        ("compilation", _compilation(plan)),
         ("memory per process", str(planned.choice.need)),
         *_machine_memory(planned),
         ("published formats", ", ".join(plan.formats)),
@@ -90,6 +91,18 @@ def _machine_memory(planned: PlannedJob) -> list[tuple[str, str]]:
     )
     numbers = ", ".join(f"{phase} {size / GIB:.1f}" for phase, size in phases.items())
     return [("memory by phase", f"{numbers} of {total / GIB:.1f} GiB")]
+
+
+def _stage(planned: PlannedJob) -> str:
+    stage = planned.plan.stage_name
+    return f"{stage}: {'a single process has nothing to partition' if stage == 'none' else planned.choice.reason}"
+
+
+def _compilation(plan: Plan) -> str:
+    if plan.spec.training.compile == "Never":
+        return "none: set by the job"
+    rule = f"Auto compiles on GPUs from {COMPILE_MIN_STEPS} forward passes per process, below ZeRO stage 3"
+    return f"{'torch.compile' if plan.compiled else 'none'}: {rule}"
 
 
 def _workers(planned: PlannedJob) -> str:

@@ -8,9 +8,13 @@ from collections.abc import Callable, Mapping
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_trainer.cluster.hardware import Hardware
 from dreambooth_trainer.planning.memory import (
+    ADAM_8BIT_BYTES,
+    ADAM_BYTES,
     GIB,
     ModelSize,
     StageChoice,
+    StateBytes,
+    autocast_bytes,
     choose_stage,
     encoding_need,
     sampling_need,
@@ -69,7 +73,13 @@ def plan_stage(plan: Plan, size: ModelSize, hardware: Hardware) -> StageChoice:
         world_size=world_size,
         precision=plan.precision,
         offload_optimizer=training.deepspeed.offload_optimizer and hardware.gpus_per_worker > 0,
+        plain=None if plan.needs_deepspeed(world_size) else _plain_states(plan),
     )
+
+
+def _plain_states(plan: Plan) -> StateBytes:
+    adam = ADAM_8BIT_BYTES if plan.spec.training.optimizer == "AdamW8bit" else ADAM_BYTES
+    return autocast_bytes(plan.precision, optimizer_bytes=adam)
 
 
 def check_memory(plan: Plan, size: ModelSize, choice: StageChoice, hardware: Hardware, measure: Measure) -> None:
@@ -93,8 +103,9 @@ def check_memory(plan: Plan, size: ModelSize, choice: StageChoice, hardware: Har
             raise UserError(ValidationIssue("spec.model.id", plan.model.id, f"{rule} ({hardware.device})", remedy))
     if choice.fits:
         return
+    zero = f" with ZeRO-{choice.stage}" if plan.needs_deepspeed(plan.world_sizes[0]) else ""
     rule = (
-        f"{plan.spec.training.method} in {plan.precision} at {plan.resolution} px with ZeRO-{choice.stage} needs "
+        f"{plan.spec.training.method} in {plan.precision} at {plan.resolution} px{zero} needs "
         f"{choice.need} per process, {training / GIB:.1f} GiB are available ({hardware.device})"
     )
     raise UserError(ValidationIssue("spec.training", None, rule, f"set {_remedies(plan, hardware, measure)}"))

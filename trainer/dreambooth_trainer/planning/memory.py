@@ -1,8 +1,9 @@
 """Estimates the memory of each phase's processes, and chooses the lowest ZeRO stage that fits.
 
 The memory of the model states is exact: ZeRO (Rajbhandari et al. 2020, section 3) keeps weights and gradients in the
-training precision and 12 bytes per weight for Adam in fp32. A step adds an fp32 copy of the gradient partition, the
-temporaries of torch's foreach AdamW, and a bucket. Activations are counted by `training.memory_count`.
+training precision and 12 bytes per weight for Adam in fp32. A step adds an fp32 copy of the gradient partition and a
+bucket. A single process without DeepSpeed keeps weights, gradients and Adam's two moments in fp32.
+`training.memory_count` counts activations.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 GIB = 2**30
-BYTES = {"bf16": 2, "fp32": 4}
+BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 # AdamW's two moments per parameter.
 ADAM_BYTES = 8
+ADAM_8BIT_BYTES = 2
 # A bucket larger than the model wastes memory, because ZeRO-2 allocates it in full.
 MAX_BUCKET_ELEMENTS = 100_000_000
 # A process that has imported PyTorch, diffusers and DeepSpeed; on a GPU, the CUDA context and NCCL.
@@ -98,7 +100,7 @@ def zero_bytes(stage: int, world_size: int, precision: str, *, offload_optimizer
         weights=element / (world_size if stage >= 3 else 1),
         gradients=element / (world_size if stage >= 2 else 1),
         optimizer=12 * optimized,
-        step=8 * optimized,
+        step=4 * optimized,
     )
 
 
@@ -167,14 +169,18 @@ def choose_stage(
     world_size: int,
     precision: str,
     offload_optimizer: bool = False,
+    plain: StateBytes | None = None,
 ) -> StageChoice:
     """Choose the lowest ZeRO stage that fits, or the stage that the job sets.
 
     Args:
         available: memory of one training process in bytes; None if unknown.
+        plain: for a process that trains without DeepSpeed.
     """
 
     def need(stage: int) -> MemoryNeed:
+        if plain is not None:
+            return memory_need(size, plain, gpu=gpu, frozen_bytes=BYTES[precision])
         return zero_need(
             size, gpu=gpu, stage=stage, world_size=world_size, precision=precision, offload_optimizer=offload_optimizer
         )

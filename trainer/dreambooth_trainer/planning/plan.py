@@ -19,6 +19,9 @@ from dreambooth_trainer.planning.defaults import DPM_SOLVER_STEPS, ModelDefaults
 NUM_RANDOM_CROPS = 8
 """Crops of each image with training.randomCrop. Their latents are cached."""
 
+# Compiling takes one to two minutes, and saves some hundredths of a second per forward and backward pass.
+COMPILE_MIN_STEPS = 4000
+
 
 class SamplerSettings(Strict):
     """Denoising steps, classifier-free guidance scale, and noise scheduler (see `NoiseScheduler`)."""
@@ -92,6 +95,24 @@ class Plan(Strict):
         if elastic is None:
             return workers * per_worker, workers * per_worker
         return elastic.min_workers * per_worker, elastic.max_workers * per_worker
+
+    def needs_deepspeed(self, world_size: int) -> bool:
+        """Whether DeepSpeed trains: there is something to partition or to offload, or the job configures DeepSpeed."""
+        deepspeed = self.spec.training.deepspeed
+        offload = deepspeed.offload_optimizer and self.gpus_per_worker > 0
+        return world_size > 1 or offload or bool(deepspeed.config)
+
+    @property
+    def stage_name(self) -> str:
+        """The ZeRO stage, or "none" if no number of workers of this job needs DeepSpeed."""
+        return str(self.zero_stage) if self.needs_deepspeed(self.world_sizes[1]) else "none"
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the denoiser is compiled: on GPUs, if the run is long enough to repay the compilation."""
+        training = self.spec.training
+        long = self.steps * training.gradient_accumulation_steps >= COMPILE_MIN_STEPS
+        return training.compile == "Auto" and self.gpus_per_worker > 0 and self.zero_stage < 3 and long
 
     @property
     def used_class_images(self) -> int:

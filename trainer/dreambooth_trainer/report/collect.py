@@ -164,7 +164,7 @@ def _settings(plan: Plan) -> dict[str, str]:
         "resolution": f"{plan.resolution} px",
         "augmentation": plan.augmentation,
         "precision": plan.precision,
-        "ZeRO stage": str(plan.zero_stage),
+        "ZeRO stage": plan.stage_name,
         "training processes": "-".join(str(size) for size in sorted(set(plan.world_sizes))),
         "seed": str(training.seed),
     }

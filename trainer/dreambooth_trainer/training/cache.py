@@ -53,9 +53,9 @@ def save_data(data: TrainingData, path: Path) -> None:
     path.chmod(0o644)  # safetensors (0.8) writes files that only their owner can read
 
 
-def load_data(path: Path) -> TrainingData:
-    """Read a file that `save_data` wrote."""
-    tensors = load_file(path)
+def load_data(path: Path, device: str = "cpu") -> TrainingData:
+    """Read a file that `save_data` wrote, into the memory of a device."""
+    tensors = load_file(path, device)
 
     def latents(kind: str) -> Latents:
         conditioning = tensors.get(f"{kind}.conditioning")

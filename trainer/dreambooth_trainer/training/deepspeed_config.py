@@ -31,7 +31,9 @@ def deepspeed_config(plan: Plan, *, world_size: int, trainable: int, universal: 
         "gradient_accumulation_steps": training.gradient_accumulation_steps,
         "gradient_clipping": training.max_grad_norm,
         "zero_optimization": zero,
-        "bf16": {"enabled": plan.precision == "bf16"},
+        # bf16 has the range of fp32: the search for infinite gradients would only synchronize the host at every step.
+        "bf16": {"enabled": plan.precision == "bf16", "check_grad_overflow": False},
+        "fp16": {"enabled": plan.precision == "fp16"},
         # The optimizer is torch.optim.AdamW: DeepSpeed would compile its own optimizer on every new machine.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

@@ -27,7 +27,7 @@ from dreambooth_trainer.planning.memory import ModelSize
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.training.module import Batch, DreamBoothModule, prepare_module
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class LiveBytes(TorchDispatchMode):

@@ -115,7 +115,9 @@ def make_batch(
     micro_batch: int,
     num_micro_batches: int,
 ) -> Batch:
-    """Assemble one micro-batch of an optimizer step.
+    """Assemble one micro-batch of an optimizer step, on the device of the data.
+
+    Noise and timesteps are generated on the CPU: the generators of GPUs give other numbers.
 
     Args:
         samplers: of the instance images, and of the class images.
@@ -126,13 +128,15 @@ def make_batch(
         kinds.append((data.class_images, samplers[1]))
     latents, noises, timesteps, token_ids, conditionings = [], [], [], [], []
     for cached, sampler in kinds:
+        device = cached.mean.device
         sample = sampler.sample(step, micro_batch, num_micro_batches)
         # Two noises per image: one to sample its latent, one for the forward diffusion.
-        noise_B2Chw = noise(sample.noise_seeds, (2, *cached.mean.shape[1:]))
-        latents.append(sample_latents(cached, sample.indices, noise_B2Chw[:, 0]))
+        noise_B2Chw = _to_device(noise(sample.noise_seeds, (2, *cached.mean.shape[1:])), device)
+        indices = _to_device(sample.indices, device)
+        latents.append(sample_latents(cached, indices, noise_B2Chw[:, 0]))
         noises.append(noise_B2Chw[:, 1])
-        timesteps.append(sample.timesteps)
-        prompts = cached.prompt_indices[sample.indices]
+        timesteps.append(_to_device(sample.timesteps, device))
+        prompts = cached.prompt_indices[indices]
         token_ids.append(cached.token_ids[prompts])
         if cached.conditioning is not None:
             conditionings.append(cached.conditioning[prompts])
@@ -146,13 +150,6 @@ def make_batch(
     )
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Copy a batch to a device."""
-    return Batch(
-        latents=batch.latents.to(device),
-        noise=batch.noise.to(device),
-        timesteps=batch.timesteps.to(device),
-        token_ids=batch.token_ids.to(device),
-        conditioning=None if batch.conditioning is None else batch.conditioning.to(device),
-        num_instance_images=batch.num_instance_images,
-    )
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    # A copy from pageable memory would wait for the GPU.
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -9,19 +9,17 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import ray.train
 import torch
 
 from dreambooth_trainer.cluster.hardware import free_memory, machine_memory
-from dreambooth_trainer.training.checkpoint import TAG, CheckpointMetadata, save_trained_weights, write_metadata
+from dreambooth_trainer.training.checkpoint import CheckpointMetadata, write_metadata
+from dreambooth_trainer.training.engine import Engine
 from dreambooth_trainer.training.messages import RECORDS_FILE, ReportCallback, StepRecord
-from dreambooth_trainer.training.snapshot import deepspeed_snapshot, fits_in_memory, snapshot_bytes, write_snapshot
+from dreambooth_trainer.training.snapshot import fits_in_memory, snapshot_bytes, write_snapshot
 from dreambooth_trainer.training.worker import report_fatal_error
-
-if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
 
 ASYNC, SYNC = ray.train.CheckpointUploadMode.ASYNC, ray.train.CheckpointUploadMode.SYNC
 
@@ -34,7 +32,7 @@ class CheckpointSaver:
         report: called with a fatal error, for example if the disk is full.
     """
 
-    engine: DeepSpeedEngine
+    engine: Engine
     rank: int
     report: ReportCallback
     _written: threading.Event = field(default_factory=threading.Event)
@@ -47,36 +45,26 @@ class CheckpointSaver:
         """Save in the background if host memory suffices for a copy of the state, which training changes meanwhile."""
         self._written.wait()  # one copy at a time
         # DeepSpeed synchronizes the workers while it saves: all of them must do the same.
-        (too_large,) = any_rank(
-            (not self._fits_in_memory(metadata.world_size),), cast("torch.device", self.engine.device)
-        )
+        (too_large,) = any_rank((not self._fits_in_memory(metadata.world_size),), self.engine.device)
         if too_large:
             self.save_now(metadata, records)
             return
-        snapshot = deepspeed_snapshot(self.engine)
+        snapshot = self.engine.snapshot()
         self._written.clear()
         self._report(lambda folder: write_snapshot(snapshot, folder), metadata, records, ASYNC)
 
     def save_now(self, metadata: CheckpointMetadata, records: list[StepRecord]) -> None:
         """Save and wait until the checkpoint is written."""
-
-        def write(folder: Path) -> None:
-            self.engine.save_checkpoint(str(folder), tag=TAG, client_state={}, exclude_frozen_parameters=True)
-
-        self._report(write, metadata, records, SYNC)
+        self._report(self.engine.save, metadata, records, SYNC)
 
     def save_weights(self, metadata: CheckpointMetadata, records: list[StepRecord]) -> None:
         """Save the trained weights only, after the last step, and wait until they are written."""
-        self._report(lambda folder: save_trained_weights(self._module, folder, self.rank), metadata, records, SYNC)
+        self._report(lambda folder: self.engine.save_weights(folder, self.rank), metadata, records, SYNC)
 
     def _fits_in_memory(self, world_size: int) -> bool:
         processes = ray.train.get_context().get_local_world_size()
-        size = processes * snapshot_bytes(self._module, world_size)
+        size = processes * snapshot_bytes(self.engine.module, world_size)
         return fits_in_memory(size, free_memory(), machine_memory())
-
-    @property
-    def _module(self) -> torch.nn.Module:
-        return cast("torch.nn.Module", self.engine.module)
 
     def _report(
         self,
