@@ -124,7 +124,7 @@ def test_gpu_facts_come_from_the_runtime(
     found = planned.hardware
     assert (found.gpus_per_worker, found.device, found.bf16) == (1, device, bf16)
     assert found.memory_bytes == (None if memory is None else 0.92 * memory)
-    assert planned.plan.precision == ("bf16" if bf16 else "fp32")
+    assert planned.plan.precision == ("bf16" if bf16 else "fp16")
     assert note in warnings[0]
 
 

@@ -34,6 +34,7 @@ from dreambooth_trainer.phases.train import TRAIN
 from dreambooth_trainer.planning.make_plan import JobFacts, PlannedJob, make_plan
 from dreambooth_trainer.planning.memory import ModelSize
 from dreambooth_trainer.planning.plan import Plan, fingerprint, model_ref
+from dreambooth_trainer.planning.precision import check_packages
 from dreambooth_trainer.progress.console import Reporter
 from dreambooth_trainer.sampling.prompt_check import check_prompts
 from dreambooth_trainer.store.folder import JobFolder, atomic_write
@@ -71,6 +72,7 @@ def prepare_job(job: DreamBoothJob) -> PreparedJob:
     hardware = query_workers(job.spec.cluster)
     check_cores(hardware, job.spec.cluster)
     planned, warnings = _plan(job, len(raw_images.images), hardware)
+    check_packages(planned.plan)
     return PreparedJob(planned, tuple(raw_images.images), (*raw_images.warnings, *notes, *warnings))
 
 

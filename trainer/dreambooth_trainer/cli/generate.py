@@ -36,6 +36,7 @@ def generate(
 
     from dreambooth_trainer.cluster.hardware import local_devices
     from dreambooth_trainer.families.registry import local_folder
+    from dreambooth_trainer.planning.precision import default_precision
     from dreambooth_trainer.sampling.pipeline import (
         ImageRequest,
         SamplingConfig,
@@ -55,7 +56,7 @@ def generate(
             update={"steps": steps or sampler.steps, "guidance_scale": guidance or sampler.guidance_scale}
         ),
         published.resolution,
-        "bf16" if any(device.bf16 for device in devices) else "fp32",
+        default_precision(gpu=bool(devices), bf16=all(device.bf16 for device in devices)),
         published.sampling_batch_size,
     )
     pipeline = load_pipeline(

@@ -18,6 +18,7 @@ from dreambooth_trainer.planning.fit import (
 from dreambooth_trainer.planning.memory import ModelSize, StageChoice
 from dreambooth_trainer.planning.model_facts import check_scheduler, native_resolution
 from dreambooth_trainer.planning.plan import Plan, fill_defaults
+from dreambooth_trainer.planning.precision import check_number_formats, default_precision
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def make_plan(job: DreamBoothJob, facts: JobFacts, measure: Measure) -> PlannedJ
 
     Raises:
         UserError: the batch cannot be split across the workers, the plan needs more memory than available, or the
-            model's configuration is not supported.
+            model's configuration or a number format is not supported.
     """
     hardware = facts.hardware
     check_scheduler(facts.model_folder)
@@ -73,10 +74,11 @@ def make_plan(job: DreamBoothJob, facts: JobFacts, measure: Measure) -> PlannedJ
         image_count=facts.image_count,
         identifier=facts.identifier,
         zero_stage=1,
-        precision="bf16" if hardware.bf16 else "fp32",
+        precision=default_precision(gpu=hardware.gpus_per_worker > 0, bf16=hardware.bf16),
         gpus_per_worker=hardware.gpus_per_worker,
         native_resolution=native_resolution(facts.model_folder),
     ).model_copy(update={"model": facts.model})
+    check_number_formats(draft)
     draft = with_sampling_batch(draft, hardware, measure)
     size = size_of(draft, measure)
     choice = plan_stage(draft, size, hardware)

@@ -38,7 +38,7 @@ class SamplingConfig:
 
     Attributes:
         resolution: side of the square images, pixels.
-        precision: number format of the weights on a GPU, "bf16" or "fp32". CPUs use fp32.
+        precision: number format of the weights on a GPU, "bf16", "fp16" or "fp32". CPUs use fp32.
         batch_size: maximum number of images per pipeline call.
     """
 
@@ -102,7 +102,8 @@ def load_pipeline(folder: Path, precision: str, device: str, adapter: Path | Non
     """
     import torch
 
-    dtype = torch.bfloat16 if precision == "bf16" and device == "cuda" else torch.float32
+    low = {"bf16": torch.bfloat16, "fp16": torch.float16} if device == "cuda" else {}
+    dtype = low.get(precision, torch.float32)
     family = open_family(folder)
     pipeline: Any = family.pipeline(folder, dtype)
     if adapter is not None:
