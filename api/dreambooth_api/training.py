@@ -160,8 +160,8 @@ class Training(Strict):
     )
     compile: Literal["Auto", "Never"] = Field(
         default="Auto",
-        description="Whether to compile the denoiser with torch.compile. Auto compiles on GPUs if the run is long "
-        "enough to repay the compilation.",
+        description="Whether to compile the denoiser with torch.compile. Auto compiles on a single GPU if the run is "
+        "long enough to repay the compilation.",
     )
     lora: Lora = Field(default_factory=Lora, description="Settings of method LoRA.")
     deepspeed: DeepSpeed = Field(default_factory=DeepSpeed, description="DeepSpeed ZeRO settings.")

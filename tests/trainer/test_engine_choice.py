@@ -44,6 +44,7 @@ def test_deepspeed_trains_where_there_is_something_to_partition(
     [
         (COMPILE_MIN_STEPS, {}, 1, True),
         (COMPILE_MIN_STEPS, {}, 0, False),
+        (COMPILE_MIN_STEPS, {"globalBatchSize": 2}, 2, False),
         (COMPILE_MIN_STEPS, {"compile": "Never"}, 1, False),
         (COMPILE_MIN_STEPS - 1, {}, 1, False),
         (COMPILE_MIN_STEPS // 2, {"gradientAccumulationSteps": 2}, 1, True),

@@ -101,7 +101,7 @@ def _stage(planned: PlannedJob) -> str:
 def _compilation(plan: Plan) -> str:
     if plan.spec.training.compile == "Never":
         return "none: set by the job"
-    rule = f"Auto compiles on GPUs from {COMPILE_MIN_STEPS} forward passes per process, below ZeRO stage 3"
+    rule = f"Auto compiles on a single GPU from {COMPILE_MIN_STEPS} forward passes"
     return f"{'torch.compile' if plan.compiled else 'none'}: {rule}"
 
 

@@ -109,10 +109,10 @@ class Plan(Strict):
 
     @property
     def compiled(self) -> bool:
-        """Whether the denoiser is compiled: on GPUs, if the run is long enough to repay the compilation."""
+        """Whether the denoiser is compiled: on a GPU without DeepSpeed, if the run is long enough to repay it."""
         training = self.spec.training
         long = self.steps * training.gradient_accumulation_steps >= COMPILE_MIN_STEPS
-        return training.compile == "Auto" and self.gpus_per_worker > 0 and self.zero_stage < 3 and long
+        return training.compile == "Auto" and self.gpus_per_worker > 0 and self.stage_name == "none" and long
 
     @property
     def used_class_images(self) -> int:
