@@ -46,7 +46,8 @@ def load_data() -> tuple[DreamBoothModule, TrainingData]:
         ids = family.tokenize(components, [prompt])
         with torch.no_grad():
             conditioning = family.encode_prompts(components.text_encoder, ids)
-        kinds.append(Latents(mean, std, torch.zeros(len(mean), dtype=torch.long), ids, conditioning))
+        ranges = torch.tensor([[0, len(mean)]])
+        kinds.append(Latents(mean, std, ranges, torch.zeros(len(mean), dtype=torch.long), ids, conditioning))
     return DreamBoothModule(family, components.noise_scheduler, components.denoiser, None, 1.0), TrainingData(*kinds)
 
 

@@ -63,7 +63,7 @@ def make_plan(resolution: int) -> Plan:
             },
         }
     )
-    return fill_defaults(job, image_count=1, identifier="sks", zero_stage=1, precision="fp32")
+    return fill_defaults(job, image_count=1, identifiers=["sks"], zero_stage=1, precision="fp32")
 
 
 def example_step(
@@ -112,7 +112,8 @@ def trainer_step(unet: UNet2DConditionModel, plan: Plan, latent_side: int) -> Ca
     def latents() -> Latents:
         shape = (1, 4, latent_side, latent_side)
         ids = torch.zeros(1, TOKENS, dtype=torch.long)
-        return Latents(torch.randn(shape), torch.ones(shape), ids[0, :1], ids, torch.randn(1, TOKENS, TEXT))
+        one = torch.tensor([[0, 1]])
+        return Latents(torch.randn(shape), torch.ones(shape), one, ids[0, :1], ids, torch.randn(1, TOKENS, TEXT))
 
     data = TrainingData(latents(), latents())
     module = DreamBoothModule(StableDiffusion(), DDPMScheduler(), unet, None, 1.0)

@@ -15,6 +15,7 @@ TEMPLATE = r"^[^\x00-\x1f{}]*\{\}[^\x00-\x1f{}]*$"
 PHRASE = r"^[^\x00-\x1f{}]*[^\x00-\x20{}][^\x00-\x1f{}]*$"
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
 TOKEN = r"^[^\s{}]{1,32}$"  # noqa: S105 - a word, not a secret
+MAX_IDENTIFIER_LENGTH = 32
 RELATIVE_PATH = r"^([^/.:\x00-\x1f][^/:\x00-\x1f]*(/[^/.:\x00-\x1f][^/:\x00-\x1f]*)*)?$"
 
 Phrase = Annotated[str, Field(pattern=PHRASE, max_length=300)]

@@ -7,6 +7,7 @@ does not import torch or access a disk.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, create_model, model_validator
@@ -14,7 +15,14 @@ from pydantic.alias_generators import to_camel
 
 from dreambooth_api.fields import DNS_LABEL, ObjectName, Quantity, Strict, Template, VolumeClaim, rule_error
 from dreambooth_api.metrics import METRICS
-from dreambooth_api.subject import PriorPreservation, Subject
+from dreambooth_api.subject import (
+    MAX_SUBJECTS,
+    ListedSubject,
+    PriorPreservation,
+    Subject,
+    class_prompt_error,
+    names_subject,
+)
 from dreambooth_api.training import Training
 from dreambooth_api.uris import BUILTIN_SPRITES, OBJECT_STORES, OUTPUT_URI
 from dreambooth_api.words import contains_word
@@ -239,7 +247,16 @@ class JobSpec(Strict):
         default=None,
         description=f"Base model. Defaults to the runtime's model; a local run defaults to {BUILTIN_SPRITES}.",
     )
-    subject: Subject = Field(description="Subject to learn.")
+    subject: Subject | None = Field(
+        default=None, description="Subject to learn. Exactly one of subject and subjects must be set."
+    )
+    subjects: list[ListedSubject] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_SUBJECTS,
+        description="Subjects to learn in one model. Each needs an identifier of its own. Every training batch rotates "
+        "through them.",
+    )
     prior_preservation: PriorPreservation = Field(
         default_factory=PriorPreservation, description="Prior preservation with class images."
     )
@@ -251,13 +268,62 @@ class JobSpec(Strict):
         default_factory=RunPolicy, description="Suspension, retries, deadline, cleanup and queueing."
     )
 
+    @property
+    def all_subjects(self) -> tuple[ListedSubject, ...]:
+        """The subjects in the form of a list, also if there is only one."""
+        if self.subject is None:
+            return tuple(self.subjects or ())
+        class_prompt = self.prior_preservation.class_prompt
+        return (ListedSubject.model_construct(**dict(self.subject), class_prompt=class_prompt),)
+
+    @property
+    def subject_fields(self) -> tuple[str, ...]:
+        """Path of each subject in a job file."""
+        if self.subject is not None:
+            return ("spec.subject",)
+        return tuple(f"spec.subjects[{index}]" for index in range(len(self.subjects or ())))
+
+    def update_subjects(self, changes: Sequence[Mapping[str, object]]) -> Self:
+        """A copy in which fields of each subject are replaced."""
+        pairs = zip(([self.subject] if self.subject else self.subjects) or [], changes, strict=True)
+        subjects = [subject.model_copy(update=fields) for subject, fields in pairs]
+        return self.model_copy(update={"subject": subjects[0]} if self.subject else {"subjects": subjects})
+
+    @model_validator(mode="after")
+    def _exactly_one_of_subject_and_subjects(self) -> Self:
+        if (self.subject is None) == (self.subjects is None):
+            got = "nothing" if self.subject is None else "subject and subjects"
+            remedy = "set exactly one of subject, subjects, for example subject: {images: {uri: photos/}, class: dog}"
+            raise rule_error("", f"sets {got}", remedy)
+        return self
+
     @model_validator(mode="after")
     def _class_prompt_is_about_the_class(self) -> Self:
-        identifier, prompt = self.subject.identifier, self.prior_preservation.class_prompt
-        # auto selects an identifier that is no word of the prompt.
-        if prompt is not None and identifier != "auto" and contains_word(prompt.lower(), identifier.lower()):
-            rule = f"{prompt!r} contains the identifier {identifier!r}, so class images would be images of the subject"
-            raise rule_error("priorPreservation.classPrompt", rule, f"write, for example, 'a {self.subject.class_}'")
+        prompt = self.prior_preservation.class_prompt
+        if prompt is None:
+            return self
+        if self.subject is None:
+            rule = "applies to a single subject"
+            raise rule_error("priorPreservation.classPrompt", rule, "set classPrompt in each item of subjects instead")
+        if names_subject(prompt, self.subject):
+            raise class_prompt_error("priorPreservation.classPrompt", self.subject, prompt)
+        return self
+
+    @model_validator(mode="after")
+    def _identifiers_differ(self) -> Self:
+        subjects = self.subjects or []
+        fixed = [subject.identifier.lower() for subject in subjects if subject.identifier != "auto"]
+        for identifier in fixed:
+            if fixed.count(identifier) > 1:
+                rule = (
+                    f"the identifier {identifier!r} is used more than once, so prompts cannot tell the subjects apart"
+                )
+                raise rule_error("subjects", rule, "set a different rare word for each subject, or auto")
+            for subject in subjects:
+                prompt = subject.class_prompt or subject.class_
+                if contains_word(prompt.lower(), identifier):
+                    rule = f"the identifier {identifier!r} is a word of {prompt!r}, which describes a class"
+                    raise rule_error("subjects", rule, "set a rare word, for example sks, or auto")
         return self
 
     @model_validator(mode="after")

@@ -35,6 +35,7 @@ class ProgressMessage(Lenient):
     eta_seconds: float | None = Field(default=None, ge=0)
     class_images: ClassImagesStatus | None = None
     scores: dict[str, float | None] | None = None
+    subject_scores: dict[str, dict[str, float | None]] | None = None
     output: OutputStatus | None = None
     failure: Failure | None = None
 
@@ -53,7 +54,14 @@ class ProgressMessage(Lenient):
     @classmethod
     def _finite_scores(cls, scores: dict[str, float | None] | None) -> dict[str, float | None] | None:
         # JSON cannot represent NaN; a score of NaN becomes null.
-        return scores and {name: v if v is not None and math.isfinite(v) else None for name, v in scores.items()}
+        return scores and _finite(scores)
+
+    @field_validator("subject_scores", mode="after")
+    @classmethod
+    def _finite_subject_scores(
+        cls, subjects: dict[str, dict[str, float | None]] | None
+    ) -> dict[str, dict[str, float | None]] | None:
+        return subjects and {identifier: _finite(scores) for identifier, scores in subjects.items()}
 
     @field_validator("failure", mode="before")
     @classmethod
@@ -66,6 +74,10 @@ class ProgressMessage(Lenient):
     def to_json(self) -> bytes:
         """The request body."""
         return self.model_dump_json(by_alias=True, exclude_none=True).encode()
+
+
+def _finite(scores: dict[str, float | None]) -> dict[str, float | None]:
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in scores.items()}
 
 
 def report_path(namespace: str, name: str, attempt: int | str) -> str:

@@ -14,7 +14,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 from pydantic.alias_generators import to_camel
 
+from dreambooth_api.fields import MAX_IDENTIFIER_LENGTH
 from dreambooth_api.metrics import METRICS
+from dreambooth_api.subject import MAX_SUBJECTS
 
 
 class Phase(StrEnum):
@@ -200,6 +202,12 @@ class Scores(_score_fields()):
     """Evaluation scores: strings with a fixed number of decimals, for example 0.742, so that printer columns align."""
 
 
+class SubjectScores(Scores):
+    """Evaluation scores of one of several subjects."""
+
+    identifier: Line = Field(max_length=MAX_IDENTIFIER_LENGTH, description="Identifier of the subject.")
+
+
 class OutputStatus(Lenient):
     """Published model."""
 
@@ -222,7 +230,14 @@ class ReportedStatus(Lenient):
     report: Report | None = Field(default=None, description="Last progress report of the trainer.")
     class_images: ClassImagesStatus | None = Field(default=None, description="Progress of class image generation.")
     training: TrainingStatus | None = Field(default=None, description="Progress of training.")
-    scores: Scores | None = Field(default=None, description="Evaluation scores.")
+    scores: Scores | None = Field(
+        default=None, description="Evaluation scores. With several subjects, means over the subjects."
+    )
+    subject_scores: list[SubjectScores] | None = Field(
+        default=None,
+        max_length=MAX_SUBJECTS,
+        description="Evaluation scores of each subject. Set only if there are several.",
+    )
     output: OutputStatus | None = Field(default=None, description="Published model.")
 
 

@@ -1,4 +1,4 @@
-"""`spec.subject` and `spec.priorPreservation`: what to learn, and the class images that keep the class."""
+"""`spec.subject(s)` and `spec.priorPreservation`: what to learn, and the class images that keep the class."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
 
 from dreambooth_api.fields import TOKEN, ObjectRef, Phrase, Strict, VolumeClaim, rule_error
 from dreambooth_api.uris import BUILTIN_SPRITES, BUILTIN_SUBJECT, OBJECT_STORES, SOURCE_URI
 from dreambooth_api.words import contains_word
+
+# The size of the list bounds the estimated cost of the CEL rules, and the size of the status.
+MAX_SUBJECTS = 8
 
 
 class ImageSource(Strict):
@@ -81,6 +85,33 @@ class Subject(Strict):
         return self
 
 
+class ListedSubject(Subject):
+    """One of several subjects, with the class prompt of its class."""
+
+    class_prompt: Phrase | None = Field(
+        default=None,
+        description='Prompt for the class images of this subject. Defaults to "a <class>". Subjects with the same '
+        "class prompt share class images.",
+    )
+
+    @model_validator(mode="after")
+    def _class_prompt_is_about_the_class(self) -> Self:
+        if self.class_prompt is not None and names_subject(self.class_prompt, self):
+            raise class_prompt_error("classPrompt", self, self.class_prompt)
+        return self
+
+
+def names_subject(prompt: str, subject: Subject) -> bool:
+    """Whether a class prompt contains the identifier. `auto` selects one that is no word of the prompt."""
+    return subject.identifier != "auto" and contains_word(prompt.lower(), subject.identifier.lower())
+
+
+def class_prompt_error(at: str, subject: Subject, prompt: str) -> PydanticCustomError:
+    """A class prompt that contains the identifier of the subject."""
+    rule = f"{prompt!r} contains the identifier {subject.identifier!r}, so class images would be images of the subject"
+    return rule_error(at, rule, f"write, for example, 'a {subject.class_}'")
+
+
 NoiseScheduler = Literal["Default", "DPMSolverMultistep"]
 """The model's own noise scheduler, or a class of diffusers without "Scheduler"."""
 
@@ -117,15 +148,17 @@ class PriorPreservation(Strict):
         default=None,
         ge=1,
         le=100_000,
-        description="Number of class images. Defaults to 200 per subject image, at most 1000; "
-        f"{BUILTIN_SPRITES} has its own default. At most steps x globalBatchSize are generated, because training uses "
-        "no more.",
+        description="Number of class images, split evenly between the class prompts of several subjects. Defaults to "
+        f"200 per subject image, at most 1000; {BUILTIN_SPRITES} has its own default. At most steps x globalBatchSize "
+        "are generated, because training uses no more.",
     )
     loss_weight: float = Field(
         default=1.0, gt=0, le=100, description="Weight of the prior-preservation loss (lambda in the paper)."
     )
     class_prompt: Phrase | None = Field(
-        default=None, description='Prompt for generating class images and training on them. Defaults to "a <class>".'
+        default=None,
+        description='Prompt for generating class images and training on them. Defaults to "a <class>". With several '
+        "subjects, set subjects[].classPrompt instead.",
     )
     sampler: Sampler = Field(default_factory=Sampler, description="Sampling settings for class images.")
     sharing: Literal["Cluster", "Namespace", "Job"] = Field(

@@ -88,7 +88,7 @@ class Training(Strict):
         default=None,
         ge=1,
         le=1_000_000,
-        description="Number of optimizer steps. Defaults to 1000, as in the paper; "
+        description="Number of optimizer steps. Defaults to 1000, as in the paper, for each subject; "
         f"{BUILTIN_SPRITES} has its own default.",
     )
     learning_rate: float | None = Field(

@@ -184,12 +184,13 @@ def test_every_example_is_valid(text: str) -> None:
             check_plan(DreamBoothJob.model_validate(example))
         case _:
             head = {"apiVersion": "dreambooth.dev/v1alpha1", "kind": "DreamBoothJob", "metadata": {"name": "my-dog"}}
-            subject = {**SUBJECT, **spec.get("subject", {})}
-            check_plan(DreamBoothJob.model_validate({**head, "spec": {**spec, "subject": subject}}))
+            subjects = {} if "subjects" in spec else {"subject": {**SUBJECT, **spec.get("subject", {})}}
+            check_plan(DreamBoothJob.model_validate({**head, "spec": {**spec, **subjects}}))
 
 
 def check_plan(job: DreamBoothJob) -> None:
     """The job can be planned for a model with the paper's defaults, on workers with one GPU each."""
     if job.spec.model is None:
         job = job.model_copy(update={"spec": job.spec.model_copy(update={"model": BaseModelRef(id="team/model")})})
-    fill_defaults(job, image_count=4, identifier="sks", zero_stage=1, precision="bf16", gpus_per_worker=1)
+    identifiers = [subject.identifier for subject in job.spec.all_subjects]
+    fill_defaults(job, image_count=4, identifiers=identifiers, zero_stage=1, precision="bf16", gpus_per_worker=1)

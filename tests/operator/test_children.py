@@ -57,7 +57,8 @@ def test_pods_mount_the_job_file_that_the_trainer_reads() -> None:
     job = job_with({"subject": {"images": {"pvc": {"claimName": "photos", "path": "dog"}}, "class": "dog"}})
     made = children(job)
     file = DreamBoothJob.model_validate(yaml.safe_load(made["ConfigMap"]["data"]["job.yaml"]))
-    assert file.spec.subject.images.uri == f"{environment.IMAGES_PATH}/dog"
+    assert file.spec.subject
+    assert file.spec.subject.images.uri == f"{environment.IMAGES_PATH}/0/dog"
     assert file.spec.model
     head = made["RayJob"]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     env = {e["name"]: e["value"] for e in head["containers"][0]["env"]}
@@ -69,7 +70,29 @@ def test_pods_mount_the_job_file_that_the_trainer_reads() -> None:
     claims = {
         v["name"]: v["persistentVolumeClaim"]["claimName"] for v in head["volumes"] if "persistentVolumeClaim" in v
     }
-    assert claims == {"images": "photos", "output": "work"}
+    assert claims == {"images-0": "photos", "output": "work"}
+
+
+def test_subjects_mount_each_volume_once() -> None:
+    sources: list[dict[str, Any]] = [
+        {"pvc": {"claimName": "photos", "path": "dog"}},
+        {"secret": {"name": "cat"}},
+        {"pvc": {"claimName": "photos"}},
+        {"uri": "s3://bucket/robot"},
+    ]
+    subjects = [{"images": source, "class": "pet", "identifier": f"id{n}"} for n, source in enumerate(sources)]
+    made = children(job_with({"subject": None, "subjects": subjects}))
+    spec = DreamBoothJob.model_validate(yaml.safe_load(made["ConfigMap"]["data"]["job.yaml"])).spec
+    root = environment.IMAGES_PATH
+    assert [s.images.uri for s in spec.all_subjects] == [f"{root}/0/dog", f"{root}/1", f"{root}/0", "s3://bucket/robot"]
+    head = made["RayJob"]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    volumes = [volume for volume in head["volumes"] if volume["name"].startswith("images")]
+    assert volumes == [
+        {"name": "images-0", "persistentVolumeClaim": {"claimName": "photos", "readOnly": True}},
+        {"name": "images-1", "secret": {"secretName": "cat"}},
+    ]
+    mounts = [mount for mount in head["containers"][0]["volumeMounts"] if mount["name"].startswith("images")]
+    assert [(mount["mountPath"], mount["readOnly"]) for mount in mounts] == [(f"{root}/0", True), (f"{root}/1", True)]
 
 
 def test_pods_of_ray_have_time_to_save_a_checkpoint_before_they_end() -> None:

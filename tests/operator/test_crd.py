@@ -25,6 +25,14 @@ MINIMAL = {
         "output": {"uri": "s3://models/dog"},
     },
 }
+DOG = {"images": {"configMap": {"name": "photos"}}, "class": "dog"}
+CAT = {**DOG, "class": "cat", "identifier": "ohwx"}
+
+
+def spec_of(subjects: list[dict[str, Any]], **more: object) -> dict[str, Any]:
+    return {"subjects": subjects, "output": {"uri": "s3://models/pets"}, **more}
+
+
 INVALID = {
     "an unknown field": ("spec.training.stpes", 5, 'unknown field "spec.training.stpes"'),
     "steps below one": ("spec.training.steps", 0, "should be greater than or equal to 1"),
@@ -82,6 +90,24 @@ INVALID = {
     "a name that is not a label": ("metadata.name", "my.dog", "letters, digits and hyphens, for example my-dog"),
     "a control character in a prompt": ("spec.priorPreservation.classPrompt", "a\ndog", "should match"),
     "no class": ("spec.subject", {"images": {"uri": "s3://b/x"}}, "spec.subject.class: Required value"),
+    "a subject and a list": ("spec.subjects", [{**DOG, "identifier": "ohwx"}], "set exactly one of subject, subjects"),
+    "no subject": ("spec", {"output": {"uri": "s3://models/dog"}}, "set exactly one of subject, subjects"),
+    "an empty list of subjects": ("spec", spec_of([]), "should have at least 1 items"),
+    "two subjects with the same identifier": ("spec", spec_of([DOG, {**DOG, "identifier": "SKS"}]), "must differ"),
+    "a class prompt for several subjects": (
+        "spec",
+        spec_of([DOG, CAT], priorPreservation={"classPrompt": "a dog"}),
+        "set classPrompt in each item of subjects instead",
+    ),
+    "a class prompt with the identifier of its subject": (
+        "spec", spec_of([DOG, {**CAT, "classPrompt": "an OHWX"}]), ": classPrompt must not contain the identifier",
+    ),
+    "a prompt without the identifier in a list": (
+        "spec", spec_of([DOG, {**CAT, "instancePrompt": "a cat"}]), "as a separate word, for example 'a sks dog'",
+    ),
+    "two sources of images in a list": (
+        "spec", spec_of([{**DOG, "images": {"uri": "s3://b/x", "secret": {"name": "p"}}}]), "exactly one of uri, pvc",
+    ),
 }  # fmt: skip
 
 
@@ -117,6 +143,8 @@ VALID = {
     "identifier auto and a class of the same name": (
         "spec.subject", {"images": {"configMap": {"name": "p"}}, "class": "auto", "identifier": "auto"},
     ),
+    "two subjects": ("spec", spec_of([DOG, {**CAT, "classPrompt": "a cat", "captions": {"1.png": "ohwx asleep"}}])),
+    "several subjects with selected identifiers": ("spec", spec_of([{**DOG, "identifier": "auto"}] * 8)),
     "a class prompt with a word that contains the identifier": ("spec.priorPreservation.classPrompt", "a dog on sksy"),
 }  # fmt: skip
 

@@ -209,6 +209,15 @@ def test_both_spellings_of_score_names_are_accepted() -> None:
     assert scores.model_dump(exclude_none=True) == {"dino": "0.712", "clip_i": "0.800", "clip_t": "0.300"}
 
 
+def test_scores_of_subjects_fit_into_the_status() -> None:
+    subjects = {f"id{number}\x1b" + "x" * 40: {"dino": 0.71234, "pres": None} for number in range(20)}
+    found = merged_status({"scores": {"dino": 0.5}, "subjectScores": subjects}).subject_scores
+    assert found
+    assert len(found) == 8
+    assert found[0].model_dump(exclude_none=True) == {"identifier": "id0" + "x" * 28, "dino": "0.712"}
+    assert merged_status({"scores": {"dino": 0.5}}).subject_scores is None
+
+
 def test_only_milestones_are_written_at_once() -> None:
     def milestone(**report: object) -> object:
         return milestone_of(ProgressMessage.model_validate(report))

@@ -35,7 +35,7 @@ def make_context(model: Path, folder: Path, namespace: str = "team-a", **evaluat
             },
         }
     )
-    plan = fill_defaults(job, image_count=4, identifier="sks", zero_stage=1, precision="fp32")
+    plan = fill_defaults(job, image_count=4, identifiers=["sks"], zero_stage=1, precision="fp32")
     plan = plan.model_copy(update={"sampler": SamplerSettings(steps=1, guidance_scale=1)})
     pool: Any = InlinePool()
     return Context(plan, JobFolder(folder), (), str(folder.parent / "store"), {TrainerPhase.TRAIN: folder.name}, pool)

@@ -32,7 +32,8 @@ ERRORS = {
     ),
     "a required object without content": (
         "apiVersion: dreambooth.dev/v1alpha1\nkind: DreamBoothJob\nmetadata: {name: a}\nspec:\n  subject:\n",
-        "spec.subject (line 4): is required; add, for example, subject: {images: {uri: photos/}, class: dog}",
+        "spec (line 4): sets nothing; set exactly one of subject, subjects, for example subject: {images: "
+        "{uri: photos/}, class: dog}",
     ),
     "an invalid enum value gets a suggestion": (
         spec("training: {method: lora}"),

@@ -17,7 +17,7 @@ from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.families.registry import open_family
 from dreambooth_trainer.phases.base import Context
 from dreambooth_trainer.phases.class_images import class_image_names, class_image_store, generate_missing
-from dreambooth_trainer.phases.encode import encode, encode_shared
+from dreambooth_trainer.phases.encode import ClassImages, class_images_of, encode, encode_shared
 from dreambooth_trainer.planning.plan import SamplerSettings
 from dreambooth_trainer.report.collect import _class_images, _FinishedJob
 from dreambooth_trainer.sampling import encode_images
@@ -54,9 +54,9 @@ def context_of(model: Path, folder: Path, workers: int = 2) -> Context:
 
 def run(context: Context) -> list[int]:
     """Generate and encode the class images; returns the progress of encoding."""
-    names, done = class_image_names(context), list[int]()
-    generate_missing(context, names, lambda *_, **__: None)
-    encode_shared(context, names, done.append)
+    class_images, done = class_images_of(context), list[int]()
+    generate_missing(context, "a dog", class_images[0].names, lambda *_, **__: None)
+    encode_shared(context, class_images, done.append)
     return done
 
 
@@ -73,9 +73,9 @@ def test_a_second_job_neither_generates_nor_encodes(tiny_model: Path, tmp_path: 
 def test_stored_latents_are_those_of_the_images(tiny_model: Path, tmp_path: Path) -> None:
     context = context_of(tiny_model, tmp_path / "a")
     run(context)
-    family, images = open_family(tiny_model), class_image_store(context)
+    family, images = open_family(tiny_model), class_image_store(context, "a dog")
     components = family.load(tiny_model, ("vae",))
-    for name in class_image_names(context):
+    for name in class_image_names(context)["a dog"]:
         mean, std = family.encode_images(components, [images.get(name)])
         found = latent_store(images).read(name, family.latent_shape(tiny_model, 32))
         assert found is not None
@@ -88,7 +88,7 @@ def test_damaged_and_foreign_latents_are_computed_again(
 ) -> None:
     context = context_of(tiny_model, tmp_path / "a")
     run(context)
-    file = Path(latent_store(class_image_store(context)).url) / "000002.safetensors"
+    file = Path(latent_store(class_image_store(context, "a dog")).url) / "000002.safetensors"
     intact = file.read_bytes()
     latent = torch.zeros(4, 8, 8)
     foreign = {
@@ -109,13 +109,14 @@ def test_damaged_and_foreign_latents_are_computed_again(
 
 def test_a_damaged_image_without_latents_is_generated_again(tiny_model: Path, tmp_path: Path) -> None:
     context = context_of(tiny_model, tmp_path / "a")
-    names, store = class_image_names(context), class_image_store(context)
-    generate_missing(context, names, lambda *_, **__: None)
+    class_images = class_images_of(context)
+    store = class_images[0].store
+    generate_missing(context, "a dog", class_images[0].names, lambda *_, **__: None)
     file = Path(store.url) / "000003.png"
     intact = file.read_bytes()
     file.write_bytes(intact[:-30])
     Image.new("RGB", (8, 8)).save(Path(store.url) / "000001.png")
-    encode_shared(context, names, lambda _: None)
+    encode_shared(context, class_images, lambda _: None)
     assert file.read_bytes() == intact
     assert store.get("000001").size == (32, 32)
 
@@ -125,8 +126,8 @@ def test_the_cache_has_the_latents_of_the_requested_images(tiny_model: Path, tmp
     run(context)
     context.folder.prepared.mkdir(parents=True)
     Image.new("RGB", (32, 32), "red").save(context.folder.prepared / "000.png")
-    names, store = class_image_names(context)[:3], class_image_store(context)
-    encode(context.plan, context.folder, ["a sks dog"], store, names)
+    names, store = class_image_names(context)["a dog"][:3], class_image_store(context, "a dog")
+    encode(context.plan, context.folder, [["a sks dog"]], [ClassImages("a dog", store, names)])
     data = load_data(context.folder.latents)
     assert data.class_images is not None
     assert data.class_images.mean.shape == (3, 4, 8, 8)
@@ -142,10 +143,11 @@ def test_the_cache_has_the_latents_of_the_requested_images(tiny_model: Path, tmp
 def test_the_report_skips_damaged_class_images(tiny_model: Path, tmp_path: Path) -> None:
     context = context_of(tiny_model, tmp_path / "a")
     run(context)
-    store = class_image_store(context)
+    store = class_image_store(context, "a dog")
     (Path(store.url) / "000000.png").write_bytes(b"")
     (Path(store.url) / "..png").write_bytes(b"not from this job")
-    record = {"store": store.url, "wanted": COUNT}
-    images, wanted = _class_images(_FinishedJob(context.folder, context.plan, {TrainerPhase.CLASS_IMAGES: record}))
+    record = {"stores": {"a dog": store.url}, "wanted": COUNT}
+    job = _FinishedJob(context.folder, context.plan, {TrainerPhase.CLASS_IMAGES: record})
+    images, wanted = _class_images(job, "a dog")
     assert (len(images), wanted) == (COUNT - 1, COUNT)
     assert (Path(store.url) / "..png").exists()

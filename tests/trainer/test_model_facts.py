@@ -54,7 +54,8 @@ def test_a_job_trains_at_the_resolution_of_its_model(tmp_path: Path, training: d
     unet = {"sample_size": 96, "block_out_channels": [320, 640, 1280, 1280]}
     folder = write_model(tmp_path, unet, scheduler={"prediction_type": "v_prediction"})
     job = job_of({"model": {"id": str(folder)}, "training": training})
-    planned = make_plan(job, JobFacts(BaseModelRef(id=str(folder)), folder, "sks", 4, H100), lambda plan, images: EMPTY)
+    facts = JobFacts(BaseModelRef(id=str(folder)), folder, ("sks",), (4,), H100)
+    planned = make_plan(job, facts, lambda plan, images: EMPTY)
     assert planned.plan.resolution == resolution
     assert planned.plan.sampler.steps == 50
 

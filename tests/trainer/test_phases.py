@@ -42,7 +42,7 @@ def make_plan(*prompts: str) -> Plan:
             },
         }
     )
-    return fill_defaults(job, image_count=4, identifier="sks", zero_stage=1, precision="fp32")
+    return fill_defaults(job, image_count=4, identifiers=["sks"], zero_stage=1, precision="fp32")
 
 
 def test_an_interrupted_phase_is_not_complete(tmp_path: Path) -> None:
@@ -77,11 +77,11 @@ def test_scores_compare_with_the_photos_and_not_with_the_crops(tmp_path: Path, m
     wide = Image.new("RGB", (90, 30), "red")
     wide.paste("blue", (30, 0, 60, 30))  # the center square
     folder, plan = JobFolder(tmp_path), make_plan("a {} on the beach").model_copy(update={"resolution": 16})
-    context: Any = SimpleNamespace(plan=plan, folder=folder, images=(RawImage("a.png", encoded(wide)),))
+    context: Any = SimpleNamespace(plan=plan, folder=folder, images=((RawImage("a.png", encoded(wide)),),))
     assert not PREPARE.complete(context)
     PREPARE.run(context, CountedProgress())
     assert PREPARE.complete(context)
-    assert Image.open(folder.prepared / "000.png").size == (16, 16)
+    assert Image.open(folder.prepared / "0-000.png").size == (16, 16)
     seen: list[Any] = []
     monkeypatch.setattr(encoders, "load_encoders", lambda *arguments: None)
     monkeypatch.setattr(evaluate, "work_device", lambda: "cpu")

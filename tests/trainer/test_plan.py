@@ -1,12 +1,13 @@
 """Resolved defaults, the split of the batch, and the choice of the ZeRO stage."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from dreambooth_api.deepspeed_keys import PLANNED, reserved_keys
 from dreambooth_api.errors import UserError
-from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.job import DreamBoothJob, JobSpec
 from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.cluster.hardware import Hardware
 from dreambooth_trainer.planning import describe
@@ -53,9 +54,9 @@ def job_of(spec: dict | None = None) -> DreamBoothJob:
 
 def make_plan(spec: dict | None = None, images: int = 4, gpus: int = 0, precision: str = "fp32") -> Plan:
     job = job_of(spec)
-    identifier = job.spec.subject.identifier
+    identifiers = [subject.identifier for subject in job.spec.all_subjects]
     return fill_defaults(
-        job, image_count=images, identifier=identifier, zero_stage=1, precision=precision, gpus_per_worker=gpus
+        job, image_count=images, identifiers=identifiers, zero_stage=1, precision=precision, gpus_per_worker=gpus
     )
 
 
@@ -69,7 +70,7 @@ def test_models_other_than_the_embedded_one_get_the_defaults_of_the_paper() -> N
 def test_the_embedded_model_has_its_own_defaults() -> None:
     plan = make_plan()
     assert (plan.steps, plan.learning_rate, plan.resolution) == (SPRITES.steps, SPRITES.learning_rate, 32)
-    assert (plan.instance_prompt, plan.class_prompt, plan.subject_noun) == ("a sks dog", "a dog", "sks dog")
+    assert [(s.instance_prompt, s.class_prompt, s.noun) for s in plan.subjects] == [("a sks dog", "a dog", "sks dog")]
 
 
 def test_values_of_the_job_override_defaults() -> None:
@@ -158,7 +159,7 @@ def test_the_remedy_is_a_plan_with_the_same_number_of_samples() -> None:
 
 def planned(plan: Plan) -> PlannedJob:
     choice = StageChoice(1, "", MemoryNeed(0, 0, 0, 0, 0), fits=True)
-    return PlannedJob(plan, 5, Hardware(0, "CPU", None, bf16=False), STABLE_DIFFUSION, choice, 1)
+    return PlannedJob(plan, (5,), Hardware(0, "CPU", None, bf16=False), STABLE_DIFFUSION, choice, 1)
 
 
 @pytest.mark.parametrize(
@@ -307,3 +308,45 @@ def test_the_fast_noise_scheduler_has_its_own_number_of_steps() -> None:
     assert "20 steps of DPMSolverMultistep" in class_images_row(
         make_plan({"priorPreservation": {"sampler": {"scheduler": "DPMSolverMultistep"}}})
     )
+
+
+DOG = {"class": "dog", "images": {"uri": "dog"}}
+CAT = {"class": "cat", "images": {"uri": "cat"}, "identifier": "ohwx"}
+
+
+def plan_subjects(*subjects: dict, images: int = 8, **spec: Any) -> Plan:
+    job = job_of(spec)
+    listed = JobSpec.model_validate({"subjects": list(subjects), **spec})
+    job = job.model_copy(update={"spec": listed})
+    identifiers = [subject.identifier for subject in listed.all_subjects]
+    return fill_defaults(job, image_count=images, identifiers=identifiers, zero_stage=1, precision="fp32")
+
+
+def test_each_subject_has_its_prompts() -> None:
+    plan = plan_subjects(DOG, {**CAT, "instancePrompt": "photo of ohwx", "classPrompt": "a photo of a cat"})
+    assert plan.instance_prompts == ("a sks dog", "photo of ohwx")
+    assert [subject.noun for subject in plan.subjects] == ["sks dog", "ohwx cat"]
+    assert plan.class_image_counts == {"a dog": 100, "a photo of a cat": 100}
+
+
+def test_steps_default_to_those_of_one_subject_times_their_number() -> None:
+    assert plan_subjects(DOG, CAT).steps == 2 * SPRITES.steps
+    assert plan_subjects(DOG, CAT, training={"steps": 7}).steps == 7
+
+
+def test_a_list_of_one_subject_is_planned_as_a_single_subject() -> None:
+    single, listed = make_plan(images=4), plan_subjects(DOG, images=4)
+    assert listed.model_copy(update={"job": single.job}) == single
+
+
+def test_subjects_of_the_same_class_share_class_images() -> None:
+    plan = plan_subjects(DOG, {**DOG, "identifier": "ohwx"}, CAT | {"identifier": "zwx"}, images=1)
+    assert plan.class_image_counts == {"a dog": 25, "a cat": 25}
+    plan = plan_subjects(DOG, CAT, priorPreservation={"numClassImages": 9})
+    assert plan.class_image_counts == {"a dog": 5, "a cat": 4}
+
+
+def test_every_class_prompt_needs_class_images() -> None:
+    with pytest.raises(UserError, match="is less than the number of class prompts, which is 2; set 2 or more"):
+        plan_subjects(DOG, CAT, priorPreservation={"numClassImages": 1})
+    assert plan_subjects(DOG, CAT, priorPreservation={"numClassImages": 1, "enabled": False})

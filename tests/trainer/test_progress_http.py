@@ -75,7 +75,8 @@ def test_the_last_message_is_complete(listener: Listener, token: Path) -> None:
             progress.total(100)
             progress.done(10, loss=0.5)
             progress.done(30, loss=0.25, samples=120, world_size=4, saved_step=20)
-        reporter.finished(TrainerPhase.EVALUATE, {"key": "k", "seconds": 1.0, "dino": 0.7, "clipI": 0.8, "clipT": 0.3})
+        scores = {"dino": 0.7, "clipI": 0.8, "clipT": 0.3, "subjects": {"sks": {"dino": 0.9}}}
+        reporter.finished(TrainerPhase.EVALUATE, {"key": "k", "seconds": 1.0, **scores})
         reporter.finished(TrainerPhase.PUBLISH, {"key": "k", "seconds": 1.0, "uri": "/out", "digest": "sha256:0"})
     authorization, last = listener.received[-1]
     assert authorization == "Bearer first"
@@ -85,6 +86,7 @@ def test_the_last_message_is_complete(listener: Listener, token: Path) -> None:
     assert last["etaSeconds"] >= 0
     assert last["classImages"] == {"wanted": 8, "reused": 3, "generated": 5}
     assert last["scores"] == {"dino": 0.7, "clipI": 0.8, "clipT": 0.3}
+    assert last["subjectScores"] == {"sks": {"dino": 0.9}}
     assert last["output"] == {"uri": "/out", "digest": "sha256:0"}
 
 

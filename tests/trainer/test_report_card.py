@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from PIL import Image
 from dreambooth_trainer.metrics.scores import Scores
 from dreambooth_trainer.report import collect
 from dreambooth_trainer.report.card import code_fence, code_span, model_card
-from dreambooth_trainer.report.contents import Comparison, Report
+from dreambooth_trainer.report.contents import Comparison, Report, SubjectReport
 from dreambooth_trainer.report.scores import score_rows
 
 VALUES = {"dino": 0.8, "clipI": 0.9, "clipT": 0.3, "pres": 0.4, "subjectDiversity": 0.2, "classDiversity": 0.5}
@@ -27,15 +28,19 @@ def _report(prompt: str = "a sks dog", base: str = "org/base", num_class_images:
     comparison = Comparison(prompt, images, images)
     return Report(
         name="my-dog",
-        instance_prompt=prompt,
-        class_prompt="a dog",
         base_model=base,
         created=datetime(2026, 11, 24, tzinfo=UTC),
-        subject_images=images * 5,
-        subject_comparison=comparison,
-        prompt_comparisons=(),
-        class_comparison=comparison,
-        num_class_images=num_class_images,
+        subjects=(
+            SubjectReport(
+                instance_prompt=prompt,
+                class_prompt="a dog",
+                images=images * 5,
+                comparison=comparison,
+                prompt_comparisons=(),
+                class_comparison=comparison,
+                num_class_images=num_class_images,
+            ),
+        ),
         scores=score_rows(None, SCORES),
         encoders="builtin:sprites",
         settings={"steps": "400", "a|b": "c|d"},
@@ -79,6 +84,18 @@ def test_training_without_prior_preservation_is_stated() -> None:
     assert "without prior preservation" in model_card(_report(num_class_images=0)).text
 
 
+def test_the_card_shows_how_to_prompt_each_of_several_subjects() -> None:
+    dog = replace(_report().subjects[0], scores=score_rows(None, SCORES))
+    cat = replace(dog, instance_prompt="a o|wx cat", class_prompt="a cat", images=dog.images[:3], num_class_images=500)
+    text = model_card(replace(_report(), subjects=(dog, cat))).text
+    assert "on images of 2 subjects.\n\n| Instance prompt |" in text
+    assert "| `a sks dog` | `a dog` | 5 |\n| `a o\\|wx cat` | `a cat` | 3 |\n" in text
+    assert "| Subject | DINO | CLIP-I | CLIP-T |" in text
+    assert "| `a o\\|wx cat` | 0.800 | 0.900 | 0.300 |" in text
+    assert "on 1000 class images of `a dog` and 500 class images of `a cat`." in text
+    assert "\n\n\n" not in text
+
+
 @pytest.mark.parametrize(
     ("text", "markdown"),
     [
@@ -113,7 +130,9 @@ def test_the_report_states_how_div_was_computed(tmp_path: Path, lpips: dict[str,
     (tmp_path / "scores.json").write_text(json.dumps({"before": content, "after": content}))
     spec = SimpleNamespace(evaluation=SimpleNamespace(enabled=True))
     job: Any = SimpleNamespace(plan=SimpleNamespace(spec=spec), folder=SimpleNamespace(scores=tmp_path / "scores.json"))
-    assert collect._scores(job)[1] == shown
+    found = collect._scores(job)
+    assert found
+    assert collect._encoders(found[1]) == shown
 
 
 def test_score_rows_show_before_and_after_and_skip_missing_scores() -> None:

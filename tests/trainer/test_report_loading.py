@@ -25,7 +25,7 @@ def plan(method: str, formats: list[str] | None, model: str = "a/b", prompt: str
             },
         }
     )
-    return fill_defaults(job, image_count=4, identifier="sks", zero_stage=1, precision="fp32")
+    return fill_defaults(job, image_count=4, identifiers=["sks"], zero_stage=1, precision="fp32")
 
 
 def test_the_default_formats_depend_on_the_method() -> None:

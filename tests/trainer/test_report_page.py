@@ -20,6 +20,7 @@ from dreambooth_trainer.report.contents import (
     ReferenceRow,
     Report,
     ScoreRow,
+    SubjectReport,
 )
 
 MARKUP = "a sks dog <script>alert(1)</script> \" onerror='x' {{ 7*7 }} & co"
@@ -33,16 +34,20 @@ def _report() -> Report:
     sprites = tuple(_sprite(value) for value in range(4))
     return Report(
         name="my-dog",
-        instance_prompt="a sks dog",
-        class_prompt="a dog",
         base_model="builtin:sprites",
         created=datetime(2026, 11, 24, 9, 30, tzinfo=UTC),
-        subject_images=sprites,
-        subject_comparison=Comparison("a sks dog", sprites, sprites),
-        prompt_comparisons=(Comparison("a sks dog on the beach", sprites, sprites),),
-        class_comparison=Comparison("a dog", sprites, sprites),
-        class_images=sprites,
-        num_class_images=800,
+        subjects=(
+            SubjectReport(
+                instance_prompt="a sks dog",
+                class_prompt="a dog",
+                images=sprites,
+                comparison=Comparison("a sks dog", sprites, sprites),
+                prompt_comparisons=(Comparison("a sks dog on the beach", sprites, sprites),),
+                class_comparison=Comparison("a dog", sprites, sprites),
+                class_images=sprites,
+                num_class_images=800,
+            ),
+        ),
         scores=(
             ScoreRow("DINO", "similarity", 0.2, 0.8, True, real_images=0.774),
             ScoreRow("PRES", "class similarity", 0.2, 0.8, False),
@@ -89,16 +94,20 @@ def test_images_are_embedded_and_there_are_no_external_resources(tmp_path: Path)
 
 def test_user_input_is_escaped(tmp_path: Path) -> None:
     comparison = Comparison(MARKUP, (_sprite(1),), (_sprite(2),))
+    subject = replace(
+        _report().subjects[0],
+        instance_prompt=MARKUP,
+        class_prompt=MARKUP,
+        comparison=comparison,
+        prompt_comparisons=(comparison,),
+        class_comparison=comparison,
+    )
     report = replace(
         _report(),
         name=MARKUP,
-        instance_prompt=MARKUP,
-        class_prompt=MARKUP,
         base_model=MARKUP,
         encoders=MARKUP,
-        subject_comparison=comparison,
-        prompt_comparisons=(comparison,),
-        class_comparison=comparison,
+        subjects=(subject,),
         phases=(PhaseTime(MARKUP, 1.0, MARKUP),),
         settings={MARKUP: MARKUP},
         loading_code=MARKUP,
@@ -111,11 +120,10 @@ def test_user_input_is_escaped(tmp_path: Path) -> None:
 
 
 def test_optional_sections_are_omitted_and_missing_prior_preservation_is_stated() -> None:
+    subject = replace(_report().subjects[0], prompt_comparisons=(), class_images=(), num_class_images=0)
     minimal = replace(
         _report(),
-        prompt_comparisons=(),
-        class_images=(),
-        num_class_images=0,
+        subjects=(subject,),
         scores=(),
         phases=(),
         settings={},
@@ -126,6 +134,18 @@ def test_optional_sections_are_omitted_and_missing_prior_preservation_is_stated(
     assert "without prior preservation" in text
     for heading in ("Scores", "Loss", "Duration", "Usage", "Settings", "Versions", "Results of the paper"):
         assert f"<h2>{heading}" not in text
+
+
+def test_each_of_several_subjects_has_its_images_and_scores() -> None:
+    dog = replace(_report().subjects[0], scores=(ScoreRow("DINO", "similarity", 0.2, 0.7, True),))
+    cat = replace(dog, instance_prompt="a ohwx cat", class_prompt="a cat", scores=())
+    text = page.render_report(replace(_report(), subjects=(dog, cat)))
+    words = " ".join(" ".join(_Page(text).words).split())
+    assert "Subject 1: a sks dog" in words
+    assert "Subject 2: a ohwx cat" in words
+    assert "does a cat still produce varied images?" in words
+    assert "Subject DINO PRES DIV a sks dog 0.700 – – a ohwx cat – – –" in words
+    assert "Subject 1" not in page.render_report(_report())
 
 
 def test_changes_of_scores_depend_on_the_direction_of_the_metric() -> None:

@@ -49,7 +49,8 @@ def contents(folder: Path) -> dict[str, str]:
 def manifest(files: tuple[str, ...], name: str = "my-dog") -> ModelManifest:
     sampler = SamplerSettings(steps=1, guidance_scale=1)
     return ModelManifest(
-        job=f"default/{name}", files=files, base_model="x", base_digest="x", instance_prompt="x", class_prompt="x",
+        job=f"default/{name}", files=files, base_model="x", base_digest="x",
+        instance_prompts=("x",), class_prompts=("x",),
         resolution=32, sampler=sampler,
     )  # fmt: skip
 

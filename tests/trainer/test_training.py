@@ -51,7 +51,7 @@ def make_plan(model: Path, stage: int = 1, precision: str = "fp32", workers: int
             },
         }
     )
-    return fill_defaults(job, image_count=4, identifier="sks", zero_stage=stage, precision=precision)
+    return fill_defaults(job, image_count=4, identifiers=["sks"], zero_stage=stage, precision=precision)
 
 
 def make_data(path: Path) -> Path:
@@ -62,6 +62,7 @@ def make_data(path: Path) -> Path:
         return Latents(
             mean=torch.randn(count, 4, 8, 8, generator=generator),
             std=torch.full((count, 4, 8, 8), 0.1),
+            subject_ranges=torch.tensor([[0, count]]),
             prompt_indices=torch.zeros(count, dtype=torch.long),
             token_ids=torch.randint(0, 50, (1, 16), generator=generator),
             conditioning=torch.randn(1, 16, 32, generator=generator),

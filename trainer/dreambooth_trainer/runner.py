@@ -21,8 +21,8 @@ from dreambooth_trainer.cluster.pool import WorkerPool
 from dreambooth_trainer.cluster.runtime_hardware import runtime_hardware
 from dreambooth_trainer.cluster.session import has_address, ray_cluster
 from dreambooth_trainer.families.registry import config_folder, family_module, local_folder, pinned, rare_identifier
-from dreambooth_trainer.images.captions import with_caption_files
-from dreambooth_trainer.images.sources import RawImage, RawImages, read_images
+from dreambooth_trainer.images.sources import RawImage, read_images
+from dreambooth_trainer.images.subjects import each_subject, located_warnings, read_subjects, with_captions
 from dreambooth_trainer.jobfile.load import dump_job
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.phases.class_images import CLASS_IMAGES
@@ -48,10 +48,10 @@ PHASES = (PREPARE, CLASS_IMAGES, ENCODE, TRAIN, EVALUATE, PUBLISH)
 
 @dataclass(frozen=True)
 class PreparedJob:
-    """A planned job with its subject images, and warnings for the user."""
+    """A planned job with the images of each subject, and warnings for the user."""
 
     planned: PlannedJob
-    images: tuple[RawImage, ...]
+    images: tuple[tuple[RawImage, ...], ...]
     warnings: tuple[str, ...]
 
     @property
@@ -67,19 +67,13 @@ def prepare_job(job: DreamBoothJob) -> PreparedJob:
             memory.
         DeviceError: a worker has a GPU, but CUDA does not work.
     """
-    raw_images = read_images(job.spec.subject.images)
-    job, notes = with_captions(job, raw_images)
+    spec, images, notes = read_subjects(job.spec)
+    job = job.model_copy(update={"spec": spec})
     hardware = query_workers(job.spec.cluster)
     check_cores(hardware, job.spec.cluster)
-    planned, warnings = _plan(job, len(raw_images.images), hardware)
+    planned, warnings = _plan(job, tuple(map(len, images)), hardware)
     check_packages(planned.plan)
-    return PreparedJob(planned, tuple(raw_images.images), (*raw_images.warnings, *notes, *warnings))
-
-
-def with_captions(job: DreamBoothJob, found: RawImages) -> tuple[DreamBoothJob, list[str]]:
-    """A job with the captions in text files beside its images, and warnings."""
-    subject, warnings = with_caption_files(job.spec.subject, found.captions)
-    return job.model_copy(update={"spec": job.spec.model_copy(update={"subject": subject})}), warnings
+    return PreparedJob(planned, tuple(images), (*notes, *warnings))
 
 
 def plan_for_runtime(job: DreamBoothJob, runtime: RuntimeSpec) -> tuple[PlannedJob, tuple[str, ...]]:
@@ -90,30 +84,20 @@ def plan_for_runtime(job: DreamBoothJob, runtime: RuntimeSpec) -> tuple[PlannedJ
     """
     spec = with_defaults(job.spec, runtime)
     hardware = runtime_hardware(worker_resources(spec, runtime), spec.cluster.node_selector)
-    warnings: list[str] = []
-    image_count, source = ASSUMED_IMAGES, spec.subject.images
-    if source.uri is not None:
-        raw_images = read_images(source)
-        image_count = len(raw_images.images)
-        job, caption_notes = with_captions(job.model_copy(update={"spec": spec}), raw_images)
-        spec = job.spec
-        warnings += [*raw_images.warnings, *caption_notes]
-    else:
-        warnings.append(f"the images are in the cluster: the plan assumes {ASSUMED_IMAGES} images.")
-    planned, notes = _plan(job.model_copy(update={"spec": spec}), image_count, hardware)
-    return planned, (*notes, *warnings)
+    found = each_subject(spec, lambda _, subject: read_images(subject.images) if subject.images.uri else None)
+    spec, notes = with_captions(spec, found)
+    assumed = [f"the images are in the cluster: the plan assumes {ASSUMED_IMAGES} images."]
+    unread = located_warnings(spec, [assumed if raw is None else [] for raw in found])
+    image_counts = tuple(ASSUMED_IMAGES if raw is None else len(raw.images) for raw in found)
+    planned, warnings = _plan(job.model_copy(update={"spec": spec}), image_counts, hardware)
+    return planned, (*warnings, *notes, *unread)
 
 
-def _plan(job: DreamBoothJob, image_count: int, hardware: Hardware) -> tuple[PlannedJob, tuple[str, ...]]:
+def _plan(job: DreamBoothJob, image_counts: tuple[int, ...], hardware: Hardware) -> tuple[PlannedJob, tuple[str, ...]]:
     model = pinned(model_ref(job))
     folder = config_folder(model)
-    identifier = job.spec.subject.identifier
-    if identifier == "auto":
-        class_prompt = job.spec.prior_preservation.class_prompt or ""
-        prompts = [job.spec.subject.class_, class_prompt, *job.spec.evaluation.prompts]
-        identifier = rare_identifier(folder, f"{job.metadata.namespace}/{job.metadata.name}", prompts)
-    facts = JobFacts(model, folder, identifier, image_count, hardware)
-    planned = make_plan(job, facts, partial(_count_size, folder, image_count))
+    facts = JobFacts(model, folder, select_identifiers(job, folder), image_counts, hardware)
+    planned = make_plan(job, facts, partial(_count_size, folder, sum(image_counts)))
     issues, warnings = check_prompts(planned.plan, folder)
     if issues:
         raise UserError(issues)
@@ -126,6 +110,24 @@ def _count_size(folder: Path, image_count: int, plan: Plan, images: int) -> Mode
 
     encoding_batch = min(VAE_BATCH_SIZE, image_count * plan.variants_per_image)
     return count_size(plan, folder, images, encoding_batch)
+
+
+def select_identifiers(job: DreamBoothJob, folder: Path) -> tuple[str, ...]:
+    """The identifier of each subject. Each `auto` becomes a rare token that no other subject of the job uses.
+
+    Args:
+        folder: local folder of the base model.
+    """
+    subjects, selected = job.spec.all_subjects, list[str]()
+    texts = [text for subject in subjects for text in (subject.class_, subject.class_prompt or "")]
+    texts += [*job.spec.evaluation.prompts, *(subject.identifier for subject in subjects)]
+    for subject in subjects:
+        identifier = subject.identifier
+        if identifier == "auto":
+            seed_text = f"{job.metadata.namespace}/{job.metadata.name}"
+            identifier = rare_identifier(folder, seed_text, [*texts, *selected])
+        selected.append(identifier)
+    return tuple(selected)
 
 
 def run_job(

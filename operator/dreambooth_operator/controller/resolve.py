@@ -13,6 +13,7 @@ from dreambooth_api.environment import IMAGES_PATH, OUTPUT_PATH
 from dreambooth_api.fields import VolumeClaim
 from dreambooth_api.job import JobSpec, Resources, RunPolicy
 from dreambooth_api.runtime import DEFAULT_RUNTIME, Bounds, PodResources, RuntimeSpec
+from dreambooth_api.subject import ImageSource
 from dreambooth_operator.controller.observed import Job, Runtime
 
 
@@ -31,7 +32,8 @@ class ResolvedJob:
     Attributes:
         spec: the job's spec, with the runtime's defaults applied and volumes replaced by mounted paths.
         runtime: the runtime's spec.
-        images: volume source of the volume mounted at IMAGES_PATH; None if the images have a URI.
+        images: volume sources of the images of the subjects, each once. The volume with index i is mounted at
+            IMAGES_PATH/i. Images with a URI have none.
         claim: PersistentVolumeClaim mounted at OUTPUT_PATH, shared by all pods of the job.
         out: the job's folder on that volume, as a path in the pods.
         store: URI or path of the shared class images, as seen by the pods.
@@ -40,7 +42,7 @@ class ResolvedJob:
 
     spec: JobSpec
     runtime: RuntimeSpec
-    images: dict[str, object] | None
+    images: tuple[dict[str, object], ...]
     claim: str
     out: str
     store: str
@@ -98,19 +100,7 @@ def _locate(job: Job, spec: JobSpec, runtime: RuntimeSpec) -> ResolvedJob | Reso
             "pvc: {claimName: ...}, or ask the platform team to set spec.storage.claimName in the runtime",
         )
     out = f"{OUTPUT_PATH}/{pvc.path}"
-    images = spec.subject.images
-    volume: dict[str, object] | None = None
-    below = ""
-    if images.config_map:
-        volume = {"configMap": {"name": images.config_map.name}}
-    elif images.secret:
-        volume = {"secret": {"secretName": images.secret.name}}
-    elif images.pvc:
-        volume = {"persistentVolumeClaim": {"claimName": images.pvc.claim_name, "readOnly": True}}
-        below = images.pvc.path
-    if volume is not None:
-        source = type(images)(uri="/".join(filter(None, (IMAGES_PATH, below))))
-        spec = spec.model_copy(update={"subject": spec.subject.model_copy(update={"images": source})})
+    spec, volumes = _mount_images(spec)
     worker = worker_resources(spec, runtime)
     resources = Resources(cpu=worker.cpu, memory=worker.memory, gpu=worker.gpu)
     output = spec.output.model_copy(update={"uri": uri, "pvc": None})
@@ -118,12 +108,42 @@ def _locate(job: Job, spec: JobSpec, runtime: RuntimeSpec) -> ResolvedJob | Reso
     return ResolvedJob(
         spec=spec.model_copy(update={"output": output, "cluster": cluster}),
         runtime=runtime,
-        images=volume,
+        images=volumes,
         claim=pvc.claim_name,
         out=out,
         store=_store(spec, runtime, out),
         worker=worker,
     )
+
+
+def _mount_images(spec: JobSpec) -> tuple[JobSpec, tuple[dict[str, object], ...]]:
+    """The spec with paths in the pods instead of volumes, and the source of each volume.
+
+    Subjects can share a volume: a pod with two volumes of the same claim may not start.
+    """
+    volumes: list[dict[str, object]] = []
+    sources: list[ImageSource] = []
+    for subject in spec.all_subjects:
+        images = subject.images
+        volume = _volume_source(images)
+        if volume is not None:
+            if volume not in volumes:
+                volumes.append(volume)
+            below = images.pvc.path if images.pvc else ""
+            path = "/".join(filter(None, (IMAGES_PATH, str(volumes.index(volume)), below)))
+            images = ImageSource(uri=path)
+        sources.append(images)
+    return spec.update_subjects([{"images": source} for source in sources]), tuple(volumes)
+
+
+def _volume_source(images: ImageSource) -> dict[str, object] | None:
+    if images.config_map:
+        return {"configMap": {"name": images.config_map.name}}
+    if images.secret:
+        return {"secret": {"secretName": images.secret.name}}
+    if images.pvc:
+        return {"persistentVolumeClaim": {"claimName": images.pvc.claim_name, "readOnly": True}}
+    return None
 
 
 def _output(job: Job, spec: JobSpec, runtime: RuntimeSpec) -> tuple[VolumeClaim | None, str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, cast
 
 from dreambooth_api.fields import DNS_SUBDOMAIN
@@ -34,8 +35,8 @@ def job_crd() -> dict[str, Any]:
     ]
     description = (
         "DreamBoothJob fine-tunes a text-to-image model on a few images of one subject, following the DreamBooth "
-        "paper, and publishes the model. Required: subject.images, subject.class and, unless the runtime has "
-        "storage, output."
+        "paper, and publishes the model. Required: subject.images, subject.class (or subjects) and, unless the runtime "
+        "has storage, output."
     )
     root = _root(description, spec, status)
     _limit(root, LIMITS)
@@ -80,7 +81,7 @@ def _crd(
 ) -> dict[str, Any]:
     _bound_names(root)
     for path, wanted in rules.items():
-        _at(root, path)["x-kubernetes-validations"] = wanted
+        _at(root, path)["x-kubernetes-validations"] = copy.deepcopy(wanted)  # YAML would use anchors for shared rules
     version: dict[str, Any] = {
         "name": resource.version,
         "served": True,
@@ -121,13 +122,14 @@ def _as_map(schema: Schema, *, key: str) -> None:
 
 
 def _at(root: Schema, path: str) -> Schema:
-    """The schema at a dotted path. A segment that ends with `{}` stands for the values of a map."""
+    """The schema at a dotted path. `{}` at the end of a segment stands for the values of a map, `[]` for list items."""
     node = root
     for part in filter(None, path.split(".")):
-        name, is_map, _ = part.partition("{}")
-        node = node["properties"][name]
-        if is_map:
+        node = node["properties"][part.removesuffix("{}").removesuffix("[]")]
+        if part.endswith("{}"):
             node = node["additionalProperties"]
+        elif part.endswith("[]"):
+            node = node["items"]
     return node
 
 

@@ -69,7 +69,7 @@ def _default(node: Schema) -> str:
 def _rules(node: Schema) -> Iterator[dict[str, str]]:
     yield from node.get("x-kubernetes-validations", ())
     for child in node.get("properties", {}).values():
-        yield from _rules(child)
+        yield from _rules(child.get("items", child))
 
 
 def _escape(text: str) -> str:

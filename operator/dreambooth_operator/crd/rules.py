@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dreambooth_api.fields import MAX_IDENTIFIER_LENGTH
 from dreambooth_api.metrics import METRICS
 from dreambooth_api.uris import BUILTIN, BUILTIN_SUBJECT, OBJECT_STORE, OBJECT_STORES
 
@@ -15,7 +16,17 @@ Rule = dict[str, str]
 
 # Once the first attempt has started, its inputs are immutable; the run policy is not.
 _STARTED = "has(oldSelf.status) && has(oldSelf.status.attempts) && oldSelf.status.attempts > 0"
-_IMMUTABLE = ("subject", "priorPreservation", "training", "evaluation", "output", "cluster", "model", "runtimeRef")
+_IMMUTABLE = (
+    "subject",
+    "subjects",
+    "priorPreservation",
+    "training",
+    "evaluation",
+    "output",
+    "cluster",
+    "model",
+    "runtimeRef",
+)
 
 
 def _immutable(field: str) -> Rule:
@@ -42,6 +53,39 @@ def _contains_word(text: str, word: str, lower: str = "") -> str:
     return rf"{marked}.matches('(^|[^\\p{{L}}\\p{{N}}\\x01])\\x01($|[^\\p{{L}}\\p{{N}}\\x01])')"
 
 
+_IMAGE_RULES: list[Rule] = [
+    {
+        "rule": "[has(self.uri), has(self.pvc), has(self.configMap), has(self.secret)].filter(x, x).size() == 1",
+        "message": "set exactly one of uri, pvc, configMap, secret",
+    },
+    {
+        "rule": f"!has(self.uri) || self.uri.matches('^{OBJECT_STORE}|^{BUILTIN}')",
+        "message": f"on a cluster, uri must be a folder in {OBJECT_STORES}, or {BUILTIN_SUBJECT}: for local "
+        "images, run kubectl create configmap NAME --from-file=FOLDER and set configMap: {name: NAME}",
+    },
+]
+_SUBJECT_RULES: list[Rule] = [
+    {
+        "rule": "self.identifier == 'auto' || !has(self.instancePrompt) || "
+        + _contains_word("self.instancePrompt", "self.identifier"),
+        "message": "instancePrompt must contain the identifier as a separate word, for example 'a sks dog'",
+    },
+    {
+        "rule": "self.identifier != 'auto' || !has(self.instancePrompt)",
+        "message": "instancePrompt requires a fixed identifier: replace auto with, for example, identifier: sks",
+    },
+    {
+        "rule": "!has(self.captions) || self.captions.all(f, "
+        + _contains_word("self.captions[f]", "self.identifier")
+        + ")",
+        "message": "each caption must contain the identifier as a separate word, for example 'a sks dog asleep'",
+    },
+    {
+        "rule": "self.identifier == 'auto' || !" + _contains_word("self.class", "self.identifier", ".lowerAscii()"),
+        "message": "identifier must not be a word of the class: set a rare word, for example sks, or auto",
+    },
+]
+
 # Rules by field path from the root of a DreamBoothJob.
 JOB_RULES: dict[str, list[Rule]] = {
     "": [
@@ -53,7 +97,21 @@ JOB_RULES: dict[str, list[Rule]] = {
     ],
     "spec": [
         {
-            "rule": "!has(self.priorPreservation) || !has(self.priorPreservation.classPrompt) || "
+            "rule": "has(self.subject) != has(self.subjects)",
+            "message": "set exactly one of subject, subjects",
+        },
+        {
+            "rule": "!has(self.subjects) || self.subjects.all(s, s.identifier == 'auto' || "
+            "self.subjects.filter(t, t.identifier.lowerAscii() == s.identifier.lowerAscii()).size() == 1)",
+            "message": "the identifiers of subjects must differ: set a rare word for each, or auto",
+        },
+        {
+            "rule": "!has(self.subjects) || !has(self.priorPreservation) || !has(self.priorPreservation.classPrompt)",
+            "message": "priorPreservation.classPrompt applies to a single subject: set classPrompt in each item of "
+            "subjects instead",
+        },
+        {
+            "rule": "!has(self.subject) || !has(self.priorPreservation) || !has(self.priorPreservation.classPrompt) || "
             "self.subject.identifier == 'auto' || !"
             + _contains_word("self.priorPreservation.classPrompt", "self.subject.identifier", ".lowerAscii()"),
             "message": "priorPreservation.classPrompt must not contain the identifier: write, for example, 'a dog'",
@@ -65,36 +123,15 @@ JOB_RULES: dict[str, list[Rule]] = {
             "training.method: LoRA",
         },
     ],
-    "spec.subject.images": [
+    "spec.subject.images": _IMAGE_RULES,
+    "spec.subjects[].images": _IMAGE_RULES,
+    "spec.subject": _SUBJECT_RULES,
+    "spec.subjects[]": [
+        *_SUBJECT_RULES,
         {
-            "rule": "[has(self.uri), has(self.pvc), has(self.configMap), has(self.secret)].filter(x, x).size() == 1",
-            "message": "set exactly one of uri, pvc, configMap, secret",
-        },
-        {
-            "rule": f"!has(self.uri) || self.uri.matches('^{OBJECT_STORE}|^{BUILTIN}')",
-            "message": f"on a cluster, uri must be a folder in {OBJECT_STORES}, or {BUILTIN_SUBJECT}: for local "
-            "images, run kubectl create configmap NAME --from-file=FOLDER and set configMap: {name: NAME}",
-        },
-    ],
-    "spec.subject": [
-        {
-            "rule": "self.identifier == 'auto' || !has(self.instancePrompt) || "
-            + _contains_word("self.instancePrompt", "self.identifier"),
-            "message": "instancePrompt must contain the identifier as a separate word, for example 'a sks dog'",
-        },
-        {
-            "rule": "self.identifier != 'auto' || !has(self.instancePrompt)",
-            "message": "instancePrompt requires a fixed identifier: replace auto with, for example, identifier: sks",
-        },
-        {
-            "rule": "!has(self.captions) || self.captions.all(f, "
-            + _contains_word("self.captions[f]", "self.identifier")
-            + ")",
-            "message": "each caption must contain the identifier as a separate word, for example 'a sks dog asleep'",
-        },
-        {
-            "rule": "self.identifier == 'auto' || !" + _contains_word("self.class", "self.identifier", ".lowerAscii()"),
-            "message": "identifier must not be a word of the class: set a rare word, for example sks, or auto",
+            "rule": "!has(self.classPrompt) || self.identifier == 'auto' || !"
+            + _contains_word("self.classPrompt", "self.identifier", ".lowerAscii()"),
+            "message": "classPrompt must not contain the identifier: write, for example, 'a dog'",
         },
     ],
     "spec.training": [
@@ -132,9 +169,15 @@ JOB_RULES: dict[str, list[Rule]] = {
 
 # Sizes that keep the cost of the rules low and that local runs do not need: schema keywords by path.
 LIMITS: dict[str, dict[str, Any]] = {
-    "spec.subject.images.uri": {"maxLength": 1000},
-    "spec.subject.captions": {"maxProperties": 200},
-    "spec.subject.identifier": {"maxLength": 32},
+    **{
+        f"{subject}.{field}": limit
+        for subject in ("spec.subject", "spec.subjects[]")
+        for field, limit in (
+            ("images.uri", {"maxLength": 1000}),
+            ("captions", {"maxProperties": 200}),
+            ("identifier", {"maxLength": MAX_IDENTIFIER_LENGTH}),
+        )
+    },
     "spec.output.uri": {"maxLength": 1000},
     "spec.cluster.nodeSelector": {"maxProperties": 32},
     "spec.cluster.nodeSelector{}": {"maxLength": 63},

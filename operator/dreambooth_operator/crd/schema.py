@@ -53,7 +53,7 @@ def _convert_object(schema: Schema, node: Schema, definitions: Schema, at: str) 
             name: _convert(child, definitions, f"{at}.{name}") for name, child in properties.items()
         }
         if required := node.get("required"):
-            schema["required"] = required
+            schema["required"] = list(required)
         for name, child in schema["properties"].items():
             # A field with a default factory has no default in its schema, unlike `X | None`, whose default is null.
             has_factory = name not in schema.get("required", ()) and "default" not in properties[name]

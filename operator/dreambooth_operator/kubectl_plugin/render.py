@@ -43,10 +43,16 @@ def render(job: Json, now: datetime) -> RenderableType:
     if counts := part(status, "classImages"):
         rows.append(Text("class    " + ", ".join(f"{count} {name}" for name, count in counts.items())))
     if scores := part(status, "scores"):
-        rows.append(Text("scores   " + "  ".join(f"{name} {score}" for name, score in scores.items())))
+        rows.append(_scores("", scores))
+    rows += [_scores(f"{scores.get('identifier')}: ", scores) for scores in parts(status, "subjectScores")]
     if output := part(status, "output"):
         rows.append(Text(f"output   {output.get('uri', '')} {output.get('digest', '')}".rstrip()))
     return Group(*rows)
+
+
+def _scores(subject: str, scores: Json) -> Text:
+    values = "  ".join(f"{name} {score}" for name, score in scores.items() if name != "identifier")
+    return Text(f"scores   {subject}{values}")
 
 
 def is_finished(job: Json) -> bool:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from dreambooth_api.fields import MAX_IDENTIFIER_LENGTH
 from dreambooth_api.progress import ProgressMessage
 from dreambooth_api.status import (
     JobStatus,
     Report,
     ReportedStatus,
     Scores,
+    SubjectScores,
     TrainerPhase,
     TrainingStatus,
 )
+from dreambooth_api.subject import MAX_SUBJECTS
 
 
 def merge(status: JobStatus, report: ProgressMessage, attempt: int, now: datetime) -> ReportedStatus:
@@ -33,7 +36,8 @@ def merge(status: JobStatus, report: ProgressMessage, attempt: int, now: datetim
         ),
         class_images=report.class_images or status.class_images,
         training=_training(status.training or TrainingStatus(), report, phase),
-        scores=_scores(report.scores) if report.scores else status.scores if old else None,
+        scores=Scores(**_scores(report.scores)) if report.scores else status.scores if old else None,
+        subject_scores=_subject_scores(report) if report.subject_scores else status.subject_scores if old else None,
         output=report.output or (status.output if old else None),
     )
 
@@ -43,7 +47,8 @@ def milestone_of(report: ProgressMessage) -> object:
     scores = tuple(sorted((name, str(value)) for name, value in (report.scores or {}).items()))
     is_last = report.step is not None and report.step == report.steps
     steps = (bool(report.step), is_last, report.saved_step)
-    return (report.phase, steps, report.class_images, report.failure, report.output, scores)
+    subjects = str(report.subject_scores)
+    return (report.phase, steps, report.class_images, report.failure, report.output, scores, subjects)
 
 
 def _training(old: TrainingStatus, report: ProgressMessage, phase: TrainerPhase | None) -> TrainingStatus | None:
@@ -65,11 +70,19 @@ def _training(old: TrainingStatus, report: ProgressMessage, phase: TrainerPhase 
     return None if new == TrainingStatus() else new
 
 
-def _scores(scores: dict[str, float | None]) -> Scores:
+def _subject_scores(report: ProgressMessage) -> list[SubjectScores]:
+    """The scores of each subject, as many as the status can contain."""
+    first = list((report.subject_scores or {}).items())[:MAX_SUBJECTS]
+    return [
+        SubjectScores(identifier=identifier[:MAX_IDENTIFIER_LENGTH], **_scores(scores)) for identifier, scores in first
+    ]
+
+
+def _scores(scores: dict[str, float | None]) -> dict[str, str]:
     """Scores by either spelling of their names (clipI, clip_i), with three decimals."""
     fields = {name.replace("_", ""): name for name in Scores.model_fields}
     known = {fields[key]: value for name, value in scores.items() if (key := name.replace("_", "").lower()) in fields}
-    return Scores(**{name: f"{value:.3f}" for name, value in known.items() if value is not None and abs(value) < 1e9})
+    return {name: f"{value:.3f}" for name, value in known.items() if value is not None and abs(value) < 1e9}
 
 
 def _rounded(value: float | None) -> float | None:

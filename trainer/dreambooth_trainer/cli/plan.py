@@ -13,6 +13,7 @@ from rich.table import Table
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.subject import Subject
 from dreambooth_api.uris import BUILTIN, is_url
 from dreambooth_trainer.cli import options
 from dreambooth_trainer.jobfile.runtimefile import load_runtime
@@ -61,8 +62,15 @@ def _check_defaults(job: DreamBoothJob) -> list[str]:
 
     # A runtime can give workers more GPUs. A batch that cannot be split with one each cannot be split then either.
     gpus = job.spec.cluster.resources.gpu or 0
-    identifier = job.spec.subject.identifier
-    fill_defaults(job, image_count=1, identifier=identifier, zero_stage=1, precision="fp32", gpus_per_worker=gpus)
+    identifiers = [subject.identifier for subject in job.spec.all_subjects]
+    fill_defaults(
+        job,
+        image_count=len(identifiers),
+        identifiers=identifiers,
+        zero_stage=1,
+        precision="fp32",
+        gpus_per_worker=gpus,
+    )
     folders = [Path(model) for model in (model_ref(job).id, *encoder_names(job)) if Path(model).is_absolute()]
     return [
         f"{path} does not exist on this machine, dreambooth run requires it" for path in folders if not path.is_dir()
@@ -75,21 +83,26 @@ def _check_local_images(job: DreamBoothJob) -> list[str]:
     Raises:
         UserError: some images cannot be used.
     """
-    uri = job.spec.subject.images.uri
-    if uri is None or is_url(uri):
-        return []
-    if not uri.startswith(BUILTIN) and not Path(uri).exists():
-        return [f"{uri} does not exist on this machine, dreambooth run requires it"]
     from dreambooth_trainer.images.captions import with_caption_files
     from dreambooth_trainer.images.prepare import prepare_images
     from dreambooth_trainer.images.sources import read_folder
+    from dreambooth_trainer.images.subjects import each_subject, located_warnings
     from dreambooth_trainer.planning.defaults import model_defaults
     from dreambooth_trainer.planning.plan import model_ref
 
-    found = read_folder(uri)
     resolution = job.spec.training.resolution or model_defaults(model_ref(job).id).resolution
-    subject, warnings = with_caption_files(job.spec.subject, found.captions)
-    return [*found.warnings, *warnings, *prepare_images(found.images, resolution, subject.captions).warnings]
+
+    def check(_: int, subject: Subject) -> list[str]:
+        uri = subject.images.uri
+        if uri is None or is_url(uri):
+            return []
+        if not uri.startswith(BUILTIN) and not Path(uri).exists():
+            return [f"{uri} does not exist on this machine, dreambooth run requires it"]
+        found = read_folder(uri)
+        subject, warnings = with_caption_files(subject, found.captions)
+        return [*found.warnings, *warnings, *prepare_images(found.images, resolution, subject.captions).warnings]
+
+    return located_warnings(job.spec, each_subject(job.spec, check))
 
 
 def _print_notes(console: Console, warnings: Iterable[str]) -> None:
@@ -113,7 +126,7 @@ def plan(job_file: Path, runtime_file: Path | None, sets: tuple[str, ...]) -> No
     runtime = load_runtime(runtime_file) if runtime_file else None
     from dreambooth_trainer.cluster.capacity import wait_for_capacity
     from dreambooth_trainer.cluster.session import has_address, ray_cluster
-    from dreambooth_trainer.images.prepare import prepare_images
+    from dreambooth_trainer.images.subjects import prepare_subjects
     from dreambooth_trainer.runner import plan_for_runtime, prepare_job
 
     if runtime is not None:
@@ -124,8 +137,8 @@ def plan(job_file: Path, runtime_file: Path | None, sets: tuple[str, ...]) -> No
             wait_for_capacity(job.spec.cluster, lambda line: _print_notes(Console(), [line]))
         prepared = prepare_job(job)
     # A run does this in its first phase.
-    images = prepare_images(prepared.images, prepared.plan.resolution, job.spec.subject.captions)
-    _print_plan(prepared.planned, (*prepared.warnings, *images.warnings))
+    _, warnings = prepare_subjects(prepared.images, prepared.plan.spec, prepared.plan.resolution)
+    _print_plan(prepared.planned, (*prepared.warnings, *warnings))
 
 
 def _print_plan(planned: PlannedJob, warnings: tuple[str, ...]) -> None:

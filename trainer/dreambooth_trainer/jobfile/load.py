@@ -7,16 +7,17 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, JsonValue
+from pydantic import JsonValue
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import API_VERSION, KIND, DreamBoothJob
 from dreambooth_api.uris import ABSOLUTE_URI
 from dreambooth_trainer.jobfile.explain import validate
 from dreambooth_trainer.jobfile.overrides import apply_sets
-from dreambooth_trainer.jobfile.schema import closest_match, keys_of, model_of
+from dreambooth_trainer.jobfile.schema import closest_match, item_of, keys_of, model_of
 from dreambooth_trainer.jobfile.yamltext import Document, Dumper, read_documents
 from dreambooth_trainer.jobfile.yamltext import Path as KeyPath
 
@@ -95,14 +96,14 @@ def select_job(documents: Sequence[Document], name: str) -> Document:
 
 def resolve_folders(job: DreamBoothJob, base: Path) -> DreamBoothJob:
     """Resolve the relative local folders of a job against `base`. URLs, builtin: and Hub IDs are not changed."""
-    subject, output, evaluation, model = job.spec.subject, job.spec.output, job.spec.evaluation, job.spec.model
-    images = subject.images.model_copy(update={"uri": _absolute(subject.images.uri, base)})
+    output, evaluation, model = job.spec.output, job.spec.evaluation, job.spec.model
+    sources = [subject.images for subject in job.spec.all_subjects]
+    images = [{"images": source.model_copy(update={"uri": _absolute(source.uri, base)})} for source in sources]
     encoders = evaluation.encoders.model_copy(
         update={"dino": _model(evaluation.encoders.dino, base), "clip": _model(evaluation.encoders.clip, base)}
     )
-    spec = job.spec.model_copy(
+    spec = job.spec.update_subjects(images).model_copy(
         update={
-            "subject": subject.model_copy(update={"images": images}),
             "output": output.model_copy(update={"uri": _absolute(output.uri, base)}),
             "evaluation": evaluation.model_copy(update={"encoders": encoders}),
             "model": model and model.model_copy(update={"id": _model(model.id, base)}),
@@ -171,13 +172,16 @@ def _check_kind(document: Document, name: str) -> None:
     raise UserError(ValidationIssue(name, None, rule, remedy))
 
 
-def without_nulls(value: JsonValue, model: type[BaseModel] | None) -> JsonValue:
+def without_nulls(value: JsonValue, annotation: Any) -> JsonValue:
     """Drop keys without a value where there is a schema, as the API server does."""
+    if isinstance(value, list):
+        return [without_nulls(item, item_of(annotation)) for item in value]
+    model = model_of(annotation)
     if model is None or not isinstance(value, dict):
         return value
     fields = keys_of(model)
     return {
-        key: without_nulls(item, model_of(fields[key].annotation) if key in fields else None)
+        key: without_nulls(item, fields[key].annotation if key in fields else None)
         for key, item in value.items()
         if item is not None or (key not in fields and model.model_config.get("extra") != "allow")
     }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 from pydantic.alias_generators import to_camel
@@ -42,6 +43,7 @@ class Scores(_Frozen):
             among each other. Empty for a single image.
         lpips_network: network of DIV, or empty if DIV was not computed.
         without_lpips: why DIV was not computed although it was wanted, or empty.
+        subjects: by identifier, if the model has several subjects. `values` are then their means.
     """
 
     values: Mapping[str, FiniteFloat]
@@ -51,6 +53,7 @@ class Scores(_Frozen):
     lpips_network: str = ""
     without_lpips: str = ""
     prompts: tuple[PromptScore, ...] = ()
+    subjects: Mapping[str, Scores] = {}
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,33 @@ PAPER: tuple[PaperRow, ...] = (
 )
 
 
+def mean_scores(subjects: Mapping[str, Scores]) -> Scores:
+    """Scores of a model from those of its subjects by identifier. A metric is a mean if all subjects have it."""
+    first, *others = subjects.values()
+    if not others:
+        return first
+    values = _means([scores.values for scores in subjects.values()])
+    real_images = _means([scores.real_images for scores in subjects.values()])
+    changes = {"values": values, "real_images": real_images, "prompts": (), "subjects": dict(subjects)}
+    return first.model_copy(update=changes)
+
+
+def _means(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each metric that all have."""
+    return {name: fmean(each[name] for each in scores) for name in scores[0] if all(name in each for each in scores)}
+
+
 def failed_thresholds(scores: Scores, thresholds: Thresholds) -> list[ValidationIssue]:
-    """One issue for each score below its threshold. A score equal to its threshold passes."""
+    """One issue for each score below its threshold. A score equal to its threshold passes.
+
+    Each subject must reach the thresholds.
+    """
+    if scores.subjects:
+        return [
+            replace(issue, rule=f"{issue.rule} for the subject {identifier!r}")
+            for identifier, own in scores.subjects.items()
+            for issue in failed_thresholds(own, thresholds)
+        ]
     issues: list[ValidationIssue] = []
     for metric in METRICS:
         minimum: float | None = getattr(thresholds, metric.field) if metric.threshold else None

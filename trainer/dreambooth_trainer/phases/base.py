@@ -23,7 +23,7 @@ class Context:
     """Inputs of all phases of one run.
 
     Attributes:
-        images: the subject's images before preprocessing.
+        images: of each subject, before preprocessing.
         store: URL of the folder in which jobs share class images.
         keys: digest of the inputs of each phase, by phase. All keys are known before the first phase runs.
         pool: worker processes that generate, encode and score images.
@@ -32,7 +32,7 @@ class Context:
 
     plan: Plan
     folder: JobFolder
-    images: tuple[RawImage, ...]
+    images: tuple[tuple[RawImage, ...], ...]
     store: str
     keys: Mapping[TrainerPhase, str]
     pool: WorkerPool

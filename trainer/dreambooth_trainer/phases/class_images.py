@@ -16,13 +16,13 @@ from dreambooth_trainer.store.image_store import ImageStore
 from dreambooth_trainer.store.run_record import read_completion
 
 
-def class_image_key(context: Context) -> str:
+def class_image_key(context: Context, prompt: str) -> str:
     """Digest of everything that class images depend on, except their number. Equal keys mean equal images."""
     plan = context.plan
     return fingerprint(
         {
             "model": context.base_digest,
-            "prompt": plan.class_prompt,
+            "prompt": prompt,
             "sampler": plan.class_image_sampler.model_dump(),
             "resolution": plan.resolution,
             "precision": plan.precision,
@@ -42,24 +42,22 @@ def shared_folder(context: Context) -> str:
             return str(context.folder.work)
 
 
-def class_image_store(context: Context) -> ImageStore:
-    """The store of this job's class images."""
-    return ImageStore(f"{shared_folder(context)}/class-images/{class_image_key(context)}")
+def class_image_store(context: Context, prompt: str) -> ImageStore:
+    """The store of the class images of a class prompt."""
+    return ImageStore(f"{shared_folder(context)}/class-images/{class_image_key(context, prompt)}")
 
 
-def class_image_names(context: Context) -> list[str]:
-    """Names of the class images that this job trains on; empty without prior preservation."""
-    return (
-        [f"{index:06d}" for index in range(context.plan.num_class_images)]
-        if context.plan.spec.prior_preservation.enabled
-        else []
-    )
+def class_image_names(context: Context) -> dict[str, list[str]]:
+    """Names of the class images that this job trains on, by class prompt; empty without prior preservation."""
+    if not context.plan.spec.prior_preservation.enabled:
+        return {}
+    counts = context.plan.class_image_counts
+    return {prompt: [f"{index:06d}" for index in range(count)] for prompt, count in counts.items()}
 
 
 def _inputs(context: Context) -> JsonValue:
-    if not context.plan.spec.prior_preservation.enabled:
-        return None
-    return {"key": class_image_key(context), "count": context.plan.num_class_images}
+    names = class_image_names(context)
+    return [{"key": class_image_key(context, prompt), "count": len(names[prompt])} for prompt in names]
 
 
 def _complete(context: Context) -> bool:
@@ -69,26 +67,36 @@ def _complete(context: Context) -> bool:
         and context.folder.latents.exists()
     )
     names = class_image_names(context)
-    return encoded or not names or set(names) <= class_image_store(context).names()
+    return encoded or all(set(names[prompt]) <= class_image_store(context, prompt).names() for prompt in names)
 
 
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     names = class_image_names(context)
-    if not names:
-        return {"wanted": 0, "reused": 0, "generated": 0, "store": ""}
-    store = class_image_store(context)
-    progress.total(len(names))
-    if not set(names) <= store.names():
-        result = generate_missing(context, names, progress.done)
-        return {"wanted": len(names), "reused": result.reused, "generated": result.generated, "store": store.url}
-    progress.done(len(names), reused=len(names))
-    return {"wanted": len(names), "reused": len(names), "generated": 0, "store": store.url}
+    wanted = sum(map(len, names.values()))
+    progress.total(wanted)
+    done = reused = 0
+    for prompt in names:
+
+        def on_progress(count: int, before: int = done, **facts: float | int | str) -> None:
+            progress.done(before + count, **facts)
+
+        count = len(names[prompt])
+        if set(names[prompt]) <= class_image_store(context, prompt).names():
+            on_progress(count, reused=count)
+            reused += count
+        else:
+            reused += generate_missing(context, prompt, names[prompt], on_progress).reused
+        done += count
+    stores: JsonValue = {prompt: class_image_store(context, prompt).url for prompt in names}
+    return {"wanted": wanted, "reused": reused, "generated": wanted - reused, "stores": stores}
 
 
-def generate_missing(context: Context, names: list[str], on_progress: Callable[..., None]) -> GenerationResult:
-    """Generate the class images that do not exist, unless another job generates them."""
-    plan, store, key = context.plan, class_image_store(context), class_image_key(context)
-    requests = [ImageRequest(name, plan.class_prompt, noise_seed(key, name)) for name in names]
+def generate_missing(
+    context: Context, prompt: str, names: list[str], on_progress: Callable[..., None]
+) -> GenerationResult:
+    """Generate the images of a class prompt that do not exist, unless another job generates them."""
+    plan, store, key = context.plan, class_image_store(context, prompt), class_image_key(context, prompt)
+    requests = [ImageRequest(name, prompt, noise_seed(key, name)) for name in names]
 
     def on_wait() -> None:
         on_progress(len(store.names() & set(names)), waiting="another job generates them")

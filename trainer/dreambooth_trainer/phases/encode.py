@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -34,10 +36,27 @@ VAE_BATCH_SIZE = 8
 """Images per forward pass of the autoencoder."""
 
 
-def instance_prompts(context: Context) -> list[str]:
-    """The prompt of each subject image: its caption, if it has one, or the instance prompt."""
-    captions = context.plan.spec.subject.captions
-    return [caption_for(image.name, captions) or context.plan.instance_prompt for image in context.images]
+@dataclass(frozen=True)
+class ClassImages:
+    """The class images of one class prompt: the store, and the names of the images to encode."""
+
+    prompt: str
+    store: ImageStore
+    names: list[str]
+
+
+def class_images_of(context: Context) -> list[ClassImages]:
+    """The class images that this job trains on, by class prompt; empty without prior preservation."""
+    names = class_image_names(context)
+    return [ClassImages(prompt, class_image_store(context, prompt), names[prompt]) for prompt in names]
+
+
+def instance_prompts(context: Context) -> list[list[str]]:
+    """The prompt of each image of each subject: its caption, if it has one, or the instance prompt."""
+    return [
+        [caption_for(image.name, subject.captions) or subject.instance_prompt for image in images]
+        for subject, images in zip(context.plan.subjects, context.images, strict=True)
+    ]
 
 
 def _inputs(context: Context) -> JsonValue:
@@ -46,7 +65,7 @@ def _inputs(context: Context) -> JsonValue:
         "prepare": context.keys[TrainerPhase.PREPARE],
         "class_images": context.keys[TrainerPhase.CLASS_IMAGES],
         "model": context.base_digest,
-        "prompts": list(instance_prompts(context)),
+        "prompts": [list[JsonValue](prompts) for prompts in instance_prompts(context)],
         "text_encoder": plan.train_text_encoder,
         "augmentation": [training.random_crop, training.random_flip, training.seed]
         if plan.variants_per_image > 1
@@ -59,37 +78,43 @@ def _complete(context: Context) -> bool:
 
 
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
-    names = class_image_names(context)
-    count = len(context.images) * context.plan.variants_per_image + len(names)
+    class_images = class_images_of(context)
+    count = sum(map(len, context.images)) * context.plan.variants_per_image
+    count += sum(len(images.names) for images in class_images)
     progress.total(count)
-    encode_shared(context, names, progress.done)
-    context.pool.call(
-        encode, context.plan, context.folder, instance_prompts(context), class_image_store(context), names
-    )
+    encode_shared(context, class_images, progress.done)
+    context.pool.call(encode, context.plan, context.folder, instance_prompts(context), class_images)
     progress.done(count)
     return {"images": count}
 
 
-def encode_shared(context: Context, names: list[str], on_progress: Callable[[int], None]) -> None:
+def encode_shared(context: Context, class_images: list[ClassImages], on_progress: Callable[[int], None]) -> None:
     """Store the latents of the class images, next to the images. Damaged images are generated again.
 
     Raises:
         TransientError: images are deleted or damaged while they are used.
     """
-    store, plan = class_image_store(context), context.plan
-    encode_names = partial(encode_class_images, context.pool, plan.model, store)
-    lost = encode_names(names, plan.resolution, on_progress) if names else []
-    if lost:
-        generate_missing(context, lost, lambda *_, **__: None)
-        if lost := encode_names(lost, plan.resolution, lambda _: None):
-            raise TransientError(f"{store.url}: {lost[0]}.png was deleted or damaged while it was used")
+    plan, done = context.plan, 0
+    for images in class_images:
+        encode_names = partial(encode_class_images, context.pool, plan.model, images.store)
+        lost = encode_names(images.names, plan.resolution, lambda count, before=done: on_progress(before + count))
+        if lost:
+            generate_missing(context, images.prompt, lost, lambda *_, **__: None)
+            if lost := encode_names(lost, plan.resolution, lambda _: None):
+                raise TransientError(f"{images.store.url}: {lost[0]}.png was deleted or damaged while it was used")
+        done += len(images.names)
 
 
-def encode(plan: Plan, folder: JobFolder, prompts: list[str], class_images: ImageStore, names: list[str]) -> None:
-    """Encode the subject's images and all prompts, and write the cache with the latents of the class images.
+def encode(plan: Plan, folder: JobFolder, prompts: list[list[str]], class_images: list[ClassImages]) -> None:
+    """Encode the images of the subjects and all prompts, and write the cache with the latents of the class images.
 
     Runs on a worker, on its GPU if it has one.
+
+    Args:
+        prompts: of each image of each subject.
     """
+    import torch
+
     from dreambooth_trainer.sampling.generate import unload_models
     from dreambooth_trainer.training.cache import TrainingData, save_data
 
@@ -101,23 +126,28 @@ def encode(plan: Plan, folder: JobFolder, prompts: list[str], class_images: Imag
     if device != "cpu":
         components.vae.to(device)  # pyright: ignore[reportArgumentType] - torch's own signature takes a string
         components.text_encoder.to(device)
-    images = instance_images(plan, folder)
-    prompts = [prompt for prompt in prompts for _ in range(plan.variants_per_image)]
     encode_text = not plan.train_text_encoder
-    instance_latents = _latents(family, components, images, prompts, encode_text=encode_text)
+    images = instance_images(plan, folder)
+    ranges = consecutive_ranges([len(own) for own in prompts])
+    all_prompts = [prompt for own in prompts for prompt in own for _ in range(plan.variants_per_image)]
+    instance_latents = _latents(family, components, images, all_prompts, ranges, encode_text=encode_text)
     class_latents = None
-    if names:
+    if class_images:
         shape = family.latent_shape(base, plan.resolution)
-        mean, std = latent_store(class_images).stack(names, shape, folder.work)
-        class_prompts = [plan.class_prompt] * len(names)
-        class_latents = _with_prompts(family, components, mean, std, class_prompts, encode_text=encode_text)
+        stacks = [latent_store(of_class.store).stack(of_class.names, shape, folder.work) for of_class in class_images]
+        mean, std = (torch.cat(parts) for parts in zip(*stacks, strict=True))
+        class_prompts = [of_class.prompt for of_class in class_images for _ in of_class.names]
+        class_ranges = consecutive_ranges([len(of_class.names) for of_class in class_images])
+        by_prompt = dict(zip((of_class.prompt for of_class in class_images), class_ranges, strict=True))
+        ranges = [by_prompt[subject.class_prompt] for subject in plan.subjects]
+        class_latents = _with_prompts(family, components, mean, std, class_prompts, ranges, encode_text=encode_text)
     draft = folder.latents.with_suffix(".draft")
     save_data(TrainingData(instance_latents, class_latents), draft)
     draft.replace(folder.latents)
 
 
 def instance_images(plan: Plan, folder: JobFolder) -> list[Image.Image]:
-    """The subject's images at the training resolution, with all augmented variants of each image in a row."""
+    """The images of all subjects at the training resolution, with all augmented variants of each image in a row."""
     training, variants = plan.spec.training, range(plan.variants_per_image)
     if len(variants) == 1:
         return [Image.open(path) for path in sorted(folder.prepared.glob("*.png"))]
@@ -133,8 +163,20 @@ def instance_images(plan: Plan, folder: JobFolder) -> list[Image.Image]:
     ]
 
 
+def consecutive_ranges(counts: Sequence[int]) -> list[tuple[int, int]]:
+    """First and end index of groups of these sizes, one after another."""
+    ends = list(itertools.accumulate(counts))
+    return list(zip([0, *ends], ends, strict=False))
+
+
 def _latents(
-    family: Family, components: Components, images: Sequence[Image.Image], prompts: list[str], *, encode_text: bool
+    family: Family,
+    components: Components,
+    images: Sequence[Image.Image],
+    prompts: list[str],
+    subject_ranges: list[tuple[int, int]],
+    *,
+    encode_text: bool,
 ) -> Latents:
     import torch
 
@@ -143,11 +185,19 @@ def _latents(
         mean, std = family.encode_images(components, images[start : start + VAE_BATCH_SIZE])
         means.append(mean.float().cpu())
         stds.append(std.float().cpu())
-    return _with_prompts(family, components, torch.cat(means), torch.cat(stds), prompts, encode_text=encode_text)
+    mean, std = torch.cat(means), torch.cat(stds)
+    return _with_prompts(family, components, mean, std, prompts, subject_ranges, encode_text=encode_text)
 
 
 def _with_prompts(
-    family: Family, components: Components, mean: Tensor, std: Tensor, prompts: list[str], *, encode_text: bool
+    family: Family,
+    components: Components,
+    mean: Tensor,
+    std: Tensor,
+    prompts: list[str],
+    subject_ranges: list[tuple[int, int]],
+    *,
+    encode_text: bool,
 ) -> Latents:
     import torch
 
@@ -161,7 +211,7 @@ def _with_prompts(
         device = next(components.text_encoder.parameters()).device
         with torch.no_grad():
             conditioning = family.encode_prompts(components.text_encoder, token_ids.to(device)).float().cpu()
-    return Latents(mean, std, torch.tensor(prompt_indices), token_ids, conditioning)
+    return Latents(mean, std, torch.tensor(subject_ranges), torch.tensor(prompt_indices), token_ids, conditioning)
 
 
 ENCODE = Phase(TrainerPhase.ENCODE, _inputs, _complete, _run)

@@ -19,7 +19,7 @@ from dreambooth_trainer.metrics.lpips_packages import missing_packages, wants_lp
 from dreambooth_trainer.metrics.prompts import fill_template
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.phases.class_images import shared_folder
-from dreambooth_trainer.planning.plan import Plan, fingerprint
+from dreambooth_trainer.planning.plan import Plan, PlannedSubject, fingerprint
 from dreambooth_trainer.progress.console import PhaseProgress
 from dreambooth_trainer.sampling.evaluation_set import (
     MODELS,
@@ -85,8 +85,12 @@ def _inputs(context: Context) -> JsonValue:
     return {
         "train": context.keys[TrainerPhase.TRAIN],
         "images": images,
-        "prompts": [[_text_without_identifier(plan, template), template] for template in evaluation_prompts(plan)],
-        "class_prompt": plan.class_prompt,
+        "prompts": [
+            [subject.identifier, _text_without_identifier(subject, template), template]
+            for subject in plan.subjects
+            for template in evaluation_prompts(plan, subject)
+        ],
+        "class_prompts": [subject.class_prompt for subject in plan.subjects],
         "encoders": [plan.dino, plan.clip],
         "lpips": _uses_lpips(plan),
     }
@@ -123,7 +127,8 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     atomic_write(context.folder.scores, json.dumps(content))
     values = scores["after"].values
     progress.done(count, **{metric.label: values[metric.name] for metric in METRICS if metric.threshold})
-    return {"images": images, **values}
+    subjects: JsonValue = {identifier: dict(own.values) for identifier, own in scores["after"].subjects.items()}
+    return {"images": images, **values, "subjects": subjects}
 
 
 def _generate(context: Context, stores: dict[Model, ImageStore], progress: PhaseProgress) -> int:
@@ -178,28 +183,34 @@ def score_images(
     """Score the images of models. Runs on a worker, on its GPU if it has one."""
     from dreambooth_trainer.metrics.encoders import load_encoders
     from dreambooth_trainer.metrics.measure import PromptImages, measure
+    from dreambooth_trainer.metrics.scores import mean_scores
 
     encoders = load_encoders(plan.dino, plan.clip, work_device(), encoder_commits)
-    real = [Image.open(path) for path in sorted(folder.photos.glob("*.png"))]
-    scores: dict[Model, Scores] = {}
-    for model, store in stores.items():
-        count = images_per_prompt(plan, model)
+
+    def score_subject(model: Model, index: int, subject: PlannedSubject) -> Scores:
+        store, count = stores[model], images_per_prompt(plan, model)
+        real = [Image.open(path) for path in folder.photos_of(index)]
         groups = [
             PromptImages(
-                _text_without_identifier(plan, template),
-                load_images(store, fill_template(template, plan.subject_noun), count),
+                _text_without_identifier(subject, template),
+                load_images(store, fill_template(template, subject.noun), count),
             )
-            for template in evaluation_prompts(plan)
+            for template in evaluation_prompts(plan, subject)
         ]
-        scores[model] = measure(
-            encoders, real, groups, load_images(store, plan.class_prompt, num_class_prompt_images(plan))
+        class_images = load_images(store, subject.class_prompt, num_class_prompt_images(plan))
+        return measure(encoders, real, groups, class_images)
+
+    return {
+        model: mean_scores(
+            {subject.identifier: score_subject(model, index, subject) for index, subject in enumerate(plan.subjects)}
         )
-    return scores
+        for model in stores
+    }
 
 
-def _text_without_identifier(plan: Plan, template: str) -> str:
+def _text_without_identifier(subject: PlannedSubject, template: str) -> str:
     # CLIP does not know the identifier: images are compared with the prompt without it.
-    return fill_template(template, plan.spec.subject.class_)
+    return fill_template(template, subject.class_)
 
 
 def check_encoders(plan: Plan) -> tuple[dict[str, str], str]:

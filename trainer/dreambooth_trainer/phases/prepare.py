@@ -1,4 +1,4 @@
-"""Preprocesses the subject's images: upright photos, and squares at the training resolution."""
+"""Preprocesses the images of the subjects: upright photos, and squares at the training resolution."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from pydantic import JsonValue
 
 from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.images.decode import prepare_photo
-from dreambooth_trainer.images.prepare import prepare_images
+from dreambooth_trainer.images.subjects import prepare_subjects
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.progress.console import PhaseProgress
 from dreambooth_trainer.store.folder import atomic_directory
 
 
 def _inputs(context: Context) -> JsonValue:
-    files: list[JsonValue] = [[raw.name, hashlib.sha256(raw.data).hexdigest()] for raw in context.images]
+    files: list[JsonValue] = [
+        [[raw.name, hashlib.sha256(raw.data).hexdigest()] for raw in images] for images in context.images
+    ]
     return {"files": files, "resolution": context.plan.resolution}
 
 
@@ -27,14 +29,18 @@ def _complete(context: Context) -> bool:
 
 
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
-    progress.total(len(context.images))
-    images, warnings = prepare_images(context.images, context.plan.resolution, context.plan.spec.subject.captions)
+    progress.total(sum(map(len, context.images)))
+    subjects, warnings = prepare_subjects(context.images, context.plan.spec, context.plan.resolution)
+    done = 0
     with atomic_directory(context.folder.prepared) as prepared, atomic_directory(context.folder.photos) as photos:
-        for number, (raw, image) in enumerate(zip(context.images, images, strict=True)):
-            _save(image.image, prepared / f"{number:03d}.png")
-            _save(prepare_photo(raw, context.plan.resolution), photos / f"{number:03d}.png")
-            progress.done(number + 1)
-    return {"images": len(images), "warnings": list(warnings)}
+        for subject, (raws, images) in enumerate(zip(context.images, subjects, strict=True)):
+            for number, (raw, image) in enumerate(zip(raws, images.images, strict=True)):
+                name = f"{subject}-{number:03d}.png"
+                _save(image.image, prepared / name)
+                _save(prepare_photo(raw, context.plan.resolution), photos / name)
+                done += 1
+                progress.done(done)
+    return {"images": done, "warnings": list[JsonValue](warnings)}
 
 
 def _save(image: Image.Image, path: Path) -> None:

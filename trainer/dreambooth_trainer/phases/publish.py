@@ -90,17 +90,20 @@ def _write_model_folder(draft: Path, context: Context, report: Report) -> None:
     (draft / "job.yaml").write_bytes((folder.root / "job.yaml").read_bytes())
     if plan.spec.evaluation.enabled:
         (draft / "scores.json").write_bytes(folder.scores.read_bytes())
-    summary = [report.subject_comparison, *report.prompt_comparisons[:6], report.class_comparison]
-    comparison_grid(summary).save(draft / layout.COMPARISON)
-    comparison_grid([report.subject_comparison]).save(draft / layout.SUBJECT)
-    comparison_grid(report.prompt_comparisons).save(draft / layout.RECONTEXTUALIZATION)
-    comparison_grid([report.class_comparison]).save(draft / layout.CLASS)
+    subjects = report.subjects
+    summaries = [(one.comparison, *one.prompt_comparisons[:6], one.class_comparison) for one in subjects]
+    comparison_grid([row for summary in summaries for row in summary]).save(draft / layout.COMPARISON)
+    comparison_grid([one.comparison for one in subjects]).save(draft / layout.SUBJECT)
+    prompts = [comparison for one in subjects for comparison in one.prompt_comparisons]
+    comparison_grid(prompts).save(draft / layout.RECONTEXTUALIZATION)
+    classes = {one.class_prompt: one.class_comparison for one in subjects}
+    comparison_grid(list(classes.values())).save(draft / layout.CLASS)
     model_card(report, layout.COMPARISON, lora="lora" in plan.formats).save(draft / "README.md")
     write_report(report, draft / layout.REPORT)
 
 
 def _save_kohya_adapter(plan: Plan, model: Path, target: Path) -> None:
-    info = AdapterInfo(plan.job.metadata.name, plan.model.id, plan.instance_prompt, plan.resolution)
+    info = AdapterInfo(plan.job.metadata.name, plan.model.id, ", ".join(plan.instance_prompts), plan.resolution)
     open_family(model).save_kohya_adapter(model, target, info)
 
 

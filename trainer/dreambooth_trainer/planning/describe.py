@@ -12,11 +12,11 @@ def describe(planned: PlannedJob) -> str:
     """A plan in two lines, printed at the start of a run."""
     plan = planned.plan
     class_images = (
-        f"{plan.num_class_images} class images of {plan.class_prompt!r}"
+        f"{plan.num_class_images} class images of {_class_prompts(plan)}"
         if plan.spec.prior_preservation.enabled
         else "no class images"
     )
-    head = f"{planned.image_count} images of {plan.instance_prompt!r}, {class_images}, {plan.model.id}"
+    head = f"{_images(planned)}, {class_images}, {plan.model.id}"
     training = (
         f"{plan.spec.training.method}, {_samples(plan)}, "
         f"learning rate {plan.learning_rate:g}, ZeRO stage {plan.stage_name}, {plan.precision}, {_workers(planned)}, "
@@ -30,7 +30,10 @@ def rows(planned: PlannedJob) -> list[tuple[str, str]]:
     plan = planned.plan
     return [
         ("base model", plan.model.id),
-        ("subject", f"{planned.image_count} images, {plan.instance_prompt!r}, augmentation: {plan.augmentation}"),
+        (
+            "subject" if len(plan.subjects) == 1 else "subjects",
+            f"{_images(planned)}, augmentation: {plan.augmentation}",
+        ),
         ("class images", class_images_row(plan)),
         (
             "training",
@@ -72,7 +75,7 @@ def class_images_row(plan: Plan) -> str:
         used = f" ({request}{plan.steps} steps of {plan.batch_size} class images use {plan.used_class_images})"
     scheduler = "" if sampler.scheduler == "Default" else f" of {sampler.scheduler}"
     return (
-        f"{plan.num_class_images} of {plan.class_prompt!r}{used}, {sampler.steps} steps{scheduler}, "
+        f"{plan.num_class_images} of {_class_prompts(plan)}{used}, {sampler.steps} steps{scheduler}, "
         f"guidance scale {sampler.guidance_scale:g}, sharing {plan.spec.prior_preservation.sharing}"
     )
 
@@ -103,6 +106,15 @@ def _compilation(plan: Plan) -> str:
         return "none: set by the job"
     rule = f"Auto compiles on a single GPU from {COMPILE_MIN_STEPS} forward passes"
     return f"{'torch.compile' if plan.compiled else 'none'}: {rule}"
+
+
+def _images(planned: PlannedJob) -> str:
+    pairs = zip(planned.image_counts, planned.plan.subjects, strict=True)
+    return ", ".join(f"{count} images of {subject.instance_prompt!r}" for count, subject in pairs)
+
+
+def _class_prompts(plan: Plan) -> str:
+    return " and ".join(repr(prompt) for prompt in plan.class_image_counts)
 
 
 def _workers(planned: PlannedJob) -> str:

@@ -28,14 +28,14 @@ class JobFacts:
     Attributes:
         model: the base model; if it is on the Hub, its revision is a commit.
         model_folder: local folder of the model.
-        identifier: the job's identifier, or the rare token selected for `auto`.
-        image_count: number of subject images.
+        identifiers: of each subject: the job's, or the rare token selected for `auto`.
+        image_counts: number of images of each subject.
     """
 
     model: BaseModelRef
     model_folder: Path
-    identifier: str
-    image_count: int
+    identifiers: tuple[str, ...]
+    image_counts: tuple[int, ...]
     hardware: Hardware
 
 
@@ -44,13 +44,14 @@ class PlannedJob:
     """A plan with the facts and the choices behind it.
 
     Attributes:
+        image_counts: number of images of each subject.
         size: parameters of the model, and memory of its activations.
         choice: the ZeRO stage, the reason for it, and the memory it needs.
         sampling_processes: number of concurrent sampling processes.
     """
 
     plan: Plan
-    image_count: int
+    image_counts: tuple[int, ...]
     hardware: Hardware
     size: ModelSize
     choice: StageChoice
@@ -71,8 +72,8 @@ def make_plan(job: DreamBoothJob, facts: JobFacts, measure: Measure) -> PlannedJ
     check_scheduler(facts.model_folder)
     draft = fill_defaults(
         job,
-        image_count=facts.image_count,
-        identifier=facts.identifier,
+        image_count=sum(facts.image_counts),
+        identifiers=facts.identifiers,
         zero_stage=1,
         precision=default_precision(gpu=hardware.gpus_per_worker > 0, bf16=hardware.bf16),
         gpus_per_worker=hardware.gpus_per_worker,
@@ -84,4 +85,4 @@ def make_plan(job: DreamBoothJob, facts: JobFacts, measure: Measure) -> PlannedJ
     choice = plan_stage(draft, size, hardware)
     check_memory(draft, size, choice, hardware, measure)
     plan = draft.model_copy(update={"zero_stage": choice.stage})
-    return PlannedJob(plan, facts.image_count, hardware, size, choice, sampling_processes(draft, size, hardware))
+    return PlannedJob(plan, facts.image_counts, hardware, size, choice, sampling_processes(draft, size, hardware))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import JsonValue
@@ -31,23 +32,42 @@ class SamplerSettings(Strict):
     scheduler: NoiseScheduler = "Default"
 
 
+class PlannedSubject(Strict):
+    """A subject with its prompts.
+
+    Attributes:
+        class_: the class noun.
+        captions: instance prompts of individual images, by file name.
+    """
+
+    identifier: str
+    class_: str
+    instance_prompt: str
+    class_prompt: str
+    captions: Mapping[str, str]
+
+    @property
+    def noun(self) -> str:
+        """Replacement of {} in a prompt template: identifier and class, for example "sks dog"."""
+        return f"{self.identifier} {self.class_}"
+
+
 class Plan(Strict):
     """A job with all defaults resolved. Phases read values from here and have no defaults of their own.
 
     Attributes:
+        subjects: at least one, in the order of the job.
         batch_size: instance images per optimizer step, across all workers and GPUs.
         gpus_per_worker: 0 if workers run on CPUs.
         checkpoint_every_steps: None saves checkpoints by time only.
-        num_class_images: at most the number that training uses.
+        num_class_images: of all class prompts together, at most the number that training uses.
         class_image_sampler: sampling settings for class images.
         sampler: sampling settings for the evaluation and the published model.
     """
 
     job: DreamBoothJob
     model: BaseModelRef
-    identifier: str
-    instance_prompt: str
-    class_prompt: str
+    subjects: tuple[PlannedSubject, ...]
     resolution: int
     steps: int
     learning_rate: float
@@ -132,9 +152,16 @@ class Plan(Strict):
         return ("denoiser", "text_encoder") if self.train_text_encoder else ("denoiser",)
 
     @property
-    def subject_noun(self) -> str:
-        """Replacement of {} in a prompt template: identifier and class, for example "sks dog"."""
-        return f"{self.identifier} {self.spec.subject.class_}"
+    def instance_prompts(self) -> tuple[str, ...]:
+        """The instance prompt of each subject."""
+        return tuple(subject.instance_prompt for subject in self.subjects)
+
+    @property
+    def class_image_counts(self) -> dict[str, int]:
+        """Number of class images of each class prompt. The first prompts get the remainder of an uneven split."""
+        prompts = dict.fromkeys(subject.class_prompt for subject in self.subjects)
+        share, rest = divmod(self.num_class_images, len(prompts))
+        return {prompt: share + (index < rest) for index, prompt in enumerate(prompts)}
 
 
 def model_ref(job: DreamBoothJob) -> BaseModelRef:
@@ -152,7 +179,7 @@ def fill_defaults(
     job: DreamBoothJob,
     *,
     image_count: int,
-    identifier: str,
+    identifiers: Sequence[str],
     zero_stage: int,
     precision: str,
     gpus_per_worker: int = 0,
@@ -161,19 +188,19 @@ def fill_defaults(
     """Resolve all defaults of a job.
 
     Args:
-        image_count: number of subject images.
-        identifier: the job's identifier, or the rare token selected for `auto`.
+        image_count: number of images of all subjects.
+        identifiers: of each subject: the job's, or the rare token selected for `auto`.
         zero_stage: the job's stage, or the result of `memory.choose_stage`.
         precision: default of training.precision.
         native_resolution: default of training.resolution, from the model's configuration.
 
     Raises:
-        UserError: the batch cannot be split, or a number of steps exceeds the default of training.steps.
+        UserError: the batch cannot be split, or a number of steps or of class images does not fit the others.
     """
     spec, model, (dino, clip) = job.spec, model_ref(job), encoder_names(job)
     defaults = model_defaults(model.id)
     training, text_encoder = spec.training, spec.training.text_encoder
-    steps = _steps(spec, defaults.steps)
+    steps = _steps(spec, defaults.steps * len(identifiers))
     rate = training.learning_rate or (
         defaults.lora_learning_rate if training.method == "LoRA" else defaults.learning_rate
     )
@@ -182,12 +209,10 @@ def fill_defaults(
     )
     prior = spec.prior_preservation
     batch_size = _batch_size(spec, gpus_per_worker, defaults.batch_size, steps, rate)
-    return Plan(
+    plan = Plan(
         job=job,
         model=model,
-        identifier=identifier,
-        instance_prompt=spec.subject.instance_prompt or f"a {identifier} {spec.subject.class_}",
-        class_prompt=prior.class_prompt or f"a {spec.subject.class_}",
+        subjects=_subjects(spec, identifiers),
         resolution=training.resolution or native_resolution or defaults.resolution,
         steps=steps,
         learning_rate=rate,
@@ -198,13 +223,15 @@ def fill_defaults(
         gpus_per_worker=gpus_per_worker,
         zero_stage=zero_stage,
         checkpoint_every_steps=training.checkpoint_every_steps,
-        num_class_images=min(_class_images(prior, defaults, image_count), steps * batch_size),
+        num_class_images=min(_class_images(prior, defaults, image_count), max(steps * batch_size, len(identifiers))),
         class_image_sampler=_class_image_sampler(prior, defaults),
         sampler=SamplerSettings(steps=defaults.sampling_steps, guidance_scale=defaults.sampling_guidance_scale),
         sampling_batch_size=defaults.sampling_batch_size,
         dino=dino,
         clip=clip,
     )
+    _check_class_images(plan)
+    return plan
 
 
 def _class_images(prior: PriorPreservation, defaults: ModelDefaults, image_count: int) -> int:
@@ -219,6 +246,27 @@ def _class_image_sampler(prior: PriorPreservation, defaults: ModelDefaults) -> S
         steps=sampler.steps or steps,
         guidance_scale=sampler.guidance_scale or defaults.class_image_guidance_scale,
         scheduler=sampler.scheduler,
+    )
+
+
+def _check_class_images(plan: Plan) -> None:
+    if plan.spec.prior_preservation.enabled and 0 in plan.class_image_counts.values():
+        count = len(plan.class_image_counts)
+        rule = f"is less than the number of class prompts, which is {count}"
+        field = "spec.priorPreservation.numClassImages"
+        raise UserError(ValidationIssue(field, plan.num_class_images, rule, f"set {count} or more"))
+
+
+def _subjects(spec: JobSpec, identifiers: Sequence[str]) -> tuple[PlannedSubject, ...]:
+    return tuple(
+        PlannedSubject(
+            identifier=identifier,
+            class_=subject.class_,
+            instance_prompt=subject.instance_prompt or f"a {identifier} {subject.class_}",
+            class_prompt=subject.class_prompt or f"a {subject.class_}",
+            captions=subject.captions,
+        )
+        for subject, identifier in zip(spec.all_subjects, identifiers, strict=True)
     )
 
 

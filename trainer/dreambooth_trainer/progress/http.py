@@ -150,7 +150,8 @@ class OperatorReporter:
             case TrainerPhase.CLASS_IMAGES:
                 self._update(class_images={key: result[key] for key in ("wanted", "reused", "generated")})
             case TrainerPhase.EVALUATE:
-                self._update(scores={metric.name: result[metric.name] for metric in METRICS if metric.name in result})
+                scores: JsonValue = {metric.name: result[metric.name] for metric in METRICS if metric.name in result}
+                self._update(scores=scores, subject_scores=result.get("subjects") or None)
             case TrainerPhase.PUBLISH:
                 self._update(output={"uri": external_uri(str(result["uri"])), "digest": result["digest"]})
 

@@ -6,7 +6,7 @@ import re
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from dreambooth_trainer.report.contents import Report, ScoreRow
+from dreambooth_trainer.report.contents import Report, ScoreRow, SubjectReport
 from dreambooth_trainer.report.page import template_environment
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -26,7 +26,7 @@ def model_card(
     data = ModelCardData(
         # The Hub rejects cards whose base_model is a folder or builtin:sprites.
         base_model=report.base_model if _HUB_ID.fullmatch(report.base_model) else None,
-        instance_prompt=report.instance_prompt,
+        instance_prompt=report.subjects[0].instance_prompt,
         library_name="diffusers",
         license=license_id,
         pipeline_tag="text-to-image",
@@ -42,6 +42,8 @@ def model_card(
             code=code_span,
             fence=code_fence(report.loading_code),
             score=_score_line,
+            after=_score_after,
+            class_images=_class_images(report),
             cell=lambda text: code_span(text).replace("|", "\\|"),
         )
     )
@@ -62,5 +64,19 @@ def code_fence(text: str) -> str:
 
 
 def _score_line(row: ScoreRow) -> str:
-    values = ("-" if value is None else f"{value:.3f}" for value in (row.before, row.after, row.real_images))
+    values = map(_number, (row.before, row.after, row.real_images))
     return f"| {row.name} | {' | '.join(values)} | {row.meaning} |"
+
+
+def _score_after(subject: SubjectReport, name: str) -> str:
+    return _number(next((row.after for row in subject.scores if row.name == name), None))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _class_images(report: Report) -> str:
+    """Number and prompt of the class images, for example "800 class images of `a dog`"; empty without any."""
+    counts = {subject.class_prompt: subject.num_class_images for subject in report.subjects}
+    return " and ".join(f"{count} class images of {code_span(prompt)}" for prompt, count in counts.items() if count)

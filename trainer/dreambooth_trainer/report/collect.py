@@ -18,9 +18,9 @@ from dreambooth_trainer.metrics.encoders import comparable_with_paper
 from dreambooth_trainer.metrics.prompts import fill_template
 from dreambooth_trainer.metrics.scores import PAPER as PAPER_SCORES
 from dreambooth_trainer.metrics.scores import Scores
-from dreambooth_trainer.planning.plan import Plan
+from dreambooth_trainer.planning.plan import Plan, PlannedSubject
 from dreambooth_trainer.progress.http import external_uri
-from dreambooth_trainer.report.contents import Comparison, PhaseTime, ReferenceRow, Report, ScoreRow
+from dreambooth_trainer.report.contents import Comparison, PhaseTime, ReferenceRow, Report, SubjectReport
 from dreambooth_trainer.report.curves import loss_curves
 from dreambooth_trainer.report.loading import loading_code
 from dreambooth_trainer.report.scores import score_rows
@@ -68,28 +68,38 @@ def collect_report(folder: JobFolder) -> Report:
         remedy = "run the job again; it continues where it stopped"
         raise UserError(ValidationIssue("OUT", str(folder.root), "has no finished evaluation", remedy))
     plan = run.plan
-    scores, encoders = _scores(job)
-    class_images, num_class_images = _class_images(job)
+    scores = _scores(job)
     return Report(
         name=plan.job.metadata.name,
-        instance_prompt=plan.instance_prompt,
-        class_prompt=plan.class_prompt,
         base_model=plan.model.id,
         created=datetime.now(UTC),
-        subject_images=tuple(Image.open(path) for path in sorted(folder.prepared.glob("*.png"))),
-        subject_comparison=_compare(job, plan.instance_prompt, *[num_instance_prompt_images(plan)] * 2),
-        prompt_comparisons=_prompt_comparisons(job),
-        class_comparison=_compare(job, plan.class_prompt, *[num_class_prompt_images(plan) // 2] * 2),
-        class_images=class_images,
-        num_class_images=num_class_images,
-        scores=scores,
-        encoders=encoders,
+        subjects=tuple(_subject(job, index, scores) for index in range(len(plan.subjects))),
+        scores=() if scores is None else score_rows(*scores),
+        encoders="" if scores is None else _encoders(scores[1]),
         references=_references(plan),
         curves_svg=loss_curves([StepRecord(**json.loads(line)) for line in folder.losses.read_text().splitlines()]),
         phases=_phases(job),
         settings=_settings(plan),
         versions={name: version(name) for name in ("torch", "diffusers", "transformers", "deepspeed", "ray")},
         loading_code=loading_code(plan, _location(folder, plan)),
+    )
+
+
+def _subject(job: _FinishedJob, index: int, scores: tuple[Scores, Scores] | None) -> SubjectReport:
+    subject = job.plan.subjects[index]
+    own = [model.subjects.get(subject.identifier) for model in scores or ()]
+    class_images, num_class_images = _class_images(job, subject.class_prompt)
+    instance, half = num_instance_prompt_images(job.plan), num_class_prompt_images(job.plan) // 2
+    return SubjectReport(
+        instance_prompt=subject.instance_prompt,
+        class_prompt=subject.class_prompt,
+        images=tuple(Image.open(path) for path in job.folder.prepared_of(index)),
+        comparison=_compare(job, subject.instance_prompt, instance, instance),
+        prompt_comparisons=_prompt_comparisons(job, subject),
+        class_comparison=_compare(job, subject.class_prompt, half, half),
+        class_images=class_images,
+        num_class_images=num_class_images,
+        scores=score_rows(own[0], own[1]) if own and own[1] is not None else (),
     )
 
 
@@ -104,32 +114,35 @@ def _compare(job: _FinishedJob, prompt: str, before: int, after: int) -> Compari
     return Comparison(prompt, tuple(load_images(base, prompt, before)), tuple(load_images(trained, prompt, after)))
 
 
-def _prompt_comparisons(job: _FinishedJob) -> tuple[Comparison, ...]:
+def _prompt_comparisons(job: _FinishedJob, subject: PlannedSubject) -> tuple[Comparison, ...]:
     before, after = (images_per_prompt(job.plan, model) for model in MODELS)
-    shown = evenly(evaluation_prompts(job.plan), MAX_PROMPTS_SHOWN)
-    return tuple(_compare(job, fill_template(template, job.plan.subject_noun), before, after) for template in shown)
+    shown = evenly(evaluation_prompts(job.plan, subject), MAX_PROMPTS_SHOWN)
+    return tuple(_compare(job, fill_template(template, subject.noun), before, after) for template in shown)
 
 
-def _class_images(job: _FinishedJob) -> tuple[tuple[Image.Image, ...], int]:
-    """Some of the class images, and the number of class images used for training."""
-    record = job.records[TrainerPhase.CLASS_IMAGES]
-    if not record["store"]:
+def _class_images(job: _FinishedJob, prompt: str) -> tuple[tuple[Image.Image, ...], int]:
+    """Some images of a class prompt, and the number of them used for training."""
+    url: str | None = job.records[TrainerPhase.CLASS_IMAGES]["stores"].get(prompt)
+    if url is None:
         return (), 0
-    store = ImageStore(record["store"])
+    store, count = ImageStore(url), job.plan.class_image_counts[prompt]
     # Class images may have been deleted or damaged since they were encoded.
-    names = sorted(name for name in store.names() if name.isdigit())[: min(MAX_CLASS_IMAGES_SHOWN, record["wanted"])]
+    names = sorted(name for name in store.names() if name.isdigit())[: min(MAX_CLASS_IMAGES_SHOWN, count)]
     images = (store.get_or_delete(name, job.plan.resolution) for name in names)
-    return tuple(image for image in images if image is not None), record["wanted"]
+    return tuple(image for image in images if image is not None), count
 
 
-def _scores(job: _FinishedJob) -> tuple[tuple[ScoreRow, ...], str]:
+def _scores(job: _FinishedJob) -> tuple[Scores, Scores] | None:
+    """The scores before and after training; None if the evaluation is disabled."""
     if not job.plan.spec.evaluation.enabled:
-        return (), ""
+        return None
     content = json.loads(job.folder.scores.read_text())
-    before, after = (Scores.model_validate(content[model]) for model in MODELS)
-    lpips = f"LPIPS ({after.lpips_network})" if after.lpips_network else after.without_lpips
-    networks = (after.dino_encoder, after.clip_encoder, lpips)
-    return score_rows(before, after), "; ".join(name for name in networks if name)
+    return Scores.model_validate(content["before"]), Scores.model_validate(content["after"])
+
+
+def _encoders(scores: Scores) -> str:
+    lpips = f"LPIPS ({scores.lpips_network})" if scores.lpips_network else scores.without_lpips
+    return "; ".join(name for name in (scores.dino_encoder, scores.clip_encoder, lpips) if name)
 
 
 def _references(plan: Plan) -> tuple[ReferenceRow, ...]:

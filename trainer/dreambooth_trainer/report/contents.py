@@ -72,18 +72,15 @@ class PhaseTime:
 
 
 @dataclass(frozen=True)
-class Report:
-    """Everything that the report and the model card of one job show."""
+class SubjectReport:
+    """What the report and the model card show of one subject."""
 
-    name: str
     instance_prompt: str
     """For example "a sks dog"."""
     class_prompt: str
     """For example "a dog". Its images show language drift."""
-    base_model: str
-    created: datetime
-    subject_images: Images
-    subject_comparison: Comparison
+    images: Images
+    comparison: Comparison
     """Images of the instance prompt."""
     prompt_comparisons: tuple[Comparison, ...]
     """Images of the evaluation prompts."""
@@ -92,8 +89,21 @@ class Report:
     class_images: Images = ()
     """Some of the class images that were used for training."""
     num_class_images: int = 0
-    """Number of class images used for training; 0 without prior preservation."""
+    """Number of images of the class prompt used for training; 0 without prior preservation."""
     scores: tuple[ScoreRow, ...] = ()
+    """Scores of this subject, if there are several."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the report and the model card of one job show."""
+
+    name: str
+    base_model: str
+    created: datetime
+    subjects: tuple[SubjectReport, ...]
+    scores: tuple[ScoreRow, ...] = ()
+    """Means over the subjects."""
     encoders: str = ""
     """Names of the networks used for scoring."""
     references: tuple[ReferenceRow, ...] = ()

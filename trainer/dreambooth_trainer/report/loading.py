@@ -12,7 +12,7 @@ _DOWNLOADED = "model"
 
 
 def loading_code(plan: Plan, location: str) -> str:
-    """Python code that generates one image with the published model.
+    """Python code that generates one image of each subject with the published model.
 
     Args:
         location: folder of the model, or its URI for users outside the pod.
@@ -40,4 +40,7 @@ def loading_code(plan: Plan, location: str) -> str:
     else:
         path = f"{folder.rstrip('/')}/{single_file_name(plan)}"
         lines.append(f"pipeline = StableDiffusionPipeline.from_single_file({path!r}, config={base})")
-    return "\n".join([*imports, "", *lines, f"pipeline({plan.instance_prompt!r}).images[0].save('image.png')"])
+    files = ["image.png"] if len(plan.subjects) == 1 else [f"image-{n + 1}.png" for n in range(len(plan.subjects))]
+    for prompt, file in zip(plan.instance_prompts, files, strict=True):
+        lines.append(f"pipeline({prompt!r}).images[0].save({file!r})")
+    return "\n".join([*imports, "", *lines])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from dreambooth_api.uris import BUILTIN_SPRITES
 from dreambooth_trainer.metrics.prompts import fill_template, paper_prompts
-from dreambooth_trainer.planning.plan import Plan
+from dreambooth_trainer.planning.plan import Plan, PlannedSubject
 from dreambooth_trainer.sampling.pipeline import ImageRequest, noise_seed
 from dreambooth_trainer.store.image_store import ImageStore
 
@@ -21,14 +21,14 @@ Model = Literal["before", "after"]
 MODELS: Final[tuple[Model, Model]] = ("before", "after")
 
 
-def evaluation_prompts(plan: Plan) -> list[str]:
-    """Prompt templates: those of the job, those that the built-in base model can read, or the paper's 25.
+def evaluation_prompts(plan: Plan, subject: PlannedSubject) -> list[str]:
+    """A subject's prompt templates: those of the job, those that the built-in model can read, or the paper's 25.
 
     Without scores, a few of the default prompts are enough.
     """
     if plan.spec.evaluation.prompts:
         return list(plan.spec.evaluation.prompts)
-    prompts = paper_prompts(plan.spec.subject.class_)
+    prompts = paper_prompts(subject.class_)
     if plan.model.id == BUILTIN_SPRITES:
         from dreambooth_trainer.sprites.captions import SPRITES_PROMPTS
 
@@ -65,13 +65,16 @@ def images_per_prompt(plan: Plan, model: Model) -> int:
 def image_requests(plan: Plan, model: Model) -> list[ImageRequest]:
     """All images of one model. Both models start from the same noise, so that their images are comparable."""
     per_prompt = images_per_prompt(plan, model)
-    counts = [(fill_template(template, plan.subject_noun), per_prompt) for template in evaluation_prompts(plan)]
-    counts += [(plan.instance_prompt, num_instance_prompt_images(plan))]
-    counts += [(plan.class_prompt, num_class_prompt_images(plan))]
+    counts: list[tuple[str, int]] = []
+    for subject in plan.subjects:
+        prompts = evaluation_prompts(plan, subject)
+        counts += [(fill_template(template, subject.noun), per_prompt) for template in prompts]
+        counts += [(subject.instance_prompt, num_instance_prompt_images(plan))]
+        counts += [(subject.class_prompt, num_class_prompt_images(plan))]
     # Keyed by name: a prompt that occurs twice is generated once.
-    prompts = {name: prompt for prompt, count in counts for name in image_names(prompt, count)}
+    by_name = {name: prompt for prompt, count in counts for name in image_names(prompt, count)}
     seed = plan.spec.training.seed
-    return [ImageRequest(name, prompt, noise_seed("evaluate", seed, name)) for name, prompt in prompts.items()]
+    return [ImageRequest(name, prompt, noise_seed("evaluate", seed, name)) for name, prompt in by_name.items()]
 
 
 def load_images(store: ImageStore, prompt: str, count: int) -> list[Image.Image]:

@@ -24,20 +24,27 @@ def check_prompts(plan: Plan, folder: Path) -> tuple[list[ValidationIssue], list
     for field, prompt in _prompts(plan):
         if field not in issues and (rule := _broken_limit(tokenizer, prompt)):
             issues[field] = ValidationIssue(field, None, rule, "shorten it")
-    return list(issues.values()), list(_identifier_warnings(tokenizer, plan.identifier))
+    warnings = [
+        warning
+        for field, subject in zip(plan.spec.subject_fields, plan.subjects, strict=True)
+        for warning in _identifier_warnings(tokenizer, subject.identifier, field)
+    ]
+    return list(issues.values()), warnings
 
 
 def _prompts(plan: Plan) -> Iterable[tuple[str, str]]:
     """All prompts of a job, with the fields that they come from. Default prompts come from the class."""
-    subject, prompts = plan.spec.subject, plan.spec.evaluation.prompts
-    yield "spec.subject.instancePrompt" if subject.instance_prompt else "spec.subject.class", plan.instance_prompt
-    for name, caption in subject.captions.items():
-        yield f'spec.subject.captions["{name}"]', caption
-    class_prompt = plan.spec.prior_preservation.class_prompt
-    yield "spec.priorPreservation.classPrompt" if class_prompt else "spec.subject.class", plan.class_prompt
-    for index, template in enumerate(evaluation_prompts(plan)):
-        field = f"spec.evaluation.prompts[{index}]" if prompts else "spec.subject.class"
-        yield field, fill_template(template, plan.subject_noun)
+    spec = plan.spec
+    for field, given, subject in zip(spec.subject_fields, spec.all_subjects, plan.subjects, strict=True):
+        own = f"{field}.class"
+        yield f"{field}.instancePrompt" if given.instance_prompt else own, subject.instance_prompt
+        for name, caption in subject.captions.items():
+            yield f'{field}.captions["{name}"]', caption
+        class_prompt_field = "spec.priorPreservation.classPrompt" if spec.subject else f"{field}.classPrompt"
+        yield class_prompt_field if given.class_prompt else own, subject.class_prompt
+        for index, template in enumerate(evaluation_prompts(plan, subject)):
+            from_job = f"spec.evaluation.prompts[{index}]"
+            yield from_job if spec.evaluation.prompts else own, fill_template(template, subject.noun)
 
 
 def _broken_limit(tokenizer: Any, prompt: str) -> str:
@@ -54,11 +61,11 @@ def _broken_limit(tokenizer: Any, prompt: str) -> str:
     )
 
 
-def _identifier_warnings(tokenizer: Any, identifier: str) -> Iterable[str]:
+def _identifier_warnings(tokenizer: Any, identifier: str, field: str) -> Iterable[str]:
     tokens: list[str] = tokenizer.tokenize(identifier)
     if len(tokens) > 1:
         words = ", ".join(token.removesuffix("</w>") for token in tokens)
         yield (
             f"the identifier {identifier!r} is {len(tokens)} tokens for this model ({words}); a single rare token is "
-            "learned better: set subject.identifier: auto to select one"
+            f"learned better: set {field.removeprefix('spec.')}.identifier: auto to select one"
         )

@@ -40,13 +40,21 @@ class JobFolder:
 
     @property
     def prepared(self) -> Path:
-        """The subject's images as square RGB PNG files."""
+        """The images of the subjects as square RGB PNG files, named <index of the subject>-<number>.png."""
         return self.work / "prepared"
 
     @property
     def photos(self) -> Path:
-        """The subject's images before the crop for training, as PNG files of the same names."""
+        """The images of the subjects before the crop for training, as PNG files of the same names."""
         return self.work / "photos"
+
+    def prepared_of(self, subject: int) -> list[Path]:
+        """The prepared images of the subject with this index, in the order of its files."""
+        return sorted(self.prepared.glob(f"{subject}-*.png"))
+
+    def photos_of(self, subject: int) -> list[Path]:
+        """The photos of the subject with this index, in the order of its files."""
+        return sorted(self.photos.glob(f"{subject}-*.png"))
 
     @property
     def latents(self) -> Path:

@@ -24,6 +24,8 @@ class ModelManifest(Strict):
         files: all files of the model including the manifest, relative to its folder.
         base_revision: commit of the base model, if it is from the Hub.
         base_digest: digest of the base model's weights.
+        instance_prompts: of each subject.
+        class_prompts: of the classes of the subjects, each once.
     """
 
     job: str
@@ -31,8 +33,8 @@ class ModelManifest(Strict):
     base_model: str
     base_revision: str | None = None
     base_digest: str
-    instance_prompt: str
-    class_prompt: str
+    instance_prompts: tuple[str, ...]
+    class_prompts: tuple[str, ...]
     resolution: int
     sampler: SamplerSettings
 
@@ -61,8 +63,8 @@ def build_manifest(plan: Plan, base_digest: str, model: Path) -> ModelManifest:
         base_model=plan.model.id,
         base_revision=plan.model.revision,
         base_digest=base_digest,
-        instance_prompt=plan.instance_prompt,
-        class_prompt=plan.class_prompt,
+        instance_prompts=plan.instance_prompts,
+        class_prompts=tuple(plan.class_image_counts),
         resolution=plan.resolution,
         sampler=plan.sampler,
     )

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Distance of the seeds of the subjects. torch uses the low 32 bits of a seed.
+_SUBJECT_STRIDE = 1 << 16
+
 
 @dataclass(frozen=True)
 class BatchSample:
@@ -24,17 +27,17 @@ class BatchSample:
 
 @dataclass(frozen=True)
 class DeterministicSampler:
-    """Samples the images of one kind: each image once per epoch, in a new order in every epoch.
+    """Samples the images of one kind, rotating through the subjects: each image once per epoch, in a new order.
 
     Attributes:
-        num_images: number of images of this kind.
+        images: indices of the images of each subject. Subjects with the same range share its images and epochs.
         batch_size: images of this kind per optimizer step, over all workers and gradient accumulation steps.
         num_train_timesteps: length of the noise schedule; timesteps are uniform in [0, num_train_timesteps).
         num_variants: augmented variants of each image. Indices count variants: those of image i start at
             i x num_variants.
     """
 
-    num_images: int
+    images: tuple[range, ...]
     batch_size: int
     num_train_timesteps: int
     seed: int
@@ -65,9 +68,13 @@ class DeterministicSampler:
         return BatchSample(torch.tensor(indices), timesteps[rows.start : rows.stop], seeds[rows.start : rows.stop])
 
     def _index(self, position: int) -> int:
-        epoch, offset = divmod(position, self.num_images)
-        generator = torch.Generator().manual_seed(_mix(self.seed + 1, epoch))
-        return int(torch.randperm(self.num_images, generator=generator)[offset])
+        """The image at a position of the sequence in which the subjects take turns."""
+        turn, subject = divmod(position, len(self.images))
+        images = self.images[subject]
+        sharing = [other for other, shared in enumerate(self.images) if shared == images]
+        epoch, offset = divmod(turn * len(sharing) + sharing.index(subject), len(images))
+        generator = torch.Generator().manual_seed(_mix(self.seed + 1 + sharing[0] * _SUBJECT_STRIDE, epoch))
+        return images[int(torch.randperm(len(images), generator=generator)[offset])]
 
 
 def noise(seeds: Tensor, shape: tuple[int, ...]) -> Tensor:

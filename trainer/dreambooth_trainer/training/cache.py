@@ -1,6 +1,6 @@
 """Cache of latents and text conditioning, computed once and read by every worker.
 
-Legend: N images, P unique prompts, C h w latent, L tokens, D conditioning width.
+Legend: N images, K subjects, P unique prompts, C h w latent, L tokens, D conditioning width.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ class Latents:
 
     Attributes:
         mean, std: parameters of the latent distribution of each image, [N, C, h, w].
+        subject_ranges: first and end index of the images of each subject, [K, 2], not counting augmented variants.
+            Subjects can share class images.
         prompt_indices: index of each image's prompt, [N].
         token_ids: tokens of each prompt, [P, L].
         conditioning: [P, L, D], or None if the text encoder is trained, so that prompts are encoded at every step.
@@ -26,12 +28,15 @@ class Latents:
 
     mean: Tensor
     std: Tensor
+    subject_ranges: Tensor
     prompt_indices: Tensor
     token_ids: Tensor
     conditioning: Tensor | None
 
-    def __len__(self) -> int:
-        return len(self.mean)
+    @property
+    def images(self) -> tuple[range, ...]:
+        """Indices of the images of each subject."""
+        return tuple(range(first, end) for first, end in self.subject_ranges.tolist())
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ def load_data(path: Path, device: str = "cpu") -> TrainingData:
 
     def latents(kind: str) -> Latents:
         conditioning = tensors.get(f"{kind}.conditioning")
-        required = ("mean", "std", "prompt_indices", "token_ids")
+        required = ("mean", "std", "subject_ranges", "prompt_indices", "token_ids")
         return Latents(**{name: tensors[f"{kind}.{name}"] for name in required}, conditioning=conditioning)
 
     has_class_images = "class_images.mean" in tensors

@@ -93,10 +93,8 @@ def run_step(engine: Engine, plan: Plan, data: TrainingData, step: int, rank: in
     timesteps = int(engine.module.scheduler.config["num_train_timesteps"])
     instance, prior = data.instance_images, data.class_images
     samplers = (
-        DeterministicSampler(
-            len(instance) // plan.variants_per_image, plan.batch_size, timesteps, 4 * seed, plan.variants_per_image
-        ),
-        None if prior is None else DeterministicSampler(len(prior), plan.batch_size, timesteps, 4 * seed + 2),
+        DeterministicSampler(instance.images, plan.batch_size, timesteps, 4 * seed, plan.variants_per_image),
+        None if prior is None else DeterministicSampler(prior.images, plan.batch_size, timesteps, 4 * seed + 2),
     )
     return engine.step(
         make_batch(data, samplers, step, micro_step * world_size + rank, world_size * accumulation)

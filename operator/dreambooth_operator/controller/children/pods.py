@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from dreambooth_api import environment
@@ -96,9 +97,9 @@ def _volumes(resolved: ResolvedJob, config_map: str) -> list[Json]:
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": resolved.runtime.pods.shared_memory}},
         {"name": "tmp", "emptyDir": {}},
     ]
-    if resolved.images:
-        volumes.append({"name": "images", **resolved.images})
-    return volumes
+    return volumes + [
+        {"name": f"images-{index}", **copy.deepcopy(source)} for index, source in enumerate(resolved.images)
+    ]
 
 
 def _mounts(resolved: ResolvedJob) -> list[Json]:
@@ -109,6 +110,7 @@ def _mounts(resolved: ResolvedJob) -> list[Json]:
         {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - a volume
         {"name": "tmp", "mountPath": _SCRATCH},
     ]
-    if resolved.images:
-        mounts.append({"name": "images", "mountPath": environment.IMAGES_PATH, "readOnly": True})
+    for index in range(len(resolved.images)):
+        path = f"{environment.IMAGES_PATH}/{index}"
+        mounts.append({"name": f"images-{index}", "mountPath": path, "readOnly": True})
     return mounts
