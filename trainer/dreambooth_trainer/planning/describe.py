@@ -30,10 +30,7 @@ def rows(planned: PlannedJob) -> list[tuple[str, str]]:
     plan = planned.plan
     return [
         ("base model", plan.model.id),
-        (
-            "subject" if len(plan.subjects) == 1 else "subjects",
-            f"{_images(planned)}, augmentation: {plan.augmentation}",
-        ),
+        ("subject", f"{_images(planned)}, augmentation: {plan.augmentation}"),
         ("class images", class_images_row(plan)),
         (
             "training",
