@@ -95,6 +95,35 @@ def test_subjects_mount_each_volume_once() -> None:
     assert [(mount["mountPath"], mount["readOnly"]) for mount in mounts] == [(f"{root}/0", True), (f"{root}/1", True)]
 
 
+def pods_of(job: Job, runtime: Runtime = RUNTIME) -> dict[str, dict[str, Any]]:
+    """The pod templates of a job."""
+    found = resolved(job, runtime)
+    cluster = children(job, runtime)["RayJob"]["spec"]["rayClusterSpec"]
+    return {
+        "head": cluster["headGroupSpec"]["template"],
+        "worker": cluster["workerGroupSpecs"][0]["template"],
+        "erase": erase_children(job, found)[-1][1]["spec"]["template"],
+    }
+
+
+def claims_of(pod: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {v["name"]: v["persistentVolumeClaim"] for v in pod["volumes"] if "persistentVolumeClaim" in v}
+
+
+def test_photos_and_output_on_one_claim_are_one_volume() -> None:
+    images = {"pvc": {"claimName": "work", "path": "photos/dog"}}
+    for template in pods_of(job_with({"subject": {"images": images, "class": "dog"}})).values():
+        pod = template["spec"]
+        assert claims_of(pod) == {"output": {"claimName": "work"}}, "two volumes of a claim hang on Kubernetes 1.34"
+        mounts = [mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == "output"]
+        assert [(mount["mountPath"].count("/images"), mount.get("readOnly", False)) for mount in mounts] == [
+            (0, False),
+            (1, True),
+        ]
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} <= volumes
+
+
 def test_pods_of_ray_have_time_to_save_a_checkpoint_before_they_end() -> None:
     cluster = children(job_with({}))["RayJob"]["spec"]["rayClusterSpec"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):

@@ -7,6 +7,7 @@ from typing import Any
 
 from dreambooth_api import environment
 from dreambooth_api.runtime import PodResources
+from dreambooth_operator.controller.children.claims import share_claims
 from dreambooth_operator.controller.children.metadata import child_labels
 from dreambooth_operator.controller.names import attempt_name, base_name, erase_name
 from dreambooth_operator.controller.observed import Job
@@ -80,7 +81,7 @@ def build_pod_template(
         pod["restartPolicy"] = restart
     if "lifecycle" in container:
         pod["terminationGracePeriodSeconds"] = _GRACE_SECONDS
-    return {"metadata": {"labels": child_labels(job, attempt)}, "spec": pod}
+    return {"metadata": {"labels": child_labels(job, attempt)}, "spec": share_claims(pod)}
 
 
 def container_security_context() -> dict[str, Any]:
