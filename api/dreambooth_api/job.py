@@ -183,11 +183,9 @@ class Cluster(Strict):
         default=None, min_length=1, description="Container image of the trainer. Defaults to the runtime's."
     )
     node_selector: dict[str, str] = Field(
-        default_factory=dict, description="Labels that nodes must have to run the job's pods."
+        default_factory=dict, description="Labels that nodes must have to run worker pods."
     )
-    tolerations: list[Toleration] = Field(
-        default_factory=list[Toleration], description="Tolerations of the job's pods."
-    )
+    tolerations: list[Toleration] = Field(default_factory=list[Toleration], description="Tolerations of worker pods.")
 
 
 class RunPolicy(Strict):

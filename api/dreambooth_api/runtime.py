@@ -21,14 +21,31 @@ class PodResources(Strict):
     cpu: Quantity = Field(description="Number of CPU cores.")
     memory: Quantity = Field(description="Memory, for example 16Gi.")
     gpu: int = Field(default=0, ge=0, le=16, description="Number of GPUs.")
+    ephemeral_storage: Quantity | None = Field(
+        default=None,
+        description="Request and limit of local disk for downloaded models, logs and objects that Ray spills, for "
+        "example 50Gi. Without it, the pod has neither.",
+    )
 
 
 # Each pod has its own class, because the API server applies defaults by the schema of each object.
 class HeadResources(PodResources):
-    """Resource requests of the Ray head pod."""
+    """Resource requests and placement of the Ray head pod."""
 
     cpu: Quantity = Field(default="2", description="Number of CPU cores.")
     memory: Quantity = Field(default="8Gi", description="Memory, for example 16Gi.")
+    node_selector: dict[str, str] = Field(
+        default_factory=dict,
+        max_length=32,
+        description="Labels that nodes must have to run the head pod, and the pod that deletes a job's data. "
+        "pods.nodeSelector and the job's nodeSelector do not apply to them.",
+    )
+    tolerations: list[Toleration] = Field(
+        default_factory=list[Toleration],
+        max_length=32,
+        description="Tolerations of the head pod, and of the pod that deletes a job's data. pods.tolerations and the "
+        "job's tolerations do not apply to them.",
+    )
 
 
 class WorkerResources(PodResources):
@@ -60,15 +77,19 @@ class Pods(Strict):
         description="Name of the extended resource that provides GPUs.",
     )
     node_selector: dict[str, str] = Field(
-        default_factory=dict, max_length=32, description="Node labels required in addition to the job's."
+        default_factory=dict,
+        max_length=32,
+        description="Labels that nodes must have to run worker pods, in addition to the job's.",
     )
     tolerations: list[Toleration] = Field(
         default_factory=list[Toleration],
         max_length=32,
-        description="Tolerations in addition to the job's.",
+        description="Tolerations of worker pods in addition to the job's.",
     )
     shared_memory: Quantity = Field(
-        default="2Gi", description="Size of /dev/shm, used by the Ray object store and PyTorch."
+        default="2Gi",
+        description="Size of /dev/shm, which counts as memory of the container. One half is for the Ray object store, "
+        "the other for PyTorch and NCCL.",
     )
 
 

@@ -13,12 +13,15 @@ from simulation import RUNTIME, SETTINGS, job_with
 
 from dreambooth_api import environment
 from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_operator.controller.children.attempt import attempt_children
 from dreambooth_operator.controller.children.erase_job import erase_children
 from dreambooth_operator.controller.children.rayjob import ENTRYPOINT
 from dreambooth_operator.controller.names import attempt_name, erase_name
 from dreambooth_operator.controller.observed import Job, Runtime
 from dreambooth_operator.controller.resolve import ResolvedJob, resolve
+
+BASE = {"image": "trainer:1", "storage": {"claimName": "work"}}
 
 
 def resolved(job: Job, runtime: Runtime = RUNTIME) -> ResolvedJob:
@@ -106,6 +109,11 @@ def pods_of(job: Job, runtime: Runtime = RUNTIME) -> dict[str, dict[str, Any]]:
     }
 
 
+def runtime_with(pods: dict[str, Any], **spec: Any) -> Runtime:
+    """RUNTIME with these settings of pods."""
+    return Runtime("default", RuntimeSpec.model_validate({**BASE, "pods": pods, **spec}))
+
+
 def claims_of(pod: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {v["name"]: v["persistentVolumeClaim"] for v in pod["volumes"] if "persistentVolumeClaim" in v}
 
@@ -122,6 +130,75 @@ def test_photos_and_output_on_one_claim_are_one_volume() -> None:
         ]
         volumes = {volume["name"] for volume in pod["volumes"]}
         assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} <= volumes
+
+
+def test_autoscalers_leave_the_nodes_of_running_pods() -> None:
+    for template in pods_of(job_with({})).values():
+        assert template["metadata"]["annotations"] == {
+            "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+            "karpenter.sh/do-not-disrupt": "true",
+        }
+
+
+def test_the_owner_of_files_on_a_large_volume_is_changed_once() -> None:
+    for template in pods_of(job_with({})).values():
+        assert template["spec"]["securityContext"]["fsGroupChangePolicy"] == "OnRootMismatch"
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_pods_without_gpus_see_none(gpus: int) -> None:
+    job = job_with({"cluster": {"resources": {"gpu": gpus}}})
+    visible = {
+        name: [e["value"] for e in pod["spec"]["containers"][0]["env"] if e["name"] == "NVIDIA_VISIBLE_DEVICES"]
+        for name, pod in pods_of(job).items()
+    }
+    assert visible == {"head": ["void"], "worker": [] if gpus else ["void"], "erase": ["void"]}
+    cluster = children(job)["RayJob"]["spec"]["rayClusterSpec"]
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-gpus"] == "0"
+    assert cluster["workerGroupSpecs"][0]["rayStartParams"]["num-gpus"] == str(gpus)
+
+
+@pytest.mark.parametrize(
+    ("shared_memory", "store"), [("2Gi", 2**30), ("512Mi", 2**28), ("64Mi", 75 * 2**20), ("1G", 500_000_000)]
+)
+def test_the_object_store_is_half_of_the_shared_memory(shared_memory: str, store: int) -> None:
+    cluster = children(job_with({}), runtime_with({"sharedMemory": shared_memory}))["RayJob"]["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert group["rayStartParams"]["object-store-memory"] == str(store)
+        (shm,) = [v for v in group["template"]["spec"]["volumes"] if v["name"] == "shm"]
+        assert shm["emptyDir"] == {"medium": "Memory", "sizeLimit": shared_memory}
+
+
+def test_ephemeral_storage_is_requested_and_limited() -> None:
+    pods = {"head": {"ephemeralStorage": "5Gi"}, "worker": {"ephemeralStorage": "50Gi"}}
+    found = {
+        name: pod["spec"]["containers"][0]["resources"]
+        for name, pod in pods_of(job_with({}), runtime_with(pods)).items()
+    }
+    for name, size in {"head": "5Gi", "worker": "50Gi", "erase": None}.items():
+        assert found[name]["requests"].get("ephemeral-storage") == size
+        assert found[name]["limits"].get("ephemeral-storage") == size
+
+
+def test_head_and_erase_pods_stay_off_the_nodes_of_workers() -> None:
+    gpu, cpu = {"key": "nvidia.com/gpu", "operator": "Exists"}, {"key": "cpu", "operator": "Exists"}
+    runtime = runtime_with(
+        {
+            "nodeSelector": {"pool": "gpu"},
+            "tolerations": [gpu],
+            "head": {"nodeSelector": {"pool": "cpu"}, "tolerations": [cpu]},
+        }
+    )
+    job = job_with({"cluster": {"nodeSelector": {"zone": "a"}, "tolerations": [gpu]}})
+    found = {
+        name: (pod["spec"]["nodeSelector"], pod["spec"]["tolerations"]) for name, pod in pods_of(job, runtime).items()
+    }
+    assert found == {
+        "head": ({"pool": "cpu"}, [cpu]),
+        "worker": ({"pool": "gpu", "zone": "a"}, [gpu, gpu]),
+        "erase": ({"pool": "cpu"}, [cpu]),
+    }
+    assert "nodeSelector" not in pods_of(job)["head"]["spec"], "without a head selector, any node will do"
 
 
 def test_pods_of_ray_have_time_to_save_a_checkpoint_before_they_end() -> None:

@@ -18,7 +18,10 @@ from dreambooth_operator.machinery.resources import Json
 _TOKEN_SECONDS = 3600
 _SCRATCH = "/tmp"  # noqa: S108 - a volume
 _GRACE_SECONDS = environment.SAVE_SECONDS + 15  # then Ray stops
-_RAY_CONTAINERS = ("ray-head", "ray-worker")
+_WORKER = "ray-worker"
+_RAY_CONTAINERS = ("ray-head", _WORKER)
+# An evicted pod ends the attempt.
+_ANNOTATIONS = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
 _USER = 1000  # user "ray" of the Ray images
 
 
@@ -28,12 +31,13 @@ def build_container(name: str, resolved: ResolvedJob, resources: PodResources, v
     limits: dict[str, str] = {"memory": resources.memory}
     if resources.gpu:
         limits[runtime.pods.gpu_resource] = str(resources.gpu)
+    if resources.ephemeral_storage:
+        limits["ephemeral-storage"] = resources.ephemeral_storage
     container: Json = {
         "name": name,
         "image": resolved.spec.cluster.image,
         "imagePullPolicy": runtime.image_pull_policy,
-        # The root file system is read-only; Ray, Triton and matplotlib write to HOME and /tmp.
-        "env": [{"name": "HOME", "value": _SCRATCH}, {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}, *variables],
+        "env": [*_base_variables(resources), *variables],
         # CPU has no limit, so that idle cores can be used. KubeRay passes the request to Ray, rounded up.
         "resources": {"requests": {"cpu": resources.cpu, **limits}, "limits": limits},
         "securityContext": container_security_context(),
@@ -56,7 +60,7 @@ def build_pod_template(
     restart: str = "",
 ) -> Json:
     """A pod template of an attempt, or of the erase job if `attempt` is None."""
-    spec, name = resolved.spec, attempt_name(job, attempt) if attempt else erase_name(job)
+    name = attempt_name(job, attempt) if attempt else erase_name(job)
     pod: Json = {
         "serviceAccountName": base_name(job),
         "automountServiceAccountToken": automount,
@@ -64,29 +68,47 @@ def build_pod_template(
             "runAsNonRoot": True,
             "runAsUser": _USER,
             "fsGroup": _USER,
+            # Otherwise kubelet changes the group of every file of the volume at each start.
+            "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [container],
         "volumes": _volumes(resolved, name),
+        **_placement(resolved, is_worker=container["name"] == _WORKER),
     }
-    if spec.cluster.node_selector:
-        pod["nodeSelector"] = dict(spec.cluster.node_selector)
-    if spec.cluster.tolerations:
-        pod["tolerations"] = [
-            toleration.model_dump(by_alias=True, exclude_none=True) for toleration in spec.cluster.tolerations
-        ]
-    if spec.run_policy.priority_class_name:
-        pod["priorityClassName"] = spec.run_policy.priority_class_name
+    if priority_class := resolved.spec.run_policy.priority_class_name:
+        pod["priorityClassName"] = priority_class
     if restart:
         pod["restartPolicy"] = restart
     if "lifecycle" in container:
         pod["terminationGracePeriodSeconds"] = _GRACE_SECONDS
-    return {"metadata": {"labels": child_labels(job, attempt)}, "spec": share_claims(pod)}
+    metadata = {"labels": child_labels(job, attempt), "annotations": dict(_ANNOTATIONS)}
+    return {"metadata": metadata, "spec": share_claims(pod)}
 
 
 def container_security_context() -> dict[str, Any]:
     """What the restricted Pod Security Standard requires of a container, and a read-only root file system."""
     return {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+
+
+def _base_variables(resources: PodResources) -> list[Json]:
+    # The root file system is read-only; Ray, Triton and matplotlib write to HOME and /tmp.
+    variables = [{"name": "HOME", "value": _SCRATCH}, {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}]
+    if not resources.gpu:
+        # CUDA base images set "all", which shows the node's GPUs to pods that have not requested any.
+        variables.append({"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"})
+    return variables
+
+
+def _placement(resolved: ResolvedJob, *, is_worker: bool) -> Json:
+    """The node selector and tolerations. Pods that need no GPU must not start or occupy nodes with GPUs."""
+    source = resolved.spec.cluster if is_worker else resolved.runtime.pods.head
+    placement: Json = {}
+    if source.node_selector:
+        placement["nodeSelector"] = dict(source.node_selector)
+    if source.tolerations:
+        placement["tolerations"] = [t.model_dump(by_alias=True, exclude_none=True) for t in source.tolerations]
+    return placement
 
 
 def _volumes(resolved: ResolvedJob, config_map: str) -> list[Json]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dreambooth_api import environment
+from dreambooth_api.fields import quantity_value
 from dreambooth_api.progress import report_path
 from dreambooth_api.runtime import PodResources
 from dreambooth_api.uris import volume_uri
@@ -29,6 +30,8 @@ _READINESS_PROBE = {
     "timeoutSeconds": 5,
     "failureThreshold": 10,
 }
+
+_MIN_OBJECT_STORE_BYTES = 75 * 2**20  # Ray accepts no less
 
 
 def build_ray_job(job: Job, attempt: int, resolved: ResolvedJob, settings: Settings) -> Json:
@@ -64,6 +67,7 @@ def _cluster_spec(job: Job, attempt: int, resolved: ResolvedJob, settings: Setti
         return build_pod_template(job, resolved, container, attempt=attempt, automount=automount, restart=restart)
 
     elastic, workers = spec.cluster.elastic, spec.cluster.workers
+    store = str(object_store_bytes(runtime.pods.shared_memory))
     min_workers, max_workers = (elastic.min_workers, elastic.max_workers) if elastic else (workers, workers)
     cluster: Json = {
         "rayVersion": runtime.ray_version,
@@ -71,7 +75,7 @@ def _cluster_spec(job: Job, attempt: int, resolved: ResolvedJob, settings: Setti
         "authOptions": {"mode": "token"},
         "headGroupSpec": {
             # Ray schedules no work on the head.
-            "rayStartParams": {"num-cpus": "0", "num-gpus": "0"},
+            "rayStartParams": {"num-cpus": "0", "num-gpus": "0", "object-store-memory": store},
             # A head container that restarts in place would run the trainer a second time.
             "template": template("ray-head", runtime.pods.head, automount=elastic is not None, restart="Never"),
         },
@@ -81,7 +85,8 @@ def _cluster_spec(job: Job, attempt: int, resolved: ResolvedJob, settings: Setti
                 "replicas": min(max(workers, min_workers), max_workers),
                 "minReplicas": min_workers,
                 "maxReplicas": max_workers,
-                "rayStartParams": {},
+                # Ray would count the node's GPUs if the pod has none.
+                "rayStartParams": {"num-gpus": str(resolved.worker.gpu), "object-store-memory": store},
                 "template": template("ray-worker", resolved.worker),
             }
         ],
@@ -90,6 +95,11 @@ def _cluster_spec(job: Job, attempt: int, resolved: ResolvedJob, settings: Setti
         cluster["enableInTreeAutoscaling"] = True
         cluster["autoscalerOptions"] = {"securityContext": container_security_context()}
     return cluster
+
+
+def object_store_bytes(shared_memory: str) -> int:
+    """Half of /dev/shm. By default Ray takes 30 % of the memory, and uses the disk where /dev/shm is smaller."""
+    return max(_MIN_OBJECT_STORE_BYTES, int(quantity_value(shared_memory) / 2))
 
 
 def _variables(job: Job, attempt: int, resolved: ResolvedJob, settings: Settings) -> list[Json]:
