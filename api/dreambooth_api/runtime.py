@@ -6,8 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dreambooth_api.fields import DNS_LABEL, ObjectName, Quantity, Strict
+from dreambooth_api.fields import DNS_LABEL, ObjectName, ObjectRef, Quantity, Strict
 from dreambooth_api.job import API_VERSION, ApiVersion, BaseModelRef, Toleration
+from dreambooth_api.podspec import EnvFrom, EnvVar
 from dreambooth_api.uris import OBJECT_STORE_URI, OBJECT_STORES
 
 # The runtime of jobs without runtimeRef.
@@ -90,6 +91,29 @@ class Pods(Strict):
         default="2Gi",
         description="Size of /dev/shm, which counts as memory of the container. One half is for the Ray object store, "
         "the other for PyTorch and NCCL.",
+    )
+    env: list[EnvVar] = Field(
+        default_factory=list[EnvVar], max_length=128, description="Environment variables of all pods of a job."
+    )
+    env_from: list[EnvFrom] = Field(
+        default_factory=list[EnvFrom],
+        max_length=32,
+        description="Secrets and ConfigMaps whose keys are environment variables of all pods of a job.",
+    )
+    image_pull_secrets: list[ObjectRef] = Field(
+        default_factory=list[ObjectRef],
+        max_length=32,
+        description="Secrets in the job's namespace with credentials for the registry of the image.",
+    )
+    labels: dict[str, str] = Field(default_factory=dict, max_length=64, description="Labels of all pods of a job.")
+    annotations: dict[str, str] = Field(
+        default_factory=dict, max_length=64, description="Annotations of all pods of a job."
+    )
+    service_account_annotations: dict[str, str] = Field(
+        default_factory=dict,
+        max_length=64,
+        description="Annotations of each job's ServiceAccount, for example eks.amazonaws.com/role-arn for access to "
+        "an object store without keys.",
     )
 
 

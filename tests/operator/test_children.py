@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from devcluster import ControlPlane
+from pydantic import ValidationError
 from simulation import RUNTIME, SETTINGS, job_with
 
 from dreambooth_api import environment
@@ -20,6 +21,7 @@ from dreambooth_operator.controller.children.rayjob import ENTRYPOINT
 from dreambooth_operator.controller.names import attempt_name, erase_name
 from dreambooth_operator.controller.observed import Job, Runtime
 from dreambooth_operator.controller.resolve import ResolvedJob, resolve
+from dreambooth_operator.resources import JOB_LABEL
 
 BASE = {"image": "trainer:1", "storage": {"claimName": "work"}}
 
@@ -199,6 +201,63 @@ def test_head_and_erase_pods_stay_off_the_nodes_of_workers() -> None:
         "erase": ({"pool": "cpu"}, [cpu]),
     }
     assert "nodeSelector" not in pods_of(job)["head"]["spec"], "without a head selector, any node will do"
+
+
+def test_variables_of_the_runtime_replace_defaults_but_not_those_of_the_trainer() -> None:
+    token = {"secretKeyRef": {"name": "hub", "key": "token"}}
+    pods = {
+        "env": [{"name": "HOME", "value": "/home"}, {"name": "HF_TOKEN", "valueFrom": token}],
+        "envFrom": [{"prefix": "S3_", "secretRef": {"name": "s3"}}, {"configMapRef": {"name": "proxy"}}],
+    }
+    runtime = runtime_with(pods, storage={"claimName": "work", "credentialsSecret": "keys"})
+    for template in pods_of(job_with({}), runtime).values():
+        container = template["spec"]["containers"][0]
+        names = [e["name"] for e in container["env"]]
+        assert len(names) == len(set(names)), "Kubernetes warns of duplicates"
+        env = {e["name"]: e for e in container["env"]}
+        assert env["HOME"]["value"] == "/home"
+        assert env["HF_TOKEN"] == {"name": "HF_TOKEN", "valueFrom": token}
+        assert container["envFrom"] == [
+            {"prefix": "S3_", "secretRef": {"name": "s3"}},
+            {"configMapRef": {"name": "proxy"}},
+            {"secretRef": {"name": "keys"}},
+        ]
+
+
+@pytest.mark.parametrize(
+    ("pods", "message"),
+    [
+        ({"env": [{"name": "DREAMBOOTH_OUT", "value": "/"}]}, "names that begin with DREAMBOOTH_ are reserved"),
+        ({"env": [{"name": "A", "value": "1", "valueFrom": {}}]}, "set only one of them"),
+        ({"envFrom": [{"prefix": "A_"}]}, "sets neither of configMapRef and secretRef; set one of them"),
+    ],
+)
+def test_invalid_variables_are_named(pods: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        runtime_with(pods)
+
+
+def test_metadata_and_pull_secrets_of_the_runtime_reach_all_pods() -> None:
+    pods = {
+        "labels": {"team": "ml", JOB_LABEL: "other"},
+        "annotations": {"sidecar.istio.io/inject": "false", "karpenter.sh/do-not-disrupt": "false"},
+        "imagePullSecrets": [{"name": "registry"}],
+        "serviceAccountAnnotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/s3"},
+    }
+    job, runtime = job_with({}), runtime_with(pods)
+    for template in pods_of(job, runtime).values():
+        assert template["metadata"]["labels"]["team"] == "ml"
+        assert template["metadata"]["labels"][JOB_LABEL] == "dog", "the operator's labels select the pods of a job"
+        assert template["metadata"]["annotations"] == {
+            "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+            **pods["annotations"],
+        }
+        assert template["spec"]["imagePullSecrets"] == pods["imagePullSecrets"]
+    accounts = [
+        children(job, runtime)["ServiceAccount"],
+        *(obj for _, obj in erase_children(job, resolved(job, runtime)) if obj["kind"] == "ServiceAccount"),
+    ]
+    assert [account["metadata"]["annotations"] for account in accounts] == [pods["serviceAccountAnnotations"]] * 2
 
 
 def test_pods_of_ray_have_time_to_save_a_checkpoint_before_they_end() -> None:

@@ -17,7 +17,7 @@ from dreambooth_operator.resources import RAY_JOBS
 def attempt_children(job: Job, attempt: int, resolved: ResolvedJob, settings: Settings) -> list[tuple[Resource, Json]]:
     """The children in the order of their creation. The RayJob is last, because its pods need the others."""
     return [
-        (SERVICE_ACCOUNTS, build_service_account(job)),
+        (SERVICE_ACCOUNTS, build_service_account(job, resolved)),
         (NETWORK_POLICIES, build_network_policy(job)),
         (CONFIG_MAPS, build_config_map(job, attempt_name(job, attempt), resolved)),
         (RAY_JOBS, build_ray_job(job, attempt, resolved, settings)),

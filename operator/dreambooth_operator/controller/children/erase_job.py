@@ -20,7 +20,7 @@ _RESOURCES = PodResources(cpu="1", memory="2Gi")
 def erase_children(job: Job, resolved: ResolvedJob) -> list[tuple[Resource, Json]]:
     """The children in the order of their creation. The batch Job is last."""
     return [
-        (SERVICE_ACCOUNTS, build_service_account(job)),
+        (SERVICE_ACCOUNTS, build_service_account(job, resolved)),
         (CONFIG_MAPS, build_config_map(job, erase_name(job), resolved)),
         (BATCH_JOBS, _erase_job(job, resolved)),
     ]

@@ -37,14 +37,14 @@ def build_container(name: str, resolved: ResolvedJob, resources: PodResources, v
         "name": name,
         "image": resolved.spec.cluster.image,
         "imagePullPolicy": runtime.image_pull_policy,
-        "env": [*_base_variables(resources), *variables],
+        "env": _variables(resolved, resources, variables),
         # CPU has no limit, so that idle cores can be used. KubeRay passes the request to Ray, rounded up.
         "resources": {"requests": {"cpu": resources.cpu, **limits}, "limits": limits},
         "securityContext": container_security_context(),
         "volumeMounts": _mounts(resolved),
     }
-    if secret := runtime.storage.credentials_secret:
-        container["envFrom"] = [{"secretRef": {"name": secret}}]
+    if sources := _variable_sources(resolved):
+        container["envFrom"] = sources
     if name in _RAY_CONTAINERS:
         container["lifecycle"] = {"preStop": {"exec": {"command": list(environment.PRE_STOP_COMMAND)}}}
     return container
@@ -76,13 +76,19 @@ def build_pod_template(
         "volumes": _volumes(resolved, name),
         **_placement(resolved, is_worker=container["name"] == _WORKER),
     }
+    if secrets := resolved.runtime.pods.image_pull_secrets:
+        pod["imagePullSecrets"] = [{"name": secret.name} for secret in secrets]
     if priority_class := resolved.spec.run_policy.priority_class_name:
         pod["priorityClassName"] = priority_class
     if restart:
         pod["restartPolicy"] = restart
     if "lifecycle" in container:
         pod["terminationGracePeriodSeconds"] = _GRACE_SECONDS
-    metadata = {"labels": child_labels(job, attempt), "annotations": dict(_ANNOTATIONS)}
+    pods = resolved.runtime.pods
+    metadata = {
+        "labels": {**pods.labels, **child_labels(job, attempt)},
+        "annotations": {**_ANNOTATIONS, **pods.annotations},
+    }
     return {"metadata": metadata, "spec": share_claims(pod)}
 
 
@@ -91,13 +97,21 @@ def container_security_context() -> dict[str, Any]:
     return {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
 
 
-def _base_variables(resources: PodResources) -> list[Json]:
+def _variables(resolved: ResolvedJob, resources: PodResources, variables: list[Json]) -> list[Json]:
+    """Each variable once. Those of the runtime replace the defaults, but not `variables`, the trainer's."""
     # The root file system is read-only; Ray, Triton and matplotlib write to HOME and /tmp.
-    variables = [{"name": "HOME", "value": _SCRATCH}, {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}]
+    defaults = [{"name": "HOME", "value": _SCRATCH}, {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}]
     if not resources.gpu:
         # CUDA base images set "all", which shows the node's GPUs to pods that have not requested any.
-        variables.append({"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"})
-    return variables
+        defaults.append({"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"})
+    chosen = [variable.model_dump(by_alias=True, exclude_none=True) for variable in resolved.runtime.pods.env]
+    return list({variable["name"]: variable for variable in (*defaults, *chosen, *variables)}.values())
+
+
+def _variable_sources(resolved: ResolvedJob) -> list[Json]:
+    sources = [source.model_dump(by_alias=True, exclude_none=True) for source in resolved.runtime.pods.env_from]
+    secret = resolved.runtime.storage.credentials_secret
+    return [*sources, {"secretRef": {"name": secret}}] if secret else sources
 
 
 def _placement(resolved: ResolvedJob, *, is_worker: bool) -> Json:
