@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dreambooth_api.fields import DNS_LABEL, ObjectName, ObjectRef, Quantity, Strict
 from dreambooth_api.job import API_VERSION, ApiVersion, BaseModelRef, Toleration
 from dreambooth_api.podspec import EnvFrom, EnvVar
+from dreambooth_api.podtemplate import PodTemplatePatch
 from dreambooth_api.uris import OBJECT_STORE_URI, OBJECT_STORES
 
 # The runtime of jobs without runtimeRef.
@@ -26,6 +27,11 @@ class PodResources(Strict):
         default=None,
         description="Request and limit of local disk for downloaded models, logs and objects that Ray spills, for "
         "example 50Gi. Without it, the pod has neither.",
+    )
+    pod_template: PodTemplatePatch | None = Field(
+        default=None,
+        description="Strategic merge patch of the pod, for example for affinity, runtimeClassName, schedulerName, "
+        "volumes and devices. It is applied last and can lift the restricted security context.",
     )
 
 

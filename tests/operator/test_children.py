@@ -18,6 +18,7 @@ from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_operator.controller.children.attempt import attempt_children
 from dreambooth_operator.controller.children.erase_job import erase_children
 from dreambooth_operator.controller.children.rayjob import ENTRYPOINT
+from dreambooth_operator.controller.children.strategic_merge import strategic_merge
 from dreambooth_operator.controller.names import attempt_name, erase_name
 from dreambooth_operator.controller.observed import Job, Runtime
 from dreambooth_operator.controller.resolve import ResolvedJob, resolve
@@ -258,6 +259,90 @@ def test_metadata_and_pull_secrets_of_the_runtime_reach_all_pods() -> None:
         *(obj for _, obj in erase_children(job, resolved(job, runtime)) if obj["kind"] == "ServiceAccount"),
     ]
     assert [account["metadata"]["annotations"] for account in accounts] == [pods["serviceAccountAnnotations"]] * 2
+
+
+RDMA: dict[str, Any] = {
+    "metadata": {"labels": {"rdma": "yes", JOB_LABEL: "other"}},
+    "spec": {
+        "hostNetwork": True,
+        "schedulerName": "volcano",
+        "volumes": [{"name": "infiniband", "hostPath": {"path": "/dev/infiniband"}}],
+        "containers": [
+            {
+                "name": "ray-worker",
+                "resources": {"limits": {"rdma/hca": 1}, "requests": {"rdma/hca": 1}},
+                "securityContext": {"capabilities": {"add": ["IPC_LOCK"]}},
+                "volumeMounts": [{"name": "infiniband", "mountPath": "/dev/infiniband"}],
+            }
+        ],
+    },
+}
+
+
+def test_a_patch_is_merged_into_the_pods_of_one_group() -> None:
+    job, runtime = job_with({}), runtime_with({"worker": {"podTemplate": RDMA}})
+    before, after = pods_of(job, runtime_with({})), pods_of(job, runtime)
+    assert (after["head"], after["erase"]) == (before["head"], before["erase"])
+    worker, plain = after["worker"]["spec"], before["worker"]["spec"]
+    assert (worker["hostNetwork"], worker["schedulerName"]) == (True, "volcano")
+    assert worker["volumes"] == [*plain["volumes"], *RDMA["spec"]["volumes"]]
+    (container,), (bare,) = worker["containers"], plain["containers"]
+    assert container["resources"]["limits"] == {**bare["resources"]["limits"], "rdma/hca": 1}
+    assert container["securityContext"] == {
+        **bare["securityContext"],
+        "capabilities": {"drop": ["ALL"], "add": ["IPC_LOCK"]},
+    }
+    assert container["env"] == bare["env"]
+    assert after["worker"]["metadata"]["labels"] == {"rdma": "yes", **before["worker"]["metadata"]["labels"]}
+
+
+def test_volumes_of_a_patch_share_the_claims_of_the_pod() -> None:
+    volume = {"name": "more", "persistentVolumeClaim": {"claimName": "work", "readOnly": True}}
+    mount = {"name": "more", "mountPath": "/more", "readOnly": True}
+    patch = {"spec": {"volumes": [volume], "containers": [{"name": "ray-head", "volumeMounts": [mount]}]}}
+    head = pods_of(job_with({}), runtime_with({"head": {"podTemplate": patch}}))["head"]["spec"]
+    assert claims_of(head) == {"output": {"claimName": "work"}}
+    assert {**mount, "name": "output"} in head["containers"][0]["volumeMounts"]
+
+
+@pytest.mark.parametrize(
+    ("patch", "message"),
+    [
+        ({"spec": {"restartPolicy": "Always"}}, "sets restartPolicy, which the operator sets"),
+        ({"spec": {"volumes": [{"emptyDir": {}}]}}, "volumes.0.name"),
+        ({"spec": {"containers": {"name": "ray-head"}}}, "spec.containers"),
+        ({"tolerations": []}, "tolerations"),
+    ],
+)
+def test_invalid_patches_are_named(patch: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        runtime_with({"head": {"podTemplate": patch}})
+
+
+@pytest.mark.parametrize(
+    ("target", "patch", "merged"),
+    [
+        ({"a": 1}, {}, {"a": 1}),
+        ({"a": {"b": 1}}, {"a": {"c": 2}}, {"a": {"b": 1, "c": 2}}),
+        ({"a": 1, "b": {}}, {"a": None, "b": {"$patch": "delete"}}, {}),
+        ({"a": 1}, {"a": {"b": 2}}, {"a": {"b": 2}}),
+        ({"args": ["a", "b"]}, {"args": ["c"]}, {"args": ["c"]}),
+        ({"env": [{"name": "A", "value": "1"}]}, {"env": [{"name": "A", "value": "2"}, {"name": "B"}]},
+         {"env": [{"name": "A", "value": "2"}, {"name": "B"}]}),
+        ({"volumes": [{"name": "a"}, {"name": "b"}]}, {"volumes": [{"name": "a", "$patch": "delete"}]},
+         {"volumes": [{"name": "b"}]}),
+        ({"volumeMounts": [{"name": "a", "mountPath": "/a"}]}, {"volumeMounts": [{"mountPath": "/a", "subPath": "b"}]},
+         {"volumeMounts": [{"name": "a", "mountPath": "/a", "subPath": "b"}]}),
+        ({"labels": {"env": "test"}}, {"labels": {"env": "prod"}}, {"labels": {"env": "prod"}}),
+        ({"tolerations": [{"key": "a"}]}, {"tolerations": [{"key": "b"}]}, {"tolerations": [{"key": "b"}]}),
+        ({"ports": [{"containerPort": 1}]}, {"ports": ["x", {}, {"containerPort": [1]}]},
+         {"ports": [{"containerPort": 1}, "x", {}, {"containerPort": [1]}]}),
+    ],
+)  # fmt: skip
+def test_strategic_merge(target: dict[str, Any], patch: dict[str, Any], merged: dict[str, Any]) -> None:
+    before = copy.deepcopy((target, patch))
+    assert strategic_merge(target, patch) == merged
+    assert (target, patch) == before
 
 
 def test_pods_of_ray_have_time_to_save_a_checkpoint_before_they_end() -> None:

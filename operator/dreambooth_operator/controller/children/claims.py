@@ -35,5 +35,8 @@ def share_claims(pod: Json) -> Json:
 
 
 def _with_volume_names(container: Json, names: dict[str, str]) -> Json:
-    mounts = [{**mount, "name": names.get(mount["name"], mount["name"])} for mount in container.get("volumeMounts", [])]
-    return {**container, "volumeMounts": mounts}
+    mounts = [
+        {**mount, "name": names[mount["name"]]} if mount.get("name") in names else mount
+        for mount in container.get("volumeMounts", [])
+    ]
+    return {**container, "volumeMounts": mounts} if mounts else container

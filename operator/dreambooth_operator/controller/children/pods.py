@@ -9,6 +9,7 @@ from dreambooth_api import environment
 from dreambooth_api.runtime import PodResources
 from dreambooth_operator.controller.children.claims import share_claims
 from dreambooth_operator.controller.children.metadata import child_labels
+from dreambooth_operator.controller.children.strategic_merge import strategic_merge
 from dreambooth_operator.controller.names import attempt_name, base_name, erase_name
 from dreambooth_operator.controller.observed import Job
 from dreambooth_operator.controller.resolve import ResolvedJob
@@ -58,8 +59,13 @@ def build_pod_template(
     attempt: int | None = None,
     automount: bool = False,
     restart: str = "",
+    patch: Json | None = None,
 ) -> Json:
-    """A pod template of an attempt, or of the erase job if `attempt` is None."""
+    """A pod template of an attempt, or of the erase job if `attempt` is None.
+
+    Args:
+        patch: strategic merge patch of the runtime. It is applied last, so that the platform team can change any field.
+    """
     name = attempt_name(job, attempt) if attempt else erase_name(job)
     pod: Json = {
         "serviceAccountName": base_name(job),
@@ -86,10 +92,12 @@ def build_pod_template(
         pod["terminationGracePeriodSeconds"] = _GRACE_SECONDS
     pods = resolved.runtime.pods
     metadata = {
-        "labels": {**pods.labels, **child_labels(job, attempt)},
+        "labels": dict(pods.labels),
         "annotations": {**_ANNOTATIONS, **pods.annotations},
     }
-    return {"metadata": metadata, "spec": share_claims(pod)}
+    patched = strategic_merge({"metadata": metadata, "spec": pod}, patch or {})
+    patched["metadata"]["labels"] = {**patched["metadata"].get("labels", {}), **child_labels(job, attempt)}
+    return {**patched, "spec": share_claims(patched["spec"])}
 
 
 def container_security_context() -> dict[str, Any]:

@@ -64,7 +64,10 @@ def _cluster_spec(job: Job, attempt: int, resolved: ResolvedJob, settings: Setti
     def template(container_name: str, resources: PodResources, *, automount: bool = False, restart: str = "") -> Json:
         container = build_container(container_name, resolved, resources, variables)
         container["readinessProbe"] = _READINESS_PROBE
-        return build_pod_template(job, resolved, container, attempt=attempt, automount=automount, restart=restart)
+        patch = resources.pod_template.model_dump(by_alias=True, exclude_unset=True) if resources.pod_template else {}
+        return build_pod_template(
+            job, resolved, container, attempt=attempt, automount=automount, restart=restart, patch=patch
+        )
 
     elastic, workers = spec.cluster.elastic, spec.cluster.workers
     store = str(object_store_bytes(runtime.pods.shared_memory))
