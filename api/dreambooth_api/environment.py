@@ -24,6 +24,7 @@ JOB_FILE_NAME: Final = "job.yaml"
 JOB_FILE: Final = f"{JOB_PATH}/{JOB_FILE_NAME}"
 IMAGES_PATH: Final = "/dreambooth/images"
 OUTPUT_PATH: Final = "/dreambooth/output"
+MODELS_PATH: Final = "/dreambooth/models"
 TOKEN_PATH: Final = "/var/run/secrets/dreambooth.dev"  # noqa: S105 - a folder
 TOKEN_FILE: Final = f"{TOKEN_PATH}/token"
 

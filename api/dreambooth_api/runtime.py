@@ -6,8 +6,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dreambooth_api.environment import MODELS_PATH
 from dreambooth_api.fields import DNS_LABEL, ObjectName, ObjectRef, Quantity, Strict
 from dreambooth_api.job import API_VERSION, ApiVersion, BaseModelRef, Toleration
+from dreambooth_api.modelcache import ModelCache
 from dreambooth_api.podspec import EnvFrom, EnvVar
 from dreambooth_api.podtemplate import PodTemplatePatch
 from dreambooth_api.uris import OBJECT_STORE_URI, OBJECT_STORES
@@ -237,6 +239,11 @@ class RuntimeSpec(Strict):
     pods: Pods = Field(default_factory=Pods, description="Resources and placement of a job's pods.")
     storage: Storage = Field(
         default_factory=Storage, description="Working storage of jobs, and the default destination of models."
+    )
+    model_cache: ModelCache | None = Field(
+        default=None,
+        description=f"Volume with models, mounted read-only at {MODELS_PATH}. Set exactly one of claimName, hostPath "
+        "and image. Without it, each pod downloads its models.",
     )
     defaults: Defaults = Field(default_factory=Defaults, description="Defaults for fields that a job does not set.")
     bounds: Bounds = Field(default_factory=Bounds, description="Upper bounds for jobs.")

@@ -20,9 +20,10 @@ from dreambooth_operator.controller.children.erase_job import erase_children
 from dreambooth_operator.controller.children.rayjob import ENTRYPOINT
 from dreambooth_operator.controller.children.strategic_merge import strategic_merge
 from dreambooth_operator.controller.names import attempt_name, erase_name
-from dreambooth_operator.controller.observed import Job, Runtime
+from dreambooth_operator.controller.observed import Job, Runtime, read_runtime
 from dreambooth_operator.controller.resolve import ResolvedJob, resolve
-from dreambooth_operator.resources import JOB_LABEL
+from dreambooth_operator.machinery.client import Api
+from dreambooth_operator.resources import JOB_LABEL, RUNTIMES
 
 BASE = {"image": "trainer:1", "storage": {"claimName": "work"}}
 
@@ -121,10 +122,11 @@ def claims_of(pod: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {v["name"]: v["persistentVolumeClaim"] for v in pod["volumes"] if "persistentVolumeClaim" in v}
 
 
-def test_photos_and_output_on_one_claim_are_one_volume() -> None:
+def test_photos_and_output_on_one_claim_share_a_volume() -> None:
     images = {"pvc": {"claimName": "work", "path": "photos/dog"}}
-    for template in pods_of(job_with({"subject": {"images": images, "class": "dog"}})).values():
-        pod = template["spec"]
+    pods = pods_of(job_with({"subject": {"images": images, "class": "dog"}}))
+    for name in ("head", "worker"):
+        pod = pods[name]["spec"]
         assert claims_of(pod) == {"output": {"claimName": "work"}}, "two volumes of a claim hang on Kubernetes 1.34"
         mounts = [mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == "output"]
         assert [(mount["mountPath"].count("/images"), mount.get("readOnly", False)) for mount in mounts] == [
@@ -345,6 +347,69 @@ def test_strategic_merge(target: dict[str, Any], patch: dict[str, Any], merged: 
     assert (target, patch) == before
 
 
+CACHES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "claim": ({"claimName": "hub"}, {"persistentVolumeClaim": {"claimName": "hub", "readOnly": True}}),
+    "host": ({"hostPath": "/var/models"}, {"hostPath": {"path": "/var/models", "type": "Directory"}}),
+    "image": ({"image": "r/models:1"}, {"image": {"reference": "r/models:1", "pullPolicy": "IfNotPresent"}}),
+}
+
+
+@pytest.mark.parametrize("kind", CACHES)
+def test_the_model_cache_is_mounted_read_only(kind: str) -> None:
+    cache, source = CACHES[kind]
+    pods = pods_of(job_with({}), runtime_with({}, modelCache=cache))
+    for template in (pods["head"], pods["worker"]):
+        container = template["spec"]["containers"][0]
+        assert {"name": "models", **source} in template["spec"]["volumes"]
+        (mount,) = [m for m in container["volumeMounts"] if m["name"] == "models"]
+        assert mount == {"name": "models", "mountPath": environment.MODELS_PATH, "readOnly": True}
+        env = {e["name"]: e.get("value") for e in container["env"]}
+        assert (env["HF_HOME"], env["HF_HUB_OFFLINE"]) == (environment.MODELS_PATH, "1")
+
+
+def test_erasing_does_not_need_images_or_models() -> None:
+    job = job_with({"subject": {"images": {"secret": {"name": "deleted"}}, "class": "dog"}})
+    erase = pods_of(job, runtime_with({}, modelCache={"claimName": "hub"}))["erase"]["spec"]
+    assert {volume["name"] for volume in erase["volumes"]} & {"images-0", "models"} == set()
+    mounts = {mount["name"] for mount in erase["containers"][0]["volumeMounts"]}
+    assert mounts == {volume["name"] for volume in erase["volumes"]}
+
+
+def test_a_cache_of_folders_leaves_the_hub_alone() -> None:
+    head = pods_of(job_with({}), runtime_with({}, modelCache={"claimName": "hub", "layout": "Folders"}))["head"]["spec"]
+    assert not [e for e in head["containers"][0]["env"] if e["name"].startswith("HF_")]
+
+
+def test_photos_output_and_cache_on_one_claim_are_one_volume() -> None:
+    images = {"pvc": {"claimName": "work", "path": "photos"}}
+    job = job_with({"subject": {"images": images, "class": "dog"}})
+    runtime = runtime_with({}, modelCache={"claimName": "work", "path": "models/hub"})
+    pods = pods_of(job, runtime)
+    for template in (pods["head"], pods["worker"]):
+        assert claims_of(template["spec"]) == {"output": {"claimName": "work"}}
+        mounts = {m["mountPath"]: m for m in template["spec"]["containers"][0]["volumeMounts"]}
+        assert mounts[environment.MODELS_PATH] == {
+            "name": "output",
+            "mountPath": environment.MODELS_PATH,
+            "readOnly": True,
+            "subPath": "models/hub",
+        }
+
+
+@pytest.mark.parametrize(
+    ("cache", "message"),
+    [
+        ({}, "sets nothing; set exactly one of claimName, hostPath, image"),
+        ({"claimName": "a", "image": "b"}, "sets claimName and image; set exactly one of"),
+        ({"image": "b", "path": "a"}, "is a folder in the volume of claimName, and image is set; remove path"),
+        ({"hostPath": "models"}, "hostPath"),
+    ],
+)
+def test_invalid_caches_are_named(cache: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        runtime_with({}, modelCache=cache)
+
+
 def test_pods_of_ray_have_time_to_save_a_checkpoint_before_they_end() -> None:
     cluster = children(job_with({}))["RayJob"]["spec"]["rayClusterSpec"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
@@ -375,6 +440,41 @@ def test_builders_do_not_change_their_arguments() -> None:
         obj.clear()
     assert found == before
     assert attempt_children(job, 1, found, SETTINGS) == attempt_children(job, 1, before, SETTINGS)
+
+
+SHAPES: list[dict[str, Any]] = [
+    {"pods": {"worker": {"podTemplate": RDMA, "ephemeralStorage": "50Gi"}}},
+    {"pods": {"head": {"nodeSelector": {"pool": "cpu"}, "tolerations": [{"operator": "Exists"}]}}},
+    {
+        "pods": {
+            "env": [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}],
+            "envFrom": [{"prefix": "A_", "configMapRef": {"name": "a"}}],
+            "imagePullSecrets": [{"name": "registry"}],
+            "labels": {"team": "ml"},
+            "annotations": {"a/b": "c"},
+            "serviceAccountAnnotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/s3"},
+        }
+    },
+    *({"modelCache": cache} for cache, _ in CACHES.values()),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+async def test_the_api_server_accepts_pods_of_every_shape(api: Api, namespace: str, shape: dict[str, Any]) -> None:
+    runtime = {
+        "apiVersion": RUNTIMES.api_version,
+        "kind": RUNTIMES.kind,
+        "metadata": {"name": "shape"},
+        "spec": {**BASE, **shape},
+    }
+    strict = {"dryRun": "All", "fieldValidation": "Strict"}
+    stored = read_runtime(await api.request("POST", RUNTIMES.path(), query=strict, body=runtime))
+    assert stored.spec == RuntimeSpec.model_validate(runtime["spec"])
+    job = job_with({})
+    found = resolved(job, stored)
+    for resource, obj in [*attempt_children(job, 1, found, SETTINGS), *erase_children(job, found)]:
+        here = {**obj, "metadata": {**obj["metadata"], "namespace": namespace}}
+        await api.request("POST", resource.path(namespace), query=strict, body=here)
 
 
 def test_pods_satisfy_the_restricted_pod_security_standard(plane: ControlPlane, namespace: str) -> None:

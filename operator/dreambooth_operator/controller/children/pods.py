@@ -9,6 +9,7 @@ from dreambooth_api import environment
 from dreambooth_api.runtime import PodResources
 from dreambooth_operator.controller.children.claims import share_claims
 from dreambooth_operator.controller.children.metadata import child_labels
+from dreambooth_operator.controller.children.model_cache import cache_mount, cache_variables, cache_volume
 from dreambooth_operator.controller.children.strategic_merge import strategic_merge
 from dreambooth_operator.controller.names import attempt_name, base_name, erase_name
 from dreambooth_operator.controller.observed import Job
@@ -42,7 +43,7 @@ def build_container(name: str, resolved: ResolvedJob, resources: PodResources, v
         # CPU has no limit, so that idle cores can be used. KubeRay passes the request to Ray, rounded up.
         "resources": {"requests": {"cpu": resources.cpu, **limits}, "limits": limits},
         "securityContext": container_security_context(),
-        "volumeMounts": _mounts(resolved),
+        "volumeMounts": _mounts(resolved, with_inputs=name in _RAY_CONTAINERS),
     }
     if sources := _variable_sources(resolved):
         container["envFrom"] = sources
@@ -79,7 +80,7 @@ def build_pod_template(
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [container],
-        "volumes": _volumes(resolved, name),
+        "volumes": _volumes(resolved, name, with_inputs=attempt is not None),
         **_placement(resolved, is_worker=container["name"] == _WORKER),
     }
     if secrets := resolved.runtime.pods.image_pull_secrets:
@@ -112,6 +113,8 @@ def _variables(resolved: ResolvedJob, resources: PodResources, variables: list[J
     if not resources.gpu:
         # CUDA base images set "all", which shows the node's GPUs to pods that have not requested any.
         defaults.append({"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"})
+    if cache := resolved.runtime.model_cache:
+        defaults += cache_variables(cache)
     chosen = [variable.model_dump(by_alias=True, exclude_none=True) for variable in resolved.runtime.pods.env]
     return list({variable["name"]: variable for variable in (*defaults, *chosen, *variables)}.values())
 
@@ -133,7 +136,8 @@ def _placement(resolved: ResolvedJob, *, is_worker: bool) -> Json:
     return placement
 
 
-def _volumes(resolved: ResolvedJob, config_map: str) -> list[Json]:
+def _volumes(resolved: ResolvedJob, config_map: str, *, with_inputs: bool) -> list[Json]:
+    """The volumes. Erasing needs no images and models, and must not wait for those that no longer exist."""
     token = {"audience": AUDIENCE, "expirationSeconds": _TOKEN_SECONDS, "path": "token"}
     volumes: list[Json] = [
         {"name": "job", "configMap": {"name": config_map}},
@@ -142,12 +146,15 @@ def _volumes(resolved: ResolvedJob, config_map: str) -> list[Json]:
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": resolved.runtime.pods.shared_memory}},
         {"name": "tmp", "emptyDir": {}},
     ]
-    return volumes + [
-        {"name": f"images-{index}", **copy.deepcopy(source)} for index, source in enumerate(resolved.images)
-    ]
+    if not with_inputs:
+        return volumes
+    volumes += [{"name": f"images-{index}", **copy.deepcopy(source)} for index, source in enumerate(resolved.images)]
+    if cache := resolved.runtime.model_cache:
+        volumes.append(cache_volume(cache))
+    return volumes
 
 
-def _mounts(resolved: ResolvedJob) -> list[Json]:
+def _mounts(resolved: ResolvedJob, *, with_inputs: bool) -> list[Json]:
     mounts: list[Json] = [
         {"name": "job", "mountPath": environment.JOB_PATH, "readOnly": True},
         {"name": "output", "mountPath": environment.OUTPUT_PATH},
@@ -155,7 +162,11 @@ def _mounts(resolved: ResolvedJob) -> list[Json]:
         {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - a volume
         {"name": "tmp", "mountPath": _SCRATCH},
     ]
+    if not with_inputs:
+        return mounts
     for index in range(len(resolved.images)):
         path = f"{environment.IMAGES_PATH}/{index}"
         mounts.append({"name": f"images-{index}", "mountPath": path, "readOnly": True})
+    if cache := resolved.runtime.model_cache:
+        mounts.append(cache_mount(cache))
     return mounts
