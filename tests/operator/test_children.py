@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +26,9 @@ from dreambooth_operator.controller.resolve import ResolvedJob, resolve
 from dreambooth_operator.machinery.client import Api
 from dreambooth_operator.resources import JOB_LABEL, RUNTIMES
 
-BASE = {"image": "trainer:1", "storage": {"claimName": "work"}}
+BASE: dict[str, Any] = {"image": "trainer:1", "storage": {"claimName": "work"}}
+
+HOW_TO = Path(__file__).resolve().parents[2] / "docs" / "how-to"
 
 
 def resolved(job: Job, runtime: Runtime = RUNTIME) -> ResolvedJob:
@@ -457,9 +460,26 @@ SHAPES: list[dict[str, Any]] = [
     },
     *({"modelCache": cache} for cache, _ in CACHES.values()),
 ]
+PAGES = ("air-gapped", "networks", "pods")
+DOCUMENTED = [
+    pytest.param(yaml.safe_load(block)["spec"], id=f"{page}-{number}")
+    for page in PAGES
+    for number, block in enumerate(re.findall(r"^```yaml\n(.*?)^```", (HOW_TO / f"{page}.md").read_text(), re.M | re.S))
+]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("spec", DOCUMENTED)
+def test_documented_patches_change_only_their_containers(spec: dict[str, Any]) -> None:
+    worker = pods_of(job_with({}), Runtime("default", RuntimeSpec.model_validate({**BASE, **spec})))["worker"]["spec"]
+    ray, *sidecars = worker["containers"]
+    assert ray["name"] == "ray-worker", "KubeRay starts Ray in the first container"
+    assert all("image" in container for container in (ray, *sidecars))
+    mounted = {mount["name"] for container in worker["containers"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in worker["volumes"]}
+    assert ray["securityContext"]["readOnlyRootFilesystem"] is True
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, *DOCUMENTED], ids=str)
 async def test_the_api_server_accepts_pods_of_every_shape(api: Api, namespace: str, shape: dict[str, Any]) -> None:
     runtime = {
         "apiVersion": RUNTIMES.api_version,
