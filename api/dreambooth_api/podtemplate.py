@@ -22,6 +22,7 @@ class MountPatch(Patch):
     """Mount of a container. Mounts are merged by mountPath."""
 
     mount_path: str = Field(description="Path in the container.")
+    name: str | None = Field(default=None, description="Name of the volume.")
 
 
 class ContainerPatch(Patch):

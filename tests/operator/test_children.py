@@ -12,6 +12,7 @@ import yaml
 from devcluster import ControlPlane
 from pydantic import ValidationError
 from simulation import RUNTIME, SETTINGS, job_with
+from test_crd_fuzzing import JUNK, paths_in
 
 from dreambooth_api import environment
 from dreambooth_api.job import DreamBoothJob
@@ -322,6 +323,31 @@ def test_volumes_of_a_patch_share_the_claims_of_the_pod() -> None:
 def test_invalid_patches_are_named(patch: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         runtime_with({"head": {"podTemplate": patch}})
+
+
+def test_any_patch_is_rejected_or_merged() -> None:
+    claim = {"name": "c", "persistentVolumeClaim": {"claimName": "work"}}
+    patch = {"metadata": RDMA["metadata"], "spec": {**RDMA["spec"], "volumes": [*RDMA["spec"]["volumes"], claim]}}
+    patch["spec"]["containers"] = [
+        *RDMA["spec"]["containers"],
+        {"name": "sidecar", "volumeMounts": [{"mountPath": "/"}]},
+    ]
+    outcomes = {"rejected": 0, "merged": 0}
+    for path in paths_in(patch):
+        for junk in [*JUNK, [None], [[]], [{}], {"$patch": "delete"}, [{"name": []}], [{"mountPath": {}}]]:
+            mutated: Any = copy.deepcopy(patch)
+            node = mutated
+            for key in path[:-1]:
+                node = node[key]
+            node[path[-1]] = junk
+            try:
+                runtime = runtime_with({"worker": {"podTemplate": mutated}})
+            except ValidationError:
+                outcomes["rejected"] += 1
+            else:
+                assert pods_of(job_with({}), runtime)["worker"]["metadata"]["labels"][JOB_LABEL] == "dog"
+                outcomes["merged"] += 1
+    assert min(outcomes.values()) > 100, outcomes
 
 
 @pytest.mark.parametrize(

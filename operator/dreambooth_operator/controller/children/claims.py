@@ -37,6 +37,6 @@ def share_claims(pod: Json) -> Json:
 def _with_volume_names(container: Json, names: dict[str, str]) -> Json:
     mounts = [
         {**mount, "name": names[mount["name"]]} if mount.get("name") in names else mount
-        for mount in container.get("volumeMounts", [])
+        for mount in container.get("volumeMounts") or ()
     ]
     return {**container, "volumeMounts": mounts} if mounts else container

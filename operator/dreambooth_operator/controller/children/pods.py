@@ -92,13 +92,11 @@ def build_pod_template(
     if "lifecycle" in container:
         pod["terminationGracePeriodSeconds"] = _GRACE_SECONDS
     pods = resolved.runtime.pods
-    metadata = {
-        "labels": dict(pods.labels),
-        "annotations": {**_ANNOTATIONS, **pods.annotations},
-    }
-    patched = strategic_merge({"metadata": metadata, "spec": pod}, patch or {})
-    patched["metadata"]["labels"] = {**patched["metadata"].get("labels", {}), **child_labels(job, attempt)}
-    return {**patched, "spec": share_claims(patched["spec"])}
+    metadata: Json = {"labels": dict(pods.labels), "annotations": {**_ANNOTATIONS, **pods.annotations}}
+    changes = patch or {}
+    metadata = strategic_merge(metadata, changes.get("metadata") or {})
+    metadata["labels"] = {**metadata.get("labels", {}), **child_labels(job, attempt)}
+    return {"metadata": metadata, "spec": share_claims(strategic_merge(pod, changes.get("spec") or {}))}
 
 
 def container_security_context() -> dict[str, Any]:
