@@ -205,7 +205,14 @@ class RunPolicy(Strict):
     active_deadline_seconds: int | None = Field(
         default=None,
         ge=1,
-        description="Maximum running time in seconds, summed over all attempts, before the job is marked as failed.",
+        description="Maximum running time in seconds, summed over all attempts, before the job is marked as failed. "
+        "Time in which the job waits for a queue or for its pods does not count.",
+    )
+    start_deadline_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        description="Maximum time in seconds that the job waits without a running trainer, in a queue or for its pods, "
+        "before the job is marked as failed.",
     )
     ttl_seconds_after_finished: int | None = Field(
         default=None, ge=0, description="Seconds from completion until the job is deleted."

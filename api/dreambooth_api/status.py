@@ -268,6 +268,12 @@ class ControlStatus(Lenient):
     active_since: datetime | None = Field(
         default=None, description="Time since which the current attempt has been running."
     )
+    waiting_since: datetime | None = Field(
+        default=None, description="Time since which the job has been waiting for a running trainer."
+    )
+    starting_since: datetime | None = Field(
+        default=None, description="Time since which the current attempt has been waiting for its pods."
+    )
     head_lost_since: datetime | None = Field(
         default=None, description="Time since which the head pod has not been ready."
     )

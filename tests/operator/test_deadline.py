@@ -30,6 +30,9 @@ SCENARIOS = {
         [wait(1000), admit, running, wait(59), succeed],
         Phase.SUCCEEDED, "Succeeded", 1, {"queueName": "gpus", "activeDeadlineSeconds": 60},
     ),
+    "the deadline excludes time in which pods are not ready": Scenario(
+        [wait(100), running, wait(59), succeed], Phase.SUCCEEDED, "Succeeded", 1, {"activeDeadlineSeconds": 60},
+    ),
     "the trainer reports a failure when it is stopped at the deadline": Scenario(
         [running, wait(61), report_out_of_memory, collect],
         Phase.FAILED, "DeadlineExceeded", 1, {"activeDeadlineSeconds": 60},

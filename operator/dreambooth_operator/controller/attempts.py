@@ -13,6 +13,11 @@ from dreambooth_operator.controller.names import attempt_name
 from dreambooth_operator.controller.observed import Observed, RayJob
 from dreambooth_operator.controller.policies.deadline import deadline_exceeded, pause_clock, start_clock
 from dreambooth_operator.controller.policies.pod_timeouts import head_lost, pods_ready_timeout
+from dreambooth_operator.controller.policies.start_deadline import (
+    start_deadline_exceeded,
+    start_waiting,
+    stop_waiting,
+)
 from dreambooth_operator.controller.policies.suspension import suspend_attempt
 from dreambooth_operator.controller.queueing.select import select_queue
 from dreambooth_operator.controller.resolve import ResolutionError, ResolvedJob, run_policy
@@ -38,7 +43,8 @@ def start_attempt(builder: DecisionBuilder, policy: RunPolicy) -> None:
         head_lost_since=None,
         next_attempt_time=None,
         start_time=status.start_time or builder.now,
-        active_since=None if queue.starts_suspended else builder.now,
+        waiting_since=status.waiting_since or builder.now,
+        starting_since=None if queue.starts_suspended else builder.now,
     )
     builder.set_condition(_C.ACCEPTED, "True", "Valid", "The spec is valid and within the runtime's bounds.")
     if queue.starts_suspended:
@@ -97,23 +103,43 @@ def _follow_ray_job(
     if ray_job.deleting:  # by somebody else; the attempt is closed when the RayJob is gone
         return
     queue = select_queue(policy)
-    if not queue.is_admitted(ray_job):
-        pause_clock(builder)
+    is_admitted = queue.is_admitted(ray_job)
+    running = is_admitted and ray_job.deployment == "Running"
+    if exceeded := _count_time(builder, policy, running=running):
+        fail_job(builder, exceeded.reason, exceeded.message)
+        builder.delete_ray_jobs(observed.ray_jobs)
+    elif is_admitted:
+        _follow_cluster(builder, ray_job, policy, observed, settings)
+    else:
         builder.set_phase(Phase.QUEUED, queue.waiting_message(ray_job.name))
         builder.set_condition(_C.QUEUED, "True", "Waiting", queue.waiting_message(ray_job.name))
         builder.set_condition(_C.CLUSTER_READY, "False", "Queued")
-        builder.set_fields(head_pod=None, head_lost_since=None)  # the RayJob gets a new head once it is admitted
-        return
-    start_clock(builder)
+        # The RayJob gets a new head once it is admitted.
+        builder.set_fields(head_pod=None, head_lost_since=None, starting_since=None)
+
+
+def _count_time(builder: DecisionBuilder, policy: RunPolicy, *, running: bool) -> Failure | None:
+    """Count running or waiting time. Returns a failure if its limit has passed."""
+    if running:
+        start_clock(builder)
+        stop_waiting(builder)
+        return deadline_exceeded(builder, policy)
+    pause_clock(builder)
+    start_waiting(builder)
+    return start_deadline_exceeded(builder, policy)
+
+
+def _follow_cluster(
+    builder: DecisionBuilder, ray_job: RayJob, policy: RunPolicy, observed: Observed, settings: Settings
+) -> None:
+    """Update the status of an attempt that may have pods."""
     queued = builder.condition(_C.QUEUED)
     if queued and queued.status == "True":
         builder.set_condition(_C.QUEUED, "False", "Admitted")
-    if exceeded := deadline_exceeded(builder, policy):
-        fail_job(builder, exceeded.reason, exceeded.message)
-        builder.delete_ray_jobs(observed.ray_jobs)
-        return
     cluster = observed.cluster_of(ray_job.name)
     running = ray_job.deployment == "Running"
+    if not running and builder.status.starting_since is None:
+        builder.set_fields(starting_since=builder.now)
     if lost := head_lost(builder, cluster, running=running, grace_seconds=settings.head_grace_seconds):
         close_attempt(builder, lost, policy, settings)
         builder.delete_ray_jobs(observed.ray_jobs)

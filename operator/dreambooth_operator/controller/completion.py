@@ -6,7 +6,7 @@ from dreambooth_api.job import RunPolicy
 from dreambooth_api.status import ConditionType, Failure, Phase
 from dreambooth_operator.controller.builder import DecisionBuilder
 from dreambooth_operator.controller.failures import late_failure, reported_failure
-from dreambooth_operator.controller.policies import deadline, retries
+from dreambooth_operator.controller.policies import deadline, retries, start_deadline
 from dreambooth_operator.controller.settings import Settings
 from dreambooth_operator.controller.status import set_completed_conditions, set_success_conditions
 
@@ -37,6 +37,7 @@ def close_attempt(
 def fail_job(builder: DecisionBuilder, reason: str, message: str) -> None:
     """Finish the job as failed. For a job that has failed already, only the reason changes."""
     deadline.pause_clock(builder)
+    start_deadline.stop_waiting(builder)
     builder.set_phase(Phase.FAILED, message)
     builder.set_fields(completion_time=builder.status.completion_time or builder.now, next_attempt_time=None)
     builder.set_condition(_C.CLUSTER_READY, "False", "Finished")
@@ -49,6 +50,7 @@ def fail_job(builder: DecisionBuilder, reason: str, message: str) -> None:
 def succeed_job(builder: DecisionBuilder) -> None:
     """Finish the job as succeeded."""
     deadline.pause_clock(builder)
+    start_deadline.stop_waiting(builder)
     message = set_success_conditions(builder)
     builder.set_phase(Phase.SUCCEEDED, message)
     builder.set_fields(completion_time=builder.now)

@@ -17,12 +17,13 @@ from dreambooth_api.status import TERMINAL, ConditionType, Phase, fit_message
 from dreambooth_operator.controller.actions import Decision
 from dreambooth_operator.controller.attempts import monitor_attempt, start_attempt
 from dreambooth_operator.controller.builder import DecisionBuilder
-from dreambooth_operator.controller.completion import apply_late_failure, update_failed_job
+from dreambooth_operator.controller.completion import apply_late_failure, fail_job, update_failed_job
 from dreambooth_operator.controller.failures import late_failure
 from dreambooth_operator.controller.lifecycle import OPEN
 from dreambooth_operator.controller.observed import Job, Observed
 from dreambooth_operator.controller.policies.deletion import finalizer_change, reconcile_deletion
 from dreambooth_operator.controller.policies.retries import wait_for_retry
+from dreambooth_operator.controller.policies.start_deadline import start_deadline_exceeded
 from dreambooth_operator.controller.policies.suspension import keep_suspended
 from dreambooth_operator.controller.policies.ttl import apply_ttl
 from dreambooth_operator.controller.resolve import ResolutionError, ResolvedJob, run_policy
@@ -54,7 +55,13 @@ def reconcile_idle(builder: DecisionBuilder, resolution: ResolvedJob | Resolutio
     late = late_failure(status) if status.phase is Phase.RETRYING else None
     if late and apply_late_failure(builder, late):
         return
-    if keep_suspended(builder, policy, observed) or wait_for_retry(builder, observed):
+    if keep_suspended(builder, policy, observed):
+        return
+    if status.phase is Phase.RETRYING and (exceeded := start_deadline_exceeded(builder, policy)):
+        fail_job(builder, exceeded.reason, exceeded.message)
+        builder.delete_ray_jobs(observed.ray_jobs)
+        return
+    if wait_for_retry(builder, observed):
         return
     if isinstance(resolution, ResolutionError):
         _reject(builder, resolution)

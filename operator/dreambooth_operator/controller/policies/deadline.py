@@ -1,6 +1,6 @@
 """`spec.runPolicy.activeDeadlineSeconds`: limit on the running time of a job, summed over all attempts. Pure.
 
-Running time excludes the time in which a job waits in a queue, between attempts, or suspended.
+Running time excludes the time in which a job waits in a queue, for its pods, between attempts, or suspended.
 """
 
 from __future__ import annotations

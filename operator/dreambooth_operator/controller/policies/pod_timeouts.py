@@ -23,7 +23,7 @@ def pods_ready_timeout(
     digest = hashlib.sha256(f"{builder.job.uid}/{status.attempts}".encode()).digest()
     extension = int.from_bytes(digest[:4]) / 2**32
     extended_seconds = round(timeout_seconds * (1 + extension))  # times in the status have whole seconds
-    waited_seconds = (builder.now - (status.active_since or builder.now)).total_seconds()
+    waited_seconds = (builder.now - (status.starting_since or builder.now)).total_seconds()
     if waited_seconds < extended_seconds:
         builder.requeue_after(extended_seconds - waited_seconds)
         return None

@@ -7,6 +7,7 @@ from dreambooth_api.status import ConditionType, Phase
 from dreambooth_operator.controller.builder import DecisionBuilder
 from dreambooth_operator.controller.observed import Observed
 from dreambooth_operator.controller.policies.deadline import pause_clock
+from dreambooth_operator.controller.policies.start_deadline import stop_waiting
 
 _SUSPENDING = "The pods are being deleted. Training can resume from the last checkpoint."
 _SUSPENDED = "The job is suspended and has no pods. To resume it, set spec.runPolicy.suspend to false."
@@ -15,6 +16,7 @@ _SUSPENDED = "The job is suspended and has no pods. To resume it, set spec.runPo
 def suspend_attempt(builder: DecisionBuilder, observed: Observed) -> None:
     """End the open attempt without counting it as failed."""
     pause_clock(builder)
+    stop_waiting(builder)
     builder.set_phase(Phase.SUSPENDING, _SUSPENDING)
     builder.set_condition(
         ConditionType.CLUSTER_READY, "False", "Suspended", "The job is suspended by spec.runPolicy.suspend."
@@ -39,6 +41,7 @@ def keep_suspended(builder: DecisionBuilder, policy: RunPolicy, observed: Observ
         return True
     if not policy.suspend:
         return False
+    stop_waiting(builder)
     if builder.status.phase is not Phase.SUSPENDED:
         phase, message = (Phase.SUSPENDING, _SUSPENDING) if observed.ray_jobs else (Phase.SUSPENDED, _SUSPENDED)
         builder.set_phase(phase, message)
