@@ -19,8 +19,9 @@ CHART = ROOT / "charts" / "dreambooth-operator"
 SYSTEM = "dreambooth-system"
 ACCOUNT = f"system:serviceaccount:{SYSTEM}:dreambooth-operator"
 FORBIDDEN = (
-    "get secrets", "list pods", "create pods", "get pods/log", "create pods/exec", "update rayjobs.ray.io",
-    "patch rayjobs.ray.io", "create dreamboothjobs.dreambooth.dev", "update dreamboothruntimes.dreambooth.dev",
+    "get secrets", "get pods", "delete pods", "patch pods", "create pods", "get pods/log",
+    "create pods/exec", "update rayjobs.ray.io", "patch rayjobs.ray.io", "create dreamboothjobs.dreambooth.dev",
+    "update dreamboothruntimes.dreambooth.dev",
     "delete configmaps", "get configmaps", "create clusterroles", "impersonate users", "delete namespaces",
     "update leases.coordination.k8s.io", "create serviceaccounts/token",
 )  # fmt: skip

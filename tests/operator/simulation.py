@@ -34,6 +34,7 @@ from dreambooth_operator.controller.observed import (
     read_job,
     read_ray_job,
 )
+from dreambooth_operator.controller.observed_pods import Pod
 from dreambooth_operator.controller.resolve import ResolutionError, ResolvedJob, resolve
 from dreambooth_operator.controller.settings import Settings
 from dreambooth_operator.resources import BATCH_JOBS, RAY_JOBS
@@ -95,6 +96,7 @@ class World:
         self.ray_jobs: dict[str, RayJob] = {}
         self.clusters: dict[str, RayCluster] = {}
         self.erase: EraseJob | None = None
+        self.pods: list[Pod] = []
         self.created: list[str] = []
         self.writes = 0
         self.events: list[str] = []
@@ -106,7 +108,7 @@ class World:
         assert self.job
         return Snapshot(
             self.job,
-            Observed(tuple(self.ray_jobs.values()), tuple(self.clusters.values()), self.erase),
+            Observed(tuple(self.ray_jobs.values()), tuple(self.clusters.values()), self.erase, pods=tuple(self.pods)),
             resolve(self.job, self.runtime, ["default"] if self.runtime else []),
             self.now,
         )

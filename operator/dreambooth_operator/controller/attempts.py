@@ -11,6 +11,7 @@ from dreambooth_operator.controller.completion import close_attempt, fail_job, s
 from dreambooth_operator.controller.failures import classify_failure
 from dreambooth_operator.controller.names import attempt_name
 from dreambooth_operator.controller.observed import Observed, RayJob
+from dreambooth_operator.controller.observed_pods import needs_event
 from dreambooth_operator.controller.policies.deadline import deadline_exceeded, pause_clock, start_clock
 from dreambooth_operator.controller.policies.pod_timeouts import head_lost, pods_ready_timeout
 from dreambooth_operator.controller.policies.start_deadline import (
@@ -22,9 +23,10 @@ from dreambooth_operator.controller.policies.suspension import suspend_attempt
 from dreambooth_operator.controller.queueing.select import select_queue
 from dreambooth_operator.controller.resolve import ResolutionError, ResolvedJob, run_policy
 from dreambooth_operator.controller.settings import Settings
-from dreambooth_operator.controller.status import running_message, set_running_conditions
+from dreambooth_operator.controller.status import running_message, set_running_conditions, with_pod_problem
 
 _C = ConditionType
+_EVENT_POLL_SECONDS = 15  # events of pods are not watched
 
 
 def start_attempt(builder: DecisionBuilder, policy: RunPolicy) -> None:
@@ -136,10 +138,14 @@ def _follow_cluster(
     queued = builder.condition(_C.QUEUED)
     if queued and queued.status == "True":
         builder.set_condition(_C.QUEUED, "False", "Admitted")
-    cluster = observed.cluster_of(ray_job.name)
+    pods = observed.pods_of(builder.status.attempts)
+    cluster = with_pod_problem(observed.cluster_of(ray_job.name), pods)
     running = ray_job.deployment == "Running"
-    if not running and builder.status.starting_since is None:
-        builder.set_fields(starting_since=builder.now)
+    if not running:
+        if builder.status.starting_since is None:
+            builder.set_fields(starting_since=builder.now)
+        if any(needs_event(pod) for pod in pods):
+            builder.requeue_after(_EVENT_POLL_SECONDS)
     if lost := head_lost(builder, cluster, running=running, grace_seconds=settings.head_grace_seconds):
         close_attempt(builder, lost, policy, settings)
         builder.delete_ray_jobs(observed.ray_jobs)

@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from dreambooth_api.job import DreamBoothJob, JobSpec
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_api.status import Failure, JobStatus, fit_message
+from dreambooth_operator.controller.observed_pods import Pod
 from dreambooth_operator.machinery.resources import Json, Key, part, parts
 from dreambooth_operator.resources import JOB_LABEL, JOBS
 
@@ -240,6 +241,12 @@ class Observed:
     clusters: tuple[RayCluster, ...] = ()
     erase: EraseJob | None = None
     create_failure: Failure | None = None
+    pods: tuple[Pod, ...] = ()
+
+    def pods_of(self, attempt: int) -> list[Pod]:
+        """The pods of an attempt, the head first."""
+        pods = (pod for pod in self.pods if pod.attempt == str(attempt))
+        return sorted(pods, key=lambda pod: (not pod.head, pod.name))
 
     def ray_job(self, name: str | None) -> RayJob | None:
         """The RayJob of this name, if it exists."""

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from pydantic_core import from_json
 
-from dreambooth_api.status import CONTROL_FIELDS, TERMINAL, Failure, JobStatus
+from dreambooth_api.status import CONTROL_FIELDS, TERMINAL, Failure, JobStatus, Phase
 from dreambooth_operator.controller.actions import Create, Decision, Delete, DeleteJob, SetFinalizer, WriteStatus
 from dreambooth_operator.controller.decide import decide
 from dreambooth_operator.controller.names import erase_name
@@ -33,13 +33,14 @@ from dreambooth_operator.controller.observed import (
     read_runtime,
     trim_job,
 )
+from dreambooth_operator.controller.observed_pods import Pod, explain_by_events, needs_event, read_pod
 from dreambooth_operator.controller.resolve import choose_runtime, resolve
 from dreambooth_operator.controller.settings import Settings
 from dreambooth_operator.machinery.client import Api, ApiError
 from dreambooth_operator.machinery.events import Event, Recorder
 from dreambooth_operator.machinery.queue import WorkQueue
 from dreambooth_operator.machinery.reflector import Reflector
-from dreambooth_operator.machinery.resources import Json, Key, Resource
+from dreambooth_operator.machinery.resources import EVENTS, PODS, Json, Key, Resource
 from dreambooth_operator.resources import (
     BATCH_JOBS,
     ERASE_FINALIZER,
@@ -54,6 +55,7 @@ log = logging.getLogger(__name__)
 FIELD_MANAGER = "dreambooth-controller"
 # Each status write is followed by another decision. More writes in a row than this indicate a loop.
 _MAX_PASSES = 8
+_MAX_EVENTS = 50  # of one pod
 
 
 class _ChildRejectedError(Exception):
@@ -107,7 +109,9 @@ class Reconciler:
         self._recorder = Recorder(api, "dreambooth-operator")
         self.queue: WorkQueue[Key] = WorkQueue()
         self.on_event: Callable[[Event], None] = lambda _: None
-        self._ray_jobs_of, self._clusters_of, self._erase_of = (ChildIndex(self.queue.add) for _ in range(3))
+        self._ray_jobs_of, self._clusters_of, self._erase_of, self._pods_of = (
+            ChildIndex(self.queue.add) for _ in range(4)
+        )
         self._jobs: Reflector[bytes] = Reflector(api, JOBS, project=trim_job, on_change=self.queue.add)
         self._runtimes: Reflector[Runtime] = Reflector(
             api, RUNTIMES, project=read_runtime, on_change=self._runtime_changed
@@ -133,7 +137,14 @@ class Reconciler:
             on_change=lambda key: self._erase_of.changed(key, self._erase_jobs.cache.get(key)),
             selector=JOB_LABEL,
         )
-        self.reflectors = (self._jobs, self._runtimes, self._ray_jobs, self._clusters, self._erase_jobs)
+        self._pods: Reflector[Pod] = Reflector(
+            api,
+            PODS,
+            project=read_pod,
+            on_change=lambda key: self._pods_of.changed(key, self._pods.cache.get(key)),
+            selector=JOB_LABEL,
+        )
+        self.reflectors = (self._jobs, self._runtimes, self._ray_jobs, self._clusters, self._erase_jobs, self._pods)
 
     @property
     def is_synced(self) -> bool:
@@ -188,7 +199,17 @@ class Reconciler:
                 if not error.is_not_found:
                     raise
         erase = self._erase_jobs.cache.get(Key(job.key.namespace, erase_name(job)))
-        return Observed(tuple(ray_jobs), tuple(clusters), erase)
+        return Observed(tuple(ray_jobs), tuple(clusters), erase, pods=await self._observe_pods(job))
+
+    async def _observe_pods(self, job: Job) -> tuple[Pod, ...]:
+        """The pods of a job. Events are requested for one pod only, because all pods mount the same volumes."""
+        pods = [self._pods.cache[key] for key in self._pods_of.of(job.key)]
+        waiting = next((pod for pod in pods if needs_event(pod)), None)
+        if waiting is None or job.status.phase is not Phase.STARTING:
+            return tuple(pods)
+        selector = {"fieldSelector": f"involvedObject.uid={waiting.uid}", "limit": str(_MAX_EVENTS)}
+        events = await self._api.request("GET", EVENTS.path(job.key.namespace), query=selector)
+        return tuple(explain_by_events(pod, events["items"]) if pod is waiting else pod for pod in pods)
 
     async def _carry_out(self, job: Job, decision: Decision) -> Job | None:
         """Execute the actions in order. Returns the written job if the status was written, else None."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from dreambooth_api.status import ConditionType, JobStatus, TrainerPhase
 from dreambooth_operator.controller.builder import DecisionBuilder
 from dreambooth_operator.controller.failures import report_of_attempt
 from dreambooth_operator.controller.observed import RayCluster
+from dreambooth_operator.controller.observed_pods import Pod
 
 _C = ConditionType
 # The condition that becomes true when the trainer completes a phase.
@@ -77,6 +81,12 @@ def set_completed_conditions(builder: DecisionBuilder) -> None:
     """Set the conditions of the phases that the latest attempt completed before its job failed."""
     for kind in _completed(builder):
         _set_completed(builder, kind)
+
+
+def with_pod_problem(cluster: RayCluster | None, pods: Sequence[Pod]) -> RayCluster | None:
+    """`cluster` with the reason of its first waiting pod, which is more specific than the reason that KubeRay has."""
+    problem = next((pod.problem for pod in pods if pod.problem), "")
+    return replace(cluster, trouble=problem) if cluster and problem else cluster
 
 
 def pod_summary(cluster: RayCluster) -> str:

@@ -1,0 +1,116 @@
+"""Pods of a job as observed: whether they are ready, and why they wait. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from dreambooth_api.status import printable
+from dreambooth_operator.machinery.resources import Json, part, parts
+from dreambooth_operator.resources import ATTEMPT_LABEL, JOB_LABEL
+
+_MAX_TEXT_LENGTH = 600  # of a message of the kubelet or the scheduler
+# Reasons of every new container; the kubelet explains a long wait only in events.
+_STARTING = ("", "ContainerCreating", "PodInitializing")
+
+# Events that do not show that volumes were mounted.
+_BEFORE_MOUNTS = ("Scheduled", "SuccessfulAttachVolume")
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod of a job.
+
+    Attributes:
+        owner: name of the DreamBoothJob.
+        attempt: number of the attempt; empty for a pod that deletes data.
+        node: name of the node; empty if the pod is not scheduled.
+        reason: why the pod waits, as the scheduler or the kubelet named it; empty if it does not wait or if its status
+            does not contain a reason.
+        message: details of the reason, on one line.
+    """
+
+    owner: str
+    attempt: str
+    name: str
+    uid: str
+    created: datetime
+    node: str
+    head: bool
+    ready: bool
+    reason: str = ""
+    message: str = ""
+
+    @property
+    def problem(self) -> str:
+        """The reason, the details and the name of the pod; empty if there is no reason."""
+        if not self.reason:
+            return ""
+        return f"Pod {self.name}: {self.reason}: {self.message}".rstrip(": ")
+
+
+def read_pod(obj: Json) -> Pod:
+    """Parse a pod."""
+    metadata, status = obj["metadata"], part(obj, "status")
+    labels = part(metadata, "labels")
+    conditions = {condition["type"]: condition for condition in parts(status, "conditions")}
+    ready = part(conditions, "Ready").get("status") == "True"
+    reason, message = ("", "") if ready else _waiting(status, conditions)
+    return Pod(
+        owner=labels.get(JOB_LABEL, ""),
+        attempt=labels.get(ATTEMPT_LABEL, ""),
+        name=metadata["name"],
+        uid=metadata["uid"],
+        created=datetime.fromisoformat(metadata["creationTimestamp"]),
+        node=part(obj, "spec").get("nodeName") or "",
+        head=labels.get("ray.io/node-type") == "head",
+        ready=ready,
+        reason=one_line(reason),
+        message=one_line(message),
+    )
+
+
+def _waiting(status: Json, conditions: Json) -> tuple[str, str]:
+    """Reason and message of a pod that is not ready: of the scheduler, the kubelet, or a container."""
+    scheduled = part(conditions, "PodScheduled")
+    if scheduled.get("status") == "False":
+        return scheduled.get("reason") or "Unschedulable", scheduled.get("message") or ""
+    if status.get("phase") == "Failed" and status.get("reason"):
+        return status["reason"], status.get("message") or ""
+    return next(_waiting_containers(status), ("", ""))
+
+
+def _waiting_containers(status: Json) -> Iterator[tuple[str, str]]:
+    for kind in ("initContainerStatuses", "containerStatuses"):
+        for container in parts(status, kind):
+            waiting = part(container, "state", "waiting")
+            if (reason := waiting.get("reason") or "") not in _STARTING:
+                yield reason, waiting.get("message") or ""
+
+
+def needs_event(pod: Pod) -> bool:
+    """Whether the status of a pod does not explain why it waits on its node; then an event may, as FailedMount does."""
+    return bool(pod.node) and not pod.ready and not pod.reason
+
+
+def explain_by_events(pod: Pod, events: list[Json]) -> Pod:
+    """The pod with the reason of its latest event, if that is a warning.
+
+    Any later event, for example that an image is being pulled, shows that the cause of a warning is gone.
+    """
+    relevant = (event for event in events if event.get("reason") not in _BEFORE_MOUNTS)
+    latest = max(relevant, key=lambda event: (_event_time(event), event.get("type") != "Warning"), default=None)
+    if latest is None or latest.get("type") != "Warning":
+        return pod
+    return replace(pod, reason=one_line(latest.get("reason") or ""), message=one_line(latest.get("message") or ""))
+
+
+def _event_time(event: Json) -> str:
+    times = (part(event, "series").get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
+    return next((time for time in times if time), "")
+
+
+def one_line(text: str) -> str:
+    """`text` without control characters and line breaks, truncated."""
+    return " ".join(printable(text).split())[:_MAX_TEXT_LENGTH]
