@@ -19,6 +19,7 @@ from dreambooth_operator.controller.policies.start_deadline import (
     start_waiting,
     stop_waiting,
 )
+from dreambooth_operator.controller.policies.start_errors import start_error
 from dreambooth_operator.controller.policies.suspension import suspend_attempt
 from dreambooth_operator.controller.queueing.select import select_queue
 from dreambooth_operator.controller.resolve import ResolutionError, ResolvedJob, run_policy
@@ -151,6 +152,10 @@ def _follow_cluster(
         builder.delete_ray_jobs(observed.ray_jobs)
         return
     set_running_conditions(builder, cluster, running=running)
+    if not running and (error := start_error(builder, cluster, pods)):
+        close_attempt(builder, error, policy, settings)
+        builder.delete_ray_jobs(observed.ray_jobs)
+        return
     if not running and (late := pods_ready_timeout(builder, cluster, timeout_seconds=settings.pods_ready_seconds)):
         close_attempt(builder, late, policy, settings, counts=False)
         builder.delete_ray_jobs(observed.ray_jobs)
