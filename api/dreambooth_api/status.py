@@ -277,6 +277,12 @@ class ControlStatus(Lenient):
     head_lost_since: datetime | None = Field(
         default=None, description="Time since which the head pod has not been ready."
     )
+    disruption: str | None = Field(
+        default=None,
+        max_length=MAX_MESSAGE_LENGTH,
+        description="Disruption of a pod of the latest attempt, for example by a node drain. A failure of the attempt "
+        "then does not count toward backoffLimit.",
+    )
     last_failure: Failure | None = Field(default=None, description="Why the most recent failed attempt failed.")
 
 

@@ -12,7 +12,9 @@ from dreambooth_operator.controller.failures import classify_failure
 from dreambooth_operator.controller.names import attempt_name
 from dreambooth_operator.controller.observed import Observed, RayJob
 from dreambooth_operator.controller.observed_pods import needs_event
+from dreambooth_operator.controller.policies import retries
 from dreambooth_operator.controller.policies.deadline import deadline_exceeded, pause_clock, start_clock
+from dreambooth_operator.controller.policies.disruptions import find_disruption, with_disruption
 from dreambooth_operator.controller.policies.pod_timeouts import head_lost, pods_ready_timeout
 from dreambooth_operator.controller.policies.start_deadline import (
     start_deadline_exceeded,
@@ -45,6 +47,7 @@ def start_attempt(builder: DecisionBuilder, policy: RunPolicy) -> None:
         head_pod=None,
         head_lost_since=None,
         next_attempt_time=None,
+        disruption=None,
         start_time=status.start_time or builder.now,
         waiting_since=status.waiting_since or builder.now,
         starting_since=None if queue.starts_suspended else builder.now,
@@ -65,8 +68,8 @@ def monitor_attempt(
     ray_job = observed.ray_job(status.ray_job_name)
     builder.delete_ray_jobs(r for r in observed.ray_jobs if r is not ray_job)
     if ray_job is None:
-        if observed.create_failure:
-            close_attempt(builder, observed.create_failure, policy, settings)
+        if failure := observed.create_failure:
+            close_attempt(builder, failure, policy, settings, counts=failure.reason != retries.QUOTA_EXCEEDED)
             return
         if status.ray_job_uid is None and not policy.suspend:
             _create_children(builder, resolution, settings)
@@ -82,7 +85,8 @@ def monitor_attempt(
     elif status.ray_job_uid is None:
         builder.set_fields(ray_job_uid=ray_job.uid)
     if ray_job is not None and ray_job.ended:
-        _end_attempt(builder, ray_job, policy, settings)
+        disruption = find_disruption(builder, observed.pods_of(status.attempts))
+        _end_attempt(builder, ray_job, policy, settings, disruption)
     elif policy.suspend:
         suspend_attempt(builder, observed)
     else:
@@ -141,6 +145,7 @@ def _follow_cluster(
         builder.set_condition(_C.QUEUED, "False", "Admitted")
     pods = observed.pods_of(builder.status.attempts)
     cluster = with_pod_problem(observed.cluster_of(ray_job.name), pods)
+    disruption = find_disruption(builder, pods)
     running = ray_job.deployment == "Running"
     if not running:
         if builder.status.starting_since is None:
@@ -148,7 +153,7 @@ def _follow_cluster(
         if any(needs_event(pod) for pod in pods):
             builder.requeue_after(_EVENT_POLL_SECONDS)
     if lost := head_lost(builder, cluster, running=running, grace_seconds=settings.head_grace_seconds):
-        close_attempt(builder, lost, policy, settings)
+        close_attempt(builder, with_disruption(lost, disruption), policy, settings, counts=disruption is None)
         builder.delete_ray_jobs(observed.ray_jobs)
         return
     set_running_conditions(builder, cluster, running=running)
@@ -166,8 +171,10 @@ def _follow_cluster(
     builder.set_phase(Phase.RUNNING if running else Phase.STARTING, message)
 
 
-def _end_attempt(builder: DecisionBuilder, ray_job: RayJob, policy: RunPolicy, settings: Settings) -> None:
+def _end_attempt(
+    builder: DecisionBuilder, ray_job: RayJob, policy: RunPolicy, settings: Settings, disruption: str | None
+) -> None:
     if failure := classify_failure(ray_job, builder.status):
-        close_attempt(builder, failure, policy, settings)
+        close_attempt(builder, with_disruption(failure, disruption), policy, settings, counts=disruption is None)
     else:
         succeed_job(builder)

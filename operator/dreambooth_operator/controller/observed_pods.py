@@ -29,6 +29,8 @@ class Pod:
         reason: why the pod waits, as the scheduler or the kubelet named it; empty if it does not wait or if its status
             does not contain a reason.
         message: details of the reason, on one line.
+        disruption: why the pod is about to end, if it is not by its own fault: the reason and message of its condition
+            DisruptionTarget.
     """
 
     owner: str
@@ -41,6 +43,7 @@ class Pod:
     ready: bool
     reason: str = ""
     message: str = ""
+    disruption: str = ""
 
     @property
     def problem(self) -> str:
@@ -68,7 +71,14 @@ def read_pod(obj: Json) -> Pod:
         ready=ready,
         reason=one_line(reason),
         message=one_line(message),
+        disruption=_disruption(part(conditions, "DisruptionTarget")),
     )
+
+
+def _disruption(condition: Json) -> str:
+    if condition.get("status") != "True":
+        return ""
+    return one_line(f"{condition.get('reason') or 'Disrupted'}: {condition.get('message') or ''}").rstrip(": ")
 
 
 def _waiting(status: Json, conditions: Json) -> tuple[str, str]:

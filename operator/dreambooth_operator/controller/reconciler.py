@@ -34,6 +34,7 @@ from dreambooth_operator.controller.observed import (
     trim_job,
 )
 from dreambooth_operator.controller.observed_pods import Pod, explain_by_events, needs_event, read_pod
+from dreambooth_operator.controller.policies.retries import QUOTA_EXCEEDED
 from dreambooth_operator.controller.resolve import choose_runtime, resolve
 from dreambooth_operator.controller.settings import Settings
 from dreambooth_operator.machinery.client import Api, ApiError
@@ -274,6 +275,9 @@ class Reconciler:
 def _rejection(resource: Resource, error: ApiError) -> Failure:
     """An invalid child stays invalid; one that is forbidden, for example by a quota, can succeed later."""
     message = f"The API server rejected the {resource.kind}: {error.message}"
+    if error.status == 403 and "exceeded quota" in error.message:
+        remedy = "The job waits until the ResourceQuota has room, and starts automatically."
+        return Failure(reason=QUOTA_EXCEEDED, message=f"{message}. {remedy}")
     return Failure(reason=f"{resource.kind}Refused", message=message, retryable=error.status == 403)
 
 

@@ -11,6 +11,7 @@ from dreambooth_operator.controller.observed import Observed
 from dreambooth_operator.controller.settings import Settings
 
 BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
+QUOTA_EXCEEDED = "QuotaExceeded"
 
 
 def retry_delay_seconds(failures: int, settings: Settings) -> float:
@@ -21,11 +22,18 @@ def retry_delay_seconds(failures: int, settings: Settings) -> float:
 def schedule_retry(builder: DecisionBuilder, failure: Failure, failures: int, settings: Settings) -> None:
     """Let the next attempt start after the backoff."""
     seconds = retry_delay_seconds(failures, settings)
+    if failure.reason == QUOTA_EXCEEDED:
+        seconds = max(seconds, min(settings.max_retry_seconds, _waited_seconds(builder)))
     due, cause = builder.now + timedelta(seconds=seconds), failed_attempt(builder.status, failure)
     builder.set_phase(Phase.RETRYING, f"{cause} The next attempt starts at {due:%Y-%m-%dT%H:%M:%SZ}.")
     builder.set_fields(next_attempt_time=due)
     builder.record_event("Warning", "AttemptFailed", f"{cause} The next attempt starts in {seconds:.0f} s.")
     builder.requeue_after(seconds)
+
+
+def _waited_seconds(builder: DecisionBuilder) -> float:
+    """How long the job has waited. As a delay it doubles the time waited, without a count of the attempts."""
+    return (builder.now - (builder.status.waiting_since or builder.now)).total_seconds()
 
 
 def replace_failure(builder: DecisionBuilder, failure: Failure) -> None:
