@@ -214,6 +214,12 @@ class RunPolicy(Strict):
         description="Maximum time in seconds that the job waits without a running trainer, in a queue or for its pods, "
         "before the job is marked as failed.",
     )
+    progress_deadline_seconds: int = Field(
+        default=1800,
+        ge=300,
+        description="Maximum time in seconds that a running trainer may take without reporting progress. Then the "
+        "attempt counts as failed and is retried.",
+    )
     ttl_seconds_after_finished: int | None = Field(
         default=None, ge=0, description="Seconds from completion until the job is deleted."
     )

@@ -173,6 +173,23 @@ def test_a_message_that_was_not_delivered_is_sent_again(listener: Listener, tmp_
     }
 
 
+def test_long_phases_report_that_they_progress(
+    listener: Listener, token: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "MIN_INTERVAL_SECONDS", 0.01)
+    monkeypatch.setattr(http, "PROGRESS_INTERVAL_SECONDS", 0.05)
+    with (
+        OperatorReporter(silent(), Operator(listener.url, token)) as reporter,
+        reporter.phase(TrainerPhase.CLASS_IMAGES) as progress,
+    ):
+        progress.total(50)
+        for count in range(50):
+            progress.done(count)
+            time.sleep(0.01)
+        received = len(listener.received)
+    assert 3 <= received <= 12, "one report at the start, then one per interval"
+
+
 def test_outside_a_pod_there_is_no_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(environment.PROGRESS_URL, raising=False)
     assert operator_from_environment() is None

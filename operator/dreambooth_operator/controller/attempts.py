@@ -16,6 +16,7 @@ from dreambooth_operator.controller.policies import retries
 from dreambooth_operator.controller.policies.deadline import deadline_exceeded, pause_clock, start_clock
 from dreambooth_operator.controller.policies.disruptions import find_disruption, with_disruption
 from dreambooth_operator.controller.policies.pod_timeouts import head_lost, pods_ready_timeout
+from dreambooth_operator.controller.policies.progress_deadline import progress_deadline_exceeded
 from dreambooth_operator.controller.policies.start_deadline import (
     start_deadline_exceeded,
     start_waiting,
@@ -157,12 +158,15 @@ def _follow_cluster(
         builder.delete_ray_jobs(observed.ray_jobs)
         return
     set_running_conditions(builder, cluster, running=running)
-    if not running and (error := start_error(builder, cluster, pods)):
-        close_attempt(builder, error, policy, settings)
-        builder.delete_ray_jobs(observed.ray_jobs)
-        return
-    if not running and (late := pods_ready_timeout(builder, cluster, timeout_seconds=settings.pods_ready_seconds)):
-        close_attempt(builder, late, policy, settings, counts=False)
+    if running:
+        failure, counts = progress_deadline_exceeded(builder, policy, observed.reports_since), True
+    else:
+        failure, counts = start_error(builder, cluster, pods), True
+        if failure is None:
+            timeout_seconds = settings.pods_ready_seconds
+            failure, counts = pods_ready_timeout(builder, cluster, timeout_seconds=timeout_seconds), False
+    if failure:
+        close_attempt(builder, failure, policy, settings, counts=counts)
         builder.delete_ray_jobs(observed.ray_jobs)
         return
     if running and builder.status.phase is not Phase.RUNNING:

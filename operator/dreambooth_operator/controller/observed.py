@@ -234,7 +234,8 @@ def read_erase_job(obj: Json) -> EraseJob:
 class Observed:
     """The children of one job, as cached.
 
-    `create_failure` is set if the API server has rejected a child of the open attempt.
+    `create_failure` is set if the API server has rejected a child of the open attempt. `reports_since` is when this
+    operator began to receive progress reports.
     """
 
     ray_jobs: tuple[RayJob, ...] = ()
@@ -242,6 +243,7 @@ class Observed:
     erase: EraseJob | None = None
     create_failure: Failure | None = None
     pods: tuple[Pod, ...] = ()
+    reports_since: datetime | None = None
 
     def pods_of(self, attempt: int) -> list[Pod]:
         """The pods of an attempt, the head first."""

@@ -107,6 +107,7 @@ class Reconciler:
         self._api = api
         self._settings = settings
         self._now = now
+        self._started = now()
         self._recorder = Recorder(api, "dreambooth-operator")
         self.queue: WorkQueue[Key] = WorkQueue()
         self.on_event: Callable[[Event], None] = lambda _: None
@@ -200,7 +201,8 @@ class Reconciler:
                 if not error.is_not_found:
                     raise
         erase = self._erase_jobs.cache.get(Key(job.key.namespace, erase_name(job)))
-        return Observed(tuple(ray_jobs), tuple(clusters), erase, pods=await self._observe_pods(job))
+        pods = await self._observe_pods(job)
+        return Observed(tuple(ray_jobs), tuple(clusters), erase, pods=pods, reports_since=self._started)
 
     async def _observe_pods(self, job: Job) -> tuple[Pod, ...]:
         """The pods of a job. Events are requested for one pod only, because all pods mount the same volumes."""

@@ -36,6 +36,8 @@ LAST_MESSAGE_SECONDS = 300.0
 # Deadline of the last message of an interrupted process: the default grace period of a pod is 30 seconds.
 INTERRUPTED_SECONDS = 10.0
 MAX_BACKOFF_SECONDS = 10.0
+# The operator closes an attempt that does not report for spec.runPolicy.progressDeadlineSeconds.
+PROGRESS_INTERVAL_SECONDS = 60.0
 # Client errors after which a retry may succeed; all other 4xx status codes are final.
 RETRYABLE_STATUS = {401, 408, 425, 429}
 
@@ -185,6 +187,7 @@ class _ForwardedProgress:
     name: TrainerPhase
     steps: int = 0
     first: tuple[float, int] | None = None
+    sent: float = field(default_factory=time.monotonic)
 
     def total(self, count: int) -> None:
         self.steps = count
@@ -192,9 +195,12 @@ class _ForwardedProgress:
 
     def done(self, count: int, **facts: float | int | str) -> None:
         self.inner.done(count, **facts)
-        if self.name is not TrainerPhase.TRAIN:
-            return
         now = time.monotonic()
+        if self.name is not TrainerPhase.TRAIN:
+            if now - self.sent >= PROGRESS_INTERVAL_SECONDS:
+                self.sent = now
+                self.reporter._update()
+            return
         self.first = self.first or (now, count)
         seconds, completed = now - self.first[0], count - self.first[1]
         rate = completed / seconds if seconds and completed else None
