@@ -24,6 +24,7 @@ from dreambooth_operator.controller.observed import Job, Observed
 from dreambooth_operator.controller.policies.deletion import finalizer_change, reconcile_deletion
 from dreambooth_operator.controller.policies.retries import wait_for_retry
 from dreambooth_operator.controller.policies.start_deadline import start_deadline_exceeded
+from dreambooth_operator.controller.policies.stuck_pods import report_stuck_pod
 from dreambooth_operator.controller.policies.suspension import keep_suspended
 from dreambooth_operator.controller.policies.ttl import apply_ttl
 from dreambooth_operator.controller.resolve import ResolutionError, ResolvedJob, run_policy
@@ -46,6 +47,7 @@ def decide(
         monitor_attempt(builder, resolution, observed, settings)
     else:
         reconcile_idle(builder, resolution, observed)
+    report_stuck_pod(builder, observed)
     return builder.build()
 
 

@@ -31,6 +31,7 @@ class Pod:
         message: details of the reason, on one line.
         disruption: why the pod is about to end, if it is not by its own fault: the reason and message of its condition
             DisruptionTarget.
+        ends: when its grace period ends, if it is being deleted.
     """
 
     owner: str
@@ -44,6 +45,7 @@ class Pod:
     reason: str = ""
     message: str = ""
     disruption: str = ""
+    ends: datetime | None = None
 
     @property
     def problem(self) -> str:
@@ -72,6 +74,7 @@ def read_pod(obj: Json) -> Pod:
         reason=one_line(reason),
         message=one_line(message),
         disruption=_disruption(part(conditions, "DisruptionTarget")),
+        ends=datetime.fromisoformat(ended) if (ended := metadata.get("deletionTimestamp")) else None,
     )
 
 
