@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from dreambooth_api.fields import Strict
-from dreambooth_api.job import JobSpec
+from dreambooth_api.job import BaseModelRef, JobSpec
 from dreambooth_api.runtime import RuntimeSpec, WorkerResources
 
 S = TypeVar("S", bound=Strict)
@@ -16,7 +16,7 @@ def with_defaults(spec: JobSpec, runtime: RuntimeSpec) -> JobSpec:
     defaults, cluster = runtime.defaults, spec.cluster
     return spec.model_copy(
         update={
-            "model": spec.model or runtime.model,
+            "model": _model(spec, runtime),
             "training": _fill(
                 spec.training,
                 steps=defaults.steps,
@@ -27,13 +27,13 @@ def with_defaults(spec: JobSpec, runtime: RuntimeSpec) -> JobSpec:
             "prior_preservation": _fill(spec.prior_preservation, num_class_images=defaults.num_class_images),
             "cluster": _fill(cluster, image=runtime.image).model_copy(
                 update={
-                    "node_selector": {**runtime.pods.node_selector, **cluster.node_selector},
+                    "node_selector": {**cluster.node_selector, **runtime.pods.node_selector},
                     "tolerations": [*runtime.pods.tolerations, *cluster.tolerations],
                 }
             ),
             "run_policy": _fill(
                 spec.run_policy,
-                active_deadline_seconds=defaults.active_deadline_seconds,
+                active_deadline_seconds=defaults.active_deadline_seconds or runtime.bounds.max_active_deadline_seconds,
                 ttl_seconds_after_finished=defaults.ttl_seconds_after_finished,
                 queue_name=defaults.queue_name,
                 priority_class_name=defaults.priority_class_name,
@@ -46,6 +46,13 @@ def worker_resources(spec: JobSpec, runtime: RuntimeSpec) -> WorkerResources:
     """Resources of each worker: those of the job, else those of the runtime."""
     requested = {k: v for k, v in spec.cluster.resources.model_dump().items() if v is not None}
     return runtime.pods.worker.model_copy(update=requested)
+
+
+def _model(spec: JobSpec, runtime: RuntimeSpec) -> BaseModelRef:
+    """A job that names the runtime's model without a revision keeps the runtime's revision."""
+    if spec.model is None or (spec.model.id == runtime.model.id and spec.model.revision is None):
+        return runtime.model
+    return spec.model
 
 
 def _fill(model: S, **values: object) -> S:

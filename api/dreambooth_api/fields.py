@@ -13,7 +13,8 @@ DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
 # A single line of printable text. Braces are reserved for templates, where {} is replaced by "sks dog".
 TEMPLATE = r"^[^\x00-\x1f{}]*\{\}[^\x00-\x1f{}]*$"
 PHRASE = r"^[^\x00-\x1f{}]*[^\x00-\x20{}][^\x00-\x1f{}]*$"
-QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
+# Greater than zero: quotas and Kueue do not count a pod without requests.
+QUANTITY = r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|[0-9]+\.[0-9]*[1-9][0-9]*)(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
 TOKEN = r"^[^\s{}]{1,32}$"  # noqa: S105 - a word, not a secret
 MAX_IDENTIFIER_LENGTH = 32
 RELATIVE_PATH = r"^([^/.:\x00-\x1f][^/:\x00-\x1f]*(/[^/.:\x00-\x1f][^/:\x00-\x1f]*)*)?$"

@@ -32,6 +32,9 @@ API_VERSION: ApiVersion = "dreambooth.dev/v1alpha1"
 KIND = "DreamBoothJob"
 RUNTIME_KIND = "DreamBoothRuntime"
 Format = Literal["diffusers", "safetensors", "lora"]
+DEFAULT_DINO = "facebook/dino-vits16"
+DEFAULT_CLIP = "openai/clip-vit-base-patch32"
+DEFAULT_ENCODERS = (DEFAULT_DINO, DEFAULT_CLIP, BUILTIN_SPRITES)
 
 
 class Encoders(Strict):
@@ -43,12 +46,12 @@ class Encoders(Strict):
     dino: str | None = Field(
         default=None,
         min_length=1,
-        description="Image encoder of the DINO score. Defaults to facebook/dino-vits16, the model of the paper.",
+        description=f"Image encoder of the DINO score. Defaults to {DEFAULT_DINO}, the model of the paper.",
     )
     clip: str | None = Field(
         default=None,
         min_length=1,
-        description="Image and text encoder of the CLIP-I and CLIP-T scores. Defaults to openai/clip-vit-base-patch32.",
+        description=f"Image and text encoder of the CLIP-I and CLIP-T scores. Defaults to {DEFAULT_CLIP}.",
     )
 
 

@@ -180,10 +180,13 @@ class Defaults(Strict):
 
 
 class Bounds(Strict):
-    """Upper bounds for jobs. A job that exceeds a bound is Rejected with a message that names every exceeded bound."""
+    """Bounds for jobs. A job that exceeds a bound is Rejected with a message that names every exceeded bound.
 
-    max_workers: int | None = Field(
-        default=None,
+    The runtime's own values and defaults are always allowed.
+    """
+
+    max_workers: int = Field(
+        default=8,
         ge=1,
         le=1024,
         description="Upper bound of spec.cluster.workers and spec.cluster.elastic.maxWorkers.",
@@ -192,31 +195,67 @@ class Bounds(Strict):
         default=None,
         ge=0,
         le=16384,
-        description="Upper bound of the total number of GPUs: workers times GPUs per worker.",
+        description="Upper bound of the total number of GPUs: workers times GPUs per worker. If not set, a worker may "
+        "have at most the runtime's number of GPUs.",
     )
-    max_steps: int | None = Field(default=None, ge=1, description="Upper bound of spec.training.steps.")
-    max_resolution: int | None = Field(
-        default=None, ge=16, description="Upper bound of spec.training.resolution, in pixels."
-    )
-    max_class_images: int | None = Field(
-        default=None, ge=1, description="Upper bound of spec.priorPreservation.numClassImages."
-    )
-    max_active_deadline_seconds: int | None = Field(
+    max_cpu: Quantity | None = Field(
         default=None,
+        description="Upper bound of spec.cluster.resources.cpu, per worker. Defaults to the runtime's worker.",
+    )
+    max_memory: Quantity | None = Field(
+        default=None,
+        description="Upper bound of spec.cluster.resources.memory, per worker. Defaults to the runtime's worker.",
+    )
+    max_steps: int = Field(default=10_000, ge=1, description="Upper bound of spec.training.steps.")
+    max_resolution: int | None = Field(
+        default=None,
+        ge=16,
+        description="Upper bound of spec.training.resolution, in pixels. Jobs must then have a resolution, their own "
+        "or the runtime's default. If not set, 4096 is the limit.",
+    )
+    max_class_images: int = Field(
+        default=5_000, ge=1, description="Upper bound of spec.priorPreservation.numClassImages."
+    )
+    max_active_deadline_seconds: int = Field(
+        default=604_800,
         ge=1,
-        description="Upper bound of spec.runPolicy.activeDeadlineSeconds. Jobs must then have a deadline, their own "
-        "or the runtime's default.",
+        description="Upper bound of spec.runPolicy.activeDeadlineSeconds, and the deadline of jobs without one if the "
+        "runtime has no default.",
     )
     images: list[str] = Field(
         default_factory=list,
         max_length=64,
-        description="Prefixes of the container images allowed in spec.cluster.image. If empty, only the runtime's "
-        "image is allowed.",
+        description="Container images allowed in spec.cluster.image: registries, repositories and everything below "
+        "them, tags or digests. If empty, only the runtime's image is allowed.",
     )
     models: list[str] = Field(
         default_factory=list,
         max_length=64,
-        description="Base models allowed in spec.model.id. If empty, only the runtime's model is allowed.",
+        description="Base models allowed in spec.model, as <id>, or as <id>@<revision> for that revision only. <id> "
+        "allows no other revision than the default branch. If empty, only the runtime's model is allowed.",
+    )
+    encoders: list[str] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Encoders allowed in spec.evaluation.encoders, besides the defaults.",
+    )
+    node_selector_keys: list[str] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Node labels allowed in spec.cluster.nodeSelector. Labels in pods.nodeSelector cannot be changed. "
+        "If empty, jobs cannot add labels.",
+    )
+    toleration_keys: list[str] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Taint keys allowed in spec.cluster.tolerations. If empty, only the runtime's tolerations are "
+        "allowed.",
+    )
+    priority_class_names: list[str] = Field(
+        default_factory=list,
+        max_length=64,
+        description="PriorityClasses allowed in spec.runPolicy.priorityClassName. If empty, only the runtime's default "
+        "is allowed.",
     )
 
 
@@ -246,7 +285,7 @@ class RuntimeSpec(Strict):
         "and image. Without it, each pod downloads its models.",
     )
     defaults: Defaults = Field(default_factory=Defaults, description="Defaults for fields that a job does not set.")
-    bounds: Bounds = Field(default_factory=Bounds, description="Upper bounds for jobs.")
+    bounds: Bounds = Field(default_factory=Bounds, description="Bounds for jobs.")
     allowed_namespaces: list[str] = Field(
         default_factory=list,
         max_length=1000,

@@ -14,6 +14,7 @@ from dreambooth_api.words import contains_word
 
 # The size of the list bounds the estimated cost of the CEL rules, and the size of the status.
 MAX_SUBJECTS = 8
+MAX_DEFAULT_CLASS_IMAGES = 1000
 
 
 class ImageSource(Strict):
@@ -149,8 +150,8 @@ class PriorPreservation(Strict):
         ge=1,
         le=100_000,
         description="Number of class images, split evenly between the class prompts of several subjects. Defaults to "
-        f"200 per subject image, at most 1000; {BUILTIN_SPRITES} has its own default. At most steps x globalBatchSize "
-        "are generated, because training uses no more.",
+        f"200 per subject image, at most {MAX_DEFAULT_CLASS_IMAGES}; {BUILTIN_SPRITES} has its own default. At most "
+        "steps x globalBatchSize are generated, because training uses no more.",
     )
     loss_weight: float = Field(
         default=1.0, gt=0, le=100, description="Weight of the prior-preservation loss (lambda in the paper)."

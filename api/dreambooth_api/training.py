@@ -11,6 +11,8 @@ from dreambooth_api.fields import Strict, rule_error
 from dreambooth_api.nesting import MAX_DEPTH, is_deeper
 from dreambooth_api.uris import BUILTIN_SPRITES
 
+DEFAULT_STEPS = 1000  # of the paper
+
 
 class TextEncoder(Strict):
     """Fine-tuning of the text encoder together with the denoiser.
@@ -88,7 +90,7 @@ class Training(Strict):
         default=None,
         ge=1,
         le=1_000_000,
-        description="Number of optimizer steps. Defaults to 1000, as in the paper, for each subject; "
+        description=f"Number of optimizer steps. Defaults to {DEFAULT_STEPS}, as in the paper, for each subject; "
         f"{BUILTIN_SPRITES} has its own default.",
     )
     learning_rate: float | None = Field(

@@ -1,28 +1,30 @@
-"""Resolution of a job against its runtime: defaults, locations of images and output, and bounds. Pure.
-
-A job that exceeds bounds is rejected with a message that names each of them, with the value, the bound and the remedy.
-"""
+"""Resolution of a job against its runtime: defaults, locations of images and output, and bounds. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dreambooth_api.defaulting import with_defaults, worker_resources
 from dreambooth_api.environment import IMAGES_PATH, OUTPUT_PATH
 from dreambooth_api.fields import VolumeClaim
 from dreambooth_api.job import JobSpec, Resources, RunPolicy
-from dreambooth_api.runtime import DEFAULT_RUNTIME, Bounds, PodResources, RuntimeSpec
+from dreambooth_api.runtime import DEFAULT_RUNTIME, RuntimeSpec, WorkerResources
 from dreambooth_api.subject import ImageSource
+from dreambooth_operator.controller.bounds import bounded_run_policy, exceeded_bounds
 from dreambooth_operator.controller.observed import Job, Runtime
 
 
 @dataclass(frozen=True, slots=True)
 class ResolutionError:
-    """Why a job cannot start: a CamelCase reason, and a message with the remedy."""
+    """Why a job cannot start: a CamelCase reason, and a message with the remedy.
+
+    `run_policy` continues to apply to an attempt that runs already; None if the runtime is not known.
+    """
 
     reason: str
     message: str
+    run_policy: RunPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class ResolvedJob:
     claim: str
     out: str
     store: str
-    worker: PodResources
+    worker: WorkerResources
 
 
 def choose_runtime(spec: JobSpec) -> str:
@@ -67,26 +69,37 @@ def resolve(job: Job, runtime: Runtime | None, runtimes: Sequence[str]) -> Resol
         details = "; ".join(runtime.problems)
         message = f"DreamBoothRuntime {name!r} is not valid; ask the platform team to fix: {details}"
         return ResolutionError("RuntimeInvalid", message)
-    allowed = runtime.spec.allowed_namespaces
+    spec = with_defaults(job.spec, runtime.spec)
+    found = _check(job, spec, runtime.spec, name)
+    if isinstance(found, ResolutionError):
+        return replace(found, run_policy=bounded_run_policy(spec.run_policy, runtime.spec.bounds))
+    return found
+
+
+def _check(job: Job, spec: JobSpec, runtime: RuntimeSpec, name: str) -> ResolvedJob | ResolutionError:
+    """Resolve a job whose runtime exists. `spec` has its defaults."""
+    allowed = runtime.allowed_namespaces
     if allowed and job.key.namespace not in allowed:
         return ResolutionError(
             "NamespaceNotAllowed",
             f"DreamBoothRuntime {name!r} does not allow namespace {job.key.namespace!r}; allowed namespaces: "
             f"{', '.join(allowed)}",
         )
-    spec = with_defaults(job.spec, runtime.spec)
-    resolved = _locate(job, spec, runtime.spec)
+    resolved = _locate(job, spec, runtime)
     if isinstance(resolved, ResolutionError):
         return resolved
-    if exceeded := list(_exceeded_bounds(job.spec, resolved, name)):
+    assert job.spec
+    if exceeded := exceeded_bounds(job.spec, resolved.spec, resolved.worker, runtime, name):
         return ResolutionError("OutOfBounds", "; ".join(exceeded))
     return resolved
 
 
 def run_policy(job: Job, resolution: ResolvedJob | ResolutionError) -> RunPolicy:
-    """The run policy of a job: with the runtime's defaults, if the job could be resolved."""
+    """The run policy of a job: with the runtime's defaults and within its bounds, if the runtime is known."""
     if isinstance(resolution, ResolvedJob):
         return resolution.spec.run_policy
+    if resolution.run_policy:
+        return resolution.run_policy
     return job.spec.run_policy if job.spec else RunPolicy()
 
 
@@ -163,54 +176,3 @@ def _store(spec: JobSpec, runtime: RuntimeSpec, out: str) -> str:
     if spec.prior_preservation.sharing == "Cluster" and runtime.storage.uri:
         return f"{runtime.storage.uri.rstrip('/')}/.class-images"
     return f"{OUTPUT_PATH}/.class-images"
-
-
-def _exceeded_bounds(requested: JobSpec, resolved: ResolvedJob, runtime: str) -> list[str]:
-    """A message for each bound that the job exceeds."""
-    spec, bounds = resolved.spec, resolved.runtime.bounds
-    workers = spec.cluster.elastic.max_workers if spec.cluster.elastic else spec.cluster.workers
-    field = "spec.cluster.elastic.maxWorkers" if spec.cluster.elastic else "spec.cluster.workers"
-    limit = f"the limit set by DreamBoothRuntime {runtime!r}"
-    numbers = (
-        (field, workers, bounds.max_workers),
-        ("spec.training.steps", spec.training.steps, bounds.max_steps),
-        ("spec.training.resolution", spec.training.resolution, bounds.max_resolution),
-        ("spec.priorPreservation.numClassImages", spec.prior_preservation.num_class_images, bounds.max_class_images),
-        (
-            "spec.runPolicy.activeDeadlineSeconds",
-            spec.run_policy.active_deadline_seconds,
-            bounds.max_active_deadline_seconds,
-        ),
-    )
-    exceeded = [
-        f"{path}: {value} exceeds {bound}, {limit}; set {bound} or less"
-        for path, value, bound in numbers
-        if value is not None and bound is not None and value > bound
-    ]
-    if bounds.max_active_deadline_seconds and spec.run_policy.active_deadline_seconds is None:
-        exceeded.append(
-            f"spec.runPolicy.activeDeadlineSeconds: is required by DreamBoothRuntime {runtime!r}; "
-            f"set {bounds.max_active_deadline_seconds} or less"
-        )
-    gpus = workers * resolved.worker.gpu
-    if bounds.max_gpus is not None and gpus > bounds.max_gpus:
-        max_workers = max(1, bounds.max_gpus // max(1, resolved.worker.gpu))
-        exceeded.append(
-            f"{field}: {workers} workers with {resolved.worker.gpu} GPUs each need {gpus} GPUs, which exceeds "
-            f"{bounds.max_gpus}, {limit}; set {max_workers} or less"
-        )
-    return exceeded + _disallowed_choices(requested, resolved.runtime, bounds, runtime)
-
-
-def _disallowed_choices(requested: JobSpec, runtime: RuntimeSpec, bounds: Bounds, name: str) -> list[str]:
-    disallowed: list[str] = []
-    image = requested.cluster.image
-    if image and image != runtime.image and not any(image.startswith(prefix) for prefix in bounds.images):
-        remedy = f"use an image under {', '.join(bounds.images)}" if bounds.images else "remove the field"
-        disallowed.append(f"spec.cluster.image: {image!r} is not allowed by DreamBoothRuntime {name!r}; {remedy}")
-    model = requested.model
-    if model and model.id != runtime.model.id and model.id not in bounds.models:
-        allowed = ", ".join([runtime.model.id, *bounds.models])
-        rule = f"spec.model.id: {model.id!r} is not allowed by DreamBoothRuntime {name!r}"
-        disallowed.append(f"{rule}; set one of: {allowed}")
-    return disallowed

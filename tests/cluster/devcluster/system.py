@@ -43,4 +43,5 @@ def sprites_runtime(name: str = "sprites", **storage: str) -> dict[str, Any]:
     spec = runtime["spec"]
     spec |= {"image": TRAINER_IMAGE, "imagePullPolicy": "Never", "allowedNamespaces": []}
     spec["storage"] |= storage
+    spec["bounds"] = {"priorityClassNames": ["low", "high"]}
     return runtime

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dreambooth_api.job import DEFAULT_CLIP, DEFAULT_DINO
+from dreambooth_api.subject import MAX_DEFAULT_CLASS_IMAGES
+from dreambooth_api.training import DEFAULT_STEPS
 from dreambooth_api.uris import BUILTIN_SPRITES
 
 
@@ -43,20 +46,20 @@ class ModelDefaults:
 
 PAPER = ModelDefaults(
     resolution=512,
-    steps=1000,
+    steps=DEFAULT_STEPS,
     learning_rate=5e-6,
     lora_learning_rate=1e-4,
     batch_size=1,
     train_text_encoder=False,
     class_images_per_image=200,
-    max_class_images=1000,
+    max_class_images=MAX_DEFAULT_CLASS_IMAGES,
     class_image_steps=50,
     class_image_guidance_scale=7.5,
     sampling_steps=50,
     sampling_guidance_scale=7.5,
     sampling_batch_size=4,
-    dino="facebook/dino-vits16",
-    clip="openai/clip-vit-base-patch32",
+    dino=DEFAULT_DINO,
+    clip=DEFAULT_CLIP,
 )
 # The embedded model has five million weights and was trained on 32-pixel images: it needs higher learning rates and
 # fewer steps. Class images use low guidance, because guidance reduces their diversity (bench/preservation.py).
