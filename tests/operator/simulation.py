@@ -149,7 +149,7 @@ class World:
                 if resource is RAY_JOBS:
                     self._create_ray_job(obj)
                 elif resource is BATCH_JOBS and self.erase is None:
-                    self.erase = EraseJob("dog", succeeded=False, failed=False)
+                    self.erase = EraseJob("dog", "u1", succeeded=False, failed=False)
             case Delete(resource, key, uid):
                 if resource is RAY_JOBS and (old := self.ray_jobs.get(key.name)) and old.uid == uid:
                     self.ray_jobs[key.name] = dataclasses.replace(old, deleting=True)

@@ -1,5 +1,6 @@
 """Job files are parsed as by kubectl, changed by overrides, and written back."""
 
+import hashlib
 import logging
 import os
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 from jobtext import JOB, LoadText, spec
 
+from dreambooth_api.errors import TransientError
 from dreambooth_trainer.jobfile import dump_job
+from dreambooth_trainer.jobfile.load import load_job
 
 
 def test_overrides_apply_to_every_kind_of_value(load_text: LoadText) -> None:
@@ -114,3 +117,13 @@ def test_a_dumped_job_is_short_and_loads_again(load_text: LoadText, tmp_path: Pa
         "    learningRate: 5.0e-06\n    deepspeed:\n      config:\n"
         "        a: null\n        b: '5e-6'\n        c: 'on'\n"
     )
+
+
+def test_job_file_with_another_digest_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(JOB)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert load_job(path, sha256=digest).metadata.name == "my-dog"
+    path.write_text(JOB + "\n")
+    with pytest.raises(TransientError, match="is not the job file that the operator wrote"):
+        load_job(path, sha256=digest)

@@ -149,12 +149,11 @@ class RayJob:
 def read_ray_job(obj: Json) -> RayJob:
     """Parse a RayJob."""
     metadata, status = obj["metadata"], part(obj, "status")
-    owners = parts(metadata, "ownerReferences")
     return RayJob(
         name=metadata["name"],
         owner=_job_of(obj),
         uid=metadata["uid"],
-        owner_uid=owners[0]["uid"] if owners else "",
+        owner_uid=_owner_uid(obj),
         deleting="deletionTimestamp" in metadata,
         suspended=bool(part(obj, "spec").get("suspend")),
         deployment=status.get("jobDeploymentStatus") or "",
@@ -218,6 +217,7 @@ class EraseJob:
     """The batch Job that deletes the data of a deleted job."""
 
     owner: str
+    owner_uid: str
     succeeded: bool
     failed: bool
     message: str = ""
@@ -227,7 +227,13 @@ def read_erase_job(obj: Json) -> EraseJob:
     """Parse a batch Job."""
     ended = {c["type"]: c for c in parts(part(obj, "status"), "conditions") if c["status"] == "True"}
     failed = part(ended, "Failed")
-    return EraseJob(_job_of(obj), "Complete" in ended, bool(failed), str(failed.get("message", "")))
+    return EraseJob(
+        owner=_job_of(obj),
+        owner_uid=_owner_uid(obj),
+        succeeded="Complete" in ended,
+        failed=bool(failed),
+        message=str(failed.get("message", "")),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +268,11 @@ class Observed:
 def _job_of(obj: Json) -> str:
     """The name of the job that a child belongs to; empty if it has none."""
     return part(obj, "metadata", "labels").get(JOB_LABEL, "")
+
+
+def _owner_uid(obj: Json) -> str:
+    owners = parts(part(obj, "metadata"), "ownerReferences")
+    return owners[0]["uid"] if owners else ""
 
 
 def _time(text: str) -> datetime:

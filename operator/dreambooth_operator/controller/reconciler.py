@@ -34,6 +34,7 @@ from dreambooth_operator.controller.observed import (
     trim_job,
 )
 from dreambooth_operator.controller.observed_pods import Pod, explain_by_events, needs_event, read_pod
+from dreambooth_operator.controller.ownership import COMPARED, name_conflict
 from dreambooth_operator.controller.policies.retries import QUOTA_EXCEEDED
 from dreambooth_operator.controller.resolve import choose_runtime, resolve
 from dreambooth_operator.controller.settings import Settings
@@ -41,7 +42,7 @@ from dreambooth_operator.machinery.client import Api, ApiError
 from dreambooth_operator.machinery.events import Event, Recorder
 from dreambooth_operator.machinery.queue import WorkQueue
 from dreambooth_operator.machinery.reflector import Reflector
-from dreambooth_operator.machinery.resources import EVENTS, PODS, Json, Key, Resource
+from dreambooth_operator.machinery.resources import EVENTS, PODS, Json, Key, Resource, key_of
 from dreambooth_operator.resources import (
     BATCH_JOBS,
     ERASE_FINALIZER,
@@ -237,6 +238,7 @@ class Reconciler:
                             raise _ChildRejectedError(_rejection(resource, error)) from error
                         if not error.is_already_exists:
                             raise
+                        await self._check_existing(resource, obj)
                 case Delete(resource, key, uid):
                     await self._api.delete(resource, key, uid=uid, foreground=True)
                 case SetFinalizer(present):
@@ -261,6 +263,14 @@ class Reconciler:
         metadata = (await self._api.get(JOBS, job.key))["metadata"]
         if metadata["uid"] != job.uid or metadata["resourceVersion"] != job.resource_version:
             raise ApiError(409, "Conflict", "the job changed since it was read")
+
+    async def _check_existing(self, resource: Resource, wanted: Json) -> None:
+        """Raise if the object with the name of a child is not that child."""
+        if resource not in COMPARED:
+            return
+        existing = await self._api.get(resource, key_of(wanted))
+        if failure := name_conflict(resource, wanted, existing):
+            raise _ChildRejectedError(failure)
 
     async def _set_finalizer(self, job: Job, *, present: bool) -> None:
         finalizers = [f for f in job.finalizers if f != ERASE_FINALIZER] + ([ERASE_FINALIZER] if present else [])

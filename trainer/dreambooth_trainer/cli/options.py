@@ -28,8 +28,10 @@ def read_job(path: Path, changes: tuple[str, ...]) -> DreamBoothJob:
 
     Raises:
         UserError: with all issues of the file and of the overrides.
+        TransientError: the operator started this process, and the file is not the one that it wrote.
     """
-    return load_job(path, changes)
+    mounted = str(path) == environment.JOB_FILE
+    return load_job(path, changes, sha256=os.environ.get(environment.JOB_SHA256, "") if mounted else "")
 
 
 def store_url(store: str | None) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import JsonValue
 
-from dreambooth_api.errors import UserError, ValidationIssue
+from dreambooth_api.errors import TransientError, UserError, ValidationIssue
 from dreambooth_api.job import API_VERSION, KIND, DreamBoothJob
 from dreambooth_api.uris import ABSOLUTE_URI
 from dreambooth_trainer.jobfile.explain import validate
@@ -26,17 +27,25 @@ log = logging.getLogger(__name__)
 _SCHEME = re.compile(ABSOLUTE_URI)
 
 
-def load_job(path: Path, sets: Sequence[str] = ()) -> DreamBoothJob:
+def load_job(path: Path, sets: Sequence[str] = (), *, sha256: str = "") -> DreamBoothJob:
     """Load and validate a job file.
 
     Args:
         path: the job file. Relative `uri`s are resolved against its folder.
         sets: overrides such as `training.steps=200`: a path below `spec`, and a YAML value.
+        sha256: the expected digest of the file; empty to accept any file.
 
     Raises:
         UserError: with all issues of the file and of the overrides.
+        TransientError: the file has another digest.
     """
-    document = select_job(read_documents(read_text(path), path.name), path.name)
+    text = read_text(path)
+    if sha256 and hashlib.sha256(text.encode()).hexdigest() != sha256:
+        raise TransientError(
+            f"{path} is not the job file that the operator wrote: somebody else created its ConfigMap, or the runtime "
+            "changed meanwhile; the operator retries under another name"
+        )
+    document = select_job(read_documents(text, path.name), path.name)
     value = without_nulls(document.value, DreamBoothJob)
     value, origins, issues = apply_sets(value, sets)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import yaml
 
 from dreambooth_api import environment
@@ -21,6 +23,12 @@ def build_config_map(job: Job, name: str, resolved: ResolvedJob) -> Json:
         "immutable": True,
         "data": {environment.JOB_FILE_NAME: job_file(job, resolved)},
     }
+
+
+def job_digest(job: Job, resolved: ResolvedJob) -> Json:
+    """The environment variable by which the trainer checks that the mounted ConfigMap is this job's."""
+    digest = hashlib.sha256(job_file(job, resolved).encode()).hexdigest()
+    return {"name": environment.JOB_SHA256, "value": digest}
 
 
 def job_file(job: Job, resolved: ResolvedJob) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dreambooth_api import environment
 from dreambooth_api.runtime import PodResources
-from dreambooth_operator.controller.children.config_map import build_config_map
+from dreambooth_operator.controller.children.config_map import build_config_map, job_digest
 from dreambooth_operator.controller.children.metadata import child_metadata
 from dreambooth_operator.controller.children.pods import build_container, build_pod_template
 from dreambooth_operator.controller.children.service_account import build_service_account
@@ -27,7 +27,7 @@ def erase_children(job: Job, resolved: ResolvedJob) -> list[tuple[Resource, Json
 
 
 def _erase_job(job: Job, resolved: ResolvedJob) -> Json:
-    container = build_container("erase", resolved, _RESOURCES, [])
+    container = build_container("erase", resolved, _RESOURCES, [job_digest(job, resolved)])
     container["command"] = [*environment.TRAINER_COMMAND, "erase", environment.JOB_FILE, "--out", resolved.out]
     template = build_pod_template(job, resolved, container, restart="Never")
     return {

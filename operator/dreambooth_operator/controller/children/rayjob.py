@@ -7,6 +7,7 @@ from dreambooth_api.fields import quantity_value
 from dreambooth_api.progress import report_path
 from dreambooth_api.runtime import PodResources
 from dreambooth_api.uris import volume_uri
+from dreambooth_operator.controller.children.config_map import job_digest
 from dreambooth_operator.controller.children.metadata import child_metadata
 from dreambooth_operator.controller.children.pods import (
     build_container,
@@ -110,6 +111,7 @@ def _variables(job: Job, attempt: int, resolved: ResolvedJob, settings: Settings
     url = f"{settings.progress_url}{report_path(job.key.namespace, job.key.name, attempt)}"
     shown = volume_uri(resolved.claim, resolved.out.removeprefix(f"{environment.OUTPUT_PATH}/"))
     return [
+        job_digest(job, resolved),
         {"name": environment.OUT, "value": resolved.out},
         {"name": environment.OUT_SHOWN, "value": shown},
         {"name": environment.STORE, "value": resolved.store},

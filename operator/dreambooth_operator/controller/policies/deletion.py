@@ -42,7 +42,14 @@ def reconcile_deletion(builder: DecisionBuilder, resolution: ResolvedJob | Resol
         builder.add(SetFinalizer(present=False))
         return
     erase = observed.erase
-    if erase and erase.succeeded:
+    if erase and erase.owner_uid != job.uid:
+        message = (
+            f"The job's data cannot be deleted: batch Job {erase_name(job)} exists, and this job did not create it; "
+            "delete it."
+        )
+        builder.set_phase(Phase.ERASING, message)
+        builder.set_condition(ConditionType.ERASED, "False", "NameTaken", message)
+    elif erase and erase.succeeded:
         builder.record_event("Normal", "Erased", "The job's images, latents, checkpoints and weights are deleted.")
         builder.set_condition(ConditionType.ERASED, "True", "Erased")
         builder.add(SetFinalizer(present=False))
