@@ -6,7 +6,7 @@ from typing import Literal, Self, cast
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from dreambooth_api.deepspeed_keys import describe_reserved, reserved_keys
+from dreambooth_api.deepspeed_keys import describe_issues, invalid_values, reserved_keys, unknown_keys
 from dreambooth_api.fields import Strict, rule_error
 from dreambooth_api.nesting import MAX_DEPTH, is_deeper
 from dreambooth_api.uris import BUILTIN_SPRITES
@@ -48,8 +48,8 @@ class DeepSpeed(Strict):
     offload_optimizer: bool = Field(default=False, description="Whether to offload optimizer state to host memory.")
     config: dict[str, JsonValue] = Field(
         default_factory=dict,
-        description="DeepSpeed configuration that is merged over the generated one. Keys that other fields of the job "
-        "determine, or that write files, are rejected.",
+        description="DeepSpeed configuration that is merged over the generated one. Only tuning of communication and "
+        "memory, and profiling, can be set; all other keys are rejected with the list of those that can.",
     )
 
     @model_validator(mode="before")
@@ -74,8 +74,9 @@ class DeepSpeed(Strict):
     def _config_does_not_contradict_the_job(self) -> Self:
         if not isinstance(self.config.get("zero_optimization", {}), dict):
             raise rule_error("config.zero_optimization", "must be a mapping", "set training.deepspeed.stage instead")
-        if keys := reserved_keys(self.config):
-            raise rule_error("config", *describe_reserved(keys))
+        found = reserved_keys(self.config), unknown_keys(self.config), invalid_values(self.config)
+        if any(found):
+            raise rule_error("config", *describe_issues(*found))
         return self
 
 

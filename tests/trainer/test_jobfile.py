@@ -42,16 +42,19 @@ training:
   steps: 1e3
   globalBatchSize: 4.0
   seed: 0x10
-  deepspeed: {stage: 2, config: {a: 1_000, b: 0o17, c: null, d: 2026-01-01, e: 1:30, f: 1.5}}
+  deepspeed: {stage: 2, config: {zero_optimization: {reduce_bucket_size: 1_000}, steps_per_print: 0o17}}
   textEncoder:
-cluster: {nodeSelector: {on: 'yes'}}
+cluster: {nodeSelector: {on: 'yes', d: 2026-01-01, e: 1:30}}
 """)
     )
     training = job.spec.training
     assert (training.learning_rate, training.steps, training.global_batch_size, training.seed) == (5e-6, 1000, 4, 16)
     assert training.deepspeed.stage == "2"
-    assert training.deepspeed.config == {"a": 1000, "b": 15, "c": None, "d": "2026-01-01", "e": "1:30", "f": 1.5}
-    assert job.spec.cluster.node_selector == {"on": "yes"}
+    assert training.deepspeed.config == {
+        "zero_optimization": {"reduce_bucket_size": 1000},
+        "steps_per_print": 15,
+    }
+    assert job.spec.cluster.node_selector == {"on": "yes", "d": "2026-01-01", "e": "1:30"}
 
 
 def test_anchors_and_merge_keys_are_supported(load_text: LoadText) -> None:
@@ -107,15 +110,15 @@ def test_urls_and_absolute_paths_are_not_changed(load_text: LoadText, uri: str) 
 
 
 def test_a_dumped_job_is_short_and_loads_again(load_text: LoadText, tmp_path: Path) -> None:
-    text = spec("training: {learningRate: 5e-6, method: LoRA, deepspeed: {config: {a: null, b: '5e-6', c: 'on'}}}")
+    text = spec("training: {learningRate: 5e-6, method: LoRA}\ncluster: {nodeSelector: {b: '5e-6', c: 'on'}}")
     job = load_text(text.replace("class: dog", "class: '1e3'"))
     dumped = dump_job(job)
     assert load_text(dumped) == job
     assert dumped == (
         "apiVersion: dreambooth.dev/v1alpha1\nkind: DreamBoothJob\nmetadata:\n  name: my-dog\nspec:\n  subject:\n"
         f"    images:\n      uri: {tmp_path}/photos\n    class: '1e3'\n  training:\n    method: LoRA\n"
-        "    learningRate: 5.0e-06\n    deepspeed:\n      config:\n"
-        "        a: null\n        b: '5e-6'\n        c: 'on'\n"
+        "    learningRate: 5.0e-06\n  cluster:\n    nodeSelector:\n"
+        "      b: '5e-6'\n      c: 'on'\n"
     )
 
 
