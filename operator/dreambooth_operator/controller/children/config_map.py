@@ -14,6 +14,17 @@ from dreambooth_operator.controller.resolve import ResolvedJob
 from dreambooth_operator.machinery.resources import CONFIG_MAPS, Json
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes every string: PyYAML would write 1e5 and 0o7 plain, which other readers take for numbers."""
+
+
+def _quote(_: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return yaml.ScalarNode("tag:yaml.org,2002:str", text, style='"')
+
+
+_Dumper.add_representer(str, _quote)
+
+
 def build_config_map(job: Job, name: str, resolved: ResolvedJob) -> Json:
     """Immutable, because an attempt must not change while it runs."""
     return {
@@ -36,4 +47,4 @@ def job_file(job: Job, resolved: ResolvedJob) -> str:
     metadata = {"name": job.key.name, "namespace": job.key.namespace}
     spec = resolved.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     document = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
-    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
