@@ -59,13 +59,13 @@ def test_scenario_ends_the_same_when_interrupted(name: str) -> None:
 
 
 def test_message_gives_the_limit_and_what_the_job_waited_for() -> None:
-    world = World(make_job(startDeadlineSeconds=60, queueName="gpus"))
+    world = World(make_job(startDeadlineSeconds=10, queueName="gpus"))
     world.reconcile()
     requeue = world.observe().decide().requeue_after_seconds
-    world.advance(60)
+    world.advance(10)
     world.reconcile()
     assert world.status.message == (
-        "The trainer did not run within 60 s, the limit set by spec.runPolicy.startDeadlineSeconds. "
+        "The trainer did not run within 10 s, the limit set by spec.runPolicy.startDeadlineSeconds. "
         "Last state: Waiting for admission by queue gpus."
     )
-    assert requeue == 60
+    assert requeue == 10

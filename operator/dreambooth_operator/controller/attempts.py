@@ -31,6 +31,9 @@ from dreambooth_operator.controller.status import running_message, set_running_c
 
 _C = ConditionType
 _EVENT_POLL_SECONDS = 15  # events of pods are not watched
+# The reason of a queue is not watched either. It is missing at first, and then rarely changes.
+_NEW_QUEUE_POLL_SECONDS = 15
+_QUEUE_POLL_SECONDS = 300
 
 
 def start_attempt(builder: DecisionBuilder, policy: RunPolicy) -> None:
@@ -119,9 +122,12 @@ def _follow_ray_job(
     elif is_admitted:
         _follow_cluster(builder, ray_job, policy, observed, settings)
     else:
-        builder.set_phase(Phase.QUEUED, queue.waiting_message(ray_job.name))
-        builder.set_condition(_C.QUEUED, "True", "Waiting", queue.waiting_message(ray_job.name))
+        message = f"{queue.waiting_message(ray_job.name)} {observed.queue_reason}".strip()
+        builder.set_phase(Phase.QUEUED, message)
+        builder.set_condition(_C.QUEUED, "True", "Waiting", message)
         builder.set_condition(_C.CLUSTER_READY, "False", "Queued")
+        if queue.starts_suspended:
+            builder.requeue_after(_QUEUE_POLL_SECONDS if observed.queue_reason else _NEW_QUEUE_POLL_SECONDS)
         # The RayJob gets a new head once it is admitted.
         builder.set_fields(head_pod=None, head_lost_since=None, starting_since=None)
 

@@ -241,7 +241,7 @@ class Observed:
     """The children of one job, as cached.
 
     `create_failure` is set if the API server has rejected a child of the open attempt. `reports_since` is when this
-    operator began to receive progress reports.
+    operator began to receive progress reports. `queue_reason` is why the queue has not admitted the open attempt.
     """
 
     ray_jobs: tuple[RayJob, ...] = ()
@@ -250,6 +250,7 @@ class Observed:
     create_failure: Failure | None = None
     pods: tuple[Pod, ...] = ()
     reports_since: datetime | None = None
+    queue_reason: str = ""
 
     def pods_of(self, attempt: int) -> list[Pod]:
         """The pods of an attempt, the head first."""

@@ -36,6 +36,7 @@ from dreambooth_operator.controller.observed import (
 from dreambooth_operator.controller.observed_pods import Pod, explain_by_events, needs_event, read_pod
 from dreambooth_operator.controller.ownership import COMPARED, name_conflict
 from dreambooth_operator.controller.policies.retries import QUOTA_EXCEEDED
+from dreambooth_operator.controller.queueing.workload import JOB_UID_LABEL, WORKLOADS, waiting_reason
 from dreambooth_operator.controller.resolve import choose_runtime, resolve
 from dreambooth_operator.controller.settings import Settings
 from dreambooth_operator.machinery.client import Api, ApiError
@@ -203,7 +204,23 @@ class Reconciler:
                     raise
         erase = self._erase_jobs.cache.get(Key(job.key.namespace, erase_name(job)))
         pods = await self._observe_pods(job)
-        return Observed(tuple(ray_jobs), tuple(clusters), erase, pods=pods, reports_since=self._started)
+        reason = await self._queue_reason(job)
+        return Observed(
+            tuple(ray_jobs), tuple(clusters), erase, pods=pods, reports_since=self._started, queue_reason=reason
+        )
+
+    async def _queue_reason(self, job: Job) -> str:
+        """Why Kueue has not admitted the RayJob; empty if that is not known, because it is only an explanation."""
+        uid = job.status.ray_job_uid
+        if job.status.phase is not Phase.QUEUED or uid is None:
+            return ""
+        query = {"labelSelector": f"{JOB_UID_LABEL}={uid}", "limit": "1"}
+        try:
+            found = await self._api.request("GET", WORKLOADS.path(job.key.namespace), query=query)
+        except ApiError as error:
+            log.debug("%s: the reason of its queue is not known: %s", job.key, error)
+            return ""
+        return waiting_reason(found["items"])
 
     async def _observe_pods(self, job: Job) -> tuple[Pod, ...]:
         """The pods of a job. Events are requested for one pod only, because all pods mount the same volumes."""
