@@ -70,8 +70,11 @@ MAX_MESSAGE_LENGTH = 4000
 MAX_SUMMARY_LENGTH = 400  # it is a column of `kubectl get`
 _REASON = re.compile(REASON.removesuffix("$") + r"\Z", re.ASCII)
 _WRAPPED = re.compile(r"[\w.]+\(([A-Za-z].*)\)", re.DOTALL)
-# Terminal escape sequences, control characters other than newline and tab, and surrogates.
-_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+# Terminal escape sequences, control characters other than newline and tab, characters that reverse or separate lines
+# (bidirectional controls, U+2028 and U+2029), and surrogates.
+_CONTROL = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def legal_reason(text: str) -> str:
@@ -89,7 +92,10 @@ def legal_reason(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` without control characters. Newlines and tabs are kept; a carriage return becomes a newline."""
+    """`text` without control and bidirectional characters, for terminals.
+
+    Newlines and tabs are kept; a carriage return becomes a newline.
+    """
     return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 

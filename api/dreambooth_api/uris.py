@@ -17,9 +17,10 @@ BUILTIN: Final = "builtin:"
 BUILTIN_SPRITES: Final = f"{BUILTIN}sprites"
 BUILTIN_SUBJECT: Final = f"{BUILTIN_SPRITES}/<name>"
 
-_OBJECT_STORE_FOLDER = rf"{OBJECT_STORE}[^/\x00-\x20]+(/[^\x00-\x1f]*)?"
+# No "::", with which fsspec chains file systems: s3://bucket::file:///etc would read local files.
+_OBJECT_STORE_FOLDER = rf"{OBJECT_STORE}(:?[^/:\x00-\x20])+(/(:?[^:\x00-\x1f])*)?"
 # A colon that starts no scheme that is read is a typo of one (s3:/bucket) more often than a part of a file name.
-_FOLDER = rf"{_OBJECT_STORE_FOLDER}|file:///[^\x00-\x1f]+|[^:\x00-\x1f]+"
+_FOLDER = rf"{_OBJECT_STORE_FOLDER}|file:///(:?[^:\x00-\x1f])+|[^:\x00-\x1f]+"
 OBJECT_STORE_URI: Final = rf"^{_OBJECT_STORE_FOLDER}$"
 SOURCE_URI: Final = rf"^({_FOLDER}|{BUILTIN_SPRITES}/[-_a-z0-9]+)$"
 OUTPUT_URI: Final = rf"^({_FOLDER})$"

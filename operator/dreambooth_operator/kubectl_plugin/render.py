@@ -9,6 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from dreambooth_api.status import printable
 from dreambooth_operator.machinery.resources import Json, part, parts
 
 _MARKS = {"True": ("✓", "green"), "False": ("·", "dim"), "Unknown": ("?", "yellow")}
@@ -21,12 +22,12 @@ def render(job: Json, now: datetime) -> RenderableType:
     phase = status.get("phase", "Pending")
     head = Text.assemble(
         (f"{metadata.get('namespace')}/{metadata.get('name')}  ", "bold"),
-        (phase, _STYLES.get(phase, "bold")),
+        (printable(phase), _STYLES.get(phase, "bold")),
         f"  {_age(metadata.get('creationTimestamp'), now)}  attempt {status.get('attempts', 0)}",
     )
     rows: list[RenderableType] = [head]
     if message := status.get("message"):
-        rows.append(Text(message))
+        rows.append(_text(message))
     training = part(status, "training")
     if training.get("steps"):
         bar = Table.grid(padding=(0, 2))
@@ -37,22 +38,22 @@ def render(job: Json, now: datetime) -> RenderableType:
         details += [f"{training['stepsPerSecond']} steps/s"] if "stepsPerSecond" in training else []
         details += [f"{training['eta']} left"] if "eta" in training else []
         progress = ProgressBar(total=training["steps"], completed=training.get("step", 0), width=30)
-        bar.add_row("training", progress, training.get("progress", ""), " ".join(details))
+        bar.add_row("training", progress, _text(training.get("progress", "")), _text(" ".join(details)))
         rows.append(bar)
     rows.append(_conditions(parts(status, "conditions")))
     if counts := part(status, "classImages"):
-        rows.append(Text("class    " + ", ".join(f"{count} {name}" for name, count in counts.items())))
+        rows.append(_text("class    " + ", ".join(f"{count} {name}" for name, count in counts.items())))
     if scores := part(status, "scores"):
         rows.append(_scores("", scores))
     rows += [_scores(f"{scores.get('identifier')}: ", scores) for scores in parts(status, "subjectScores")]
     if output := part(status, "output"):
-        rows.append(Text(f"output   {output.get('uri', '')} {output.get('digest', '')}".rstrip()))
+        rows.append(_text(f"output   {output.get('uri', '')} {output.get('digest', '')}".rstrip()))
     return Group(*rows)
 
 
 def _scores(subject: str, scores: Json) -> Text:
     values = "  ".join(f"{name} {score}" for name, score in scores.items() if name != "identifier")
-    return Text(f"scores   {subject}{values}")
+    return _text(f"scores   {subject}{values}")
 
 
 def is_finished(job: Json) -> bool:
@@ -67,7 +68,7 @@ def event_rows(events: list[Json], now: datetime) -> Table:
         style = "yellow" if event.get("type") == "Warning" else ""
         times = f"x{event['count']}" if event.get("count", 1) > 1 else ""
         age = _age(event.get("lastTimestamp"), now)
-        table.add_row(age, Text(event.get("reason", ""), style=style), times, Text(event.get("message", "")))
+        table.add_row(age, _text(event.get("reason", ""), style=style), times, _text(event.get("message", "")))
     return table
 
 
@@ -78,8 +79,15 @@ def _conditions(conditions: list[Json]) -> Table:
         if condition["type"] == "Failed":
             mark, style = "✗", "red"
         reason = "" if condition["reason"] in ("Done", condition["type"]) else condition["reason"]
-        table.add_row(Text(mark, style=style), condition["type"], reason, Text(condition.get("message", "")))
+        table.add_row(
+            _text(mark, style=style), _text(condition["type"]), _text(reason), _text(condition.get("message", ""))
+        )
     return table
+
+
+def _text(content: str, style: str = "") -> Text:
+    """Text in which neither markup nor control characters are interpreted: events can be created by others."""
+    return Text(printable(content), style=style)
 
 
 def _age(since: str | None, now: datetime) -> str:

@@ -9,9 +9,11 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from dreambooth_api.environment import DEBUG, ExitCode
 from dreambooth_api.errors import ThresholdError, TransientError, UserError
+from dreambooth_api.status import printable
 from dreambooth_trainer.cli.process import set_up_process
 
 EXIT_CODES = f"""
@@ -68,7 +70,7 @@ def run_cli(arguments: list[str] | None = None) -> int:
         return ExitCode.INVALID_INPUT
     except UserError as error:
         for issue in error.issues:
-            errors.print(f"[red]error[/] {_escape(str(issue))}", highlight=False, soft_wrap=True)
+            errors.print(_labeled("error", str(issue)), soft_wrap=True)
         return ExitCode.BELOW_THRESHOLDS if isinstance(error, ThresholdError) else ExitCode.INVALID_INPUT
     except (KeyboardInterrupt, click.Abort):
         errors.print("Interrupted. The same command continues where it stopped.")
@@ -76,7 +78,7 @@ def run_cli(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get(DEBUG):
             raise
-        errors.print(f"[red]failed[/] {_escape(_one_line(error))}", highlight=False, soft_wrap=True)
+        errors.print(_labeled("failed", _one_line(error)), soft_wrap=True)
         errors.print(f"The same command continues from the last checkpoint. Set {DEBUG}=1 to show a traceback.")
         return ExitCode.FAILED
     return ExitCode.DONE
@@ -93,8 +95,9 @@ def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"
 
 
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
+def _labeled(label: str, text: str) -> Text:
+    """A line that interprets no markup in `text`."""
+    return Text.assemble((label, "red"), " ", printable(text))
 
 
 def _interrupt(*_: Any) -> None:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.status import printable
 from dreambooth_api.subject import Subject
 from dreambooth_api.uris import BUILTIN, is_url
 from dreambooth_trainer.cli import options
@@ -107,7 +108,7 @@ def _check_local_images(job: DreamBoothJob) -> list[str]:
 
 def _print_notes(console: Console, warnings: Iterable[str]) -> None:
     for warning in warnings:
-        console.print(f"note: {warning}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"note: {printable(warning)}", highlight=False, markup=False, soft_wrap=True)
 
 
 @click.command()

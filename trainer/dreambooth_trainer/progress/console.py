@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from dreambooth_api.status import TrainerPhase
+from dreambooth_api.status import TrainerPhase, printable
 
 
 class PhaseProgress(Protocol):
@@ -100,7 +100,7 @@ class BarReporter:
         del name, result
 
     def note(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(printable(text), highlight=False, markup=False)
 
 
 @dataclass
@@ -127,7 +127,7 @@ class LineReporter:
         yield line
         count = f"{line.count} " if line.count else ""
         text = f"{name:<11} {count}in {time.monotonic() - start:.1f} s  {_format_facts(line.facts)}".rstrip()
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
     def skipped(self, name: TrainerPhase) -> None:
         self.console.print(f"{name:<11} already complete", highlight=False, markup=False)
@@ -136,7 +136,7 @@ class LineReporter:
         del name, result
 
     def note(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass
