@@ -8,7 +8,7 @@ import pytest
 from scenarios import messages
 from simulation import World, make_job
 
-from dreambooth_operator.controller.observed import RayCluster
+from dreambooth_operator.controller.observed import RayCluster, read_ray_cluster
 from dreambooth_operator.controller.observed_pods import Pod, explain_by_events, needs_event, read_pod
 from dreambooth_operator.machinery.resources import Json
 
@@ -113,3 +113,14 @@ def test_latest_event_explains_a_pod_whose_status_has_no_reason() -> None:
 @pytest.mark.parametrize("other", [pod({}, node=""), pod(unschedulable("no GPU"))])
 def test_events_are_requested_only_for_pods_that_wait_on_a_node(other: Pod) -> None:
     assert not needs_event(other)
+
+
+def test_message_of_kuberay_is_one_line() -> None:
+    condition = {
+        "type": "ReplicaFailure",
+        "status": "True",
+        "reason": "FailedCreateHeadPod",
+        "message": "a\nb\x1b[1m c",
+    }
+    cluster = read_ray_cluster({"metadata": {"name": "c"}, "status": {"conditions": [condition]}})
+    assert cluster.trouble == "FailedCreateHeadPod: a b c"

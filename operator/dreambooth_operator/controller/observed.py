@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from dreambooth_api.job import DreamBoothJob, JobSpec
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_api.status import Failure, JobStatus, fit_message
-from dreambooth_operator.controller.observed_pods import Pod
+from dreambooth_operator.controller.observed_pods import Pod, one_line
 from dreambooth_operator.machinery.resources import Json, Key, part, parts
 from dreambooth_operator.resources import JOB_LABEL, JOBS
 
@@ -208,7 +208,7 @@ def read_ray_cluster(obj: Json) -> RayCluster:
         provisioned=is_true("RayClusterProvisioned"),
         workers_ready=status.get("readyWorkerReplicas") or 0,
         workers_wanted=status.get("desiredWorkerReplicas") or 0,
-        trouble="" if trouble.endswith(": ") else trouble[:1000],
+        trouble="" if trouble.endswith(": ") else one_line(trouble),
     )
 
 
