@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 
@@ -31,6 +32,7 @@ from scenarios import (
     wait,
 )
 from simulation import RUNTIME, StaleError, World, make_job
+from test_pods import pod, unschedulable, waiting
 
 from dreambooth_api.status import TERMINAL, Phase, TrainerPhase
 from dreambooth_operator.controller.actions import WriteStatus
@@ -92,7 +94,7 @@ def test_deleting_the_runtime_does_not_affect_a_running_attempt() -> None:
 
 def _random_step(world: World, rng: random.Random) -> None:
     """Somebody other than the controller does something that is possible in the current state."""
-    choices: list[Step] = [wait(rng.choice([1, 5, 15, 70])), collect]
+    choices: list[Step] = [wait(rng.choice([1, 5, 15, 70, 400])), collect, _random_pods(rng)]
     if world.job and world.status.attempts:
         choices += [_random_report(rng)]
     if world.job and world.status.phase not in TERMINAL:
@@ -107,6 +109,24 @@ def _random_step(world: World, rng: random.Random) -> None:
             elif world.status.phase is Phase.RUNNING and name in world.clusters:
                 choices += [lose_head]
     rng.choice(choices)(world)
+
+
+def _random_pods(rng: random.Random) -> Step:
+    """Pods of the latest attempt that are ready, wait, cannot start, are disrupted or do not end."""
+    kind = rng.choice(["", "", "no GPU", "no Secret", "disrupted", "stuck"])
+
+    def set_pods(world: World) -> None:
+        head = pod({"conditions": [{"type": "Ready", "status": "True"}]})
+        pods = {
+            "no GPU": pod(unschedulable("0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")),
+            "no Secret": pod(waiting("CreateContainerConfigError", 'secret "hub" not found')),
+            "disrupted": dataclasses.replace(head, disruption="EvictionByEvictionAPI: Eviction API"),
+            "stuck": dataclasses.replace(head, ends=world.now),
+        }
+        attempt = str(world.status.attempts) if world.job else ""
+        world.pods = [dataclasses.replace(pods[kind], attempt=attempt)] if kind else []
+
+    return set_pods
 
 
 def _random_report(rng: random.Random) -> Step:
@@ -138,6 +158,8 @@ def _run_random_history(seed: int) -> None:
     policy = {
         "backoffLimit": rng.randint(0, 3),
         "activeDeadlineSeconds": rng.choice([None, 30, 300]),
+        "startDeadlineSeconds": rng.choice([None, None, 30, 300]),
+        "progressDeadlineSeconds": rng.choice([300, 1800]),
         "queueName": rng.choice([None, None, "gpus"]),
     }
     world = World(make_job(**policy))
@@ -174,6 +196,7 @@ def _run_random_history(seed: int) -> None:
 def _finish(world: World) -> None:
     """Without further disturbances the job must finish."""
     world.set_policy(suspend=False)
+    world.pods = []
     for _ in range(100):
         world.reconcile()
         world.collect()
