@@ -148,7 +148,8 @@ def check_conditions(world: World) -> None:
     if status.phase is Phase.SUCCEEDED:
         assert (found["Evaluated"][0] == "True") == (reported and status.scores is not None)
         assert (found["Published"][0] == "True") == (reported and status.output is not None)
-    if status.phase is Phase.FAILED and found["Failed"][1] != "DeadlineExceeded" and reported:
+    deadlines = ("DeadlineExceeded", "StartDeadlineExceeded")
+    if status.phase is Phase.FAILED and found["Failed"][1] not in deadlines and reported:
         assert status.report
         assert status.report.failure in (None, status.last_failure)
 

@@ -76,7 +76,7 @@ def update_failed_job(builder: DecisionBuilder, policy: RunPolicy) -> None:
     failed = builder.condition(_C.FAILED)
     reason = failed.reason if failed else ""
     # A trainer that is stopped at the deadline may report a failure.
-    if failure is None or reason == deadline.DEADLINE_EXCEEDED:
+    if failure is None or reason in (deadline.DEADLINE_EXCEEDED, start_deadline.START_DEADLINE_EXCEEDED):
         return
     builder.set_fields(last_failure=failure)
     if failure.retryable and reason == retries.BACKOFF_LIMIT_EXCEEDED:
