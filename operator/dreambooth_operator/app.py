@@ -66,7 +66,7 @@ async def run(options: Options) -> None:
         reconciler.on_event = lambda event: events.labels(event.reason).inc()
         metrics.gauge("queue_depth", "Number of jobs that wait to be reconciled.", lambda: len(reconciler.queue))
         metrics.gauge("jobs", "Number of DreamBoothJobs.", lambda: reconciler.job_count)
-        server = StatusServer(api, TokenChecker(api, AUDIENCE, clock=time.monotonic), clock=time.monotonic)
+        server = StatusServer(api, TokenChecker(api, AUDIENCE, clock=time.time), clock=time.monotonic)
 
         async with (
             serving(health_app(metrics, lambda: reconciler.is_synced), options.host, options.health_port) as health,

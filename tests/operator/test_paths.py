@@ -79,7 +79,7 @@ async def test_object_of_another_kind_is_an_error(api: Api, namespace: str) -> N
 @pytest.fixture
 async def port(api: Api) -> AsyncIterator[int]:
     """The status server, in this process, on the real API server."""
-    server = StatusServer(api, TokenChecker(api, AUDIENCE, clock=time.monotonic), clock=time.monotonic)
+    server = StatusServer(api, TokenChecker(api, AUDIENCE, clock=time.time), clock=time.monotonic)
     async with serving(server.app(), "127.0.0.1", 0) as port:
         yield port
 

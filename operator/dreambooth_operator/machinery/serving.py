@@ -34,7 +34,7 @@ async def serving(app: web.Application, host: str, port: int) -> AsyncGenerator[
 
     Yields the port, which the system chooses if `port` is 0.
     """
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, lingering_time=1.0)
     await runner.setup()
     try:
         await web.TCPSite(runner, host or None, port).start()

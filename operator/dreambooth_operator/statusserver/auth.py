@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from pydantic_core import from_json
 
 from dreambooth_operator.machinery.client import Api
 from dreambooth_operator.machinery.resources import TOKEN_REVIEWS, Json, part
 
 _CACHE_SECONDS = 60
 _MAX_CACHED = 5000
+_MAX_TOKEN_LENGTH = 16 * 1024
+_MAX_SKEW_SECONDS = 60  # between the clocks of this node and of the API server
+_JWT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _ACCOUNT = "system:serviceaccount:"
 _POD_NAME = "authentication.kubernetes.io/pod-name"
 
@@ -24,28 +31,53 @@ class Caller:
     pod: str
 
 
+def may_be_valid(token: str, audience: str, now: float) -> bool:
+    """Whether `token` is a JWT of a service account for `audience` that has not expired. The signature is not read."""
+    if len(token) > _MAX_TOKEN_LENGTH or not _JWT.fullmatch(token):
+        return False
+    payload = token.split(".")[1]
+    try:
+        claims: Json = from_json(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        audiences, expires, subject = claims["aud"], claims["exp"], claims["sub"]
+    except (ValueError, KeyError, TypeError):
+        return False
+    return (
+        isinstance(subject, str)
+        and subject.startswith(_ACCOUNT)
+        and isinstance(audiences, list | str)
+        and audience in ([audiences] if isinstance(audiences, str) else audiences)
+        and isinstance(expires, int | float)
+        and expires + _MAX_SKEW_SECONDS > now
+    )
+
+
 class TokenChecker:
-    """Authenticates by TokenReview. Valid tokens are cached for a minute, invalid ones are not cached."""
+    """Authenticates by TokenReview. The answers are cached for a minute, refusals too.
+
+    Tokens that cannot be valid cause no request, so that any pod that reaches the port cannot make the operator flood
+    the API server. `clock` is the time since the epoch, in seconds.
+    """
 
     def __init__(self, api: Api, audience: str, *, clock: Callable[[], float]) -> None:
         self._api = api
         self._audience = audience
         self._clock = clock
-        self._known: dict[bytes, tuple[float, Caller]] = {}
+        self._known: dict[bytes, tuple[float, Caller | None]] = {}
 
     async def check(self, token: str) -> Caller | None:
         """The caller that a token authenticates; None if it is not valid for the audience."""
-        digest, now = hashlib.sha256(token.encode()).digest(), self._clock()
+        now = self._clock()
+        if not may_be_valid(token, self._audience, now):
+            return None
+        digest = hashlib.sha256(token.encode()).digest()
         known = self._known.get(digest)
         if known and known[0] > now:
             return known[1]
         caller = await self._review(token)
-        if caller is None:
-            self._known.pop(digest, None)
-        else:
-            if len(self._known) >= _MAX_CACHED:
-                self._known = {d: k for d, k in self._known.items() if k[0] > now}
-            self._known[digest] = (now + _CACHE_SECONDS, caller)
+        self._known.pop(digest, None)
+        while len(self._known) >= _MAX_CACHED:
+            del self._known[next(iter(self._known))]  # the oldest
+        self._known[digest] = (now + _CACHE_SECONDS, caller)
         return caller
 
     async def _review(self, token: str) -> Caller | None:

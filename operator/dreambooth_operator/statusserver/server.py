@@ -12,13 +12,15 @@ Invalid values and unknown fields of a report are ignored, because the trainer m
 
 Responses:
 - 202: accepted.
-- Retry: 401 the token is not valid (the kubelet rotates it), 503 the API server is not available.
+- Retry: 401 the token is not valid (the kubelet rotates it), 503 the API server is not available, the body is slow, or
+  too many reports arrive at once.
 - Do not retry: 400 not a JSON object; 403 not a pod of this job; 404 the job does not exist; 409 a later attempt has
   started, or the job is being deleted; 413 the body is too large.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +44,8 @@ FIELD_MANAGER = "dreambooth-progress"
 _MAX_BYTES = 64 * 1024
 _WRITE_SECONDS = 10.0
 _MAX_TRIES = 5
+_MAX_IN_FLIGHT = 256
+_REQUEST_SECONDS = 10  # twice what the trainer waits
 # Matched against the raw path, in which %2F stays encoded: invalid names get 404 before any request is made.
 _LABEL = DNS_LABEL.strip("^$")
 _ROUTE = report_path(f"{{namespace:{_LABEL}}}", f"{{name:{_LABEL}}}", "{attempt:[0-9]{1,6}}")
@@ -64,6 +68,7 @@ class StatusServer:
         self._tokens = tokens
         self._clock = clock
         self._written: dict[tuple[Key, int], _Written] = {}
+        self._in_flight = 0
 
     def app(self) -> web.Application:
         """The aiohttp application."""
@@ -72,6 +77,18 @@ class StatusServer:
         return app
 
     async def _post(self, request: web.Request) -> web.Response:
+        if self._in_flight >= _MAX_IN_FLIGHT:
+            return _respond(503, "too many reports at once; retry")
+        self._in_flight += 1
+        try:
+            async with asyncio.timeout(_REQUEST_SECONDS):
+                return await self._report(request)
+        except TimeoutError:
+            return _respond(503, f"the report took longer than {_REQUEST_SECONDS} s; retry")
+        finally:
+            self._in_flight -= 1
+
+    async def _report(self, request: web.Request) -> web.Response:
         key = Key(request.match_info["namespace"], request.match_info["name"])
         attempt = int(request.match_info["attempt"])
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")

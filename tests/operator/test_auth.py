@@ -1,0 +1,132 @@
+"""Limits of the status server: impossible tokens cause no TokenReview, refusals are cached, slow requests end."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from typing import Any, cast
+
+import pytest
+
+from dreambooth_operator.controller.settings import AUDIENCE
+from dreambooth_operator.machinery.client import Api
+from dreambooth_operator.machinery.resources import Json
+from dreambooth_operator.machinery.serving import serving
+from dreambooth_operator.statusserver import auth, server
+from dreambooth_operator.statusserver.auth import Caller, TokenChecker
+from dreambooth_operator.statusserver.server import StatusServer
+
+NOW = 1_800_000_000.0
+SUBJECT = "system:serviceaccount:team:dog"
+
+
+def encode(value: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
+
+
+def token(signature: str = "c2ln", **claims: object) -> str:
+    payload = {"aud": [AUDIENCE], "exp": int(NOW) + 600, "sub": SUBJECT, **claims}
+    return f"{encode({'alg': 'RS256'})}.{encode(payload)}.{signature}"
+
+
+class Reviews:
+    """An API server that counts its token reviews."""
+
+    def __init__(self, *, authenticated: bool) -> None:
+        self.count = 0
+        user = {"username": SUBJECT}
+        self.status: Json = {"authenticated": authenticated, "audiences": [AUDIENCE], "user": user}
+
+    async def request(self, *_: object, **__: object) -> Json:
+        self.count += 1
+        return {"status": self.status}
+
+
+class Clock:
+    now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def checker(reviews: Reviews, clock: Clock) -> TokenChecker:
+    api: Any = reviews
+    return TokenChecker(cast("Api", api), AUDIENCE, clock=clock)
+
+
+IMPOSSIBLE = {
+    "no JWT": "abc",
+    "two parts": "a.b",
+    "a payload that is not base64": "a.b.c",
+    "a payload that is no object": f"a.{encode([1])}.c",
+    "another audience": token(aud=["https://kubernetes.default.svc"]),
+    "a similar audience": token(aud=f"x{AUDIENCE}x"),
+    "an expired token": token(exp=int(NOW) - 61),
+    "an expiry of another type": token(exp="never"),
+    "no service account": token(sub="admin"),
+    "a line break": token() + "\n",
+    "a large token": token("A" * 20_000),
+    "a deeply nested payload": f"a.{base64.urlsafe_b64encode(b'[' * 9000).decode()}.c",
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+async def test_impossible_tokens_are_not_reviewed(case: str) -> None:
+    reviews = Reviews(authenticated=True)
+    assert await checker(reviews, Clock()).check(IMPOSSIBLE[case]) is None
+    assert reviews.count == 0
+
+
+async def test_valid_token_is_reviewed_once_a_minute() -> None:
+    reviews, clock = Reviews(authenticated=True), Clock()
+    tokens = checker(reviews, clock)
+    for _ in range(3):
+        assert await tokens.check(token()) == Caller("team", "dog", "")
+    assert reviews.count == 1
+    clock.now += 61
+    await tokens.check(token())
+    assert reviews.count == 2
+
+
+async def test_refusals_are_cached() -> None:
+    reviews = Reviews(authenticated=False)
+    tokens = checker(reviews, Clock())
+    for _ in range(3):
+        assert await tokens.check(token()) is None
+    assert reviews.count == 1
+
+
+async def test_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth, "_MAX_CACHED", 10)
+    tokens = checker(Reviews(authenticated=False), Clock())
+    for number in range(50):
+        await tokens.check(token(str(number)))
+    assert len(tokens._known) == 10
+
+
+async def start_report(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Send the headers of a report, but no body."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = f"POST /v1/jobs/team/dog/attempts/1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token()}\r\n"
+    writer.write(f"{head}Content-Length: 9\r\n\r\n".encode())
+    await writer.drain()
+    return reader, writer
+
+
+async def test_slow_and_excess_reports_are_answered_with_503(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_MAX_IN_FLIGHT", 1)
+    monkeypatch.setattr(server, "_REQUEST_SECONDS", 0.5)
+    reviews: Any = Reviews(authenticated=True)
+    statuses = StatusServer(reviews, checker(reviews, Clock()), clock=time.monotonic)
+    async with serving(statuses.app(), "127.0.0.1", 0) as port, asyncio.timeout(20):
+        slow, slow_writer = await start_report(port)
+        while not statuses._in_flight:
+            await asyncio.sleep(0.01)
+        excess, excess_writer = await start_report(port)
+        assert b"too many reports at once; retry" in await excess.read(4096)
+        assert b" 503 " in await slow.readline()
+        assert not statuses._in_flight
+        for writer in (slow_writer, excess_writer):
+            writer.close()
