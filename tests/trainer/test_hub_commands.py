@@ -154,7 +154,7 @@ def test_a_run_asks_the_hub_once(multi_format_model: Path, encoder: Path, job: P
         "training.globalBatchSize=2",
         "cluster.workers=2",
         "priorPreservation={numClassImages: 2, sampler: {steps: 1}}",
-        "evaluation={prompts: [a {}], imagesPerPrompt: 1, encoders: {dino: team/dino, clip: builtin:sprites}}",
+        'evaluation={prompts: ["a {}"], imagesPerPrompt: 1, encoders: {dino: team/dino, clip: builtin:sprites}}',
     ]
     command = [sys.executable, "-m", "dreambooth_trainer", "run", str(job), "--out", "out", "--store", "store"]
     with run_hub() as (hub, url):
