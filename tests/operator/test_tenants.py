@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import logging
 from typing import NoReturn
@@ -15,6 +16,7 @@ from test_crd import MINIMAL
 from test_jsontext import nested
 
 from dreambooth_operator.app import Options, _run_until_signal
+from dreambooth_operator.controller.observed import read_job, trim_job
 from dreambooth_operator.machinery.client import Api
 from dreambooth_operator.machinery.reflector import Reflector
 from dreambooth_operator.machinery.resources import CONFIG_MAPS, Json, Key
@@ -130,3 +132,16 @@ async def test_process_exits_when_a_reflector_stops(
     critical = [record for record in caplog.records if record.levelno == logging.CRITICAL]
     assert "the reflector of dreamboothjobs stopped: RecursionError('out of stack')" in caplog.text
     assert len(critical) == 1
+
+
+def test_cached_job_is_small_whatever_its_user_writes() -> None:
+    large = {"key": "x" * 250_000}
+    metadata = {"annotations": large, "labels": large, "managedFields": [large]}
+    names = {"name": "dog", "namespace": "team", "uid": "u", "resourceVersion": "1"}
+    created = {"creationTimestamp": "2026-11-24T06:00:00Z"}
+    job = {**MINIMAL, "metadata": {**names, **created, **metadata}}
+    job["spec"] = {**MINIMAL["spec"], "training": {"deepspeed": {"config": {"a": "x" * 1_000_000}}}}
+    cached = trim_job(copy.deepcopy(job))
+    assert len(cached) < 2000
+    problems = read_job(json.loads(cached)).problems
+    assert "(more than 8192 bytes) cannot be set here" in problems[0]

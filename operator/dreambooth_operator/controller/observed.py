@@ -19,6 +19,8 @@ from dreambooth_operator.controller.observed_pods import Pod, one_line
 from dreambooth_operator.machinery.resources import Json, Key, part, parts
 from dreambooth_operator.resources import JOB_LABEL, JOBS
 
+_MAX_CONFIG_BYTES = 8192
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -48,10 +50,16 @@ class Job:
 
 
 def trim_job(obj: Json) -> bytes:
-    """A listed job as JSON, without the metadata that only the API server needs."""
-    metadata = obj["metadata"]
-    metadata.pop("managedFields", None)
-    metadata.get("annotations", {}).pop("kubectl.kubernetes.io/last-applied-configuration", None)
+    """A listed job as JSON, without the parts that are not used and can be large.
+
+    All other fields have a maximum length. A DeepSpeed configuration of that size has unknown keys, so the job is
+    rejected without it too.
+    """
+    for unused in ("managedFields", "annotations", "labels"):
+        obj["metadata"].pop(unused, None)
+    deepspeed = part(obj, "spec", "training", "deepspeed")
+    if len(json.dumps(deepspeed.get("config"))) > _MAX_CONFIG_BYTES:
+        deepspeed["config"] = {f"(more than {_MAX_CONFIG_BYTES} bytes)": None}
     return json.dumps(obj, separators=(",", ":")).encode()
 
 
