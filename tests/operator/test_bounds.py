@@ -8,6 +8,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic.alias_generators import to_camel
+from scenarios import conditions
 from simulation import World, job_with, make_job
 
 from dreambooth_api.job import JobSpec, Resources
@@ -274,3 +275,4 @@ def test_deadline_that_is_raised_while_running_has_no_effect() -> None:
     world.advance(604_801)
     world.reconcile()
     assert world.status.phase is Phase.FAILED
+    assert conditions(world)["Succeeded"][1] == "DeadlineExceeded"
