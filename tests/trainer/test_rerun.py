@@ -105,7 +105,7 @@ def test_the_report_of_an_unfinished_job_is_rejected(job: Path, tmp_path: Path) 
     code, text = dreambooth(job, "report", str(tmp_path))
     assert code == 2
     assert "is not the folder of a job; pass the folder that `dreambooth run --out` created" in text
-    (job / "out" / "work" / "phases" / "evaluate.json").unlink()
+    (job / "out" / "work" / "phases" / "Evaluate.json").unlink()
     code, text = dreambooth(job, "report", "out")
     assert code == 2
     assert "has no finished evaluation; run the job again" in text

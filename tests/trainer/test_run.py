@@ -68,7 +68,7 @@ class Runs:
         return [json.loads(line)["loss"] for line in lines]
 
     def digest(self, out: str) -> str:
-        return json.loads((self.folder / out / "work" / "phases" / "publish.json").read_text())["digest"]
+        return json.loads((self.folder / out / "work" / "phases" / "Publish.json").read_text())["digest"]
 
     def wait_for_checkpoint(self, out: str, process: subprocess.Popen[str]) -> None:
         """Wait until a checkpoint is registered: from then on it can be resumed."""
