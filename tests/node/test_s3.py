@@ -53,11 +53,11 @@ def test_job_uses_s3_and_deletion_removes_its_data(
     store.get("dreambooth/models/carol/pink-dog/", str(tmp_path / "model"), recursive=True)
     assert (tmp_path / "model" / "model_index.json").exists()
     assert (tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size > 1_000_000
-    assert len(store.glob("dreambooth/models/.class-images/**/*.png")) == CLASS_IMAGES
+    assert len(store.glob("dreambooth/models/.class-images/**/class-images/**/*.png")) == CLASS_IMAGES
     cluster.kubectl("delete", "dbj", "pink-dog", "-n", "carol", "--wait=false")
     until("the job is gone", lambda: not cluster.get("dbj", "-n", "carol")["items"], 120)
     assert store.find("dreambooth/models/carol") == []
     assert not (carol.volume / "pink-dog").exists()
-    assert len(store.glob("dreambooth/models/.class-images/**/*.png")) == CLASS_IMAGES, (
+    assert len(store.glob("dreambooth/models/.class-images/**/class-images/**/*.png")) == CLASS_IMAGES, (
         "shared class images contain no subject data"
     )
