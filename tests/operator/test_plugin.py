@@ -31,7 +31,7 @@ def test_status_suspend_resume_and_events(plane: ControlPlane, namespace: str) -
         "All [/red] retries failed.",
         "attempt 2",
         "5/10",
-        "20 samples world size 2 step 4 saved loss 0.5",
+        "20 samples  world size 2  step 4 saved  loss 0.5",
         "BadImages",
         "1.png is not an image [/red]",
     ):

@@ -30,16 +30,7 @@ def render(job: Json, now: datetime) -> RenderableType:
         rows.append(_text(message))
     training = part(status, "training")
     if training.get("steps"):
-        bar = Table.grid(padding=(0, 2))
-        details = [f"{training['samples']} samples"] if "samples" in training else []
-        details += [f"world size {training['worldSize']}"] if "worldSize" in training else []
-        details += [f"step {training['savedStep']} saved"] if "savedStep" in training else []
-        details += [f"loss {training['loss']}"] if "loss" in training else []
-        details += [f"{training['stepsPerSecond']} steps/s"] if "stepsPerSecond" in training else []
-        details += [f"{training['eta']} left"] if "eta" in training else []
-        progress = ProgressBar(total=training["steps"], completed=training.get("step", 0), width=30)
-        bar.add_row("training", progress, _text(training.get("progress", "")), _text(" ".join(details)))
-        rows.append(bar)
+        rows += _training(training)
     rows.append(_conditions(parts(status, "conditions")))
     if counts := part(status, "classImages"):
         rows.append(_text("class    " + ", ".join(f"{count} {name}" for name, count in counts.items())))
@@ -49,6 +40,23 @@ def render(job: Json, now: datetime) -> RenderableType:
     if output := part(status, "output"):
         rows.append(_text(f"output   {output.get('uri', '')} {output.get('digest', '')}".rstrip()))
     return Group(*rows)
+
+
+def _training(training: Json) -> list[RenderableType]:
+    """A progress bar with the time that is left, and a line of details."""
+    bar = Table.grid(padding=(0, 2))
+    left = f"{training['eta']} left" if "eta" in training else ""
+    progress = ProgressBar(total=training["steps"], completed=training.get("step", 0), width=30)
+    bar.add_row("training", progress, _text(training.get("progress", "")), _text(left))
+    fields = {
+        "samples": "{} samples",
+        "worldSize": "world size {}",
+        "savedStep": "step {} saved",
+        "loss": "loss {}",
+        "stepsPerSecond": "{} steps/s",
+    }
+    details = [text.format(training[name]) for name, text in fields.items() if name in training]
+    return [bar, _text("         " + "  ".join(details))] if details else [bar]
 
 
 def _scores(subject: str, scores: Json) -> Text:
