@@ -103,7 +103,7 @@ class ListedSubject(Subject):
 
 
 def names_subject(prompt: str, subject: Subject) -> bool:
-    """Whether a class prompt contains the identifier. `auto` selects one that is no word of the prompt."""
+    """Whether a class prompt contains the identifier. `auto` never selects a word of the prompt."""
     return subject.identifier != "auto" and contains_word(prompt.lower(), subject.identifier.lower())
 
 

@@ -60,7 +60,7 @@ IMPOSSIBLE = {
     "no JWT": "abc",
     "two parts": "a.b",
     "a payload that is not base64": "a.b.c",
-    "a payload that is no object": f"a.{encode([1])}.c",
+    "a payload that is not an object": f"a.{encode([1])}.c",
     "another audience": token(aud=["https://kubernetes.default.svc"]),
     "a similar audience": token(aud=f"x{AUDIENCE}x"),
     "an expired token": token(exp=int(NOW) - 61),

@@ -248,6 +248,15 @@ def test_omitted_fields_do_not_escape_their_bounds(bounds: dict[str, int], path:
     assert "spec.training.resolution: is not set and has a default that depends on the model" in found.message
 
 
+def test_the_default_steps_of_several_subjects_are_bounded() -> None:
+    sources: list[dict[str, Any]] = [
+        {"images": {"uri": "s3://b/x"}, "class": "dog", "identifier": i} for i in ("sks", "zwx")
+    ]
+    found = message({"subject": None, "subjects": sources}, maxSteps=1999)
+    assert "spec.training.steps: is not set and defaults to up to 2000" in found
+    assert message({"subject": None, "subjects": sources}, maxSteps=2000) == ""
+
+
 def test_class_images_are_not_bounded_without_prior_preservation() -> None:
     assert message({"priorPreservation": {"enabled": False}}, maxClassImages=1) == ""
 

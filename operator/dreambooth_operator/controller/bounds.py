@@ -158,7 +158,7 @@ def _placement(spec: JobSpec, runtime: RuntimeSpec, by: str) -> Iterator[str]:
 
 
 def matches_image(entry: str, image: str) -> bool:
-    """Whether `image` is `entry`, or a repository, tag or digest below it. `ghcr.io/corp` is no prefix of
+    """Whether `image` is `entry`, or a repository, tag or digest below it. `ghcr.io/corp` does not match
     `ghcr.io/corp.example/x`. After a registry alone, a colon starts a port, which makes it another registry.
     """
     entry = entry.rstrip("/")

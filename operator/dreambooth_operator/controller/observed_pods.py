@@ -49,7 +49,7 @@ class Pod:
 
     @property
     def problem(self) -> str:
-        """The reason, the details and the name of the pod; empty if there is no reason."""
+        """The reason, the details and the name of the pod; empty without a reason."""
         if not self.reason:
             return ""
         return f"Pod {self.name}: {self.reason}: {self.message}".rstrip(": ")

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from pydantic_core import from_json
 
@@ -20,11 +20,8 @@ from dreambooth_operator.controller.actions import Create, Decision, Delete, Del
 from dreambooth_operator.controller.decide import decide
 from dreambooth_operator.controller.names import erase_name
 from dreambooth_operator.controller.observed import (
-    EraseJob,
     Job,
     Observed,
-    RayCluster,
-    RayJob,
     Runtime,
     read_erase_job,
     read_job,
@@ -74,6 +71,9 @@ class _Owned(Protocol):
     def owner(self) -> str: ...
 
 
+T = TypeVar("T", bound=_Owned)
+
+
 class ChildIndex:
     """The children of each job, by owner. A change of a child enqueues its job."""
 
@@ -102,6 +102,16 @@ class ChildIndex:
         return sorted(self._of.get(owner, ()))
 
 
+def _watch_children(api: Api, resource: Resource, project: Callable[[Json], T], index: ChildIndex) -> Reflector[T]:
+    """A cache of the objects of one kind that have the label of a job. Changes go to the index."""
+
+    def changed(key: Key) -> None:
+        index.changed(key, children.cache.get(key))
+
+    children = Reflector(api, resource, project=project, on_change=changed, selector=JOB_LABEL)
+    return children
+
+
 class Reconciler:
     """Reconciles DreamBoothJobs. `reflectors` fill `queue`; the caller runs them."""
 
@@ -120,34 +130,10 @@ class Reconciler:
         self._runtimes: Reflector[Runtime] = Reflector(
             api, RUNTIMES, project=read_runtime, on_change=self._runtime_changed
         )
-        self._ray_jobs: Reflector[RayJob] = Reflector(
-            api,
-            RAY_JOBS,
-            project=read_ray_job,
-            on_change=lambda key: self._ray_jobs_of.changed(key, self._ray_jobs.cache.get(key)),
-            selector=JOB_LABEL,
-        )
-        self._clusters: Reflector[RayCluster] = Reflector(
-            api,
-            RAY_CLUSTERS,
-            project=read_ray_cluster,
-            on_change=lambda key: self._clusters_of.changed(key, self._clusters.cache.get(key)),
-            selector=JOB_LABEL,
-        )
-        self._erase_jobs: Reflector[EraseJob] = Reflector(
-            api,
-            BATCH_JOBS,
-            project=read_erase_job,
-            on_change=lambda key: self._erase_of.changed(key, self._erase_jobs.cache.get(key)),
-            selector=JOB_LABEL,
-        )
-        self._pods: Reflector[Pod] = Reflector(
-            api,
-            PODS,
-            project=read_pod,
-            on_change=lambda key: self._pods_of.changed(key, self._pods.cache.get(key)),
-            selector=JOB_LABEL,
-        )
+        self._ray_jobs = _watch_children(api, RAY_JOBS, read_ray_job, self._ray_jobs_of)
+        self._clusters = _watch_children(api, RAY_CLUSTERS, read_ray_cluster, self._clusters_of)
+        self._erase_jobs = _watch_children(api, BATCH_JOBS, read_erase_job, self._erase_of)
+        self._pods = _watch_children(api, PODS, read_pod, self._pods_of)
         self.reflectors = (self._jobs, self._runtimes, self._ray_jobs, self._clusters, self._erase_jobs, self._pods)
 
     @property
