@@ -21,7 +21,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dreambooth_api.status import TrainerPhase
+from dreambooth_trainer.families.registry import weights_digest
+from dreambooth_trainer.sampling.evaluation_set import image_requests
+from dreambooth_trainer.sampling.pipeline import SamplingConfig, load_pipeline, sample_batch
 from dreambooth_trainer.sprites import WEIGHTS
+from dreambooth_trainer.store.folder import JobFolder
+from dreambooth_trainer.store.run_record import read_run
 
 pytestmark = pytest.mark.trainer
 
@@ -127,6 +132,21 @@ def test_diffusers_loads_the_published_model(runs: Runs, complete: str) -> None:
     tuned, original = pipeline.unet.state_dict(), base.unet.state_dict()
     assert any(not torch.equal(tuned[name], original[name]) for name in tuned)
     assert pipeline("a sks dog", num_inference_steps=2, output_type="np").images.shape == (1, 32, 32, 3)
+
+
+def test_the_evaluation_samples_from_the_published_weights(runs: Runs, complete: str) -> None:
+    out = runs.folder / "complete"
+    plan = read_run(JobFolder(out)).plan
+    assert weights_digest(out / "model") == weights_digest(out / "work" / "trained")
+    assert runs.digest("complete") == f"sha256:{weights_digest(out / 'model')}"
+    (store,) = (out / "work" / "evaluation-images").glob("*/after")
+    config = SamplingConfig(plan.sampler, plan.resolution, plan.precision, batch_size=1)
+    pipeline = load_pipeline(out / "model", plan.precision, "cpu")
+    for request in image_requests(plan, "after")[:2]:
+        (image,) = sample_batch(pipeline, config, [request])
+        drawn = np.asarray(Image.open(store / f"{request.name}.png"), dtype=int)
+        # The size of a batch changes the rounding.
+        np.testing.assert_allclose(np.asarray(image, dtype=int), drawn, rtol=0, atol=1)
 
 
 def test_a_complete_job_is_not_run_again(runs: Runs, complete: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
+from safetensors.torch import load_file
 
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.planning.plan import Plan, fill_defaults
@@ -351,6 +352,21 @@ def test_zero_steps_in_bf16_keep_the_weights_of_the_base_model(
     weights = trained_weights(untrained / f"{workers}-{stage}")
     assert weights.keys() == base.keys()
     assert [name for name in base if not torch.equal(weights[name], base[name])] == []
+
+
+def test_zero_steps_of_an_fp32_model_publish_its_weights_exactly(
+    untrained: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    from dreambooth_trainer.phases.train import save_trained_model
+    from dreambooth_trainer.store.folder import JobFolder
+
+    plan, folder = make_plan(tiny_model, 1, "bf16", textEncoder={"train": True}), JobFolder(tmp_path)
+    save_trained_model(plan, untrained / "1-1", folder)
+    for path in sorted(tiny_model.glob("*/*.safetensors")):
+        base, published = load_file(path), load_file(folder.trained / path.parent.name / path.name)
+        assert base.keys() == published.keys()
+        assert any(not torch.equal(weights, weights.half().float()) for weights in base.values())
+        assert [name for name in base if not torch.equal(published[name], base[name])] == [], path.parent.name
 
 
 @pytest.mark.parametrize(

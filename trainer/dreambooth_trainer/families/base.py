@@ -127,12 +127,18 @@ class Family(Protocol):
         """LoRA target modules, as suffixes of module names, by field of `Components`."""
         ...
 
+    def stored_dtype(self, folder: Path, part: Part) -> torch.dtype:
+        """The dtype in which a diffusers folder stores a module."""
+        ...
+
     def save(self, base: Path, modules: Mapping[str, nn.Module], target: Path) -> None:
-        """Write a diffusers folder in fp16 safetensors: the base model with some modules replaced.
+        """Write a diffusers folder in safetensors: the base model with some modules replaced.
+
+        Each module has the dtype in which the base model stores it.
 
         Args:
             base: diffusers folder of the base model.
-            modules: by field of `Components`. They are cast to fp16 in place.
+            modules: by field of `Components`. They are cast in place.
             target: folder to write.
         """
         ...

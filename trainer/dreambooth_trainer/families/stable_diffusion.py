@@ -16,6 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from dreambooth_trainer.families.base import PARTS, AdapterInfo, Components, Part
 from dreambooth_trainer.families.kohya import kohya_metadata, to_kohya_layout
 from dreambooth_trainer.families.single_file import has_open_clip, to_original_layout
+from dreambooth_trainer.families.stored_dtype import stored_dtype
 from dreambooth_trainer.models.files import ADAPTER_FILE
 
 if TYPE_CHECKING:
@@ -115,10 +116,15 @@ class StableDiffusion:
             "text_encoder": ["q_proj", "k_proj", "v_proj", "out_proj"],
         }
 
+    def stored_dtype(self, folder: Path, part: Part) -> torch.dtype:
+        return stored_dtype(folder / FOLDERS[part])
+
     def save(self, base: Path, modules: Mapping[str, nn.Module], target: Path) -> None:
+        dtypes = {FOLDERS[part]: self.stored_dtype(base, part) for part in PARTS}
         # The pipeline loads only the modules that it is not given.
-        given = {FOLDERS[cast("Part", part)]: module.to(torch.float16) for part, module in modules.items()}
-        _load_pipeline(base, torch.float16, **given).save_pretrained(target, safe_serialization=True)
+        folders = {FOLDERS[cast("Part", part)]: module for part, module in modules.items()}
+        given = {folder: module.to(dtypes[folder]) for folder, module in folders.items()}
+        _load_pipeline(base, dtypes, **given).save_pretrained(target, safe_serialization=True)
         # from_pretrained loads the text encoder in the dtype of its configuration, and the U-Net in fp32. With float32
         # in the configuration, both have the same dtype.
         config = target / "text_encoder" / "config.json"
@@ -148,7 +154,9 @@ class StableDiffusion:
         to_original_layout(folder, target)
 
 
-def _load_pipeline(folder: Path, dtype: torch.dtype, **modules: nn.Module) -> StableDiffusionPipeline:
+def _load_pipeline(
+    folder: Path, dtype: torch.dtype | dict[str, torch.dtype], **modules: nn.Module
+) -> StableDiffusionPipeline:
     return StableDiffusionPipeline.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False, **modules
     )

@@ -172,14 +172,14 @@ def save_trained_model(plan: Plan, checkpoint: Path, folder: JobFolder) -> None:
     weights, training = trained_weights(checkpoint), plan.spec.training
     modules, adapters = {}, {}
     for name in plan.trained_parts:
-        # One module at a time, each cast to fp16 before the next one is loaded.
+        # One module at a time, each cast to the format to publish before the next one is loaded.
         module = family.load(base, [name]).modules[name]
         trained = _pop_prefix(weights, f"{name}.")
         method.prepare(module, training, family.lora_target_modules()[name])
         adapter = method.adapter(module, trained)
         if adapter is not None:
             adapters[name] = adapter
-        modules[name] = method.restore(module, trained, training).half()
+        modules[name] = method.restore(module, trained, training).to(family.stored_dtype(base, name))
     with atomic_directory(folder.trained) as draft:
         family.save(base, modules, draft)
         if adapters:
