@@ -16,7 +16,8 @@ from dreambooth_api.errors import UserError
 from dreambooth_api.job import BaseModelRef
 from dreambooth_api.training import Training
 from dreambooth_trainer.families.base import AdapterInfo
-from dreambooth_trainer.families.registry import local_folder, open_family, rare_identifier, weights_digest
+from dreambooth_trainer.families.identifiers import rare_identifier
+from dreambooth_trainer.families.registry import local_folder, open_family, weights_digest
 from dreambooth_trainer.methods.registry import open_method
 from dreambooth_trainer.sprites import WEIGHTS
 from dreambooth_trainer.sprites.examples import EXAMPLES, example_images

@@ -66,6 +66,32 @@ def test_validate_checks_models_without_downloading_weights(
     assert sent_weights(hub) == []
 
 
+def test_validate_checks_prompts_of_models_in_the_cache_without_requests(
+    hub: Hub, multi_format_model: Path, job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.serve(multi_format_model)
+    command = ["validate", str(job), "--set", "subject.instancePrompt=a sks dog" + " on the beach" * 5]
+    assert run_cli(command) == 0
+    assert run_cli([*command, "--online"]) == 2
+    assert capsys.readouterr().err.count("would be ignored; shorten it") == 1
+    hub.requests.clear()
+    assert run_cli(command) == 2
+    assert "the text encoder reads 14" in capsys.readouterr().err
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("missing", ["tokenizer", "unet", "scheduler"])
+def test_validate_ignores_an_incomplete_download(
+    hub: Hub, multi_format_model: Path, job: Path, tmp_path: Path, missing: str
+) -> None:
+    hub.serve(multi_format_model)
+    command = ["validate", str(job), "--set", "subject.instancePrompt=a sks dog" + " on the beach" * 5]
+    assert run_cli([*command, "--online"]) == 2
+    for path in (tmp_path / "cache").glob(f"models--team--model/snapshots/*/{missing}/*"):
+        path.unlink()
+    assert run_cli(command) == 0
+
+
 def test_validate_reports_the_issues_of_all_models(
     hub: Hub, job: Path, encoder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,7 +109,7 @@ def test_validate_reports_the_issues_of_all_models(
 
 def test_encoders_are_not_checked_if_the_evaluation_is_disabled(hub: Hub, tiny_model: Path, job: Path) -> None:
     hub.serve(tiny_model)
-    sets = ["--set", "evaluation={enabled: false, encoders: {dino: team/missing}}"]
+    sets = ["--set", 'evaluation={enabled: false, prompts: ["a {}"], encoders: {dino: team/missing}}']
     assert run_cli(["validate", "--online", str(job), *sets]) == 0
 
 

@@ -95,6 +95,39 @@ def test_validate_notes_models_that_are_not_on_this_machine(photos: Path) -> Non
         assert f"note: {photos.parent / name} does not exist on this machine, dreambooth run requires it" in text
 
 
+LONG = "a photo of a small red striped old cute nice toy animal drawing on the beach with one sks dog"
+IGNORED = "the text encoder reads 14: 'the beach with one sks dog' would be ignored; shorten it"
+
+
+@pytest.mark.parametrize("command", ["validate", "plan"])
+def test_prompts_that_the_model_does_not_read_to_the_end_are_errors(photos: Path, command: str) -> None:
+    (photos / "0.txt").write_text(LONG)
+    job = photos.parent / "job.yaml"
+    code, text = dreambooth(command, str(job), "--set", f"subject.instancePrompt={LONG}")
+    assert code == 2
+    errors = [line for line in text.splitlines() if line.startswith("error ")]
+    assert [line.split(":")[0] for line in errors] == [
+        "error spec.subject.instancePrompt",
+        'error spec.subject.captions["0.png"]',
+    ]
+    assert all(line.endswith(IGNORED) for line in errors)
+
+
+def test_validate_does_not_judge_prompts_for_a_model_that_it_does_not_know(photos: Path) -> None:
+    job, prompt = photos.parent / "job.yaml", ("--set", f"subject.instancePrompt={LONG}")
+    for model in ("runtimeRef={name: gpu}", "model.id=team/not-in-the-cache"):
+        assert dreambooth("validate", str(job), *prompt, "--set", model, "--set", "training.resolution=64")[0] == 0
+
+
+@pytest.mark.parametrize("command", ["validate", "plan"])
+def test_a_local_model_that_is_not_supported_is_an_error(photos: Path, tmp_path: Path, command: str) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    code, text = dreambooth(command, str(photos.parent / "job.yaml"), "--set", f"model.id={tmp_path}/model")
+    assert code == 2
+    assert text.count("is a FluxPipeline, which is not supported; use a model") == 1
+
+
 def test_validate_does_not_require_images_on_this_machine(tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
     job.write_text(JOB)

@@ -20,7 +20,8 @@ from dreambooth_trainer.cluster.hardware import Hardware, check_cores, check_run
 from dreambooth_trainer.cluster.pool import WorkerPool
 from dreambooth_trainer.cluster.runtime_hardware import runtime_hardware
 from dreambooth_trainer.cluster.session import has_address, ray_cluster
-from dreambooth_trainer.families.registry import config_folder, family_module, local_folder, pinned, rare_identifier
+from dreambooth_trainer.families.identifiers import select_identifiers
+from dreambooth_trainer.families.registry import config_folder, family_module, local_folder, pinned
 from dreambooth_trainer.images.sources import RawImage, read_images
 from dreambooth_trainer.images.subjects import each_subject, located_warnings, read_subjects, with_captions
 from dreambooth_trainer.jobfile.load import dump_job
@@ -110,24 +111,6 @@ def _count_size(folder: Path, image_count: int, plan: Plan, images: int) -> Mode
 
     encoding_batch = min(VAE_BATCH_SIZE, image_count * plan.variants_per_image)
     return count_size(plan, folder, images, encoding_batch)
-
-
-def select_identifiers(job: DreamBoothJob, folder: Path) -> tuple[str, ...]:
-    """The identifier of each subject. Each `auto` becomes a rare token that no other subject of the job uses.
-
-    Args:
-        folder: local folder of the base model.
-    """
-    subjects, selected = job.spec.all_subjects, list[str]()
-    texts = [text for subject in subjects for text in (subject.class_, subject.class_prompt or "")]
-    texts += [*job.spec.evaluation.prompts, *(subject.identifier for subject in subjects)]
-    for subject in subjects:
-        identifier = subject.identifier
-        if identifier == "auto":
-            seed_text = f"{job.metadata.namespace}/{job.metadata.name}"
-            identifier = rare_identifier(folder, seed_text, [*texts, *selected])
-        selected.append(identifier)
-    return tuple(selected)
 
 
 def run_job(

@@ -33,7 +33,7 @@ COMMANDS = {
 
 
 class LazyGroup(click.Group):
-    """Imports a command when it is needed, so that `dreambooth validate` does not import torch."""
+    """Imports a command when it is needed, so that the help text does not need torch."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

@@ -12,10 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dreambooth_api.errors import UserError, ValidationIssue
-from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.status import printable
-from dreambooth_api.subject import Subject
-from dreambooth_api.uris import BUILTIN, is_url
 from dreambooth_trainer.cli import options
 from dreambooth_trainer.jobfile.runtimefile import load_runtime
 
@@ -33,77 +30,27 @@ if TYPE_CHECKING:
 )
 @options.sets
 def validate(job_file: Path, online: bool, sets: tuple[str, ...]) -> None:
-    """Report all errors in a job file and in its images, if they are in a local folder."""
+    """Report all errors in a job file, in its images and in its use of the base model, if these are on this machine."""
+    from dreambooth_trainer.cli.offline import check_images, check_plan
+
     job = options.read_job(job_file, sets)
-    checks = [_check_defaults, _check_local_images]
+    checks = [check_images, check_plan]
     if online:
         from dreambooth_trainer.cli.online import check_models
 
-        checks.append(check_models)
+        # First, because it downloads what the other checks read.
+        checks.insert(0, check_models)
     notes: list[str] = []
     issues: list[ValidationIssue] = []
     for check in checks:
         try:
             notes += check(job)
         except UserError as error:
-            issues += error.issues
+            issues += [issue for issue in error.issues if issue not in issues]
     if issues:
         raise UserError(issues)
     click.echo(f"{job_file}: DreamBoothJob {job.metadata.name} is valid")
     _print_notes(Console(), notes)
-
-
-def _check_defaults(job: DreamBoothJob) -> list[str]:
-    """Warnings about models that are not on this machine.
-
-    Raises:
-        UserError: values that do not fit together once defaults are filled in, on any hardware.
-    """
-    from dreambooth_trainer.planning.plan import encoder_names, fill_defaults, model_ref
-
-    # A runtime can give workers more GPUs. A batch that cannot be split with one each cannot be split then either.
-    gpus = job.spec.cluster.resources.gpu or 0
-    identifiers = [subject.identifier for subject in job.spec.all_subjects]
-    fill_defaults(
-        job,
-        image_count=len(identifiers),
-        identifiers=identifiers,
-        zero_stage=1,
-        precision="fp32",
-        gpus_per_worker=gpus,
-    )
-    folders = [Path(model) for model in (model_ref(job).id, *encoder_names(job)) if Path(model).is_absolute()]
-    return [
-        f"{path} does not exist on this machine, dreambooth run requires it" for path in folders if not path.is_dir()
-    ]
-
-
-def _check_local_images(job: DreamBoothJob) -> list[str]:
-    """Warnings about the images of a job, if they can be read without credentials.
-
-    Raises:
-        UserError: some images cannot be used.
-    """
-    from dreambooth_trainer.images.captions import with_caption_files
-    from dreambooth_trainer.images.prepare import prepare_images
-    from dreambooth_trainer.images.sources import read_folder
-    from dreambooth_trainer.images.subjects import each_subject, located_warnings
-    from dreambooth_trainer.planning.defaults import model_defaults
-    from dreambooth_trainer.planning.plan import model_ref
-
-    resolution = job.spec.training.resolution or model_defaults(model_ref(job).id).resolution
-
-    def check(_: int, subject: Subject) -> list[str]:
-        uri = subject.images.uri
-        if uri is None or is_url(uri):
-            return []
-        if not uri.startswith(BUILTIN) and not Path(uri).exists():
-            return [f"{uri} does not exist on this machine, dreambooth run requires it"]
-        found = read_folder(uri)
-        subject, warnings = with_caption_files(subject, found.captions)
-        return [*found.warnings, *warnings, *prepare_images(found.images, resolution, subject.captions).warnings]
-
-    return located_warnings(job.spec, each_subject(job.spec, check))
 
 
 def _print_notes(console: Console, warnings: Iterable[str]) -> None:

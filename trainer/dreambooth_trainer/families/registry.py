@@ -6,14 +6,13 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import BaseModelRef
 from dreambooth_api.uris import BUILTIN_SPRITES
-from dreambooth_api.words import contains_word
 from dreambooth_trainer.families.base import Family
 from dreambooth_trainer.models.files import (
     INDEX,
@@ -22,7 +21,8 @@ from dreambooth_trainer.models.files import (
     pipeline_files,
     without_safetensors,
 )
-from dreambooth_trainer.models.hub import Repository, fetch, open_repository
+from dreambooth_trainer.models.hub import Repository, cached_snapshot, fetch, open_repository
+from dreambooth_trainer.planning.model_facts import CONFIGS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,6 +55,26 @@ def config_folder(model: BaseModelRef) -> Path:
         return fetch(model.id, model.revision, PATH, INDEX, _configs_of_known_family)
     _known_family(_read_index(folder), local_names(folder), str(folder))
     return folder
+
+
+def known_config_folder(model: BaseModelRef) -> Path | None:
+    """As `config_folder`, but without the Hub: None if the files are not on this machine.
+
+    Raises:
+        UserError: as `config_folder`.
+    """
+    if _on_disk(model) is not None:
+        return config_folder(model)
+    folder = None if os.path.isabs(model.id) else cached_snapshot(model.id, model.revision, INDEX)  # noqa: PTH117
+    if folder is None or not all((folder / name).is_file() for name in CONFIGS) or not _has_tokenizer(folder):
+        return None
+    _known_family(_read_index(folder), (), model.id)
+    return folder
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    names = {path.name for path in (folder / "tokenizer").glob("*.*")}
+    return names >= {"tokenizer.json"} or names >= {"vocab.json", "merges.txt"}
 
 
 def pinned(model: BaseModelRef) -> BaseModelRef:
@@ -162,20 +182,3 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder / "tokenizer")
-
-
-def rare_identifier(folder: Path, seed_text: str, prompts: Iterable[str] = ()) -> str:
-    """A rare identifier (paper, section 3.1): a single token of three letters with a high rank in the vocabulary.
-
-    Equal arguments give equal identifiers.
-
-    Args:
-        prompts: texts that must not contain the identifier.
-    """
-    vocabulary = load_tokenizer(folder).get_vocab()
-    words = {word.removesuffix("</w>"): rank for word, rank in vocabulary.items() if word.endswith("</w>")}
-    short = sorted((w for w in words if len(w) == 3 and w.isascii() and w.isalpha()), key=lambda w: words[w])
-    used = " ".join(prompts).lower()
-    short = [word for word in short if not contains_word(used, word.lower())]
-    rare = short[-max(1, len(short) // 4) :]
-    return rare[int.from_bytes(hashlib.sha256(seed_text.encode()).digest()[:8]) % len(rare)]

@@ -79,6 +79,17 @@ def open_repository(model_id: str, revision: str | None, path: str, index: str) 
     return Repository(model_id, path, commit, names)
 
 
+def cached_snapshot(model_id: str, revision: str | None, index: str) -> Path | None:
+    """The folder of a model in the cache, without a request; None if the cache does not contain its index."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model_id, revision=revision, allow_patterns=[index], local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
 def fetch(
     model_id: str, revision: str | None, path: str, index: str, select: Callable[[Repository], Sequence[str]]
 ) -> Path:

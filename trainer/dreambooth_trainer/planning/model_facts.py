@@ -10,6 +10,8 @@ from dreambooth_api.errors import UserError, ValidationIssue
 
 UNET_CONFIG, VAE_CONFIG = "unet/config.json", "vae/config.json"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
+CONFIGS = (UNET_CONFIG, VAE_CONFIG, SCHEDULER_CONFIG)
+"""The files that this module reads."""
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 

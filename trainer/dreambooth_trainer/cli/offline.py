@@ -1,0 +1,100 @@
+"""Checks a job with what is on this machine, for `dreambooth validate`: images, and the base model's configuration."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from dreambooth_api.errors import UserError
+from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.subject import Subject
+from dreambooth_api.uris import BUILTIN, is_url
+from dreambooth_trainer.families.identifiers import select_identifiers
+from dreambooth_trainer.families.registry import known_config_folder
+from dreambooth_trainer.images.captions import with_caption_files
+from dreambooth_trainer.images.prepare import prepare_images
+from dreambooth_trainer.images.sources import RawImages, read_folder
+from dreambooth_trainer.images.subjects import each_subject, located_warnings, with_captions
+from dreambooth_trainer.planning.defaults import model_defaults
+from dreambooth_trainer.planning.model_facts import check_scheduler, native_resolution
+from dreambooth_trainer.planning.plan import encoder_names, fill_defaults, model_ref
+from dreambooth_trainer.sampling.prompt_check import check_prompts
+
+
+def check_plan(job: DreamBoothJob) -> list[str]:
+    """Warnings about models that are not on this machine, and about the identifiers.
+
+    Raises:
+        UserError: values that do not fit together once defaults are filled in, on any hardware; or a base model on this
+            machine that is not supported, or whose text encoder does not read a prompt to its end.
+    """
+    # A runtime can give workers more GPUs. A batch that cannot be split with one each cannot be split then either.
+    gpus, folder = job.spec.cluster.resources.gpu or 0, _known_folder(job)
+    if folder is not None:
+        check_scheduler(folder)
+        job = _with_local_captions(job)
+    subjects = job.spec.all_subjects
+    plan = fill_defaults(
+        job,
+        image_count=len(subjects),
+        identifiers=[one.identifier for one in subjects] if folder is None else select_identifiers(job, folder),
+        zero_stage=1,
+        precision="fp32",
+        gpus_per_worker=gpus,
+    )
+    folders = [Path(model) for model in (model_ref(job).id, *encoder_names(job)) if Path(model).is_absolute()]
+    notes = [
+        f"{path} does not exist on this machine, dreambooth run requires it" for path in folders if not path.is_dir()
+    ]
+    if folder is None:
+        return notes
+    issues, warnings = check_prompts(plan, folder)
+    if issues:
+        raise UserError(issues)
+    return [*notes, *warnings]
+
+
+def check_images(job: DreamBoothJob) -> list[str]:
+    """Warnings about the images of a job, if they can be read without credentials.
+
+    Raises:
+        UserError: some images cannot be used.
+    """
+    folder = _known_folder(job)
+    default = model_defaults(model_ref(job).id).resolution
+    resolution = job.spec.training.resolution or (folder and native_resolution(folder)) or default
+
+    def check(_: int, subject: Subject) -> list[str]:
+        uri, found = subject.images.uri, _read_local(subject)
+        if found is None:
+            expected = uri is not None and not is_url(uri)
+            return [f"{uri} does not exist on this machine, dreambooth run requires it"] if expected else []
+        subject, warnings = with_caption_files(subject, found.captions)
+        return [*found.warnings, *warnings, *prepare_images(found.images, resolution, subject.captions).warnings]
+
+    return located_warnings(job.spec, each_subject(job.spec, check))
+
+
+def _known_folder(job: DreamBoothJob) -> Path | None:
+    """The folder of the base model's configuration. A runtime, which is not known here, may supply another model."""
+    return None if job.spec.model is None and job.spec.runtime_ref else known_config_folder(model_ref(job))
+
+
+def _with_local_captions(job: DreamBoothJob) -> DreamBoothJob:
+    """The job with the captions in text files beside its images."""
+    try:
+        found = each_subject(job.spec, lambda _, subject: _read_local(subject))
+    except UserError:
+        return job  # `check_images` reports it
+    return job.model_copy(update={"spec": with_captions(job.spec, found)[0]})
+
+
+def _read_local(subject: Subject) -> RawImages | None:
+    uri = subject.images.uri
+    if uri is None or is_url(uri) or not (uri.startswith(BUILTIN) or Path(uri).exists()):
+        return None
+    return _read(uri)
+
+
+# Both checks need the files.
+_read = functools.cache(read_folder)
