@@ -18,3 +18,6 @@ JOB_LABEL = f"{GROUP}/job"
 ATTEMPT_LABEL = f"{GROUP}/attempt"
 # On jobs with deletionPolicy Delete: the job's data must be deleted first.
 ERASE_FINALIZER = f"{GROUP}/erase"
+
+HEAD_CONTAINER, WORKER_CONTAINER = RAY_CONTAINERS = ("ray-head", "ray-worker")
+"""The containers of a Ray cluster's pods that run Ray."""

@@ -79,7 +79,8 @@ def test_an_out_of_memory_kill_is_reported_once_and_not_retried(tmp_path: Path) 
         message, attempts = result[key]
         assert f"Ray killed a worker during {activity}: " in message
         assert "B of memory were in use" in message
-        assert "training.method: LoRA" in message
+        assert "spec.cluster.resources.memory" in message
+        assert ("training.method: LoRA" in message) == (key == "training")
         assert "RAY_" not in message
         assert attempts == 1
 
@@ -249,4 +250,4 @@ def test_a_failed_allocation_on_a_cpu_is_an_out_of_memory_error(
     assert (found is None) == (sentence is None)
     if sentence is not None:
         assert sentence in str(found)
-        assert "set training.gradientCheckpointing: true" in str(found)
+        assert "training.gradientCheckpointing: true" in str(found)

@@ -15,6 +15,7 @@ from dreambooth_operator.controller.observed_pods import needs_event
 from dreambooth_operator.controller.policies import retries
 from dreambooth_operator.controller.policies.deadline import deadline_exceeded, pause_clock, start_clock
 from dreambooth_operator.controller.policies.disruptions import find_disruption, with_disruption
+from dreambooth_operator.controller.policies.out_of_memory import killed_for_memory
 from dreambooth_operator.controller.policies.pod_timeouts import head_lost, pods_ready_timeout
 from dreambooth_operator.controller.policies.progress_deadline import progress_deadline_exceeded
 from dreambooth_operator.controller.policies.start_deadline import (
@@ -89,8 +90,7 @@ def monitor_attempt(
     elif status.ray_job_uid is None:
         builder.set_fields(ray_job_uid=ray_job.uid)
     if ray_job is not None and ray_job.ended:
-        disruption = find_disruption(builder, observed.pods_of(status.attempts))
-        _end_attempt(builder, ray_job, policy, settings, disruption)
+        _end_attempt(builder, ray_job, policy, observed, settings)
     elif policy.suspend:
         suspend_attempt(builder, observed)
     else:
@@ -159,6 +159,10 @@ def _follow_cluster(
             builder.set_fields(starting_since=builder.now)
         if any(needs_event(pod) for pod in pods):
             builder.requeue_after(_EVENT_POLL_SECONDS)
+    if failure := killed_for_memory(pods):
+        close_attempt(builder, failure, policy, settings)
+        builder.delete_ray_jobs(observed.ray_jobs)
+        return
     if lost := head_lost(builder, cluster, running=running, grace_seconds=settings.head_grace_seconds):
         close_attempt(builder, with_disruption(lost, disruption), policy, settings, counts=disruption is None)
         builder.delete_ray_jobs(observed.ray_jobs)
@@ -182,9 +186,12 @@ def _follow_cluster(
 
 
 def _end_attempt(
-    builder: DecisionBuilder, ray_job: RayJob, policy: RunPolicy, settings: Settings, disruption: str | None
+    builder: DecisionBuilder, ray_job: RayJob, policy: RunPolicy, observed: Observed, settings: Settings
 ) -> None:
+    pods = observed.pods_of(builder.status.attempts)
+    disruption = find_disruption(builder, pods)
     if failure := classify_failure(ray_job, builder.status):
-        close_attempt(builder, with_disruption(failure, disruption), policy, settings, counts=disruption is None)
+        failure = with_disruption(killed_for_memory(pods) or failure, disruption)
+        close_attempt(builder, failure, policy, settings, counts=disruption is None)
     else:
         succeed_job(builder)

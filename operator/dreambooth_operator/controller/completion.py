@@ -5,7 +5,7 @@ from __future__ import annotations
 from dreambooth_api.job import RunPolicy
 from dreambooth_api.status import ConditionType, Failure, Phase
 from dreambooth_operator.controller.builder import DecisionBuilder
-from dreambooth_operator.controller.failures import late_failure, reported_failure
+from dreambooth_operator.controller.failures import closest_failure, late_failure
 from dreambooth_operator.controller.policies import deadline, retries, start_deadline
 from dreambooth_operator.controller.settings import Settings
 from dreambooth_operator.controller.status import set_completed_conditions, set_success_conditions
@@ -18,10 +18,10 @@ def close_attempt(
 ) -> None:
     """Close the open attempt, which did not succeed. `counts`: whether the failure counts toward backoffLimit.
 
-    A failure that the trainer reports, now or later, replaces `failure`, because it is closer to the cause.
+    A failure that the trainer reports, now or later, replaces `failure` if it is closer to the cause.
     """
     status = builder.status
-    failure = reported_failure(status) or failure
+    failure = closest_failure(status, failure)
     deadline.pause_clock(builder)
     failures = status.failures + (1 if counts else 0)
     builder.set_fields(failures=failures, last_failure=failure, head_lost_since=None)

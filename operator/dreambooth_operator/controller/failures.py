@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from dreambooth_api.environment import BELOW_THRESHOLDS, INVALID_INPUT, ExitCode
+from dreambooth_api.environment import BELOW_THRESHOLDS, INVALID_INPUT, OUT_OF_MEMORY, ExitCode
 from dreambooth_api.status import Failure, JobStatus, Report
 from dreambooth_operator.controller.observed import RayJob
 
@@ -52,7 +52,22 @@ def reported_failure(status: JobStatus) -> Failure | None:
     return report.failure if report else None
 
 
+def closest_failure(status: JobStatus, observed: Failure) -> Failure:
+    """The failure that is closer to the cause: the reported or the observed one.
+
+    A trainer knows the cause, except that a lost process is all it sees of a container that was killed for memory.
+    """
+    reported = reported_failure(status)
+    lost_process = reported is not None and reported.retryable and _is_out_of_memory(observed)
+    return observed if reported is None or lost_process else reported
+
+
 def late_failure(status: JobStatus) -> Failure | None:
     """A failure of the latest attempt that was reported after the attempt was closed for another reason."""
-    failure = reported_failure(status)
-    return failure if failure != status.last_failure else None
+    last = status.last_failure
+    failure = closest_failure(status, last) if last else reported_failure(status)
+    return failure if failure != last else None
+
+
+def _is_out_of_memory(failure: Failure) -> bool:
+    return failure.reason == OUT_OF_MEMORY and not failure.retryable

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from dreambooth_api.status import printable
 from dreambooth_operator.machinery.resources import Json, part, parts
-from dreambooth_operator.resources import ATTEMPT_LABEL, JOB_LABEL
+from dreambooth_operator.resources import ATTEMPT_LABEL, JOB_LABEL, RAY_CONTAINERS
 
 _MAX_TEXT_LENGTH = 600  # of a message of the kubelet or the scheduler
 # Reasons of every new container; the kubelet explains a long wait only in events.
@@ -32,6 +32,7 @@ class Pod:
         disruption: why the pod is about to end, if it is not by its own fault: the reason and message of its condition
             DisruptionTarget.
         ends: when its grace period ends, if it is being deleted.
+        out_of_memory: which of its Ray containers the kernel killed for lack of memory, and its limit; empty if none.
     """
 
     owner: str
@@ -46,6 +47,7 @@ class Pod:
     message: str = ""
     disruption: str = ""
     ends: datetime | None = None
+    out_of_memory: str = ""
 
     @property
     def problem(self) -> str:
@@ -75,7 +77,28 @@ def read_pod(obj: Json) -> Pod:
         message=one_line(message),
         disruption=_disruption(part(conditions, "DisruptionTarget")),
         ends=datetime.fromisoformat(ended) if (ended := metadata.get("deletionTimestamp")) else None,
+        out_of_memory=_out_of_memory(part(obj, "spec"), status),
     )
+
+
+def _out_of_memory(spec: Json, status: Json) -> str:
+    # A container that restarted in place keeps the end of its last run.
+    killed = {
+        container["name"]
+        for container in parts(status, "containerStatuses")
+        for state in ("state", "lastState")
+        if part(container, state, "terminated").get("reason") == "OOMKilled"
+    }
+    container = next((c for c in parts(spec, "containers") if c["name"] in killed.intersection(RAY_CONTAINERS)), None)
+    if container is None:
+        return ""
+    limit = part(container, "resources", "limits").get("memory")
+    cause = (
+        f"which exceeded its memory limit of {limit}"
+        if limit
+        else f"which has no memory limit, because node {spec.get('nodeName')} ran out of memory"
+    )
+    return f"container {container['name']}, {cause}"
 
 
 def _disruption(condition: Json) -> str:

@@ -14,6 +14,10 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from dreambooth_trainer.cluster.dispatch import Call, Dispatcher, PoolSize, pool_size
 from dreambooth_trainer.cluster.memory_errors import out_of_memory
+from dreambooth_trainer.cluster.oom_kills import oom_kills
+
+ACTIVITY = "image generation, encoding or scoring"
+"""What workers do, for error messages."""
 
 # Retries of a call whose worker died, and of a worker that dies while it starts.
 MAX_RETRIES = 5
@@ -56,6 +60,7 @@ class WorkerPool:
     def __init__(self, processes: int, *, gpu: bool = False, preload: str = "", max_cpus: float | None = None) -> None:
         self._processes, self._gpu, self._preload, self._max_cpus = processes, gpu, preload, max_cpus
         self._actors: list[Any] = []
+        self._kills_before = oom_kills()
 
     def size(self) -> PoolSize:
         """Number of workers that the cluster has room for at the moment."""
@@ -143,6 +148,8 @@ class WorkerPool:
     def _discard(self, dead: Any, error: RayActorError, failures: int) -> None:
         """Forget a worker that has died. The next loop starts another one, unless too many have failed."""
         self._actors = [actor for actor in self._actors if actor is not dead]
+        if memory_error := out_of_memory(error, ACTIVITY, kills_before=self._kills_before):
+            raise memory_error from error
         if failures > MAX_RETRIES:
             raise error
 
@@ -152,7 +159,7 @@ class WorkerPool:
         try:
             return ray.get(ref)
         except (OutOfMemoryError, RayTaskError) as error:
-            if memory_error := out_of_memory(error, "image generation, encoding or scoring"):
+            if memory_error := out_of_memory(error, ACTIVITY):
                 raise memory_error from error
             raise
         except RayActorError as error:

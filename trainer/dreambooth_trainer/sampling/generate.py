@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dreambooth_api.job import BaseModelRef
 from dreambooth_trainer.cluster.hardware import work_device
@@ -26,6 +27,9 @@ from dreambooth_trainer.sampling.pipeline import (
     sample_batch,
 )
 from dreambooth_trainer.store.image_store import ImageStore
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _sampling = threading.Lock()
 
@@ -47,10 +51,25 @@ def generate_batch(
     """
     with _sampling:
         pipeline = _cached_pipeline(local_folder(model), config.precision, work_device())
-        images = sample_batch(pipeline, config, requests)
+        images = _sample(pipeline, config, requests)
     for request, image in zip(requests, images, strict=True):
         store.put(request.name, image)
     return len(requests)
+
+
+def _sample(pipeline: LoadedPipeline, config: SamplingConfig, requests: Sequence[ImageRequest]) -> list[Image.Image]:
+    """Generate images in one batch, or in halves of it if the GPU runs out of memory."""
+    import torch
+
+    try:
+        return sample_batch(pipeline, config, requests)
+    except torch.OutOfMemoryError:
+        if len(requests) == 1:
+            raise
+    # Outside the handler, because the error holds the tensors of the batch.
+    torch.cuda.empty_cache()
+    half = len(requests) // 2
+    return [*_sample(pipeline, config, requests[:half]), *_sample(pipeline, config, requests[half:])]
 
 
 def unload_models() -> None:

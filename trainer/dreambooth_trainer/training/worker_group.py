@@ -18,6 +18,7 @@ from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollSt
 from ray.util import get_current_placement_group, remove_placement_group
 
 from dreambooth_trainer.cluster.memory_errors import out_of_memory
+from dreambooth_trainer.cluster.oom_kills import oom_kills
 from dreambooth_trainer.training.messages import CheckpointSaved, FatalWorkerError
 from dreambooth_trainer.training.stopping import handle_sigterm
 
@@ -25,8 +26,8 @@ from dreambooth_trainer.training.stopping import handle_sigterm
 class WorkerGroupCleanup(WorkerGroupCallback):
     """A callback of Ray Train's controller that removes the placement group of the previous worker group.
 
-    It also sets the workers' signal handlers. It reports a worker that Ray killed for lack of memory, because a restart
-    would fail again.
+    It also sets the workers' signal handlers. It reports a worker that Ray or the kernel killed for lack of memory,
+    because a restart would fail again. The controller runs on the driver's node.
 
     Args:
         report: called with a fatal error.
@@ -35,6 +36,7 @@ class WorkerGroupCleanup(WorkerGroupCallback):
     def __init__(self, report: Callable[[FatalWorkerError], object]) -> None:
         self._placement_group: Any = None
         self._report = report
+        self._kills_before = oom_kills()
 
     def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
         """Remember the placement group of the processes that have started, and let SIGTERM request a checkpoint."""
@@ -53,7 +55,7 @@ class WorkerGroupCleanup(WorkerGroupCallback):
     def after_worker_group_poll_status(self, worker_group_status: WorkerGroupPollStatus) -> None:
         """Report workers that ran out of memory."""
         for error in worker_group_status.errors.values():
-            memory_error = out_of_memory(error, "training")
+            memory_error = out_of_memory(error, "training", kills_before=self._kills_before)
             if memory_error is not None:
                 self._report(FatalWorkerError(str(memory_error), memory_error))
 

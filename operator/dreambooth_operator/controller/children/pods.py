@@ -16,12 +16,11 @@ from dreambooth_operator.controller.observed import Job
 from dreambooth_operator.controller.resolve import ResolvedJob
 from dreambooth_operator.controller.settings import AUDIENCE
 from dreambooth_operator.machinery.resources import Json
+from dreambooth_operator.resources import RAY_CONTAINERS, WORKER_CONTAINER
 
 _TOKEN_SECONDS = 3600
 _SCRATCH = "/tmp"  # noqa: S108 - a volume
 _GRACE_SECONDS = environment.SAVE_SECONDS + 15  # then Ray stops
-_WORKER = "ray-worker"
-_RAY_CONTAINERS = ("ray-head", _WORKER)
 # An evicted pod ends the attempt.
 _ANNOTATIONS = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
 _USER = 1000  # user "ray" of the Ray images
@@ -43,11 +42,11 @@ def build_container(name: str, resolved: ResolvedJob, resources: PodResources, v
         # CPU has no limit, so that idle cores can be used. KubeRay passes the request to Ray, rounded up.
         "resources": {"requests": {"cpu": resources.cpu, **limits}, "limits": limits},
         "securityContext": container_security_context(),
-        "volumeMounts": _mounts(resolved, with_inputs=name in _RAY_CONTAINERS),
+        "volumeMounts": _mounts(resolved, with_inputs=name in RAY_CONTAINERS),
     }
     if sources := _variable_sources(resolved):
         container["envFrom"] = sources
-    if name in _RAY_CONTAINERS:
+    if name in RAY_CONTAINERS:
         container["lifecycle"] = {"preStop": {"exec": {"command": list(environment.PRE_STOP_COMMAND)}}}
     return container
 
@@ -81,7 +80,7 @@ def build_pod_template(
         },
         "containers": [container],
         "volumes": _volumes(resolved, name, with_inputs=attempt is not None),
-        **_placement(resolved, is_worker=container["name"] == _WORKER),
+        **_placement(resolved, is_worker=container["name"] == WORKER_CONTAINER),
     }
     if secrets := resolved.runtime.pods.image_pull_secrets:
         pod["imagePullSecrets"] = [{"name": secret.name} for secret in secrets]

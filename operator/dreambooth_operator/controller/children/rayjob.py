@@ -20,7 +20,7 @@ from dreambooth_operator.controller.queueing.select import select_queue
 from dreambooth_operator.controller.resolve import ResolvedJob
 from dreambooth_operator.controller.settings import Settings
 from dreambooth_operator.machinery.resources import Json
-from dreambooth_operator.resources import RAY_JOBS
+from dreambooth_operator.resources import HEAD_CONTAINER, RAY_JOBS, WORKER_CONTAINER
 
 ENTRYPOINT = f'{" ".join(environment.TRAINER_COMMAND)} run {environment.JOB_FILE} --out "${environment.OUT}"'
 # KubeRay's own probe has an initial delay of ten seconds and a period of five, and a job is submitted only when all
@@ -81,7 +81,7 @@ def _cluster_spec(job: Job, attempt: int, resolved: ResolvedJob, settings: Setti
             # Ray schedules no work on the head.
             "rayStartParams": {"num-cpus": "0", "num-gpus": "0", "object-store-memory": store},
             # A head container that restarts in place would run the trainer a second time.
-            "template": template("ray-head", runtime.pods.head, automount=elastic is not None, restart="Never"),
+            "template": template(HEAD_CONTAINER, runtime.pods.head, automount=elastic is not None, restart="Never"),
         },
         "workerGroupSpecs": [
             {
@@ -91,7 +91,7 @@ def _cluster_spec(job: Job, attempt: int, resolved: ResolvedJob, settings: Setti
                 "maxReplicas": max_workers,
                 # Ray would count the node's GPUs if the pod has none.
                 "rayStartParams": {"num-gpus": str(resolved.worker.gpu), "object-store-memory": store},
-                "template": template("ray-worker", resolved.worker),
+                "template": template(WORKER_CONTAINER, resolved.worker),
             }
         ],
     }
