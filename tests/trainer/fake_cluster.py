@@ -45,6 +45,7 @@ def two_nodes_with_gpus() -> dict[str, Any]:
     for gpu in (4, None):
         found = hardware.query_workers(Cluster(workers=2, resources=Resources(gpu=gpu)))
         result[f"gpu {gpu}"] = [found.gpus_per_worker, found.device, found.memory_bytes, found.bf16]
+        assert found.host_bytes == hardware.machine_memory()
     result["cpu"] = hardware.query_workers(Cluster(workers=2, resources=Resources(gpu=0))).gpus_per_worker
     result["pool of 6"] = len(WorkerPool(6, gpu=True).start())
     return result

@@ -57,6 +57,7 @@ class Hardware:
         note: a line for the user, or empty.
         processes_per_machine: training processes that share the memory of one machine; 1 on GPUs.
         total_bytes: memory of the machine, if all processes of the job run on one machine without GPUs.
+        host_bytes: memory of the machine or pod of each worker with GPUs, outside the GPUs; None if unknown.
     """
 
     gpus_per_worker: int
@@ -66,6 +67,7 @@ class Hardware:
     note: str = ""
     processes_per_machine: int = 1
     total_bytes: float | None = None
+    host_bytes: float | None = None
 
     @property
     def sampling_bytes(self) -> float | None:
@@ -215,8 +217,11 @@ def _query_cluster(cluster: Cluster) -> Hardware:
     requested = cluster.resources.gpu
     gpus = requested if requested is not None else min(1, int(ray.cluster_resources().get("GPU", 0)))
     if gpus:
-        device: Device = ray.get(ray.remote(num_gpus=1, num_cpus=0, max_retries=3)(cuda_device).remote())
-        return Hardware(gpus, device.name, USABLE_SHARE_GPU * device.memory_bytes, device.bf16)
+        on_gpu = ray.remote(num_gpus=1, num_cpus=0, max_retries=3)
+        device: Device = ray.get(on_gpu(cuda_device).remote())
+        host_bytes: int = ray.get(on_gpu(machine_memory).remote())
+        usable = USABLE_SHARE_GPU * device.memory_bytes
+        return Hardware(gpus, device.name, usable, device.bf16, host_bytes=host_bytes)
     memory: int = ray.get(ray.remote(num_cpus=1, max_retries=3)(machine_memory).remote())
     nodes = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
     return cpu_hardware(memory - SHARED_NODE_BYTES, math.ceil(cluster.workers / max(1, nodes)))
@@ -233,7 +238,8 @@ def _query_machine(cluster: Cluster) -> Hardware:
         return Hardware(gpus, "cluster GPU", None, bf16=True)
     smallest = min(devices, key=lambda device: device.memory_bytes)
     memory = USABLE_SHARE_GPU * smallest.memory_bytes
-    return Hardware(gpus, smallest.name, memory, all(device.bf16 for device in devices))
+    bf16 = all(device.bf16 for device in devices)
+    return Hardware(gpus, smallest.name, memory, bf16, host_bytes=machine_memory() / cluster.workers)
 
 
 def cpu_hardware(free_bytes: float, processes: int, note: str = "") -> Hardware:

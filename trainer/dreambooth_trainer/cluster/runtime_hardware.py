@@ -48,7 +48,8 @@ def runtime_hardware(worker: WorkerResources, node_selector: Mapping[str, str]) 
     if worker.gpu_memory is not None:
         memory_bytes = quantity_value(worker.gpu_memory)
     usable = None if memory_bytes is None else USABLE_SHARE_GPU * memory_bytes
-    return Hardware(worker.gpu, product or "GPU", usable, bf16, _note(product, usable))
+    note, host_bytes = _note(product, usable), quantity_value(worker.memory)
+    return Hardware(worker.gpu, product or "GPU", usable, bf16, note, host_bytes=host_bytes)
 
 
 def _note(product: str, memory_bytes: float | None) -> str:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from dreambooth_api.status import TrainerPhase
+from dreambooth_trainer.planning.host_memory import host_bytes
 from dreambooth_trainer.planning.machine_memory import phase_bytes
 from dreambooth_trainer.planning.make_plan import PlannedJob
 from dreambooth_trainer.planning.memory import GIB
@@ -78,19 +82,26 @@ def class_images_row(plan: Plan) -> str:
 
 
 def _machine_memory(planned: PlannedJob) -> list[tuple[str, str]]:
-    """Memory of all processes of a job on one machine, by phase."""
-    total = planned.hardware.total_bytes
+    """Memory of all processes of a worker with GPUs, or of a job on one machine, by phase."""
+    plan, hardware, total = planned.plan, planned.hardware, planned.hardware.total_bytes
+    if hardware.host_bytes is not None:
+        phases = host_bytes(planned.size, plan, hardware.gpus_per_worker)
+        return [("memory per worker", _by_phase(phases, hardware.host_bytes))]
     if total is None:
         return []
     phases = phase_bytes(
         planned.size,
         planned.choice.need,
-        precision=planned.plan.precision,
+        precision=plan.precision,
         sampling_processes=planned.sampling_processes,
-        training_processes=planned.plan.world_sizes[1],
+        training_processes=plan.world_sizes[1],
     )
+    return [("memory by phase", _by_phase(phases, total))]
+
+
+def _by_phase(phases: Mapping[TrainerPhase, float], available: float) -> str:
     numbers = ", ".join(f"{phase} {size / GIB:.1f}" for phase, size in phases.items())
-    return [("memory by phase", f"{numbers} of {total / GIB:.1f} GiB")]
+    return f"{numbers} of {available / GIB:.1f} GiB"
 
 
 def _stage(planned: PlannedJob) -> str:

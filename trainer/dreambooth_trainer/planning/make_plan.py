@@ -15,6 +15,7 @@ from dreambooth_trainer.planning.fit import (
     size_of,
     with_sampling_batch,
 )
+from dreambooth_trainer.planning.host_memory import check_host_memory
 from dreambooth_trainer.planning.memory import ModelSize, StageChoice
 from dreambooth_trainer.planning.model_facts import check_scheduler, native_resolution
 from dreambooth_trainer.planning.plan import Plan, fill_defaults
@@ -84,5 +85,6 @@ def make_plan(job: DreamBoothJob, facts: JobFacts, measure: Measure) -> PlannedJ
     size = size_of(draft, measure)
     choice = plan_stage(draft, size, hardware)
     check_memory(draft, size, choice, hardware, measure)
+    check_host_memory(draft, size, hardware)
     plan = draft.model_copy(update={"zero_stage": choice.stage})
     return PlannedJob(plan, facts.image_counts, hardware, size, choice, sampling_processes(draft, size, hardware))

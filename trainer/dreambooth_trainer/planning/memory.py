@@ -16,6 +16,8 @@ BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 # AdamW's two moments per parameter.
 ADAM_BYTES = 8
 ADAM_8BIT_BYTES = 2
+# ZeRO's optimizer state per parameter: an fp32 master weight and AdamW's moments.
+OPTIMIZER_BYTES = 4 + ADAM_BYTES
 # A bucket larger than the model wastes memory, because ZeRO-2 allocates it in full.
 MAX_BUCKET_ELEMENTS = 100_000_000
 # A process that has imported PyTorch, diffusers and DeepSpeed; on a GPU, the CUDA context and NCCL.
@@ -99,7 +101,7 @@ def zero_bytes(stage: int, world_size: int, precision: str, *, offload_optimizer
     return StateBytes(
         weights=element / (world_size if stage >= 3 else 1),
         gradients=element / (world_size if stage >= 2 else 1),
-        optimizer=12 * optimized,
+        optimizer=OPTIMIZER_BYTES * optimized,
         step=4 * optimized,
     )
 
