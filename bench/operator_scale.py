@@ -36,7 +36,7 @@ RUNTIME: Json = {
     "apiVersion": "dreambooth.dev/v1alpha1",
     "kind": "DreamBoothRuntime",
     "metadata": {"name": "default"},
-    "spec": {"image": "trainer:1", "storage": {"claimName": "work"}},
+    "spec": {"image": "trainer:1", "storage": {"claimName": "work"}, "bounds": {"outputs": ["s3://models"]}},
 }
 
 

@@ -355,6 +355,7 @@ class Metadata(BaseModel):
 
     name: str = Field(pattern=DNS_LABEL, max_length=63, description="Name of the job.")
     namespace: str = Field(default="default", pattern=DNS_LABEL, description="Namespace of the job.")
+    uid: str = Field(default="", pattern=r"^[-0-9A-Za-z]*$", max_length=64, description="UID of the job on a cluster.")
 
 
 class DreamBoothJob(Strict):

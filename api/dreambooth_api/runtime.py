@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,11 +12,14 @@ from dreambooth_api.job import API_VERSION, ApiVersion, BaseModelRef, Toleration
 from dreambooth_api.modelcache import ModelCache
 from dreambooth_api.podspec import EnvFrom, EnvVar
 from dreambooth_api.podtemplate import PodTemplatePatch
-from dreambooth_api.uris import OBJECT_STORE_URI, OBJECT_STORES
+from dreambooth_api.uris import OBJECT_STORE_URI, OBJECT_STORES, OUTPUT_BOUND, VOLUME
 
 # The runtime of jobs without runtimeRef.
 DEFAULT_RUNTIME = "default"
 RUNTIME_KIND = "DreamBoothRuntime"
+# Stands for the job's namespace in bounds.outputs.
+NAMESPACE_PLACEHOLDER = "{namespace}"
+OutputBound = Annotated[str, Field(pattern=OUTPUT_BOUND, max_length=1000)]
 
 
 class PodResources(Strict):
@@ -132,7 +135,7 @@ class Storage(Strict):
         default=None,
         description="PersistentVolumeClaim in the job's namespace, shared by all pods of a job. It must be "
         "ReadWriteMany if pods run on more than one node. Each job uses the folder that has its name. "
-        "Without claimName, jobs must set output.pvc.",
+        "Without claimName, jobs must set output.pvc, and bounds.outputs must allow it.",
     )
     uri: str | None = Field(
         default=None,
@@ -233,6 +236,13 @@ class Bounds(Strict):
         max_length=64,
         description="Base models allowed in spec.model, as <id>, or as <id>@<revision> for that revision only. <id> "
         "allows no other revision than the default branch. If empty, only the runtime's model is allowed.",
+    )
+    outputs: list[OutputBound] = Field(
+        default_factory=list[OutputBound],
+        max_length=64,
+        description=f"Folders allowed in spec.output, with everything below them: in {OBJECT_STORES}, or on volumes as "
+        f"{VOLUME}<claim>/<path>. {VOLUME} alone means all claims of the job's namespace, and {NAMESPACE_PLACEHOLDER} "
+        "that namespace. If empty, a job can use only its own folder in the runtime's storage.",
     )
     encoders: list[str] = Field(
         default_factory=list,

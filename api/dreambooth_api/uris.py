@@ -29,6 +29,8 @@ ABSOLUTE_URI: Final = rf"^({OBJECT_STORE}|file:///|{BUILTIN})"
 
 
 VOLUME: Final = "pvc://"
+# A folder that a runtime allows. Braces are reserved for placeholders, of which there is one.
+OUTPUT_BOUND: Final = rf"^(?:{OBJECT_STORE}|{VOLUME})([^{{}}:\x00-\x20]|\{{namespace\}})*$"
 
 
 def volume_uri(claim: str, path: str) -> str:

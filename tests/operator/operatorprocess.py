@@ -19,6 +19,7 @@ RUNTIME = {
         "image": "localhost/trainer:1",
         "storage": {"claimName": "work"},
         "pods": {"worker": {"cpu": "1", "memory": "1Gi", "gpu": 0}},
+        "bounds": {"outputs": ["s3://models"]},
     },
 }
 

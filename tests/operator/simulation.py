@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from dreambooth_api.progress import ProgressMessage
-from dreambooth_api.runtime import RuntimeSpec, Storage
+from dreambooth_api.runtime import Bounds, RuntimeSpec, Storage
 from dreambooth_api.status import Failure, JobStatus, ReportedStatus, TrainerPhase
 from dreambooth_operator.controller.actions import (
     Action,
@@ -41,7 +41,8 @@ from dreambooth_operator.resources import BATCH_JOBS, RAY_JOBS
 from dreambooth_operator.statusserver.merge import merge
 
 SETTINGS = Settings(retry_seconds=10, head_grace_seconds=60, pods_ready_seconds=200)
-RUNTIME = Runtime("default", RuntimeSpec(image="trainer:1", storage=Storage(claim_name="work")))
+BOUNDS = Bounds(outputs=["s3://b"])
+RUNTIME = Runtime("default", RuntimeSpec(image="trainer:1", storage=Storage(claim_name="work"), bounds=BOUNDS))
 START = datetime(2026, 11, 24, 6, 0, tzinfo=UTC)
 
 

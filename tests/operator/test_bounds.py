@@ -27,11 +27,11 @@ CHOICE = "a choice of a few values with similar costs"
 
 HARMLESS = {
     "runtimeRef.name": "a runtime restricts its namespaces itself",
-    **dict.fromkeys(("subject.images.uri", "output.uri"), CREDENTIALS),
+    "subject.images.uri": CREDENTIALS,
     **dict.fromkeys(
         (
             "subject.images.pvc.claimName", "subject.images.pvc.path", "subject.images.configMap.name",
-            "subject.images.secret.name", "output.pvc.claimName", "output.pvc.path",
+            "subject.images.secret.name",
         ),
         OWN_NAMESPACE,
     ),
@@ -94,6 +94,9 @@ EXCEEDING: dict[str, dict[str, Any]] = {
     "training.resolution": {"training": {"resolution": 520}},
     "evaluation.encoders.dino": {"evaluation": {"encoders": {"dino": "evil/encoder"}}},
     "evaluation.encoders.clip": {"evaluation": {"encoders": {"clip": "evil/encoder"}}},
+    "output.uri": {"output": {"uri": "s3://models/team"}},
+    "output.pvc.claimName": {"output": {"pvc": {"claimName": "other"}}},
+    "output.pvc.path": {"output": {"pvc": {"claimName": "work", "path": "another-dog"}}},
     "cluster.workers": {"cluster": {"workers": 9}},
     "cluster.elastic.maxWorkers": {"cluster": {"elastic": {"minWorkers": 1, "maxWorkers": 9}}},
     "cluster.resources.cpu": {"cluster": {"resources": {"cpu": "4001m"}}},
@@ -167,6 +170,11 @@ ALLOWED = {
     "resources": ({"cluster": {"resources": {"cpu": "8", "memory": "32Gi"}}}, {"maxCpu": "8", "maxMemory": "32Gi"}),
     "GPUs": ({"cluster": {"resources": {"gpu": 2}}}, {"maxGpus": 2}),
     "an image": ({"cluster": {"image": "ghcr.io/corp/trainer:2"}}, {"images": ["ghcr.io/corp"]}),
+    "a bucket": ({"output": {"uri": "s3://b/x/y"}}, {"outputs": ["s3://b"]}),
+    "a folder of the namespace": ({"output": {"uri": "s3://b/team/"}}, {"outputs": ["s3://b/{namespace}"]}),
+    "a claim": ({"output": {"pvc": {"claimName": "models", "path": "x"}}}, {"outputs": ["pvc://models"]}),
+    "any claim": ({"output": {"pvc": {"claimName": "models"}}}, {"outputs": ["pvc://"]}),
+    "the job's own folder": ({"output": {"pvc": {"claimName": "work"}}}, {}),
     "a label": ({"cluster": {"nodeSelector": {"zone": "b"}}}, {"nodeSelectorKeys": ["zone"]}),
     "the runtime's label": ({"cluster": {"nodeSelector": {"pool": "dreambooth"}}}, {}),
     "a toleration": ({"cluster": {"tolerations": [{"key": "x"}]}}, {"tolerationKeys": ["x"]}),
@@ -190,6 +198,18 @@ STILL_DENIED = {
         {"nodeSelectorKeys": ["pool"]},
     ),
     "a toleration of all taints": ({"cluster": {"tolerations": [{"operator": "Exists"}]}}, {"tolerationKeys": ["x"]}),
+    "a bucket of another name": ({"output": {"uri": "s3://b-evil/x"}}, {"outputs": ["s3://b"]}),
+    "a folder of another namespace": ({"output": {"uri": "s3://b/team-b"}}, {"outputs": ["s3://b/{namespace}"]}),
+    "a parent of the allowed folder": ({"output": {"uri": "s3://b"}}, {"outputs": ["s3://b/{namespace}"]}),
+    "a way out of the folder": ({"output": {"uri": "s3://b/team/../x"}}, {"outputs": ["s3://b/{namespace}"]}),
+    "an empty segment": ({"output": {"uri": "s3://b//team"}}, {"outputs": ["s3://b"]}),
+    "a literal placeholder": ({"output": {"uri": "s3://b/{namespace}"}}, {"outputs": ["s3://b/{namespace}"]}),
+    "another store": ({"output": {"uri": "gs://b/x"}}, {"outputs": ["s3://b"]}),
+    "another claim": ({"output": {"pvc": {"claimName": "models-b"}}}, {"outputs": ["pvc://models"]}),
+    "another folder of a claim": (
+        {"output": {"pvc": {"claimName": "models", "path": "teams"}}},
+        {"outputs": ["pvc://models/{namespace}"]},
+    ),
     "a tiny CPU request": ({"cluster": {"resources": {"cpu": "1m"}}}, {"maxCpu": "8"}),
 }  # fmt: skip
 
@@ -217,6 +237,24 @@ def test_allowing_one_value_allows_no_other(case: str) -> None:
 )
 def test_images_match_at_the_boundaries_of_their_parts(entry: str, image: str, matches: bool) -> None:
     assert matches_image(entry, image) is matches
+
+
+def test_jobs_of_the_runtime_use_their_own_folders() -> None:
+    runtime = {**RUNTIME, "storage": {"claimName": "work", "uri": "s3://models/"}}
+    found = resolve(job_with({}), Runtime("default", RuntimeSpec.model_validate(runtime)), [])
+    assert isinstance(found, ResolvedJob)
+    assert found.out.endswith("/dog")
+    assert found.spec.output.uri == "s3://models/team/dog"
+    for uri, allowed in (("s3://models/team/dog", True), ("s3://models/team/cat", False)):
+        job = job_with({"output": {"uri": uri}})
+        resolution = resolve(job, Runtime("default", RuntimeSpec.model_validate(runtime)), [])
+        assert isinstance(resolution, ResolvedJob) is allowed, uri
+
+
+@pytest.mark.parametrize("entry", ["models", "s3://b/{name}", "s3://b/{namespace", "file:///data", "pvc://a b", ""])
+def test_invalid_outputs_are_rejected(entry: str) -> None:
+    with pytest.raises(ValidationError):
+        RuntimeSpec.model_validate({**RUNTIME, "bounds": {"outputs": [entry]}})
 
 
 def test_runtime_revision_is_kept_if_the_job_names_the_model() -> None:

@@ -170,7 +170,7 @@ def test_foreign_files_in_the_model_folder_are_not_overwritten(job: Path) -> Non
     code, text = run(job, f"output.uri=file://{job}/site", "output.formats=[diffusers]")
     assert code == 2, text
     assert "out/model': contains notes.txt, which this job did not create and would overwrite" in " ".join(text.split())
-    assert "site': contains index.html, and is not a model of this job" in " ".join(text.split())
+    assert "site': contains index.html, and is not the folder of a job" in " ".join(text.split())
     assert contents(job) == before
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import threading
@@ -20,20 +22,22 @@ from dreambooth_api.errors import UserError
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.phases.publish import upload
 from dreambooth_trainer.planning.plan import SamplerSettings
+from dreambooth_trainer.store.claim import claim, claim_url
 from dreambooth_trainer.store.erase import Erased, erase_job
 from dreambooth_trainer.store.folder import JobFolder, atomic_directory, atomic_write, link_or_copy
 from dreambooth_trainer.store.image_store import ImageStore
 from dreambooth_trainer.store.lease import lease
-from dreambooth_trainer.store.owner import SENTINEL, claim, output_issues
+from dreambooth_trainer.store.owner import MARKER, Owner, output_issues
 from dreambooth_trainer.store.published import MANIFEST, ModelManifest
+from dreambooth_trainer.store.verify import verify_model
 
 
-def job(uri: str | None = None, name: str = "my-dog") -> DreamBoothJob:
+def job(uri: str | None = None, name: str = "my-dog", uid: str = "") -> DreamBoothJob:
     checked = DreamBoothJob.model_validate(
         {
             "apiVersion": "dreambooth.dev/v1alpha1",
             "kind": "DreamBoothJob",
-            "metadata": {"name": name},
+            "metadata": {"name": name, "uid": uid},
             "spec": {"subject": {"class": "dog", "images": {"uri": "x"}}},
         }
     )
@@ -46,20 +50,21 @@ def contents(folder: Path) -> dict[str, str]:
     return {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
 
 
-def manifest(files: tuple[str, ...], name: str = "my-dog") -> ModelManifest:
+def manifest(files: dict[str, str], name: str = "my-dog", uid: str = "") -> ModelManifest:
     sampler = SamplerSettings(steps=1, guidance_scale=1)
     return ModelManifest(
-        job=f"default/{name}", files=files, base_model="x", base_digest="x",
+        job=Owner(namespace="default", name=name, uid=uid), files=files, base_model="x", base_digest="x",
         instance_prompts=("x",), class_prompts=("x",),
         resolution=32, sampler=sampler,
     )  # fmt: skip
 
 
-def write_model(folder: Path, *names: str, owner: str = "my-dog") -> ModelManifest:
+def write_model(folder: Path, *names: str, owner: str = "my-dog", uid: str = "") -> ModelManifest:
     """Write a published model of a job."""
     for name in names:
         atomic_write(folder / name, f"content of {name}")
-    content = manifest(tuple(sorted({*names, MANIFEST})), owner)
+    digests = {name: hashlib.sha256(f"content of {name}".encode()).hexdigest() for name in names}
+    content = manifest(digests, owner, uid)
     atomic_write(folder / MANIFEST, content.model_dump_json(by_alias=True))
     return content
 
@@ -171,7 +176,7 @@ def test_a_job_can_claim_a_new_an_empty_and_its_own_folder(tmp_path: Path) -> No
     (tmp_path / "empty").mkdir()
     for name in ("new", "empty", "empty"):
         claim(tmp_path / name, job())
-        assert [p.name for p in (tmp_path / name).iterdir()] == [SENTINEL]
+        assert [p.name for p in (tmp_path / name).iterdir()] == [MARKER]
     atomic_write(tmp_path / "new" / "job.yaml", "x")
     claim(tmp_path / "new", job())
 
@@ -210,13 +215,13 @@ def test_only_one_of_several_jobs_can_claim_an_empty_folder(tmp_path: Path) -> N
         for thread in threads:
             thread.join()
         assert (len(won), len(lost)) == (1, 3)
-        assert (root / SENTINEL).read_text() == f"default/{won[0]}\n"
+        assert json.loads((root / MARKER).read_text()) == {"namespace": "default", "name": won[0]}
 
 
-def test_an_empty_sentinel_can_be_claimed(tmp_path: Path) -> None:
-    (tmp_path / SENTINEL).touch()
-    claim(tmp_path, job())
-    assert (tmp_path / SENTINEL).read_text() == "default/my-dog\n"
+def test_an_empty_marker_can_be_claimed(tmp_path: Path) -> None:
+    (tmp_path / MARKER).touch()
+    claim(tmp_path, job(uid="u-1"))
+    assert json.loads((tmp_path / MARKER).read_text()) == {"namespace": "default", "name": "my-dog", "uid": "u-1"}
 
 
 def test_all_foreign_files_are_reported_at_once(tmp_path: Path, bucket: Any) -> None:
@@ -226,7 +231,7 @@ def test_all_foreign_files_are_reported_at_once(tmp_path: Path, bucket: Any) -> 
     issues = [str(issue) for issue in output_issues(job("memory://bucket/model"), JobFolder(tmp_path))]
     assert len(issues) == 2
     assert "model': contains notes.txt, which this job did not create and would overwrite" in issues[0]
-    assert "spec.output.uri: 'memory://bucket/model': contains photo.png, and is not a model of this job" in issues[1]
+    assert "spec.output.uri: 'memory://bucket/model': contains photo.png, and is not the folder of a job" in issues[1]
     (tmp_path / "model" / "notes.txt").unlink()
     assert output_issues(job("memory://bucket/elsewhere"), JobFolder(tmp_path)) == []
 
@@ -244,7 +249,7 @@ def test_publishing_again_deletes_files_that_the_model_no_longer_has(tmp_path: P
     second = write_model(tmp_path / "second", "my-dog.safetensors", "scores.json")
     upload(tmp_path / "second", second, "memory://bucket/model", job(), Silent())
     existing = {path.removeprefix("/bucket/model/") for path in bucket.find("/bucket/model")}
-    assert existing == {MANIFEST, "my-dog.safetensors", "scores.json", "notes.txt"}
+    assert existing == {MARKER, MANIFEST, "my-dog.safetensors", "scores.json", "notes.txt"}
     assert ModelManifest.model_validate_json(bucket.cat_file(f"/bucket/model/{MANIFEST}")) == second
 
 
@@ -256,7 +261,7 @@ def test_the_manifest_of_an_interrupted_upload_lists_all_uploaded_files(tmp_path
     with pytest.raises(FileNotFoundError):
         upload(tmp_path / "second", second, "memory://bucket/model", job(), Silent())
     listed = ModelManifest.model_validate_json(bucket.cat_file(f"/bucket/model/{MANIFEST}")).files
-    assert {path.removeprefix("/bucket/model/") for path in bucket.find("/bucket/model")} <= set(listed)
+    assert {p.removeprefix("/bucket/model/") for p in bucket.find("/bucket/model")} <= {MARKER, MANIFEST, *listed}
 
 
 @pytest.mark.parametrize("owner", ["my-dog", "another-dog"])
@@ -265,9 +270,7 @@ def test_publishing_does_not_overwrite_foreign_files(tmp_path: Path, bucket: Any
     bucket.pipe_file("/bucket/model/scores.json", b"mine")
     before = {path: bucket.cat_file(path) for path in bucket.find("/bucket/model")}
     made = write_model(tmp_path / "second", "a", "scores.json")
-    rule = (
-        "contains scores.json, which this job" if owner == "my-dog" else "contains the model of job default/another-dog"
-    )
+    rule = "contains scores.json, which this job" if owner == "my-dog" else "is the folder of job default/another-dog"
     with pytest.raises(UserError, match=rf"spec\.output\.uri: .*{rule}"):
         upload(tmp_path / "second", made, "memory://bucket/model", job(), Silent())
     assert {path: bucket.cat_file(path) for path in bucket.find("/bucket/model")} == before
@@ -348,18 +351,125 @@ def test_erase_does_not_change_foreign_folders(tmp_path: Path, kind: str) -> Non
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("kind", ["files", "another job's model", "a manifest with a path outside"])
+@pytest.mark.parametrize("kind", ["files", "another job's model", "a model of our name without a marker"])
 def test_erase_does_not_change_a_foreign_folder_at_the_output(tmp_path: Path, bucket: Any, kind: str) -> None:
     bucket.pipe_file("/bucket/model/work/photos.txt", b"mine")
-    bucket.pipe_file("/bucket/victim", b"theirs")
     if kind != "files":
-        files = ("work/photos.txt", MANIFEST) if kind == "another job's model" else ("../victim", MANIFEST)
-        made = manifest(files, "another-dog" if kind == "another job's model" else "my-dog")
+        owner = "another-dog" if kind == "another job's model" else "my-dog"
+        made = manifest({"work/photos.txt": ""}, owner)
         bucket.pipe_file(f"/bucket/model/{MANIFEST}", made.model_dump_json(by_alias=True).encode())
+        if owner != "my-dog":
+            bucket.pipe_file(f"/bucket/model/{MARKER}", made.job.model_dump_json().encode())
     before = bucket.find("/bucket")
     (result,) = erase_job(job("memory://bucket/model"), str(tmp_path / "nothing"))
     assert not result.owned
     assert bucket.find("/bucket") == before
+
+
+def test_erase_deletes_no_file_outside_of_the_folder_that_a_manifest_names(tmp_path: Path, bucket: Any) -> None:
+    claim_url("memory://bucket/model", job())
+    bucket.pipe_file("/bucket/victim", b"theirs")
+    made = manifest({"../victim": ""})
+    bucket.pipe_file(f"/bucket/model/{MANIFEST}", made.model_dump_json(by_alias=True).encode())
+    list(erase_job(job("memory://bucket/model"), str(tmp_path / "nothing")))
+    assert bucket.cat_file("/bucket/victim") == b"theirs"
+
+
+@pytest.mark.parametrize("linked", ["model", "model/unet", "work", "work/inner", "logs"])
+def test_erase_does_not_follow_links(tmp_path: Path, linked: str) -> None:
+    root, victim = tmp_path / "out", tmp_path / "victim"
+    write_job_folder(root)
+    atomic_write(root / "logs" / "attempt-1.log", "x")
+    atomic_write(root / "work" / "inner" / "x", "x")
+    # The victim has the same files, for example those of another job.
+    shutil.copytree(root / linked, victim)
+    before = contents(victim)
+    shutil.rmtree(root / linked)
+    (root / linked).symlink_to(victim)
+    list(erase_job(job(), str(root)))
+    assert contents(victim) == before
+    assert not (root / MARKER).exists()
+
+
+def test_erase_of_a_url_deletes_only_listed_keys(tmp_path: Path, bucket: Any) -> None:
+    uri = "memory://bucket/model"
+    upload(tmp_path, write_model(tmp_path, "unet/weights"), uri, job(uri), Silent())
+    bucket.pipe_file("/bucket/model/logs/attempt-1.log", b"ours")
+    for name in ("work/photos.txt", "unet/mine", "logs/mine.txt", "report.html"):
+        bucket.pipe_file(f"/bucket/model/{name}", b"mine")
+    (result,) = erase_job(job(uri), uri)
+    assert result.kept == ("logs/mine.txt", "report.html", "unet/mine", "work/photos.txt")
+    assert [path.removeprefix("/bucket/model/") for path in bucket.find("/bucket/model")] == list(result.kept)
+
+
+def test_a_folder_inside_the_folder_of_a_job_is_rejected(tmp_path: Path) -> None:
+    claim(tmp_path / "outer", job())
+    for name in ("outer/work", "outer/a/b"):
+        with pytest.raises(UserError, match=r"is inside .*outer, the folder of job default/my-dog; use a folder out"):
+            claim(tmp_path / name, job(name="another-dog"))
+    assert list(contents(tmp_path)) == [f"outer/{MARKER}"]
+
+
+@pytest.mark.parametrize("linked", ["model", "work", "logs"])
+def test_a_folder_with_a_link_to_another_folder_is_rejected(tmp_path: Path, linked: str) -> None:
+    claim(tmp_path / "out", job())
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "out" / linked).symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match=f"--out: .*contains {linked}, a link to another folder; remove the link"):
+        claim(tmp_path / "out", job())
+
+
+def test_a_job_that_was_created_again_continues_the_work_and_keeps_the_model(tmp_path: Path, bucket: Any) -> None:
+    root, uri = tmp_path / "out", "memory://bucket/model"
+    claim(root, job(uid="old"))
+    atomic_write(root / "work" / "latents", "x")
+    claim_url(uri, job(uri, uid="old"))
+    with pytest.raises(UserError, match="is the folder of job default/my-dog with uid old; pass the folder of the job"):
+        list(erase_job(job(uid="new"), str(root)))
+    claim(root, job(uid="new"))
+    claim_url(uri, job(uri, uid="new"))
+    assert json.loads((root / MARKER).read_text())["uid"] == "new"
+    assert json.loads(bucket.cat_file(f"/bucket/model/{MARKER}"))["uid"] == "new"
+    write_model(root / "model", "weights", uid="new")
+    upload(root / "model", write_model(root / "model", "weights", uid="new"), uri, job(uri, uid="new"), Silent())
+    before = contents(root)
+    issues = [str(issue) for issue in output_issues(job(uri, uid="newest"), JobFolder(root))]
+    assert len(issues) == 2
+    assert all("contains the model of an earlier job default/my-dog, with uid new; " in issue for issue in issues)
+    assert contents(root) == before
+    assert output_issues(job(uri), JobFolder(root)) == [], "a job file without a uid"
+
+
+def test_two_jobs_with_the_same_output_do_not_mix(tmp_path: Path, bucket: Any) -> None:
+    uri = "memory://bucket/model"
+    claim_url(uri, job(uri))
+    other = job(uri, name="another-dog")
+    for attempt in (
+        lambda: claim_url(uri, other),
+        lambda: upload(tmp_path, write_model(tmp_path, "a"), uri, other, Silent()),
+    ):
+        with pytest.raises(UserError, match=r"spec\.output\.uri: .*is the folder of job default/my-dog; use an empty"):
+            attempt()
+    assert bucket.find("/bucket/model") == [f"/bucket/model/{MARKER}"]
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "none"])
+def test_verify_checks_every_file(tmp_path: Path, bucket: Any, damage: str) -> None:
+    write_model(tmp_path / "model", "model_index.json", "my-dog.safetensors")
+    upload(tmp_path / "model", write_model(tmp_path / "model", "unet/w"), "memory://bucket/m", job(), Silent())
+    write_model(tmp_path / "model", "unet/w")
+    for uri, file in ((str(tmp_path), tmp_path / "model" / "unet" / "w"), ("memory://bucket/m", "/bucket/m/unet/w")):
+        if damage == "none":
+            assert verify_model(uri)[0].startswith("sha256:")
+            continue
+        if damage == "missing":
+            file.unlink() if isinstance(file, Path) else bucket.rm_file(file)
+        else:
+            file.write_text("x") if isinstance(file, Path) else bucket.pipe_file(file, b"x")
+        with pytest.raises(
+            UserError, match=r"unet/w: (is missing|has SHA-256 .* but dreambooth.json lists .*); do not"
+        ):
+            verify_model(uri)
 
 
 def test_everyone_can_read_the_files_of_a_directory(tmp_path: Path) -> None:

@@ -38,8 +38,8 @@ from dreambooth_trainer.planning.plan import Plan, fingerprint, model_ref
 from dreambooth_trainer.planning.precision import check_packages
 from dreambooth_trainer.progress.console import Reporter
 from dreambooth_trainer.sampling.prompt_check import check_prompts
+from dreambooth_trainer.store.claim import claim_output
 from dreambooth_trainer.store.folder import JobFolder, atomic_write
-from dreambooth_trainer.store.owner import claim
 from dreambooth_trainer.store.run_record import RunRecord, read_completion, write_run
 
 # Number of subject images in a plan that is made without them. The paper uses three to five.
@@ -137,7 +137,7 @@ def run_job(
     )
     context = Context(prepared.plan, folder, prepared.images, store, keys, pool)
     results: dict[TrainerPhase, dict[str, JsonValue]] = {}
-    claim(folder.root, prepared.plan.job)
+    claim_output(prepared.plan.job, folder)
     with folder.locked(), contextlib.ExitStack() as stack:
         atomic_write(folder.root / "job.yaml", dump_job(prepared.plan.job))
         started = False

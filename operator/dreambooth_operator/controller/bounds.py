@@ -13,21 +13,24 @@ from dreambooth_api.job import DEFAULT_ENCODERS, BaseModelRef, JobSpec, RunPolic
 from dreambooth_api.runtime import Bounds, RuntimeSpec, WorkerResources
 from dreambooth_api.subject import MAX_DEFAULT_CLASS_IMAGES
 from dreambooth_api.training import DEFAULT_STEPS
+from dreambooth_operator.controller.bounds_outputs import exceeded_outputs
+from dreambooth_operator.machinery.resources import Key
 
 # CPU has no limit, so a pod with a tiny request uses cores that no quota counts.
 _MIN_CPU = "100m"
 
 
 def exceeded_bounds(
-    requested: JobSpec, spec: JobSpec, worker: WorkerResources, runtime: RuntimeSpec, name: str
+    requested: JobSpec, spec: JobSpec, worker: WorkerResources, runtime: RuntimeSpec, name: str, job: Key
 ) -> list[str]:
     """A message for each bound that a job exceeds: path, value, bound and remedy.
 
     Args:
-        requested: the spec as written, whose labels and tolerations are not yet merged with the runtime's.
+        requested: the spec as written, whose output, labels and tolerations are not yet those of the runtime.
         spec: with the runtime's defaults applied.
         worker: resources of each worker.
         name: name of the runtime.
+        job: namespace and name of the job.
     """
     by = f"DreamBoothRuntime {name!r}"
     return [
@@ -36,6 +39,7 @@ def exceeded_bounds(
         *_resources(worker, runtime, by),
         *_models(spec, runtime, by),
         *_placement(requested, runtime, by),
+        *exceeded_outputs(requested, runtime, job, by),
     ]
 
 

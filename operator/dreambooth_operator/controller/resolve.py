@@ -12,6 +12,7 @@ from dreambooth_api.job import JobSpec, Resources, RunPolicy
 from dreambooth_api.runtime import DEFAULT_RUNTIME, RuntimeSpec, WorkerResources
 from dreambooth_api.subject import ImageSource
 from dreambooth_operator.controller.bounds import bounded_run_policy, exceeded_bounds
+from dreambooth_operator.controller.bounds_outputs import default_claim, default_uri
 from dreambooth_operator.controller.observed import Job, Runtime
 
 
@@ -89,7 +90,7 @@ def _check(job: Job, spec: JobSpec, runtime: RuntimeSpec, name: str) -> Resolved
     if isinstance(resolved, ResolutionError):
         return resolved
     assert job.spec
-    if exceeded := exceeded_bounds(job.spec, resolved.spec, resolved.worker, runtime, name):
+    if exceeded := exceeded_bounds(job.spec, resolved.spec, resolved.worker, runtime, name, job.key):
         return ResolutionError("OutOfBounds", "; ".join(exceeded))
     return resolved
 
@@ -161,12 +162,10 @@ def _volume_source(images: ImageSource) -> dict[str, object] | None:
 
 def _output(job: Job, spec: JobSpec, runtime: RuntimeSpec) -> tuple[VolumeClaim | None, str | None]:
     """The folder that the job works in, and the URI that the model is uploaded to, if any."""
-    storage, output, name = runtime.storage, spec.output, job.key.name
+    output = spec.output
     if output.pvc:
-        return VolumeClaim(claim_name=output.pvc.claim_name, path=output.pvc.path or name), None
-    work = VolumeClaim(claim_name=storage.claim_name, path=name) if storage.claim_name else None
-    below = f"{storage.uri.rstrip('/')}/{job.key.namespace}/{name}" if storage.uri else None
-    return work, output.uri or below
+        return VolumeClaim(claim_name=output.pvc.claim_name, path=output.pvc.path or job.key.name), None
+    return default_claim(runtime, job.key), output.uri or default_uri(runtime, job.key)
 
 
 def _store(spec: JobSpec, runtime: RuntimeSpec, out: str) -> str:

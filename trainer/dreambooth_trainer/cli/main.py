@@ -26,6 +26,7 @@ COMMANDS = {
     "plan": "dreambooth_trainer.cli.plan:plan",
     "validate": "dreambooth_trainer.cli.plan:validate",
     "report": "dreambooth_trainer.cli.report:report",
+    "verify": "dreambooth_trainer.cli.verify:verify",
     "generate": "dreambooth_trainer.cli.generate:generate",
     "erase": "dreambooth_trainer.cli.erase:erase",
     "sprites": "dreambooth_trainer.cli.sprites:sprites",

@@ -18,8 +18,8 @@ from dreambooth_trainer.cli import options
 from dreambooth_trainer.cluster.memory_errors import InsufficientMemoryError
 from dreambooth_trainer.progress.console import Reporter, choose_reporter
 from dreambooth_trainer.progress.http import OperatorReporter, operator_from_environment
+from dreambooth_trainer.store.claim import claim_output
 from dreambooth_trainer.store.folder import JobFolder
-from dreambooth_trainer.store.owner import output_issues
 
 
 @click.command()
@@ -40,8 +40,7 @@ def run(job_file: Path, out: Path | None, store: str | None, sets: tuple[str, ..
     with forward_to_operator(choose_reporter(console)) as reporter, contextlib.ExitStack() as stack:
         job = options.read_job(job_file, sets)
         folder = JobFolder((out or default_folder(job)).resolve())
-        if issues := output_issues(job, folder):
-            raise UserError(issues)
+        claim_output(job, folder)
         # Imported here, so that errors in the file are reported at once: importing torch and Ray takes seconds.
         from dreambooth_trainer.cluster.capacity import wait_for_capacity
         from dreambooth_trainer.cluster.session import has_address, ray_cluster

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import fsspec
 from pydantic import JsonValue
@@ -16,15 +16,22 @@ from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.status import TrainerPhase
 from dreambooth_api.uris import is_url
 from dreambooth_trainer.families.base import AdapterInfo
-from dreambooth_trainer.families.registry import open_family, weights_digest
+from dreambooth_trainer.families.registry import open_family
 from dreambooth_trainer.models.files import ADAPTER_FILE, INDEX
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.phases.evaluate import check_thresholds
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.progress.console import PhaseProgress
+from dreambooth_trainer.store.claim import claim_url
 from dreambooth_trainer.store.folder import atomic_directory, link_or_copy
 from dreambooth_trainer.store.owner import model_issues, read_manifest, remote_issues
-from dreambooth_trainer.store.published import MANIFEST, ModelManifest, build_manifest, single_file_name
+from dreambooth_trainer.store.published import (
+    MANIFEST,
+    ModelManifest,
+    build_manifest,
+    contents_digest,
+    single_file_name,
+)
 
 # Libraries of the report are imported inside functions, so that a run with nothing left to do exits quickly.
 if TYPE_CHECKING:
@@ -63,14 +70,14 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
         if issues := model_issues(folder.model, plan.job):
             raise UserError(issues)
     write_report(report, folder.report)
-    digest, uri = weights_digest(folder.trained), str(folder.model)
+    uri = str(folder.model)
     remote = plan.spec.output.uri
     if remote is not None and is_url(remote):
         uri = remote
         upload(folder.model, manifest, remote, plan.job, progress)
     if not plan.spec.output.keep_checkpoints:
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
-    return {"uri": uri, "digest": f"sha256:{digest}"}
+    return {"uri": uri, "digest": contents_digest(manifest)}
 
 
 def _write_model_folder(draft: Path, context: Context, report: Report) -> None:
@@ -121,22 +128,18 @@ def upload(model: Path, manifest: ModelManifest, uri: str, job: DreamBoothJob, p
         raise UserError(issues)
     fs, root = fsspec.url_to_fs(uri)
     previous = read_manifest(fs, root)
-    obsolete = set(previous.files).difference(manifest.files) if previous is not None else set[str]()
+    before = previous.files if previous is not None else {}
     # The manifest lists obsolete files until they are deleted: an interrupted upload leaves no unlisted files.
-    draft = manifest.model_copy(update={"files": tuple(sorted(obsolete.union(manifest.files)))})
-    fs.makedirs(root, exist_ok=True)
-    # "xb": if two jobs find the folder empty, only one of them can create the manifest.
-    with fs.open(f"{root}/{MANIFEST}", "wb" if previous is not None else "xb") as file:
-        cast("Any", file).write(draft.model_dump_json(by_alias=True, indent=2).encode())
+    draft = manifest.model_copy(update={"files": {**before, **manifest.files}})
+    claim_url(uri, job)
+    fs.pipe_file(f"{root}/{MANIFEST}", draft.model_dump_json(by_alias=True, indent=2).encode())
     progress.total(len(manifest.files))
-    for number, name in enumerate(
-        sorted({*manifest.files} - {MANIFEST}, key=lambda name: (name in UPLOADED_LAST, name))
-    ):
+    for number, name in enumerate(sorted(manifest.files, key=lambda name: (name in UPLOADED_LAST, name))):
         target = f"{root}/{name}"
         fs.makedirs(target.rpartition("/")[0], exist_ok=True)
         fs.put_file(str(model / name), target)
         progress.done(number + 1)
-    for name in obsolete:
+    for name in before.keys() - manifest.files.keys():
         with contextlib.suppress(FileNotFoundError):
             fs.rm_file(f"{root}/{name}")
     fs.put_file(str(model / MANIFEST), f"{root}/{MANIFEST}")

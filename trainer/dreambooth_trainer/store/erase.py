@@ -1,17 +1,15 @@
-"""Deletes the data of a job: images, latents, checkpoints, weights, the report and the published model.
+"""Deletes the data of a job: images, latents, checkpoints, weights, logs, the report and the published model.
 
-Only files that the job created are deleted, according to the sentinel of its folder and the manifests of its models
-(`owner.py`). Sentinel and manifest are deleted last, so that an interrupted deletion can be repeated.
+Only files that the job created are deleted, according to the marker of its folder and the manifests of its models
+(`owner.py`). Marker and manifest are deleted last, so that an interrupted deletion can be repeated.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import fsspec
-from fsspec.implementations.local import LocalFileSystem
 
 from dreambooth_api import layout
 from dreambooth_api.errors import UserError, ValidationIssue
@@ -19,16 +17,19 @@ from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.uris import is_url
 from dreambooth_trainer.store.owner import (
     MANIFEST,
-    SENTINEL,
+    MARKER,
+    Owner,
     foreign_folder,
-    job_id,
+    is_log,
     list_names,
+    owner_of,
     read_manifest,
-    read_sentinel,
+    read_marker,
 )
+from dreambooth_trainer.store.removal import list_files, remove_empty_folder, remove_file, remove_local_tree
 
-# Temporary folders of `atomic_directory` that remain after a crash.
-_MODEL_TEMPORARIES = (".model.draft", ".model.old")
+# The job creates these folders, after its marker. Two of them remain after a crash of `atomic_directory`.
+_FOLDERS = ("work", ".model.draft", ".model.old")
 _FILES = (layout.REPORT, "job.yaml")
 
 
@@ -56,74 +57,90 @@ def erase_job(job: DreamBoothJob, folder: str) -> Iterator[Erased]:
         UserError: the folder is not empty and does not belong to this job. Nothing is deleted.
     """
     fs, path = fsspec.url_to_fs(folder)
-    owner, names = read_sentinel(fs, path), list_names(fs, path)
-    if names and owner != job_id(job):
+    own, owner, names = owner_of(job), read_marker(fs, path), list_names(fs, path)
+    if names and not _is_own(owner, own):
         raise UserError(ValidationIssue("--out", folder, foreign_folder(owner, names), "pass the folder of the job"))
     published = job.spec.output.uri
     if published is not None and is_url(published) and published != folder:
-        yield from _erase_published(job, published)
-    if not fs.exists(path):
-        return
-    if owner is not None:
-        _erase_folder(fs, path, job)
-    kept = tuple(_list_files(fs, path))
-    if not kept:
-        _remove_empty(fs, path)
-    yield Erased(folder, kept)
+        yield from _erase_published(own, published)
+    if is_url(folder):
+        yield from _erase_published(own, folder)
+    elif fs.exists(path):
+        if owner is not None:
+            _erase_folder(fs, path, own)
+        kept = tuple(list_files(fs, path))
+        if not kept:
+            remove_empty_folder(fs, *_split(path))
+        yield Erased(folder, kept)
 
 
-def _erase_published(job: DreamBoothJob, url: str) -> Iterator[Erased]:
+def _is_own(owner: Owner | None, own: Owner) -> bool:
+    return owner is not None and owner.is_same(own)
+
+
+def _erase_published(own: Owner, url: str) -> Iterator[Erased]:
     fs, root = fsspec.url_to_fs(url)
     names = list_names(fs, root)
     if not names:
         return
-    if _erase_model(fs, root, job):
-        yield Erased(url, tuple(_list_files(fs, root)))
-    else:
+    if not _is_own(read_marker(fs, root), own):
         yield Erased(url, tuple(names), owned=False)
+        return
+    _erase_model(fs, root, "", own)
+    _erase_logs(fs, root)
+    remove_file(fs, root, MARKER)
+    kept = tuple(list_files(fs, root))
+    if not kept:
+        remove_empty_folder(fs, *_split(root))
+    yield Erased(url, kept)
 
 
-def _erase_folder(fs: fsspec.AbstractFileSystem, path: str, job: DreamBoothJob) -> None:
-    _erase_model(fs, f"{path}/{layout.MODEL}", job)
+def _erase_folder(fs: fsspec.AbstractFileSystem, path: str, own: Owner) -> None:
+    _erase_model(fs, path, f"{layout.MODEL}/", own)
     for name in list_names(fs, path):
         # The temporary file of `atomic_write`, if its process died: .<name>.<pid>.draft
-        is_temporary = name.endswith(".draft") and any(name.startswith(f".{file}.") for file in _FILES)
+        is_temporary = name.endswith(".draft") and any(name.startswith(f".{file}.") for file in (*_FILES, MARKER))
         if name in _FILES or is_temporary:
-            _remove(fs, f"{path}/{name}")
-        elif name == "work" or name in _MODEL_TEMPORARIES:
-            with contextlib.suppress(FileNotFoundError):
-                fs.rm(f"{path}/{name}", recursive=True)
-    _remove(fs, f"{path}/{SENTINEL}")
+            remove_file(fs, path, name)
+        elif name in _FOLDERS:
+            remove_local_tree(path, name)
+    _erase_logs(fs, path)
+    remove_file(fs, path, MARKER)
 
 
-def _erase_model(fs: fsspec.AbstractFileSystem, root: str, job: DreamBoothJob) -> bool:
-    """Delete the files in a model's manifest. Returns False if there is no model of this job."""
-    manifest = read_manifest(fs, root)
-    if manifest is None or manifest.job != job_id(job):
-        return False
-    for name in sorted(set(manifest.files) - {MANIFEST}):
-        _remove(fs, f"{root}/{name}")
-    folders = {name.rpartition("/")[0] for name in manifest.files if "/" in name}
-    for folder in sorted(folders, key=len, reverse=True):
-        _remove_empty(fs, f"{root}/{folder}")
-    _remove(fs, f"{root}/{MANIFEST}")
-    _remove_empty(fs, root)
-    return True
+def _erase_model(fs: fsspec.AbstractFileSystem, root: str, below: str, own: Owner) -> None:
+    """Delete the files in the manifest of a model of this job.
 
-
-def _list_files(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
-    fs.invalidate_cache()
-    return sorted(str(file)[len(path) :].lstrip("/") for file in fs.find(path))
-
-
-def _remove(fs: fsspec.AbstractFileSystem, path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        fs.rm_file(path)
-
-
-def _remove_empty(fs: fsspec.AbstractFileSystem, path: str) -> None:
-    # Object stores have no folders, and the bucket must be kept.
-    if not isinstance(fs, LocalFileSystem) and "/" not in path.strip("/"):
+    Args:
+        below: folder of the model relative to `root`, with a slash at the end; empty for `root` itself.
+    """
+    manifest = read_manifest(fs, f"{root}/{below}".rstrip("/"))
+    if manifest is None or not manifest.job.is_same(own):
         return
-    with contextlib.suppress(OSError, NotImplementedError):
-        fs.rmdir(path)
+    for name in sorted(manifest.files):
+        remove_file(fs, root, below + name)
+    folders = {str(parent) for name in manifest.files for parent in _parents(name)}
+    for folder in sorted(folders, key=len, reverse=True):
+        remove_empty_folder(fs, root, below + folder)
+    remove_file(fs, root, below + MANIFEST)
+    if below:
+        remove_empty_folder(fs, root, below)
+
+
+def _erase_logs(fs: fsspec.AbstractFileSystem, root: str) -> None:
+    for name in list_names(fs, f"{root}/{layout.LOGS}"):
+        if is_log(path := f"{layout.LOGS}/{name}"):
+            remove_file(fs, root, path)
+    remove_empty_folder(fs, root, layout.LOGS)
+
+
+def _parents(name: str) -> list[str]:
+    """The folders above a file, without the root: ["a/b", "a"] for "a/b/c"."""
+    parts = name.split("/")[:-1]
+    return ["/".join(parts[:count]) for count in range(len(parts), 0, -1)]
+
+
+def _split(path: str) -> tuple[str, str]:
+    """The folder that contains a path, and its name there."""
+    parent, _, name = path.rstrip("/").rpartition("/")
+    return parent or "/", name

@@ -1,13 +1,15 @@
-"""Ownership of folders: a sentinel file in a job's folder, a manifest in a published model.
+"""Ownership of folders: a marker in the folder of a job and at its output, a manifest in a published model.
 
-A job writes only to a folder with its own sentinel, and deletes only files in its own manifest. All other files are
+A job writes only to a folder with its own marker, and deletes only files in its own manifest. All other files are
 foreign: they are never overwritten or deleted.
+
+A job that was deleted and created again has the same name and another uid. It continues the work of its predecessor,
+but does not replace or delete a model that the predecessor published.
 """
 
 from __future__ import annotations
 
-import contextlib
-import time
+import re
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,34 +18,61 @@ import fsspec
 from pydantic import BaseModel, ValidationError, field_validator
 from pydantic.alias_generators import to_camel
 
+from dreambooth_api import layout
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.uris import is_url
 from dreambooth_trainer.store.folder import JobFolder
 
-SENTINEL = ".dreambooth-job"
+MARKER = ".dreambooth.json"
 MANIFEST = "dreambooth.json"
-# Another process may have created the sentinel without having written its content yet.
-_SENTINEL_TIMEOUT_SECONDS = 2.0
 _MAX_NAMES = 5
+_MAX_BYTES = 16 * 2**20  # of a marker or a manifest
+_LOG_NAME = re.compile(rf"{layout.LOGS}/attempt-[0-9]{{1,9}}\.log")
+_EMPTY_REMEDY = "use an empty folder, or one that does not exist"
+
+
+class Owner(BaseModel):
+    """The job that a folder or a model belongs to. It is the content of a marker.
+
+    Attributes:
+        uid: of the object on the cluster; empty for a job file on one machine.
+    """
+
+    model_config = {"extra": "ignore", "frozen": True}
+
+    namespace: str
+    name: str
+    uid: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+    def has_name_of(self, other: Owner) -> bool:
+        """Whether both are the same job, or one was created again under the name of the other."""
+        return (self.namespace, self.name) == (other.namespace, other.name)
+
+    def is_same(self, other: Owner) -> bool:
+        """Whether both are the same job. A job file without a uid means any job of that name."""
+        return self.has_name_of(other) and (self.uid == other.uid or not self.uid or not other.uid)
 
 
 class Manifest(BaseModel):
     """The fields of a published model's dreambooth.json that define its owner and its files.
 
     Attributes:
-        job: namespace/name of the job that created the model.
-        files: all files of the model including the manifest, relative to its folder, with slashes.
+        job: the job that created the model.
+        files: SHA-256 of all files of the model except the manifest, by path relative to its folder, with slashes.
     """
 
     model_config = {"alias_generator": to_camel, "populate_by_name": True, "extra": "ignore", "frozen": True}
 
-    job: str
-    files: tuple[str, ...]
+    job: Owner
+    files: dict[str, str]
 
     @field_validator("files")
     @classmethod
-    def _check_files(cls, files: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_files(cls, files: dict[str, str]) -> dict[str, str]:
         # These files may be deleted, so none may be outside the model's folder.
         for name in files:
             path = PurePosixPath(name)
@@ -52,9 +81,9 @@ class Manifest(BaseModel):
         return files
 
 
-def job_id(job: DreamBoothJob) -> str:
-    """The ID of a job in sentinels and manifests: namespace/name."""
-    return f"{job.metadata.namespace}/{job.metadata.name}"
+def owner_of(job: DreamBoothJob) -> Owner:
+    """The owner of the folders of a job."""
+    return Owner(namespace=job.metadata.namespace, name=job.metadata.name, uid=job.metadata.uid)
 
 
 def enumerate_names(files: Collection[str]) -> str:
@@ -64,10 +93,15 @@ def enumerate_names(files: Collection[str]) -> str:
     return ", ".join(names[:_MAX_NAMES]) + more
 
 
-def foreign_folder(owner: str | None, names: Collection[str]) -> str:
+def is_log(name: str) -> bool:
+    """Whether a path relative to a job's folder is the log of an attempt."""
+    return _LOG_NAME.fullmatch(name) is not None
+
+
+def foreign_folder(owner: Owner | None, names: Collection[str]) -> str:
     """The violated rule for a folder that is not empty and does not belong to the job."""
     if owner:
-        return f"is the folder of job {owner}"
+        return f"is the folder of job {owner}" + (f" with uid {owner.uid}" if owner.uid else "")
     return f"contains {enumerate_names(names)}, and is not the folder of a job"
 
 
@@ -85,10 +119,13 @@ def list_names(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
     return sorted(entry.rpartition("/")[2] for entry in paths)
 
 
-def read_sentinel(fs: fsspec.AbstractFileSystem, path: str) -> str | None:
-    """The ID of the job that a folder belongs to; None if there is no sentinel."""
-    content = _read(fs, f"{path}/{SENTINEL}")
-    return None if content is None else content.decode(errors="replace").strip()
+def read_marker(fs: fsspec.AbstractFileSystem, path: str) -> Owner | None:
+    """The job that a folder belongs to; None if its marker is missing or invalid."""
+    content = _read(fs, f"{path}/{MARKER}")
+    try:
+        return None if content is None else Owner.model_validate_json(content)
+    except ValidationError:
+        return None
 
 
 def read_manifest(fs: fsspec.AbstractFileSystem, path: str) -> Manifest | None:
@@ -105,39 +142,34 @@ def ownership_issues(root: Path, job: DreamBoothJob) -> list[ValidationIssue]:
     if root.exists() and not root.is_dir():
         return [ValidationIssue("--out", str(root), "is not a folder", "use another path")]
     fs, path = fsspec.url_to_fs(str(root))
-    owner, names = read_sentinel(fs, path), list_names(fs, path)
-    if owner == job_id(job) or not names or _is_half_claimed(owner, names):
+    for parent in root.parents:
+        # That job's work/ may be deleted as a whole.
+        if outer := read_marker(fs, str(parent)):
+            rule = f"is inside {parent}, the folder of job {outer}"
+            return [ValidationIssue("--out", str(root), rule, "use a folder outside of it")]
+    names, owner, own = list_names(fs, path), read_marker(fs, path), owner_of(job)
+    if owner is not None and owner.has_name_of(own):
+        # Somebody else made a link: the job would write to where it points.
+        links = [name for name in (layout.MODEL, layout.LOGS, "work") if (root / name).is_symlink()]
+        rule = f"contains {enumerate_names(links)}, a link to another folder"
+        return [ValidationIssue("--out", str(root), rule, "remove the link")] if links else []
+    if not names or is_half_claimed(root, names):
         return []
-    remedy = "use an empty folder, or one that does not exist"
-    return [ValidationIssue("--out", str(root), foreign_folder(owner, names), remedy)]
+    return [ValidationIssue("--out", str(root), foreign_folder(owner, names), _EMPTY_REMEDY)]
 
 
-def claim(root: Path, job: DreamBoothJob) -> None:
-    """Create a folder with the job's sentinel. If several jobs try at the same time, one succeeds.
-
-    Raises:
-        UserError: the folder belongs to another job, or is not empty and has no sentinel.
-    """
-    if issues := ownership_issues(root, job):
-        raise UserError(issues)
-    root.mkdir(parents=True, exist_ok=True)
-    sentinel, content = root / SENTINEL, f"{job_id(job)}\n"
-    with contextlib.suppress(FileExistsError), sentinel.open("x") as file:
-        file.write(content)
-        return
-    deadline = time.monotonic() + _SENTINEL_TIMEOUT_SECONDS
-    while not sentinel.read_text() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    if _is_half_claimed(sentinel.read_text(), [p.name for p in root.iterdir()]):
-        sentinel.write_text(content)
-    if issues := ownership_issues(root, job):
-        raise UserError(issues)
+def is_half_claimed(root: Path, names: Collection[str]) -> bool:
+    """Whether a process created the marker, but has not written its content and other files. It may have died."""
+    return set(names) == {MARKER} and (root / MARKER).stat().st_size == 0
 
 
 def model_issues(model: Path, job: DreamBoothJob) -> list[ValidationIssue]:
-    """Foreign files in the folder of the job's model, which publishing would replace."""
-    manifest = read_manifest(*fsspec.url_to_fs(str(model)))
-    owned = set(manifest.files) if manifest is not None and manifest.job == job_id(job) else set[str]()
+    """Files in the folder of the job's model which publishing would replace and which are not the job's."""
+    manifest, own = read_manifest(*fsspec.url_to_fs(str(model))), owner_of(job)
+    if manifest is not None and not manifest.job.is_same(own):
+        remedy = "move or delete it, or use another --out"
+        return [ValidationIssue("--out", str(model), _foreign_model(manifest.job, own), remedy)]
+    owned = {MANIFEST, *manifest.files} if manifest is not None else set[str]()
     existing = {p.relative_to(model).as_posix() for p in model.rglob("*") if p.is_symlink() or not p.is_dir()}
     if not (foreign := existing - owned):
         return []
@@ -152,15 +184,16 @@ def remote_issues(uri: str, job: DreamBoothJob, files: Collection[str] = ()) -> 
         files: names of the files that will be written, if known.
     """
     fs, root = fsspec.url_to_fs(uri)
-    names, manifest = list_names(fs, root), read_manifest(fs, root)
-    if manifest is None:
-        rule = f"contains {enumerate_names(names)}, and is not a model of this job" if names else ""
-    elif manifest.job != job_id(job):
-        rule = f"contains the model of job {manifest.job}"
+    names, owner, manifest, own = list_names(fs, root), read_marker(fs, root), read_manifest(fs, root), owner_of(job)
+    rule, remedy = "", _EMPTY_REMEDY
+    if names and (owner is None or not owner.has_name_of(own)):
+        rule = foreign_folder(owner, names)
+    elif manifest is not None and not manifest.job.is_same(own):
+        rule, remedy = _foreign_model(manifest.job, own), f"delete it, or {_EMPTY_REMEDY}"
     else:
-        foreign = [name for name in set(files) - set(manifest.files) if fs.exists(f"{root}/{name}")]
-        rule = _foreign_files(foreign) if foreign else ""
-    remedy = "use an empty folder, or one that does not exist"
+        owned = {MANIFEST, *manifest.files} if manifest is not None else set[str]()
+        if foreign := [name for name in set(files) - owned if fs.exists(f"{root}/{name}")]:
+            rule = _foreign_files(foreign)
     return [ValidationIssue("spec.output.uri", uri, rule, remedy)] if rule else []
 
 
@@ -171,19 +204,31 @@ def output_issues(job: DreamBoothJob, folder: JobFolder) -> list[ValidationIssue
     return [*issues, *(remote_issues(uri, job) if uri is not None and is_url(uri) else [])]
 
 
+def check_output(job: DreamBoothJob, folder: JobFolder) -> None:
+    """Check that a job may write to its folder and its output. Read-only.
+
+    Raises:
+        UserError: with all reasons why it may not.
+    """
+    if issues := output_issues(job, folder):
+        raise UserError(issues)
+
+
+def _foreign_model(owner: Owner, own: Owner) -> str:
+    if owner.has_name_of(own):
+        return f"contains the model of an earlier job {owner}, with uid {owner.uid}"
+    return f"contains the model of job {owner}"
+
+
 def _foreign_files(names: Collection[str]) -> str:
     return f"contains {enumerate_names(names)}, which this job did not create and would overwrite"
-
-
-def _is_half_claimed(owner: str | None, names: Collection[str]) -> bool:
-    # The process that created the sentinel died before it wrote its content, and before it wrote other files.
-    return owner == "" and set(names) == {SENTINEL}
 
 
 def _read(fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:
     fs.invalidate_cache()
     try:
-        content: Any = fs.cat_file(path)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        info: Any = fs.info(path)
+        content: Any = fs.cat_file(path) if info["type"] == "file" and info["size"] <= _MAX_BYTES else None
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from dreambooth_api import layout
@@ -11,7 +12,10 @@ from dreambooth_api.job import BaseModelRef
 from dreambooth_trainer.models.files import ADAPTER_FILE, INDEX
 from dreambooth_trainer.planning.defaults import model_defaults
 from dreambooth_trainer.planning.plan import Plan, SamplerSettings
-from dreambooth_trainer.store.owner import MANIFEST, job_id
+from dreambooth_trainer.store.owner import MANIFEST, Owner, owner_of
+
+# Files that describe the model. They contain times and paths.
+_DESCRIPTIONS = {*layout.VIEWED, "README.md", "job.yaml", "scores.json"}
 
 
 class ModelManifest(Strict):
@@ -20,16 +24,16 @@ class ModelManifest(Strict):
     A model without the diffusers format consists of the base model and an adapter.
 
     Attributes:
-        job: namespace/name of the job that created the model.
-        files: all files of the model including the manifest, relative to its folder.
+        job: the job that created the model.
+        files: SHA-256 of all files of the model except the manifest, by path relative to its folder.
         base_revision: commit of the base model, if it is from the Hub.
         base_digest: digest of the base model's weights.
         instance_prompts: of each subject.
         class_prompts: of the classes of the subjects, each once.
     """
 
-    job: str
-    files: tuple[str, ...]
+    job: Owner
+    files: dict[str, str]
     base_model: str
     base_revision: str | None = None
     base_digest: str
@@ -56,10 +60,10 @@ class Published(Strict):
 
 def build_manifest(plan: Plan, base_digest: str, model: Path) -> ModelManifest:
     """The manifest of a plan's model, whose other files are complete in the folder `model`."""
-    files = {path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()}
+    files = {path.relative_to(model).as_posix(): sha256(path) for path in sorted(model.rglob("*")) if path.is_file()}
     return ModelManifest(
-        job=job_id(plan.job),
-        files=tuple(sorted(files | {MANIFEST})),
+        job=owner_of(plan.job),
+        files=files,
         base_model=plan.model.id,
         base_revision=plan.model.revision,
         base_digest=base_digest,
@@ -68,6 +72,19 @@ def build_manifest(plan: Plan, base_digest: str, model: Path) -> ModelManifest:
         resolution=plan.resolution,
         sampler=plan.sampler,
     )
+
+
+def contents_digest(manifest: ModelManifest) -> str:
+    """Digest of the weights and the configuration of all formats. It does not depend on the report and the scores."""
+    names = sorted(manifest.files.keys() - _DESCRIPTIONS)
+    lines = "".join(f"{manifest.files[name]}  {name}\n" for name in names)
+    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_published(folder: Path) -> Published:

@@ -44,7 +44,7 @@ def job_digest(job: Job, resolved: ResolvedJob) -> Json:
 
 def job_file(job: Job, resolved: ResolvedJob) -> str:
     """The job in YAML as the trainer reads it, with mounted paths in place of volumes."""
-    metadata = {"name": job.key.name, "namespace": job.key.namespace}
+    metadata = {"name": job.key.name, "namespace": job.key.namespace, "uid": job.uid}
     spec = resolved.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     document = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
