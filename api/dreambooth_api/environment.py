@@ -12,6 +12,7 @@ SAVE_SECONDS: Final = 105  # how long a pod that ends waits until training has s
 # Environment variables.
 OUT: Final = "DREAMBOOTH_OUT"  # the job's folder in the pod
 JOB_SHA256: Final = "DREAMBOOTH_JOB_SHA256"  # digest of the job file that the operator wrote
+ATTEMPT: Final = "DREAMBOOTH_ATTEMPT"  # number of the attempt, which its log is named after
 OUT_SHOWN: Final = "DREAMBOOTH_OUT_SHOWN"  # the same folder as shown to users outside the pod
 STORE: Final = "DREAMBOOTH_STORE"  # where jobs share class images
 PROGRESS_URL: Final = "DREAMBOOTH_PROGRESS_URL"  # where to send progress messages

@@ -72,6 +72,8 @@ def test_job_runs_from_apply_to_a_published_model(alice: Job, tmp_path: Path) ->
     assert str(tmp_path / "report.html") in alice.plugin("images", f"--out={tmp_path}")
     assert (tmp_path / "comparison.png").read_bytes() == (alice.volume / "pink-dog/model/comparison.png").read_bytes()
     assert "data:image/" in (tmp_path / "report.html").read_text()
+    alice.until("its pods are gone", lambda: not alice.pods("head"), 120)
+    assert "Train completed" in alice.plugin("logs"), "from the volume"
 
 
 def test_tenant_cannot_access_resources_of_another(cluster: NodeCluster, alice: Job) -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
+import threading
+from pathlib import Path
+
 import pytest
 import yaml
 from click.testing import CliRunner, Result
 from devcluster import ControlPlane
+from simulation import RUNTIME, SETTINGS, job_with
 from test_crd import MINIMAL
 
+from dreambooth_operator.controller.children.rayjob import build_ray_job
+from dreambooth_operator.controller.resolve import ResolvedJob, resolve
 from dreambooth_operator.kubectl_plugin.cli import cli
+from dreambooth_operator.kubectl_plugin.logs import latest_log, stream
 
 
 def run(plane: ControlPlane, namespace: str, *arguments: str) -> Result:
@@ -47,7 +57,59 @@ def test_errors_are_single_lines(plane: ControlPlane, namespace: str) -> None:
     missing = run(plane, namespace, "status", "nobody")
     assert missing.exit_code == 1
     assert missing.output.strip() == 'Error: dreamboothjobs.dreambooth.dev "nobody" not found'
-    assert "has no pods; to see why, run" in run(plane, namespace, "logs", "nobody").output
+    assert run(plane, namespace, "logs", "nobody").output == missing.output
+    plane.kubectl("create", "-n", namespace, "-f", "-", stdin=yaml.safe_dump(MINIMAL))
+    assert "has no running pods and no RayJob; to see why, run" in run(plane, namespace, "logs", "my-dog").output
+
+
+def start_fetch_pods(plane: ControlPlane, namespace: str, stop: threading.Event) -> None:
+    """Take the place of the kubelet: pods run at once."""
+    while not stop.wait(0.1):
+        for pod in plane.get("pods", "-n", namespace)["items"]:
+            if pod["status"]["phase"] == "Pending":
+                patch = ("--subresource=status", "--type=merge", "-p", '{"status": {"phase": "Running"}}')
+                plane.kubectl("patch", "pod", pod["metadata"]["name"], "-n", namespace, *patch)
+
+
+def test_logs_are_read_from_the_volume_after_the_pods_are_gone(
+    plane: ControlPlane, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kubectl = tmp_path / "bin" / "kubectl"
+    kubectl.parent.mkdir()
+    kubectl.write_text('#!/bin/sh\nwhile [ "$1" != "--" ]; do shift; done\nshift\nexec "$@"\n')
+    kubectl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{kubectl.parent}:{os.environ['PATH']}")
+    job = job_with({}, name="my-dog")
+    resolved = resolve(job, RUNTIME, [])
+    assert isinstance(resolved, ResolvedJob)
+    ray_job = build_ray_job(job, 1, dataclasses.replace(resolved, out=str(tmp_path)), SETTINGS)
+    ray_job["metadata"] = {"name": ray_job["metadata"]["name"], "namespace": namespace}
+    plane.apply(ray_job)
+    plane.kubectl("create", "-n", namespace, "-f", "-", stdin=yaml.safe_dump(MINIMAL))
+    status = json.dumps({"status": {"phase": "Failed", "rayJobName": ray_job["metadata"]["name"]}})
+    plane.kubectl("patch", "dbj", "my-dog", "-n", namespace, "--subresource=status", "--type=merge", "-p", status)
+    stop = threading.Event()
+    threading.Thread(target=start_fetch_pods, args=(plane, namespace, stop), daemon=True).start()
+    try:
+        assert "has no running trainer and no log in" in run(plane, namespace, "logs", "my-dog").output
+        (tmp_path / "logs").mkdir()
+        for number in (2, 9, 10):
+            text = f"first\nattempt {number} \x1b[2Jfailed\nlast\n"
+            (tmp_path / "logs" / f"attempt-{number}.log").write_text(text)
+        assert run(plane, namespace, "logs", "my-dog", "--tail=2").output == "attempt 10 failed\nlast\n"
+    finally:
+        stop.set()
+    assert plane.get("pods", "-n", namespace)["items"] == [], "the pod that read it is deleted"
+
+
+def test_the_latest_log_is_found() -> None:
+    assert latest_log("attempt-9.log\nattempt-10.log\nattempt-11.log.bak\nother\n") == "attempt-10.log"
+    assert latest_log("notes.txt\n") is None
+
+
+def test_streamed_output_cannot_control_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert stream(["sh", "-c", r"printf 'a \033[2J\342\200\256b\nc\n'; exit 3"]) == 3
+    assert capsys.readouterr().out == "a b\nc\n"
 
 
 @pytest.mark.parametrize("verb", ["status", "logs", "events", "images", "suspend", "resume"])

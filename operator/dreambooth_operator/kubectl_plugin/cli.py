@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
@@ -17,10 +16,11 @@ from rich.live import Live
 
 from dreambooth_api.fields import DNS_LABEL
 from dreambooth_operator.kubectl_plugin.fetch import fetch
+from dreambooth_operator.kubectl_plugin.logs import running_head, stored_log, stream
 from dreambooth_operator.kubectl_plugin.render import event_rows, is_finished, render
 from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiError
-from dreambooth_operator.machinery.resources import EVENTS, PODS, Json, Key, part
-from dreambooth_operator.resources import JOB_LABEL, JOBS, RAY_JOBS
+from dreambooth_operator.machinery.resources import EVENTS, Json, Key
+from dreambooth_operator.resources import JOBS
 
 T = TypeVar("T")
 Command = Callable[..., Any]
@@ -83,23 +83,19 @@ def status(name: str, namespace: str, kubeconfig: str | None, context: str | Non
 @click.option("--tail", default=200, show_default=True, help="Number of lines from the end.")
 @click.option("--follow", "-f", is_flag=True, help="Stream new output.")
 def logs(name: str, namespace: str, kubeconfig: str | None, context: str | None, tail: int, follow: bool) -> None:
-    """Print the output of a job's trainer."""
+    """Print the output of a job's trainer. Once its pods are gone, print the log beside the job's output."""
+    key, kubectl = Key(namespace, name), _kubectl(kubeconfig, context)
 
-    async def find(api: Api) -> tuple[str, str]:
-        selector = f"{JOB_LABEL}={name},ray.io/node-type=head"
-        pods = (await api.request("GET", PODS.path(namespace), query={"labelSelector": selector}))["items"]
-        if not pods:
-            raise click.ClickException(
-                f"job {name} has no pods; to see why, run kubectl dreambooth status {name} -n {namespace}"
-            )
-        job = await api.get(JOBS, Key(namespace, name))
-        ray_job = await api.get(RAY_JOBS, Key(namespace, part(job, "status").get("rayJobName", "")))
-        return pods[-1]["metadata"]["name"], part(ray_job, "status").get("jobId", "")
+    async def find(api: Api) -> tuple[str, str] | str:
+        return await running_head(api, key) or await stored_log(api, key, tail, kubectl)
 
-    pod, submission = _run(kubeconfig, context, find)
-    file = f"/tmp/ray/session_latest/logs/job-driver-{submission}.log"  # noqa: S108 - Ray writes it there
+    found = _run(kubeconfig, context, find)
+    if isinstance(found, str):
+        click.echo(found, nl=False)
+        return
+    pod, file = found
     command = ["exec", "-n", namespace, pod, "-c", "ray-head", "--", "tail", "-n", str(tail), *["-f"] * follow, file]
-    sys.exit(subprocess.run([*_kubectl(kubeconfig, context), *command], check=False).returncode)  # noqa: S603 - no shell
+    sys.exit(stream([*kubectl, *command]))
 
 
 @cli.command()

@@ -57,10 +57,10 @@ def fetch_pod(job: Json, ray_job: Json) -> Json:
     }
 
 
-def folder_in_pod(ray_job: Json) -> str:
-    """The path of the published model in that pod. Pure."""
+def folder_in_pod(ray_job: Json, name: str) -> str:
+    """The path of a folder of the job in that pod. Pure."""
     head = ray_job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
-    return next(e["value"] for e in head["env"] if e["name"] == environment.OUT) + f"/{layout.MODEL}"
+    return next(e["value"] for e in head["env"] if e["name"] == environment.OUT) + f"/{name}"
 
 
 async def fetch(api: Api, key: Key, out: Path, kubectl: list[str]) -> list[Path]:
@@ -79,8 +79,9 @@ async def fetch(api: Api, key: Key, out: Path, kubectl: list[str]) -> list[Path]
     if not part(status, "output") and phase != "Succeeded":  # the last report of a succeeded job may be missing
         raise click.ClickException(f"job {key.name} has not published a model yet; its phase is {phase}")
     ray_job = await api.get(RAY_JOBS, Key(key.namespace, status["rayJobName"]))
-    async with _running(api, fetch_pod(job, ray_job)) as pod:
-        command = [*kubectl, "exec", "-n", key.namespace, pod, "--", "tar", "-C", folder_in_pod(ray_job), "-cf", "-"]
+    async with running(api, fetch_pod(job, ray_job)) as pod:
+        folder = folder_in_pod(ray_job, layout.MODEL)
+        command = [*kubectl, "exec", "-n", key.namespace, pod, "--", "tar", "-C", folder, "-cf", "-"]
         packed = await asyncio.to_thread(subprocess.run, [*command, *layout.VIEWED], capture_output=True, check=False)
     if packed.returncode:
         raise click.ClickException(packed.stderr.decode(errors="replace").strip())
@@ -91,7 +92,7 @@ async def fetch(api: Api, key: Key, out: Path, kubectl: list[str]) -> list[Path]
 
 
 @asynccontextmanager
-async def _running(api: Api, pod: Json) -> AsyncGenerator[str]:
+async def running(api: Api, pod: Json) -> AsyncGenerator[str]:
     """Create a pod, yield its name once it runs, and delete it at the end."""
     namespace = pod["metadata"]["namespace"]
     created = await api.create(PODS, pod)

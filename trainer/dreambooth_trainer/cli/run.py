@@ -18,6 +18,8 @@ from dreambooth_trainer.cli import options
 from dreambooth_trainer.cluster.memory_errors import InsufficientMemoryError
 from dreambooth_trainer.progress.console import Reporter, choose_reporter
 from dreambooth_trainer.progress.http import OperatorReporter, operator_from_environment
+from dreambooth_trainer.progress.log import LogReporter
+from dreambooth_trainer.store.attempt_log import AttemptLog
 from dreambooth_trainer.store.claim import claim_output
 from dreambooth_trainer.store.folder import JobFolder
 
@@ -35,12 +37,15 @@ from dreambooth_trainer.store.folder import JobFolder
 @options.sets
 def run(job_file: Path, out: Path | None, store: str | None, sets: tuple[str, ...]) -> None:
     """Run a DreamBoothJob: generate class images, train, evaluate and publish."""
-    start = time.monotonic()
-    console = Console()
-    with forward_to_operator(choose_reporter(console)) as reporter, contextlib.ExitStack() as stack:
+    start, log = time.monotonic(), AttemptLog()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(log.recording())
+        reporter = stack.enter_context(forward_to_operator(LogReporter(choose_reporter(Console()), log.write)))
         job = options.read_job(job_file, sets)
         folder = JobFolder((out or default_folder(job)).resolve())
         claim_output(job, folder)
+        uri = job.spec.output.uri
+        log.open(folder.root, uri if uri is not None and is_url(uri) else None)
         # Imported here, so that errors in the file are reported at once: importing torch and Ray takes seconds.
         from dreambooth_trainer.cluster.capacity import wait_for_capacity
         from dreambooth_trainer.cluster.session import has_address, ray_cluster
@@ -55,7 +60,7 @@ def run(job_file: Path, out: Path | None, store: str | None, sets: tuple[str, ..
         warnings = [*prepared.warnings, *([warning] if warning else [])]
         reporter.note("\n".join([describe(prepared.planned), *(f"note: {warning}" for warning in warnings)]))
         run_job(prepared, folder, store_folder, reporter)
-    reporter.note(f"\nReport  {folder.report}\nModel   {folder.model}\nTime    {time.monotonic() - start:.0f} s")
+        reporter.note(f"\nReport  {folder.report}\nModel   {folder.model}\nTime    {time.monotonic() - start:.0f} s")
 
 
 @contextlib.contextmanager

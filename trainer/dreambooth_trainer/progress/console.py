@@ -61,7 +61,8 @@ def choose_reporter(console: Console) -> Reporter:
     return BarReporter(console) if console.is_terminal else LineReporter(console)
 
 
-def _format_facts(facts: dict[str, float | int | str]) -> str:
+def format_facts(facts: dict[str, float | int | str]) -> str:
+    """Facts about a phase on one line, for example "loss 0.12 world size 2"."""
     return " ".join(
         f"{name.replace('_', ' ')} {value:.3g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
         for name, value in facts.items()
@@ -112,7 +113,7 @@ class _Bar:
         self.bars.update(self.task, total=count)
 
     def done(self, count: int, **facts: float | int | str) -> None:
-        self.bars.update(self.task, completed=count, facts=_format_facts(facts))
+        self.bars.update(self.task, completed=count, facts=format_facts(facts))
 
 
 @dataclass
@@ -126,7 +127,7 @@ class LineReporter:
         start, line = time.monotonic(), _Line()
         yield line
         count = f"{line.count} " if line.count else ""
-        text = f"{name:<11} {count}in {time.monotonic() - start:.1f} s  {_format_facts(line.facts)}".rstrip()
+        text = f"{name:<11} {count}in {time.monotonic() - start:.1f} s  {format_facts(line.facts)}".rstrip()
         self.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
     def skipped(self, name: TrainerPhase) -> None:

@@ -114,6 +114,7 @@ def _variables(job: Job, attempt: int, resolved: ResolvedJob, settings: Settings
         job_digest(job, resolved),
         {"name": environment.OUT, "value": resolved.out},
         {"name": environment.OUT_SHOWN, "value": shown},
+        {"name": environment.ATTEMPT, "value": str(attempt)},
         {"name": environment.STORE, "value": resolved.store},
         {"name": environment.PROGRESS_URL, "value": url},
         {"name": environment.PROGRESS_TOKEN_FILE, "value": environment.TOKEN_FILE},
