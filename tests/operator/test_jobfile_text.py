@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from simulation import RUNTIME, job_with
 
 from dreambooth_api.fields import PHRASE, TOKEN
 from dreambooth_api.job import JobSpec
-from dreambooth_operator.controller.children.config_map import job_file
+from dreambooth_operator.controller.children.config_map import job_file, json_in_yaml
 from dreambooth_operator.controller.observed import Job
 from dreambooth_operator.controller.resolve import ResolvedJob, resolve
 from dreambooth_trainer.jobfile.load import load_job, select_job
@@ -56,3 +57,21 @@ def test_any_valid_text_survives_the_job_file(class_: str, identifier: str) -> N
     subject: Any = select_job(read_documents(content, "job.yaml"), "job.yaml").value
     subject = subject["spec"]["subject"]
     assert (subject["class"], subject["identifier"]) == (class_, identifier)
+
+
+_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=200), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(max_size=200), _JSON, min_size=1, max_size=3))
+def test_job_file_is_json_and_the_same_value_in_yaml(value: dict[str, Any]) -> None:
+    content = json_in_yaml(value)
+    assert json.loads(content) == value
+    assert read_documents(content, "job.yaml")[0].value == value
