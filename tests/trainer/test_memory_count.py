@@ -56,7 +56,9 @@ def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def count(folder: Path, images: int, precision: str = "bf16", **training: Any) -> ModelSize:
-    spec = {"model": {"id": str(folder)}, "training": {"resolution": 512, **training}}
+    """The size for DeepSpeed, which trains in pure bf16. `test_meta_autocast.py` counts a single process."""
+    training = {"resolution": 512, "globalBatchSize": 2, **training}
+    spec = {"model": {"id": str(folder)}, "cluster": {"workers": 2}, "training": training}
     return count_size(plan_of(spec, precision=precision), folder, images, encoding_batch=1)
 
 

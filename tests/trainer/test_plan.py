@@ -20,9 +20,9 @@ from dreambooth_trainer.planning.memory import (
     MemoryNeed,
     ModelSize,
     StageChoice,
-    autocast_bytes,
     choose_stage,
     memory_need,
+    plain_bytes,
     sampling_need,
     zero_need,
 )
@@ -224,19 +224,19 @@ def test_memory_of_model_states_matches_the_zero_paper() -> None:
 
 def test_memory_of_a_single_process_without_zero() -> None:
     weights = STABLE_DIFFUSION.trainable
-    fp32 = memory_need(STABLE_DIFFUSION, autocast_bytes("fp32"), gpu=True, frozen_bytes=4)
+    fp32 = memory_need(STABLE_DIFFUSION, plain_bytes(), gpu=True, frozen_bytes=4)
     assert fp32.total == 16 * weights + STABLE_DIFFUSION.backward + fp32.runtime
-    on_cpu = memory_need(STABLE_DIFFUSION, autocast_bytes("fp32"), gpu=False, frozen_bytes=4)
+    on_cpu = memory_need(STABLE_DIFFUSION, plain_bytes(), gpu=False, frozen_bytes=4)
     assert on_cpu.total == 16 * weights + STABLE_DIFFUSION.activations + on_cpu.runtime
-    bf16 = memory_need(STABLE_DIFFUSION, autocast_bytes("bf16", optimizer_bytes=2), gpu=True, frozen_bytes=2)
-    assert bf16.total == 12 * weights + STABLE_DIFFUSION.backward + bf16.runtime
+    adam_8bit = memory_need(STABLE_DIFFUSION, plain_bytes(optimizer_bytes=2), gpu=True, frozen_bytes=2)
+    assert adam_8bit.total == 10 * weights + STABLE_DIFFUSION.backward + adam_8bit.runtime
     lora = replace(STABLE_DIFFUSION, trainable=15_000_000, frozen=weights)
-    need = memory_need(lora, autocast_bytes("fp32"), gpu=True, frozen_bytes=4)
+    need = memory_need(lora, plain_bytes(), gpu=True, frozen_bytes=4)
     assert need.total == 4 * weights + 12 * 15_000_000 + lora.activations + need.runtime
 
 
 def test_memory_of_a_machine_is_the_sum_over_the_processes_of_each_phase() -> None:
-    need = memory_need(STABLE_DIFFUSION, autocast_bytes("fp32"), gpu=False, frozen_bytes=4)
+    need = memory_need(STABLE_DIFFUSION, plain_bytes(), gpu=False, frozen_bytes=4)
     sizes = {"sampling_processes": 2, "training_processes": 1}
     phases = phase_bytes(STABLE_DIFFUSION, need, precision="fp32", **sizes)
     sampling = sampling_need(STABLE_DIFFUSION, precision="fp32")

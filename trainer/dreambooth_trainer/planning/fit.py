@@ -14,9 +14,9 @@ from dreambooth_trainer.planning.memory import (
     ModelSize,
     StageChoice,
     StateBytes,
-    autocast_bytes,
     choose_stage,
     encoding_need,
+    plain_bytes,
     sampling_need,
 )
 from dreambooth_trainer.planning.plan import Plan
@@ -79,7 +79,7 @@ def plan_stage(plan: Plan, size: ModelSize, hardware: Hardware) -> StageChoice:
 
 def _plain_states(plan: Plan) -> StateBytes:
     adam = ADAM_8BIT_BYTES if plan.spec.training.optimizer == "AdamW8bit" else ADAM_BYTES
-    return autocast_bytes(plan.precision, optimizer_bytes=adam)
+    return plain_bytes(optimizer_bytes=adam)
 
 
 def check_memory(plan: Plan, size: ModelSize, choice: StageChoice, hardware: Hardware, measure: Measure) -> None:

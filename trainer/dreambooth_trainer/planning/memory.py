@@ -54,7 +54,6 @@ class StateBytes:
     """Bytes per trainable parameter in one process.
 
     Attributes:
-        copies: casts of the weights that exist during the forward and backward pass.
         optimizer: kept between steps, without weights and gradients.
         step: temporaries of the optimizer step.
     """
@@ -63,7 +62,6 @@ class StateBytes:
     gradients: float
     optimizer: float
     step: float
-    copies: float = 0
 
 
 @dataclass(frozen=True)
@@ -106,10 +104,12 @@ def zero_bytes(stage: int, world_size: int, precision: str, *, offload_optimizer
     )
 
 
-def autocast_bytes(precision: str, *, optimizer_bytes: float = ADAM_BYTES) -> StateBytes:
-    """Bytes per trainable parameter in a single process without ZeRO: fp32 weights, and passes under autocast."""
-    copies = 0 if precision == "fp32" else BYTES[precision]
-    return StateBytes(weights=4, gradients=4, optimizer=optimizer_bytes, step=0, copies=copies)
+def plain_bytes(*, optimizer_bytes: float = ADAM_BYTES) -> StateBytes:
+    """Bytes per trainable parameter in a single process without ZeRO, in fp32.
+
+    The casts of autocast are counted with the activations.
+    """
+    return StateBytes(weights=4, gradients=4, optimizer=optimizer_bytes, step=0)
 
 
 def memory_need(size: ModelSize, states: StateBytes, *, gpu: bool, frozen_bytes: float, buckets: int = 0) -> MemoryNeed:
@@ -120,9 +120,9 @@ def memory_need(size: ModelSize, states: StateBytes, *, gpu: bool, frozen_bytes:
         frozen_bytes: bytes per frozen parameter.
         buckets: bytes of DeepSpeed's communication buckets.
     """
-    gradients, copies = states.gradients * size.trainable, states.copies * size.trainable
+    gradients = states.gradients * size.trainable
     # Gradients are allocated while the backward pass frees activations; the optimizer steps after that.
-    passes = copies + (max(size.activations - gradients, size.backward) if gpu else size.activations)
+    passes = max(size.activations - gradients, size.backward) if gpu else size.activations
     return MemoryNeed(
         weights=states.weights * size.trainable + frozen_bytes * size.frozen,
         gradients=gradients,

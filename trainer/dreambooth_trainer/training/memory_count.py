@@ -25,7 +25,9 @@ from dreambooth_trainer.families.base import PARTS, Family, Part
 from dreambooth_trainer.families.registry import open_family
 from dreambooth_trainer.planning.memory import ModelSize
 from dreambooth_trainer.planning.plan import Plan
+from dreambooth_trainer.training.meta_autocast import MetaAutocast
 from dreambooth_trainer.training.module import Batch, DreamBoothModule, prepare_module
+from dreambooth_trainer.training.plain_engine import cast_frozen_matrices
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -74,7 +76,10 @@ def count_size(plan: Plan, folder: Path, images: int, encoding_batch: int) -> Mo
     pipeline = _count_pipeline(folder, plan.resolution, plan.sampling_batch_size, encoding_batch, plan.precision)
     training, parts = plan.spec.training, plan.trained_parts
     rank = training.lora.rank if training.method == "LoRA" else None
-    key = (folder, parts, rank, plan.resolution, images, plan.precision, training.gradient_checkpointing)
+    key = (
+        *(folder, parts, rank, plan.resolution, images, plan.precision, training.gradient_checkpointing),
+        *(_autocast_dtype(plan), plan.gpus_per_worker > 0),
+    )
     if key not in _training_counts:
         _training_counts[key] = _count_training(plan, folder, images)
     return ModelSize(**_training_counts[key], **pipeline)
@@ -83,16 +88,26 @@ def count_size(plan: Plan, folder: Path, images: int, encoding_batch: int) -> Mo
 _training_counts: dict[tuple[object, ...], dict[str, int]] = {}
 
 
+def _autocast_dtype(plan: Plan) -> torch.dtype | None:
+    """The dtype of a single process under autocast. DeepSpeed casts the whole model instead."""
+    autocast = plan.precision != "fp32" and not plan.needs_deepspeed(plan.world_sizes[0])
+    return DTYPES[plan.precision] if autocast else None
+
+
 def _count_training(plan: Plan, folder: Path, images: int) -> dict[str, int]:
-    family = open_family(folder)
+    family, low = open_family(folder), _autocast_dtype(plan)
     scheduler = DDPMScheduler()
-    with torch.device("meta"), _fused_attention():
-        modules = _build(family, folder, DTYPES[plan.precision])
+    with torch.device("meta"), fused_attention():
+        modules = _build(family, folder, DTYPES[plan.precision] if low is None else torch.float32)
         batch = _meta_batch(plan, family, modules, images)
         module = prepare_module(plan, family, {part: modules[part] for part in plan.trained_parts}, scheduler)
+        if low is not None:
+            cast_frozen_matrices(module, low)
         parameters = list(module.parameters())
         trainable = [parameter for parameter in parameters if parameter.requires_grad]
-        activations, peak = _count_passes(module, batch)
+        autocast = None if low is None else MetaAutocast(low, gpu=plan.gpus_per_worker > 0)
+        with contextlib.nullcontext() if autocast is None else autocast.enabled():
+            activations, peak = _count_passes(module, batch, autocast)
         gradients = sum(p.grad.nbytes for p in trainable if p.grad is not None)
     count = sum(parameter.numel() for parameter in trainable)
     return {
@@ -103,10 +118,12 @@ def _count_training(plan: Plan, folder: Path, images: int) -> dict[str, int]:
     }
 
 
-def _count_passes(module: DreamBoothModule, batch: Batch) -> tuple[int, int]:
+def _count_passes(module: DreamBoothModule, batch: Batch, autocast: MetaAutocast | None) -> tuple[int, int]:
     """Bytes after the forward pass, and at the peak of both passes including gradients."""
     with LiveBytes(module.parameters()) as memory:
         losses = module(batch)
+        if autocast is not None:
+            autocast.end_forward()
         activations = memory.live
         losses[0].backward()
         return activations, memory.peak
@@ -129,7 +146,7 @@ def _count_pipeline(
 ) -> dict[str, int]:
     """Parameters of the pipeline, and bytes of generating and of encoding a batch of images, beyond the weights."""
     family = open_family(folder)
-    with torch.device("meta"), torch.no_grad(), _fused_attention():
+    with torch.device("meta"), torch.no_grad(), fused_attention():
         modules: dict[Part, Any] = _build(family, folder, DTYPES[precision])
         denoiser, text_encoder, vae = (modules[part] for part in PARTS)
         side = resolution // _pixels_per_latent(vae)
@@ -174,7 +191,7 @@ def _pixels_per_latent(vae: Any) -> int:
 
 
 @contextlib.contextmanager
-def _fused_attention() -> Iterator[None]:
+def fused_attention() -> Iterator[None]:
     """Attention that does not store its scores, as on CPUs and GPUs. The meta device has no such kernel of its own."""
     original = functional.scaled_dot_product_attention
 

@@ -44,7 +44,7 @@ class PlainEngine:
     def _place(self, plan: Plan) -> None:
         """Move the model to its device, in the memory format and number formats that are fast there."""
         if self._dtype is not None:
-            _cast_frozen_matrices(self.module, self._dtype)
+            cast_frozen_matrices(self.module, self._dtype)
         self.module.to(self.device)
         if self.device.type == "cuda":
             self.module.denoiser.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -106,7 +106,7 @@ class PlainEngine:
         save_file(weights, folder / WEIGHTS_FILE)
 
 
-def _cast_frozen_matrices(module: nn.Module, dtype: torch.dtype) -> None:
+def cast_frozen_matrices(module: nn.Module, dtype: torch.dtype) -> None:
     """Cast the frozen weights of linear and convolution layers, which autocast would cast at every step.
 
     Norms stay in fp32, because autocast computes them in fp32.
