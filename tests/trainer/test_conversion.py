@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dreambooth_trainer.training import checkpoint
 from dreambooth_trainer.training.checkpoint import TAG, convert_to_universal, num_readers, scratch_folder
+from dreambooth_trainer.training.only_weights import only_weights
 
 GIB = 2**30
 
@@ -37,6 +41,37 @@ class Converter:
         (output / "zero" / "weight").mkdir(parents=True)
         (output / "zero" / "weight" / "fp32.pt").write_text("weight")
         return subprocess.CompletedProcess(command, int(bool(self.error)), "", self.error)
+
+
+class Planted:
+    """An object whose pickle runs code."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_a_checkpoint_with_code_is_not_loaded(tmp_path: Path) -> None:
+    file, trace = tmp_path / "mp_rank_00_model_states.pt", tmp_path / "trace"
+    torch.save({"module": Planted(trace)}, file)
+    with only_weights(), pytest.raises(pickle.UnpicklingError, match="unsupported GLOBAL posix"):
+        torch.load(file, weights_only=False)
+    assert not trace.exists()
+    torch.load(file, weights_only=False)
+    assert trace.exists(), "outside of the block, as DeepSpeed would"
+
+
+def test_a_checkpoint_with_code_is_not_converted(saved: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    for rank in range(2):
+        shard = saved / TAG / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+        torch.save({"optimizer_state_dict": Planted(trace)}, shard)
+    torch.save({"module": Planted(trace)}, saved / TAG / "mp_rank_00_model_states.pt")
+    with pytest.raises(RuntimeError, match="another world size: a file contains objects that could run code"):
+        convert_to_universal(saved)
+    assert not trace.exists()
 
 
 def option(command: list[str], name: str) -> str:

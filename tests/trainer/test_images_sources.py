@@ -53,8 +53,41 @@ def test_links_to_files_that_do_not_exist_are_rejected(tmp_path: Path) -> None:
         read_folder(str(tmp_path))
     assert str(caught.value) == (
         f"spec.subject.images.uri: '{tmp_path}': contains links to files that do not exist: 1.jpg, 2.jpg; fetch the "
-        "files (with DVC: dvc pull; with git-annex or DataLad: datalad get), or remove the links"
+        "files (with DVC: dvc pull; with git-annex or DataLad: datalad get), and replace the link by a copy of the "
+        "file (with DVC: dvc config cache.type copy, then dvc checkout --relink; with git-annex or DataLad: git annex "
+        "unlock)"
     )
+
+
+@pytest.mark.parametrize("name", ["1.jpg", "0.txt"])
+@pytest.mark.parametrize("target", ["/etc/shadow", "../sibling/photo.jpg", "inner/../../sibling/photo.jpg", "chain"])
+def test_links_to_files_outside_of_the_folder_are_rejected(tmp_path: Path, target: str, name: str) -> None:
+    folder = tmp_path / "photos"
+    for path in (folder / "0.png", folder / "inner" / "x", tmp_path / "sibling" / "photo.jpg"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    (folder / "chain").symlink_to("../sibling/photo.jpg")
+    (folder / name).symlink_to(target)
+    secret = "/etc/shadow" if target == "/etc/shadow" else f"{tmp_path}/sibling/photo.jpg"
+    with pytest.raises(UserError, match=rf"{name}: is a link to {secret}, outside of the folder; replace the link by"):
+        read_folder(str(folder))
+    # A folder that the user names may itself be a link.
+    (folder / name).unlink()
+    (folder / "chain").unlink()
+    (tmp_path / "alias").symlink_to("photos")
+    assert [image.name for image in read_folder(str(tmp_path / "alias")).images] == ["0.png"]
+
+
+def test_folders_on_a_volume_are_not_links_to_those_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "IMAGES_PATH", str(tmp_path))
+    for name in ("0/mine", "0/theirs/photos"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "a.png").write_bytes(b"x")
+    (tmp_path / "0" / "mine" / "link").symlink_to("../theirs")
+    assert len(read_folder(str(tmp_path / "0" / "mine")).images) == 1
+    for name in ("link", "link/photos"):
+        with pytest.raises(UserError, match=r"spec.subject.images.uri: .*: is a link to .*/0/theirs"):
+            read_folder(str(tmp_path / "0" / "mine" / name))
 
 
 def test_linked_folders_and_pipes_are_not_images(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, cast
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
 from PIL import Image
 
+from dreambooth_api.environment import IMAGES_PATH
 from dreambooth_api.errors import TransientError, UserError, ValidationIssue
 from dreambooth_api.subject import ImageSource
 from dreambooth_api.uris import BUILTIN, BUILTIN_SPRITES, BUILTIN_SUBJECT, EXTRAS, is_url
@@ -29,6 +30,10 @@ SIDECARS = {".caption", ".npz", ".json", ".jsonl", ".xmp", ".aae", ".ini", ".db"
 """Files that cameras, galleries, operating systems and training tools write next to images."""
 SCHEMES = ("file", *EXTRAS, "memory")
 _FIELD = "spec.subject.images.uri"
+_COPY = (
+    "replace the link by a copy of the file (with DVC: dvc config cache.type copy, then dvc checkout --relink; with "
+    "git-annex or DataLad: git annex unlock)"
+)
 
 
 @dataclass(frozen=True)
@@ -78,9 +83,10 @@ def read_folder(uri: str) -> RawImages:
         # fsspec has no type annotations.
         fs = cast("Any", fsspec).filesystem(scheme)
         root = fs._strip_protocol(uri)
+        _check_mounted(uri, root)
         if fs.isfile(root):
             raise NotADirectoryError(root)
-        entries = [_Entry.from_info(fs, info) for info in fs.ls(root, detail=True)]
+        entries = [_Entry.from_info(fs, info, root) for info in fs.ls(root, detail=True)]
     selected, captions, warnings = _select(uri, entries)
     with _convert_errors(uri, scheme):
         images = [RawImage(entry.name, _read(fs, entry)) for entry in selected]
@@ -93,9 +99,11 @@ class _Entry(NamedTuple):
     name: str
     kind: Literal["file", "folder", "broken link", "special"]
     size: int
+    outside: str = ""
+    """What the entry is a link to, if that is outside of the folder. Such files are never read."""
 
     @classmethod
-    def from_info(cls, fs: Any, info: dict[str, Any]) -> _Entry:
+    def from_info(cls, fs: Any, info: dict[str, Any], root: str) -> _Entry:
         path = str(info["name"])
         size = int(info.get("size") or 0)
         name = PurePosixPath(path).name
@@ -103,7 +111,9 @@ class _Entry(NamedTuple):
             return cls(path, name, "file" if info["type"] == "file" else "folder", size)
         # Keys of a mounted ConfigMap or Secret are symbolic links, of type "link" or "other" in fsspec.
         if fs.isfile(path):
-            return cls(path, name, "file", size)
+            target, folder = Path(path).resolve(), Path(root).resolve()
+            # The target is read, so that a link that changes meanwhile is not followed.
+            return cls(str(target), name, "file", size, "" if target.is_relative_to(folder) else str(target))
         if fs.isdir(path):
             return cls(path, name, "folder", size)
         return cls(path, name, "broken link" if info.get("islink") else "special", size)
@@ -114,7 +124,7 @@ def _select(uri: str, entries: Sequence[_Entry]) -> tuple[list[_Entry], dict[str
     visible = sorted((e for e in entries if not e.name.startswith(".") and e.name), key=lambda e: e.name)
     if broken := [e.name for e in visible if e.kind == "broken link"]:
         rule = f"contains links to files that do not exist: {_enumerate(broken)}"
-        remedy = "fetch the files (with DVC: dvc pull; with git-annex or DataLad: datalad get), or remove the links"
+        remedy = f"fetch the files (with DVC: dvc pull; with git-annex or DataLad: datalad get), and {_COPY}"
         raise UserError(ValidationIssue(_FIELD, uri, rule, remedy))
     folders = [e.name for e in visible if e.kind == "folder"]
     special = [e.name for e in visible if e.kind == "special"]
@@ -150,6 +160,11 @@ def _select(uri: str, entries: Sequence[_Entry]) -> tuple[list[_Entry], dict[str
         for e in (*files, *captions.values())
         if e.size > MAX_FILE_BYTES
     ]
+    issues += [
+        ValidationIssue(e.name, None, f"is a link to {e.outside}, outside of the folder", _COPY)
+        for e in (*files, *captions.values())
+        if e.outside
+    ]
     total = sum(e.size for e in files)
     if not issues and total > MAX_TOTAL_BYTES:
         rule = f"contains {total / 2**30:.1f} GiB, the maximum is {MAX_TOTAL_BYTES // 2**30} GiB"
@@ -157,6 +172,17 @@ def _select(uri: str, entries: Sequence[_Entry]) -> tuple[list[_Entry], dict[str
     if issues:
         raise UserError(issues)
     return files, captions, warnings
+
+
+def _check_mounted(uri: str, root: str) -> None:
+    """Check that a folder on a mounted volume is not a link to another one, for example of another team.
+
+    Raises:
+        UserError: it is, or is below one.
+    """
+    if root.startswith(f"{IMAGES_PATH}/") and (target := str(Path(root).resolve())) != root:
+        rule, remedy = f"is a link to {target}", "use the folder itself, without links in its path"
+        raise UserError(ValidationIssue(_FIELD, uri, rule, remedy))
 
 
 def _read(fs: Any, entry: _Entry) -> bytes:

@@ -87,7 +87,7 @@ def _convert(source: Path, target: Path, readers: int) -> None:
     folders = ["--input_folder", str(source), "--output_folder", str(target)]
     processes = ["--num_extract_workers", str(readers), "--num_merge_workers", str(machine_cores())]
     # A process of its own: DeepSpeed forks, which is not safe in a process with the threads of Ray and PyTorch.
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", *folders, *processes]
+    command = [sys.executable, "-m", "dreambooth_trainer.training.only_weights", *folders, *processes]
     done = subprocess.run(  # noqa: S603 - no shell
         [*command, "--inject_missing_state"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

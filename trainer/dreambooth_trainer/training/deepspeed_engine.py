@@ -15,6 +15,7 @@ from dreambooth_trainer.training.checkpoint import TAG, convert_to_universal, re
 from dreambooth_trainer.training.deepspeed_config import deepspeed_config
 from dreambooth_trainer.training.model import build_lr_scheduler, build_module, build_optimizer, seek
 from dreambooth_trainer.training.module import Batch
+from dreambooth_trainer.training.only_weights import only_weights
 from dreambooth_trainer.training.snapshot import Snapshot, deepspeed_snapshot
 from dreambooth_trainer.training.universal import EXCHANGE, STATE_FILE, UNIVERSAL, write_exchange
 
@@ -71,7 +72,8 @@ class ZeroEngine:
             write_exchange(checkpoint, self._lr_scheduler.state_dict(), groups)
             tag = EXCHANGE
         strict = self._plan.spec.training.method == "Full"
-        engine.load_checkpoint(str(checkpoint), tag=tag, load_module_strict=strict)
+        with only_weights():
+            engine.load_checkpoint(str(checkpoint), tag=tag, load_module_strict=strict)
         # ZeRO-3 loads the learning rate and the step counter of the first group into all groups, as one object.
         seek(self._lr_scheduler, step)
         for parameter, state in self._lr_scheduler.optimizer.state.items():
