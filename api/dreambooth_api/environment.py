@@ -15,6 +15,7 @@ JOB_SHA256: Final = "DREAMBOOTH_JOB_SHA256"  # digest of the job file that the o
 ATTEMPT: Final = "DREAMBOOTH_ATTEMPT"  # number of the attempt, which its log is named after
 OUT_SHOWN: Final = "DREAMBOOTH_OUT_SHOWN"  # the same folder as shown to users outside the pod
 STORE: Final = "DREAMBOOTH_STORE"  # where jobs share class images
+STORE_KEY: Final = "DREAMBOOTH_STORE_KEY"  # signs class images that jobs of several namespaces share
 PROGRESS_URL: Final = "DREAMBOOTH_PROGRESS_URL"  # where to send progress messages
 PROGRESS_TOKEN_FILE: Final = "DREAMBOOTH_PROGRESS_TOKEN_FILE"  # noqa: S105 - a variable name
 PROGRESS_CA_FILE: Final = "DREAMBOOTH_PROGRESS_CA_FILE"  # CA certificates for that URL

@@ -164,5 +164,6 @@ class PriorPreservation(Strict):
     sampler: Sampler = Field(default_factory=Sampler, description="Sampling settings for class images.")
     sharing: Literal["Cluster", "Namespace", "Job"] = Field(
         default="Namespace",
-        description="Scope in which other jobs may reuse these class images. They contain no subject data.",
+        description="Scope in which other jobs may reuse these class images. They contain no subject data. Cluster "
+        "means namespaces with the same key, see Share class images; without a key, it is the same as Namespace.",
     )

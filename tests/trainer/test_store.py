@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -26,7 +27,7 @@ from dreambooth_trainer.store.claim import claim, claim_url
 from dreambooth_trainer.store.erase import Erased, erase_job
 from dreambooth_trainer.store.folder import JobFolder, atomic_directory, atomic_write, link_or_copy
 from dreambooth_trainer.store.image_store import ImageStore
-from dreambooth_trainer.store.lease import lease
+from dreambooth_trainer.store.lease import _machine, lease
 from dreambooth_trainer.store.owner import MARKER, Owner, output_issues
 from dreambooth_trainer.store.published import MANIFEST, ModelManifest
 from dreambooth_trainer.store.verify import verify_model
@@ -129,7 +130,7 @@ def test_only_one_process_holds_a_lease(tmp_path: Path) -> None:
     inside, counts = [], []
 
     def work() -> None:
-        with lease(fs, path, lambda: None):
+        with lease(fs, path, lambda: 0):
             inside.append(1)
             counts.append(len(inside))
             time.sleep(0.1)
@@ -146,17 +147,69 @@ def test_only_one_process_holds_a_lease(tmp_path: Path) -> None:
 
 def test_a_stale_lease_of_another_machine_is_taken_over(tmp_path: Path) -> None:
     fs, path = fsspec.url_to_fs(str(tmp_path / "lease.json"))
-    (tmp_path / "lease.json").write_text('{"host": "elsewhere", "pid": 1, "id": "x", "beat": 3}')
+    (tmp_path / "lease.json").write_text('{"machine": "elsewhere", "pid": 1, "id": "x", "beat": 3}')
     waited: list[int] = []
-    with lease(fs, path, lambda: waited.append(1), stale_seconds=1.2):
+
+    def wait() -> int:
+        waited.append(1)
+        return 0
+
+    with lease(fs, path, wait, stale_seconds=1.2):
         assert waited
+
+
+@pytest.mark.parametrize("kind", ["a dangling link", "a folder", "a pipe", "a large file", "nested", "a huge number"])
+def test_what_is_no_lease_is_taken_over(tmp_path: Path, kind: str) -> None:
+    fs, path = fsspec.url_to_fs(str(tmp_path / "lease.json"))
+    file = tmp_path / "lease.json"
+    match kind:
+        case "a dangling link":
+            file.symlink_to(tmp_path / "elsewhere")
+        case "a folder":
+            atomic_write(file / "x", "x")
+        case "a pipe":
+            os.mkfifo(file)
+        case "a large file":
+            file.write_bytes(bytes(2**20))
+        case "nested":
+            file.write_text("[" * 4000)
+        case _:
+            file.write_text(json.dumps({"machine": _machine(), "pid": 10**40}))
+    with lease(fs, path, lambda: 0, stale_seconds=0.2):
+        assert json.loads(file.read_text())["beat"] == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lease_whose_holder_does_not_work_is_not_waited_for(tmp_path: Path) -> None:
+    fs, path = fsspec.url_to_fs(str(tmp_path / "lease.json"))
+    done = iter([1, 2, 3, *[3] * 1000])
+    beats = itertools.count()
+
+    def beat() -> int:
+        # Somebody keeps the lease alive for ever.
+        (tmp_path / "lease.json").write_text(json.dumps({"id": "x", "beat": next(beats)}))
+        return next(done)
+
+    beat()
+    with lease(fs, path, beat, max_idle_seconds=1):
+        assert (tmp_path / "lease.json").exists(), "it is not ours"
+    assert next(beats) > 3, "work that goes on is waited for"
+    assert (tmp_path / "lease.json").exists()
+
+
+def test_a_lease_does_not_name_the_machine(tmp_path: Path) -> None:
+    fs, path = fsspec.url_to_fs(str(tmp_path / "lease.json"))
+    with lease(fs, path, lambda: 0):
+        content = (tmp_path / "lease.json").read_text()
+    assert socket.gethostname() not in content
+    assert set(json.loads(content)) == {"machine", "pid", "id", "beat"}
 
 
 def test_a_lease_of_a_dead_local_process_is_taken_over_at_once(tmp_path: Path) -> None:
     fs, path = fsspec.url_to_fs(str(tmp_path / "lease.json"))
     dead = subprocess.Popen(["true"])
     dead.wait()
-    holder = {"host": socket.gethostname(), "pid": dead.pid, "id": "x", "beat": 3}
+    holder = {"machine": _machine(), "pid": dead.pid, "id": "x", "beat": 3}
     (tmp_path / "lease.json").write_text(json.dumps(holder))
     with lease(fs, path, lambda: pytest.fail("it waited for a dead process")):
         pass

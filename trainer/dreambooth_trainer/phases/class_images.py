@@ -14,6 +14,7 @@ from dreambooth_trainer.sampling.generate import GenerationResult, generate_imag
 from dreambooth_trainer.sampling.pipeline import ImageRequest, noise_seed
 from dreambooth_trainer.store.image_store import ImageStore
 from dreambooth_trainer.store.run_record import read_completion
+from dreambooth_trainer.store.signing import domain_folder, trust_domain
 
 
 def class_image_key(context: Context, prompt: str) -> str:
@@ -34,9 +35,10 @@ def shared_folder(context: Context) -> str:
     """URL of the folder of images in the scope of `priorPreservation.sharing`."""
     job = context.plan.job
     match job.spec.prior_preservation.sharing:
-        case "Cluster":
-            return f"{context.store}/cluster"
-        case "Namespace":
+        case "Cluster" if domain := trust_domain():
+            return domain_folder(context.store, domain)
+        case "Cluster" | "Namespace":
+            # Without a key, nothing tells images of other namespaces from forged ones.
             return f"{context.store}/namespaces/{job.metadata.namespace}"
         case "Job":
             return str(context.folder.work)
@@ -98,8 +100,10 @@ def generate_missing(
     plan, store, key = context.plan, class_image_store(context, prompt), class_image_key(context, prompt)
     requests = [ImageRequest(name, prompt, noise_seed(key, name)) for name in names]
 
-    def on_wait() -> None:
-        on_progress(len(store.names() & set(names)), waiting="another job generates them")
+    def on_wait() -> int:
+        done = len(store.names() & set(names))
+        on_progress(done, waiting="another job generates them")
+        return done
 
     with store.lease(on_wait):
         config = context.sampling_config(plan.class_image_sampler)

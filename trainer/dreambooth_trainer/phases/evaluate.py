@@ -169,7 +169,14 @@ def generate_base_images(
         on_progress(len(requests) - len(missing) + done)
 
     if missing := copy_images():
-        with shared.lease(lambda: on_done(0)):
+        wanted = {request.name for request in missing}
+
+        def on_wait() -> int:
+            done = len(shared.names() & wanted)
+            on_done(done)
+            return done
+
+        with shared.lease(on_wait):
             config = context.sampling_config(plan.sampler)
             generate_images(context.pool, plan.model, config, shared, missing, on_done)
         if lost := copy_images():

@@ -124,7 +124,10 @@ def atomic_write(path: Path, content: bytes | str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        # In a shared folder, somebody else may have made a link of that name.
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
         temporary.replace(path)
     except OSError as error:
         raise type(error)(error.errno, error.strerror, str(path)) from error

@@ -5,6 +5,7 @@ Legend: N images, C h w latent.
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 from dataclasses import dataclass
@@ -16,10 +17,15 @@ from fsspec.implementations.local import LocalFileSystem
 
 from dreambooth_api.errors import TransientError
 from dreambooth_trainer.store.folder import atomic_write
+from dreambooth_trainer.store.signing import is_signed, signature
+from dreambooth_trainer.store.untrusted import discard, read_file
 
 # PyTorch is imported inside functions: the driver does not need it.
 if TYPE_CHECKING:
     from torch import Tensor
+
+_SIGNATURE = "dreambooth-signature"
+_OVERHEAD_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,9 @@ class LatentStore:
         """Write mean and standard deviation of the latent distribution of an image, each [C, h, w], atomically."""
         from safetensors.torch import save
 
-        content = save({"mean": mean.contiguous(), "std": std.contiguous()})
+        tensors = {"mean": mean.contiguous(), "std": std.contiguous()}
+        mac = signature(self.url, name, _bytes(tensors))
+        content = save(tensors, metadata={_SIGNATURE: mac} if mac else None)
         fs, path = fsspec.url_to_fs(self.url)
         if isinstance(fs, LocalFileSystem):
             atomic_write(Path(path) / f"{name}.safetensors", content)
@@ -40,14 +48,22 @@ class LatentStore:
             fs.pipe_file(f"{path}/{name}.safetensors", content)
 
     def read(self, name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:
-        """Mean and standard deviation, in fp32; None if the file is missing, damaged or has another content."""
+        """Mean and standard deviation, in fp32; None if the file is missing, damaged or has another content.
+
+        In the folder of a trust domain, a file without the right signature counts as damaged. What is not a file is
+        deleted.
+        """
         import torch
         from safetensors import SafetensorError
         from safetensors.torch import load
 
         fs, path = fsspec.url_to_fs(self.url)
+        file = f"{path}/{name}.safetensors"
         try:
-            content: Any = fs.cat_file(f"{path}/{name}.safetensors")
+            content = read_file(fs, file, 2 * 4 * math.prod(shape) + _OVERHEAD_BYTES)
+            if content is None:
+                discard(fs, file)
+                return None
             tensors = load(content)
         except (FileNotFoundError, SafetensorError):
             return None
@@ -55,7 +71,9 @@ class LatentStore:
             return None
         mean, std = tensors["mean"], tensors["std"]
         intact = all(t.shape == shape and t.dtype == torch.float32 and bool(t.isfinite().all()) for t in (mean, std))
-        return (mean, std) if intact and bool((std >= 0).all()) else None
+        if not intact or not bool((std >= 0).all()):
+            return None
+        return (mean, std) if is_signed(self.url, name, _bytes(tensors), _metadata(content).get(_SIGNATURE)) else None
 
     def stack(self, names: list[str], shape: tuple[int, ...], scratch: Path) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of many images, each [N, C, h, w], backed by deleted files in `scratch`.
@@ -72,6 +90,16 @@ class LatentStore:
                 raise TransientError(f"{self.url}/{name}.safetensors was deleted or damaged while it was used")
             mean[index], std[index] = found
         return mean, std
+
+
+def _bytes(tensors: dict[str, Tensor]) -> bytes:
+    return b"".join(tensors[name].numpy().tobytes() for name in ("mean", "std"))
+
+
+def _metadata(content: bytes) -> dict[str, Any]:
+    """The metadata of a valid safetensors file, whose header is JSON after its length in 8 bytes."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return header.get("__metadata__") or {}
 
 
 def _on_disk(shape: tuple[int, ...], scratch: Path) -> Tensor:
