@@ -76,6 +76,7 @@ def test_pods_mount_the_job_file_that_the_trainer_reads() -> None:
     env = {e["name"]: e["value"] for e in head["containers"][0]["env"]}
     assert env[environment.OUT] == f"{environment.OUTPUT_PATH}/dog"
     assert env[environment.OUT_SHOWN] == "pvc://work/dog", "the location shown in the status"
+    assert env[environment.ATTEMPT] == "1"
     assert env[environment.STORE] == f"{environment.OUTPUT_PATH}/.class-images"
     assert head["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
     assert env[environment.PROGRESS_URL].endswith(":8082/v1/jobs/team/dog/attempts/1")

@@ -41,6 +41,7 @@ def test_text_that_looks_like_a_number_stays_text(text: str, tmp_path: Path) -> 
     path = tmp_path / "job.yaml"
     path.write_text(content)
     assert load_job(path).spec == spec
+    assert load_job(path).metadata.uid == "u1", "the trainer writes it to the markers of its folders"
     content, spec = written(with_texts("dog", text))
     path.write_text(content)
     assert load_job(path).spec == spec

@@ -17,10 +17,13 @@ from typing import Any
 
 import fsspec
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from dreambooth_api import environment
 from dreambooth_api.errors import UserError
 from dreambooth_api.job import DreamBoothJob
+from dreambooth_trainer.cli.erase import erase
 from dreambooth_trainer.phases.publish import upload
 from dreambooth_trainer.planning.plan import SamplerSettings
 from dreambooth_trainer.store.claim import claim, claim_url
@@ -491,6 +494,20 @@ def test_a_job_that_was_created_again_continues_the_work_and_keeps_the_model(tmp
     assert all("contains the model of an earlier job default/my-dog, with uid new; " in issue for issue in issues)
     assert contents(root) == before
     assert output_issues(job(uri), JobFolder(root)) == [], "a job file without a uid"
+
+
+def test_a_job_on_a_cluster_that_owns_nothing_can_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(job(name="another-dog").model_dump_json(by_alias=True, exclude_none=True))
+    write_job_folder(tmp_path / "out")
+    before = contents(tmp_path)
+    arguments = [str(file), "--out", str(tmp_path / "out")]
+    assert isinstance(CliRunner().invoke(erase, arguments).exception, UserError), "a wrong folder on one machine"
+    monkeypatch.setattr(environment, "JOB_FILE", str(file))
+    result = CliRunner().invoke(erase, arguments)
+    assert result.exit_code == 0
+    assert "nothing to delete: --out: " in result.output
+    assert contents(tmp_path) == before
 
 
 def test_two_jobs_with_the_same_output_do_not_mix(tmp_path: Path, bucket: Any) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from dreambooth_api.errors import UserError
+from dreambooth_api.status import printable
 from dreambooth_trainer.cli import options
 from dreambooth_trainer.cli.run import default_folder
 from dreambooth_trainer.store.erase import erase_job
@@ -18,7 +20,14 @@ from dreambooth_trainer.store.owner import enumerate_names
 def erase(job_file: Path, out: str | None) -> None:
     """Delete a job's images, latents, checkpoints, weights and published copy."""
     job = options.read_job(job_file, ())
-    results = list(erase_job(job, out or str(default_folder(job).resolve())))
+    try:
+        results = list(erase_job(job, out or str(default_folder(job).resolve())))
+    except UserError as error:
+        if not options.is_from_operator(job_file):
+            raise
+        # The job was rejected before it wrote anything. It must not wait for ever for what it does not own.
+        click.echo(printable(f"nothing to delete: {error}"))
+        return
     for erased in results:
         if not erased.owned:
             click.echo(f"kept {erased.url}: not a model of this job ({enumerate_names(erased.kept)})")

@@ -30,8 +30,13 @@ def read_job(path: Path, changes: tuple[str, ...]) -> DreamBoothJob:
         UserError: with all issues of the file and of the overrides.
         TransientError: the operator started this process, and the file is not the one that it wrote.
     """
-    mounted = str(path) == environment.JOB_FILE
-    return load_job(path, changes, sha256=os.environ.get(environment.JOB_SHA256, "") if mounted else "")
+    sha256 = os.environ.get(environment.JOB_SHA256, "") if is_from_operator(path) else ""
+    return load_job(path, changes, sha256=sha256)
+
+
+def is_from_operator(path: Path) -> bool:
+    """Whether a job file is the one that the operator mounts into a pod."""
+    return str(path) == environment.JOB_FILE
 
 
 def store_url(store: str | None) -> tuple[str, str]:
