@@ -11,6 +11,7 @@ from devcluster.services import start_s3
 from devcluster.system import add_namespace, sprites_runtime
 from jobs import CLASS_IMAGES, Job, until
 
+from dreambooth_api.environment import STORE_KEY
 from dreambooth_trainer.sprites.examples import write_examples
 
 pytestmark = pytest.mark.long
@@ -27,7 +28,7 @@ def store(cluster: NodeCluster, tmp_path_factory: pytest.TempPathFactory) -> s3f
     folder = tmp_path_factory.mktemp("examples")
     write_examples(folder)
     store.put(str(folder / "cat-lime-purple"), "photos/cat/", recursive=True)
-    keys = {"AWS_ACCESS_KEY_ID": ACCESS, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ENDPOINT_URL": url}
+    keys = {"AWS_ACCESS_KEY_ID": ACCESS, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ENDPOINT_URL": url, STORE_KEY: "a key"}
     add_namespace(cluster, "carol")
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3", "namespace": "carol"}}
     cluster.apply(secret | {"stringData": keys})
@@ -50,14 +51,16 @@ def test_job_uses_s3_and_deletion_removes_its_data(
     )
     status = carol.succeeds()
     assert status["output"]["uri"] == "s3://dreambooth/models/carol/pink-dog"
+    log = "dreambooth/models/carol/pink-dog/logs/attempt-1.log"
+    until("the log is uploaded", lambda: store.exists(log) and b"Publish completed" in store.cat_file(log))
     store.get("dreambooth/models/carol/pink-dog/", str(tmp_path / "model"), recursive=True)
     assert (tmp_path / "model" / "model_index.json").exists()
     assert (tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size > 1_000_000
-    assert len(store.glob("dreambooth/models/.class-images/**/class-images/**/*.png")) == CLASS_IMAGES
+    assert len(store.glob("dreambooth/models/.class-images/cluster/*/class-images/**/*.png")) == CLASS_IMAGES
     cluster.kubectl("delete", "dbj", "pink-dog", "-n", "carol", "--wait=false")
     until("the job is gone", lambda: not cluster.get("dbj", "-n", "carol")["items"], 120)
     assert store.find("dreambooth/models/carol") == []
     assert not (carol.volume / "pink-dog").exists()
-    assert len(store.glob("dreambooth/models/.class-images/**/class-images/**/*.png")) == CLASS_IMAGES, (
+    assert len(store.glob("dreambooth/models/.class-images/cluster/*/class-images/**/*.png")) == CLASS_IMAGES, (
         "shared class images contain no subject data"
     )
