@@ -10,10 +10,11 @@ import re
 from collections.abc import Mapping
 from typing import cast
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 from pydantic_core import from_json
 
-from dreambooth_api.status import ClassImagesStatus, Count, Failure, Lenient, OutputStatus, TrainerPhase
+from dreambooth_api.lenient import Lenient, parse_leniently
+from dreambooth_api.status import ClassImagesStatus, Count, Failure, OutputStatus, TrainerPhase
 
 _PHASES = {phase.lower(): phase for phase in TrainerPhase}
 
@@ -101,32 +102,4 @@ def parse_message(body: bytes | str) -> tuple[ProgressMessage, list[str]]:
 
 def parse_fields(fields: Mapping[str, object]) -> tuple[ProgressMessage, list[str]]:
     """The message with these fields, and the paths of the invalid values that were ignored."""
-    left = _copied(fields)
-    ignored: list[str] = []
-    while True:
-        try:
-            return ProgressMessage.model_validate(left), ignored
-        except ValidationError as error:
-            paths = [problem["loc"] for problem in error.errors(include_url=False, include_input=False)]
-            removed = [path for path in (_remove(left, path) for path in paths) if path]
-            if not removed:
-                raise
-            ignored += removed
-
-
-def _copied(fields: Mapping[str, object]) -> dict[str, object]:
-    """A copy, down to the depth of a message, from which values can be removed."""
-    return {
-        name: dict(cast("dict[str, object]", value)) if isinstance(value, dict) else value
-        for name, value in fields.items()
-    }
-
-
-def _remove(fields: dict[str, object], path: tuple[int | str, ...]) -> str | None:
-    """Remove the value at `path`, or its parent if it does not exist. Returns the path that was removed, if any."""
-    name, *rest = map(str, path)
-    inner = fields.get(name)
-    if rest and isinstance(inner, dict) and rest[0] in inner:
-        del inner[rest[0]]
-        return f"{name}.{rest[0]}"
-    return name if fields.pop(name, fields) is not fields else None
+    return parse_leniently(ProgressMessage, fields)

@@ -2,19 +2,23 @@
 
 Two writers apply it server-side, each with its own field manager. The status server owns the fields of
 `ReportedStatus`; the controller owns all others.
+
+Enumerations are open: the CRD accepts any word, and a reader keeps words that it does not know, because a newer version
+may have written them. `parse_status` reads any status.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
-from pydantic.alias_generators import to_camel
+from pydantic import BeforeValidator, Field, WithJsonSchema, create_model
 
 from dreambooth_api.fields import MAX_IDENTIFIER_LENGTH
+from dreambooth_api.lenient import Lenient, parse_leniently
 from dreambooth_api.metrics import METRICS
 from dreambooth_api.subject import MAX_SUBJECTS
 
@@ -39,7 +43,10 @@ TERMINAL = frozenset({Phase.SUCCEEDED, Phase.FAILED})
 
 
 class ConditionType(StrEnum):
-    """Condition types in the order in which they become true; the last three are final."""
+    """Condition types in the order in which they become true, then those by which kstatus judges any object.
+
+    Reconciling and Stalled exist only while they are true.
+    """
 
     ACCEPTED = "Accepted"
     QUEUED = "Queued"
@@ -51,6 +58,9 @@ class ConditionType(StrEnum):
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
     ERASED = "Erased"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
+    READY = "Ready"
 
 
 class TrainerPhase(StrEnum):
@@ -122,16 +132,17 @@ def _line(value: object) -> object:
     return " ".join(printable(value).split()) if isinstance(value, str) else value
 
 
-class Lenient(BaseModel):
-    """Base of status models. Unknown fields are ignored, because a newer version may have written them."""
-
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
+MAX_WORD_LENGTH = 63
+_WORD_SCHEMA = WithJsonSchema({"type": "string", "maxLength": MAX_WORD_LENGTH})
+_Word = Annotated[str, Field(max_length=MAX_WORD_LENGTH)]
+OpenConditionType = Annotated[ConditionType | _Word, Field(union_mode="left_to_right"), _WORD_SCHEMA]
+OpenTrainerPhase = Annotated[TrainerPhase | _Word, Field(union_mode="left_to_right"), _WORD_SCHEMA]
 
 
 class Condition(Lenient):
     """A condition, with the fields of metav1.Condition."""
 
-    type: ConditionType = Field(description="Type of the condition.")
+    type: OpenConditionType = Field(description="Type of the condition.")
     status: Literal["True", "False", "Unknown"] = Field(description="Status of the condition.")
     reason: str = Field(
         pattern=REASON, max_length=1024, description="CamelCase reason for the condition's last transition."
@@ -225,7 +236,7 @@ class Report(Lenient):
     """Last progress report of the trainer."""
 
     attempt: int = Field(default=0, ge=0, description="Attempt that sent the report.")
-    phase: TrainerPhase | None = Field(default=None, description="Current phase of the trainer.")
+    phase: OpenTrainerPhase | None = Field(default=None, description="Current phase of the trainer.")
     time: datetime | None = Field(default=None, description="Time of the report.")
     failure: Failure | None = Field(default=None, description="Why the trainer failed.")
 
@@ -250,7 +261,7 @@ class ReportedStatus(Lenient):
 class ControlStatus(Lenient):
     """Status fields owned by the controller."""
 
-    phase: Phase = Field(default=Phase.PENDING, description="Phase of the job.")
+    phase: Annotated[Phase, _WORD_SCHEMA] = Field(default=Phase.PENDING, description="Phase of the job.")
     message: str = Field(
         default="",
         max_length=MAX_SUMMARY_LENGTH,
@@ -297,3 +308,22 @@ class JobStatus(ControlStatus, ReportedStatus):
 
 
 CONTROL_FIELDS = frozenset(field.alias or name for name, field in ControlStatus.model_fields.items())
+
+
+def parse_status(fields: Mapping[str, object]) -> JobStatus:
+    """Read any status. Values that are not valid here are dropped one by one, so that the others still count."""
+    status, _ = parse_leniently(JobStatus, fields)
+    written = fields.get("phase", status.phase)
+    return status if written == status.phase else status.model_copy(update={"phase": _presumed_phase(status)})
+
+
+def _presumed_phase(status: JobStatus) -> Phase:
+    """The phase of a job whose own phase is not known here. An attempt that may be open counts as open."""
+    true = {condition.type for condition in status.conditions if condition.status == "True"}
+    if ConditionType.SUCCEEDED in true:
+        return Phase.SUCCEEDED
+    if ConditionType.FAILED in true:
+        return Phase.FAILED
+    if status.attempts == 0:
+        return Phase.PENDING
+    return Phase.RETRYING if status.next_attempt_time else Phase.STARTING

@@ -81,11 +81,11 @@ def outcome(world: World) -> tuple[Phase, str, int]:
 
 def conditions(world: World) -> dict[str, tuple[str, str]]:
     """Status and reason of each condition."""
-    return {c.type.value: (c.status, c.reason) for c in world.status.conditions}
+    return {str(c.type): (c.status, c.reason) for c in world.status.conditions}
 
 
 def messages(world: World) -> dict[str, str]:
-    return {c.type.value: c.message for c in world.status.conditions}
+    return {str(c.type): c.message for c in world.status.conditions}
 
 
 # --- steps

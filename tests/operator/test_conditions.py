@@ -72,7 +72,7 @@ def test_conditions_are_unknown_until_they_are_reported() -> None:
     world.reconcile()
     assert conditions(world)["Published"] == ("True", "Published")
     assert messages(world)["Succeeded"] == "The model was published to s3://b/out/model."
-    times = {c.type.value: c.last_transition_time for c in world.status.conditions}
+    times = {str(c.type): c.last_transition_time for c in world.status.conditions}
     assert times["Succeeded"] == world.status.completion_time
 
 

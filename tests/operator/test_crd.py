@@ -242,7 +242,7 @@ def test_only_the_run_policy_of_a_started_job_can_change(plane: ControlPlane, na
 def test_status_of_a_created_job_is_ignored(plane: ControlPlane, namespace: str) -> None:
     job = {**MINIMAL, "status": {"phase": "Succeeded"}}
     plane.kubectl("create", "-n", namespace, "-f", "-", stdin=yaml.safe_dump(job))
-    assert "status" not in plane.get("dbj", "my-dog", "-n", namespace)
+    assert plane.get("dbj", "my-dog", "-n", namespace)["status"]["phase"] == "Pending"
 
 
 def test_every_field_has_a_description(plane: ControlPlane) -> None:

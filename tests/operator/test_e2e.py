@@ -102,7 +102,8 @@ def test_job_reports_progress_and_succeeds(
     assert status["classImages"] == {"wanted": 200, "reused": 50, "generated": 150}
     assert status["output"]["digest"] == "sha256:abc"
     assert {c["type"]: c["status"] for c in status["conditions"]} == dict.fromkeys(
-        ("Accepted", "ClusterReady", "ClassImagesReady", "Trained", "Evaluated", "Published", "Succeeded"), "True"
+        ("Accepted", "ClusterReady", "ClassImagesReady", "Trained", "Evaluated", "Published", "Succeeded", "Ready"),
+        "True",
     )
     assert sorted(job.events()) == ["AttemptStarted", "Running", "Succeeded"], "each event is recorded once"
 

@@ -33,7 +33,7 @@ class DecisionBuilder:
         self.job = job
         self.now = now.replace(microsecond=0)  # the API server stores whole seconds
         self._changes: dict[str, Any] = {}
-        self._conditions = {c.type: c for c in job.status.conditions}
+        self._conditions: dict[str, Condition] = {c.type: c for c in job.status.conditions}
         self._events: list[Event] = []
         self._actions: list[Action] = []
         self._requeue_after_seconds: float | None = None
@@ -42,6 +42,16 @@ class DecisionBuilder:
     def status(self) -> JobStatus:
         """The status as observed."""
         return self.job.status
+
+    @property
+    def phase(self) -> Phase:
+        """The phase, with the changes made so far."""
+        return self._changes.get("phase", self.status.phase)
+
+    @property
+    def message(self) -> str:
+        """`status.message`, with the changes made so far."""
+        return self._changes.get("message", self.status.message)
 
     def condition(self, kind: ConditionType) -> Condition | None:
         """The condition of a type, with the changes made so far."""
@@ -71,6 +81,10 @@ class DecisionBuilder:
             last_transition_time=since,
         )
 
+    def remove_condition(self, kind: ConditionType) -> None:
+        """Remove a condition that exists only while it is true."""
+        self._conditions.pop(kind, None)
+
     def record_event(self, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
         """The event is sent only after the status has been written."""
         self._events.append(Event(kind, legal_reason(reason)[:_MAX_EVENT_REASON_LENGTH], printable(message)))
@@ -92,8 +106,11 @@ class DecisionBuilder:
 
     def build(self) -> Decision:
         """The decision: first the status write, if the status changes, then the actions."""
-        order = list(ConditionType)
-        conditions = sorted(self._conditions.values(), key=lambda c: order.index(c.type))
+        order: list[str] = list(ConditionType)
+        known = [self._conditions[kind] for kind in order if kind in self._conditions]
+        # Of a newer operator. It may lead again after this one.
+        unknown = [condition for kind, condition in self._conditions.items() if kind not in order]
+        conditions = known + unknown
         changes = {**self._changes, "conditions": conditions, "observed_generation": self.job.generation}
         status = self.status.model_copy(update=changes)
         write = () if status == self.status else (WriteStatus(status, tuple(self._events)),)

@@ -27,6 +27,7 @@ from dreambooth_operator.controller.policies.start_deadline import start_deadlin
 from dreambooth_operator.controller.policies.stuck_pods import report_stuck_pod
 from dreambooth_operator.controller.policies.suspension import keep_suspended
 from dreambooth_operator.controller.policies.ttl import apply_ttl
+from dreambooth_operator.controller.readiness import set_readiness
 from dreambooth_operator.controller.resolve import ResolutionError, ResolvedJob, run_policy
 from dreambooth_operator.controller.settings import Settings
 from dreambooth_operator.controller.status import set_success_conditions
@@ -48,6 +49,7 @@ def decide(
     else:
         reconcile_idle(builder, resolution, observed)
     report_stuck_pod(builder, observed)
+    set_readiness(builder)
     return builder.build()
 
 

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from dreambooth_api.job import DreamBoothJob, JobSpec
 from dreambooth_api.runtime import RuntimeSpec
-from dreambooth_api.status import Failure, JobStatus, fit_message
+from dreambooth_api.status import Failure, JobStatus, fit_message, parse_status
 from dreambooth_operator.controller.observed_pods import Pod, one_line
 from dreambooth_operator.machinery.resources import Json, Key, part, parts
 from dreambooth_operator.resources import JOB_LABEL, JOBS
@@ -77,7 +77,7 @@ def read_job(obj: Json) -> Job:
         finalizers=tuple(metadata.get("finalizers") or ()),
         spec=spec,
         problems=problems,
-        status=_read_status(part(obj, "status")),
+        status=parse_status(part(obj, "status")),
     )
 
 
@@ -97,14 +97,6 @@ def _issue_message(issue: ErrorDetails) -> str:
         path = f"{path}.{at}"
     value = "" if isinstance(issue["input"], dict | list) else f" {str(issue['input'])[:80]!r}:"
     return f"{path}:{value} {issue['msg']}"
-
-
-def _read_status(raw: Json) -> JobStatus:
-    """An invalid status, which only a user can have written, counts as empty and is replaced."""
-    try:
-        return JobStatus.model_validate(raw)
-    except ValidationError:
-        return JobStatus()
 
 
 @dataclass(frozen=True, slots=True)

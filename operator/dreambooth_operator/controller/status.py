@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dreambooth_api.status import ConditionType, JobStatus, TrainerPhase
+from dreambooth_api.status import ConditionType, JobStatus, Report, TrainerPhase
 from dreambooth_operator.controller.builder import DecisionBuilder
 from dreambooth_operator.controller.failures import report_of_attempt
 from dreambooth_operator.controller.observed import RayCluster
@@ -19,7 +19,7 @@ _COMPLETED_BY = (
     (_C.EVALUATED, TrainerPhase.EVALUATE),
     (_C.PUBLISHED, TrainerPhase.PUBLISH),
 )
-_PHASE_MESSAGES = {
+_PHASE_MESSAGES: dict[str, str] = {
     TrainerPhase.PREPARE: "The trainer is preparing images and models.",
     TrainerPhase.CLASS_IMAGES: "The trainer is generating class images.",
     TrainerPhase.ENCODE: "The trainer is encoding images and prompts.",
@@ -98,7 +98,7 @@ def pod_summary(cluster: RayCluster) -> str:
 
 def _set_phase_conditions(builder: DecisionBuilder) -> None:
     report = report_of_attempt(builder.status)
-    if report is None:
+    if report is None or not _is_known(report):
         return
     completed = _completed(builder)
     for kind, phase in _COMPLETED_BY:
@@ -106,6 +106,11 @@ def _set_phase_conditions(builder: DecisionBuilder) -> None:
             _set_completed(builder, kind)
         else:
             builder.set_condition(kind, "False", "InProgress" if report.phase is phase else "Waiting")
+
+
+def _is_known(report: Report) -> bool:
+    """Whether the order of the reported phase is known. A newer trainer may have another one."""
+    return report.phase is None or report.phase in list(TrainerPhase)
 
 
 def _set_completed(builder: DecisionBuilder, kind: ConditionType) -> None:
@@ -122,11 +127,12 @@ def _completed(builder: DecisionBuilder) -> set[ConditionType]:
     A phase is complete when a later phase, or a result of a later phase, has been reported. Evaluated and Published
     also require that the scores and the output themselves were reported.
     """
-    status, order = builder.status, list(TrainerPhase)
+    status = builder.status
+    order: list[str] = list(TrainerPhase)
     report = report_of_attempt(status)
     if report is None:
         return set()
-    reached = order.index(report.phase) if report.phase else -1
+    reached = order.index(report.phase) if report.phase in order else -1
     if status.scores:
         reached = max(reached, order.index(TrainerPhase.EVALUATE))
     if status.output:

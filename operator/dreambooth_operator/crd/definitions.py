@@ -21,6 +21,8 @@ def job_crd() -> dict[str, Any]:
     spec, status = structural(JobSpec), structural(JobStatus)
     status["description"] = "Observed state of a DreamBoothJob, written by the operator."
     _as_map(status["properties"]["conditions"], key="type")
+    # Differs from metadata.generation, so that a job that the operator has not seen yet counts as in progress.
+    status["default"] = {"observedGeneration": -1}
     columns = [
         _column("Phase", ".status.phase"),
         _column("Step", ".status.training.progress"),

@@ -9,6 +9,7 @@ from dreambooth_api.fields import MAX_IDENTIFIER_LENGTH
 from dreambooth_api.progress import ProgressMessage
 from dreambooth_api.status import (
     JobStatus,
+    OpenTrainerPhase,
     Report,
     ReportedStatus,
     Scores,
@@ -51,7 +52,7 @@ def milestone_of(report: ProgressMessage) -> object:
     return (report.phase, steps, report.class_images, report.failure, report.output, scores, subjects)
 
 
-def _training(old: TrainingStatus, report: ProgressMessage, phase: TrainerPhase | None) -> TrainingStatus | None:
+def _training(old: TrainingStatus, report: ProgressMessage, phase: OpenTrainerPhase | None) -> TrainingStatus | None:
     given: dict[str, Any] = {
         "step": report.step,
         "steps": report.steps,
