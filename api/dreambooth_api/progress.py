@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 from pydantic_core import from_json
 
 from dreambooth_api.lenient import Lenient, parse_leniently
-from dreambooth_api.status import ClassImagesStatus, Count, Failure, OutputStatus, TrainerPhase
+from dreambooth_api.status import ClassImagesStatus, Commit, Count, Failure, OutputStatus, TrainerPhase
 
 _PHASES = {phase.lower(): phase for phase in TrainerPhase}
 
@@ -38,6 +38,7 @@ class ProgressMessage(Lenient):
     scores: dict[str, float | None] | None = None
     subject_scores: dict[str, dict[str, float | None]] | None = None
     output: OutputStatus | None = None
+    model_commit: Commit | None = None
     failure: Failure | None = None
 
     @field_validator("phase", mode="before")

@@ -20,6 +20,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, create_model
 from dreambooth_api.fields import MAX_IDENTIFIER_LENGTH
 from dreambooth_api.lenient import Lenient, parse_leniently
 from dreambooth_api.metrics import METRICS
+from dreambooth_api.started import StartedWith
 from dreambooth_api.subject import MAX_SUBJECTS
 
 
@@ -168,6 +169,7 @@ class Failure(Lenient):
 
 Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Line = Annotated[str, BeforeValidator(_line)]
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 
 class ClassImagesStatus(Lenient):
@@ -256,6 +258,10 @@ class ReportedStatus(Lenient):
         description="Evaluation scores of each subject. Set only if there are several.",
     )
     output: OutputStatus | None = Field(default=None, description="Published model.")
+    model_commit: Commit | None = Field(
+        default=None,
+        description="Commit of the base model on the Hub that the first attempt loaded. Later attempts load the same.",
+    )
 
 
 class ControlStatus(Lenient):
@@ -301,6 +307,11 @@ class ControlStatus(Lenient):
         "then does not count toward backoffLimit.",
     )
     last_failure: Failure | None = Field(default=None, description="Why the most recent failed attempt failed.")
+    started_with: StartedWith | None = Field(
+        default=None,
+        description="What the first attempt was started with. Retries and the deletion of the data use the same, "
+        "whatever the runtime says later.",
+    )
 
 
 class JobStatus(ControlStatus, ReportedStatus):

@@ -155,7 +155,7 @@ def _ready(pod: Json, address: str) -> Json:
             "ready": True,
             "restartCount": 0,
             "image": container["image"],
-            "imageID": "x",
+            "imageID": f"{container['image'].partition(':')[0].partition('@')[0]}@sha256:{'e' * 64}",
             "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}},
         }
         for container in pod["spec"]["containers"]

@@ -16,7 +16,15 @@ class Job:
     """A DreamBoothJob under test."""
 
     def __init__(
-        self, plane: ControlPlane, ray: FakeRay, namespace: str, name: str, *, erase: bool = False, **run_policy: object
+        self,
+        plane: ControlPlane,
+        ray: FakeRay,
+        namespace: str,
+        name: str,
+        *,
+        erase: bool = False,
+        runtime: str = "default",
+        **run_policy: object,
     ) -> None:
         self.plane, self.ray, self.namespace, self.name = plane, ray, namespace, name
         plane.apply(
@@ -25,6 +33,7 @@ class Job:
                 "kind": "DreamBoothJob",
                 "metadata": {"name": name, "namespace": namespace},
                 "spec": {
+                    "runtimeRef": {"name": runtime},
                     "subject": {"images": {"uri": "s3://photos/dog"}, "class": "dog"},
                     "output": {"uri": "s3://models/dog", "deletionPolicy": "Delete" if erase else "Retain"},
                     "runPolicy": run_policy,

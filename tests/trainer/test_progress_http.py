@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from dreambooth_api import environment
+from dreambooth_api.job import BaseModelRef
 from dreambooth_api.progress import ProgressMessage
 from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.progress import http
@@ -208,3 +209,12 @@ def test_only_paths_in_the_mounted_folder_are_replaced(
     monkeypatch.setenv(environment.OUT, f"{environment.OUTPUT_PATH}/dog")
     monkeypatch.setenv(environment.OUT_SHOWN, "pvc://models/dog")
     assert external_uri(uri) == external
+
+
+@pytest.mark.parametrize(("revision", "reported"), [("a" * 40, "a" * 40), ("main", None), (None, None)])
+def test_commit_of_the_base_model_is_reported(
+    listener: Listener, token: Path, revision: str | None, reported: str | None
+) -> None:
+    with OperatorReporter(silent(), Operator(listener.url, token)) as reporter:
+        reporter.pinned(BaseModelRef(id="org/base", revision=revision))
+    assert listener.received[-1][1].get("modelCommit") == reported

@@ -28,7 +28,13 @@ from dreambooth_operator.controller.policies.suspension import suspend_attempt
 from dreambooth_operator.controller.queueing.select import select_queue
 from dreambooth_operator.controller.resolve import ResolutionError, ResolvedJob, run_policy
 from dreambooth_operator.controller.settings import Settings
-from dreambooth_operator.controller.status import running_message, set_running_conditions, with_pod_problem
+from dreambooth_operator.controller.started import record_start, with_image_digest
+from dreambooth_operator.controller.status import (
+    running_message,
+    set_accepted,
+    set_running_conditions,
+    with_pod_problem,
+)
 
 _C = ConditionType
 _EVENT_POLL_SECONDS = 15  # events of pods are not watched
@@ -37,9 +43,9 @@ _NEW_QUEUE_POLL_SECONDS = 15
 _QUEUE_POLL_SECONDS = 300
 
 
-def start_attempt(builder: DecisionBuilder, policy: RunPolicy) -> None:
+def start_attempt(builder: DecisionBuilder, resolution: ResolvedJob) -> None:
     """Open the next attempt, in the status only. Its RayJob is created once the status is written."""
-    status, attempt = builder.status, builder.status.attempts + 1
+    status, attempt, policy = builder.status, builder.status.attempts + 1, resolution.spec.run_policy
     name, queue = attempt_name(builder.job, attempt), select_queue(policy)
     if queue.starts_suspended:
         builder.set_phase(Phase.QUEUED, queue.waiting_message(name))
@@ -56,8 +62,9 @@ def start_attempt(builder: DecisionBuilder, policy: RunPolicy) -> None:
         start_time=status.start_time or builder.now,
         waiting_since=status.waiting_since or builder.now,
         starting_since=None if queue.starts_suspended else builder.now,
+        started_with=status.started_with or record_start(resolution),
     )
-    builder.set_condition(_C.ACCEPTED, "True", "Valid", "The spec is valid and within the runtime's bounds.")
+    set_accepted(builder, None)
     if queue.starts_suspended:
         builder.set_condition(_C.QUEUED, "True", "Waiting", queue.waiting_message(name))
     builder.set_condition(_C.CLUSTER_READY, "False", "Starting", "The Ray cluster is being created.")
@@ -70,6 +77,7 @@ def monitor_attempt(
 ) -> None:
     """Create the RayJob of the open attempt, follow it, and close the attempt when it ends."""
     status, policy = builder.status, run_policy(builder.job, resolution)
+    set_accepted(builder, resolution if isinstance(resolution, ResolutionError) else None)
     ray_job = observed.ray_job(status.ray_job_name)
     builder.delete_ray_jobs(r for r in observed.ray_jobs if r is not ray_job)
     if ray_job is None:
@@ -77,7 +85,7 @@ def monitor_attempt(
             close_attempt(builder, failure, policy, settings, counts=failure.reason != retries.QUOTA_EXCEEDED)
             return
         if status.ray_job_uid is None and not policy.suspend:
-            _create_children(builder, resolution, settings)
+            _create_children(builder, resolution, policy, settings)
             return
         if status.ray_job_uid is not None:
             deleted = Failure(reason="RayJobDeleted", message=f"RayJob {status.ray_job_name} was deleted.")
@@ -98,10 +106,12 @@ def monitor_attempt(
         _follow_ray_job(builder, ray_job, policy, observed, settings)
 
 
-def _create_children(builder: DecisionBuilder, resolution: ResolvedJob | ResolutionError, settings: Settings) -> None:
+def _create_children(
+    builder: DecisionBuilder, resolution: ResolvedJob | ResolutionError, policy: RunPolicy, settings: Settings
+) -> None:
     if isinstance(resolution, ResolutionError):  # the runtime changed between the status write and the creation
         failure = Failure(reason=resolution.reason, message=resolution.message)
-        close_attempt(builder, failure, RunPolicy(), settings, counts=False)
+        close_attempt(builder, failure, policy, settings, counts=False)
         return
     children = attempt_children(builder.job, builder.status.attempts, resolution, settings)
     builder.add(*(Create(resource, obj) for resource, obj in children))
@@ -151,6 +161,8 @@ def _follow_cluster(
     if queued and queued.status == "True":
         builder.set_condition(_C.QUEUED, "False", "Admitted")
     pods = observed.pods_of(builder.status.attempts)
+    if builder.status.started_with:
+        builder.set_fields(started_with=with_image_digest(builder.status.started_with, pods))
     cluster = with_pod_problem(observed.cluster_of(ray_job.name), pods)
     disruption = find_disruption(builder, pods)
     running = ray_job.deployment == "Running"

@@ -13,7 +13,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from dreambooth_api.job import RunPolicy
-from dreambooth_api.status import TERMINAL, ConditionType, Phase, fit_message
+from dreambooth_api.status import TERMINAL, Phase
 from dreambooth_operator.controller.actions import Decision
 from dreambooth_operator.controller.attempts import monitor_attempt, start_attempt
 from dreambooth_operator.controller.builder import DecisionBuilder
@@ -30,7 +30,7 @@ from dreambooth_operator.controller.policies.ttl import apply_ttl
 from dreambooth_operator.controller.readiness import set_readiness
 from dreambooth_operator.controller.resolve import ResolutionError, ResolvedJob, run_policy
 from dreambooth_operator.controller.settings import Settings
-from dreambooth_operator.controller.status import set_success_conditions
+from dreambooth_operator.controller.status import set_accepted, set_success_conditions
 
 
 def decide(
@@ -39,7 +39,7 @@ def decide(
     """The next actions for `job`, given its resolved spec and its children."""
     builder = DecisionBuilder(job, now)
     if job.deleted:
-        reconcile_deletion(builder, resolution, observed)
+        reconcile_deletion(builder, observed)
     elif change := finalizer_change(job):
         return Decision((change,))
     elif job.status.phase in TERMINAL:
@@ -72,7 +72,7 @@ def reconcile_idle(builder: DecisionBuilder, resolution: ResolvedJob | Resolutio
     elif observed.ray_jobs:
         builder.delete_ray_jobs(observed.ray_jobs)
     else:
-        start_attempt(builder, policy)
+        start_attempt(builder, resolution)
 
 
 def reconcile_finished(builder: DecisionBuilder, policy: RunPolicy, observed: Observed) -> None:
@@ -86,8 +86,5 @@ def reconcile_finished(builder: DecisionBuilder, policy: RunPolicy, observed: Ob
 
 
 def _reject(builder: DecisionBuilder, error: ResolutionError) -> None:
-    old = builder.condition(ConditionType.ACCEPTED)
-    if old is None or old.status != "False" or old.message != fit_message(error.message):
-        builder.record_event("Warning", error.reason, error.message)
+    set_accepted(builder, error)
     builder.set_phase(Phase.REJECTED, error.message)
-    builder.set_condition(ConditionType.ACCEPTED, "False", error.reason, error.message)

@@ -12,7 +12,8 @@ from datetime import datetime
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from dreambooth_api.job import DreamBoothJob, JobSpec
+from dreambooth_api.job import DreamBoothJob, JobSpec, RunPolicy
+from dreambooth_api.lenient import parse_leniently
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_api.status import Failure, JobStatus, fit_message, parse_status
 from dreambooth_operator.controller.observed_pods import Pod, one_line
@@ -24,7 +25,11 @@ _MAX_CONFIG_BYTES = 8192
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A DreamBoothJob. `spec` is None if it is not valid, and `problems` explains why."""
+    """A DreamBoothJob.
+
+    `spec` is None if it is not valid, and `problems` explains why. Then `valid_run_policy` has the fields of its run
+    policy that are valid, because an attempt may be running: the job was valid before an upgrade.
+    """
 
     key: Key
     uid: str
@@ -36,6 +41,7 @@ class Job:
     spec: JobSpec | None
     problems: tuple[str, ...]
     status: JobStatus
+    valid_run_policy: RunPolicy
 
     @property
     def reference(self) -> Json:
@@ -78,6 +84,7 @@ def read_job(obj: Json) -> Job:
         spec=spec,
         problems=problems,
         status=parse_status(part(obj, "status")),
+        valid_run_policy=spec.run_policy if spec else parse_leniently(RunPolicy, part(obj, "spec", "runPolicy"))[0],
     )
 
 
@@ -106,15 +113,19 @@ class Runtime:
     name: str
     spec: RuntimeSpec | None
     problems: tuple[str, ...] = ()
+    uid: str = ""
+    generation: int = 0
 
 
 def read_runtime(obj: Json) -> Runtime:
     """Never raises: validation errors are returned in `problems`."""
-    name = obj["metadata"]["name"]
+    metadata = obj["metadata"]
+    spec, problems = None, ()
     try:
-        return Runtime(name, RuntimeSpec.model_validate(obj.get("spec") or {}))
+        spec = RuntimeSpec.model_validate(obj.get("spec") or {})
     except ValidationError as error:
-        return Runtime(name, None, tuple(_issue_message(issue) for issue in error.errors(include_url=False)))
+        problems = tuple(_issue_message(issue) for issue in error.errors(include_url=False))
+    return Runtime(metadata["name"], spec, problems, metadata["uid"], metadata.get("generation", 0))
 
 
 @dataclass(frozen=True, slots=True)

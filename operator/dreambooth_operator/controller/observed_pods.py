@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -13,6 +14,9 @@ from dreambooth_operator.resources import ATTEMPT_LABEL, JOB_LABEL, RAY_CONTAINE
 _MAX_TEXT_LENGTH = 600  # of a message of the kubelet or the scheduler
 # Reasons of every new container; the kubelet explains a long wait only in events.
 _STARTING = ("", "ContainerCreating", "PodInitializing")
+
+# Of an image from a registry. The ID of an image that was loaded into the node is not a digest in any registry.
+_DIGEST = re.compile(r"@(sha256:[0-9a-f]{64})$")
 
 # Events that do not show that volumes were mounted.
 _BEFORE_MOUNTS = ("Scheduled", "SuccessfulAttachVolume")
@@ -31,6 +35,8 @@ class Pod:
         message: details of the reason, on one line.
         disruption: why the pod is about to end, if it is not by its own fault: the reason and message of its condition
             DisruptionTarget.
+        image: image of the trainer's container, as in the spec of the pod.
+        image_digest: digest of that image, once it is known.
         ends: when its grace period ends, if it is being deleted.
         out_of_memory: which of its Ray containers the kernel killed for lack of memory, and its limit; empty if none.
     """
@@ -48,6 +54,8 @@ class Pod:
     disruption: str = ""
     ends: datetime | None = None
     out_of_memory: str = ""
+    image: str = ""
+    image_digest: str = ""
 
     @property
     def problem(self) -> str:
@@ -64,6 +72,7 @@ def read_pod(obj: Json) -> Pod:
     conditions = {condition["type"]: condition for condition in parts(status, "conditions")}
     ready = part(conditions, "Ready").get("status") == "True"
     reason, message = ("", "") if ready else _waiting(status, conditions)
+    image, digest = _image(part(obj, "spec"), status)
     return Pod(
         owner=labels.get(JOB_LABEL, ""),
         attempt=labels.get(ATTEMPT_LABEL, ""),
@@ -78,6 +87,8 @@ def read_pod(obj: Json) -> Pod:
         disruption=_disruption(part(conditions, "DisruptionTarget")),
         ends=datetime.fromisoformat(ended) if (ended := metadata.get("deletionTimestamp")) else None,
         out_of_memory=_out_of_memory(part(obj, "spec"), status),
+        image=image,
+        image_digest=digest,
     )
 
 
@@ -99,6 +110,16 @@ def _out_of_memory(spec: Json, status: Json) -> str:
         else f"which has no memory limit, because node {spec.get('nodeName')} ran out of memory"
     )
     return f"container {container['name']}, {cause}"
+
+
+def _image(spec: Json, status: Json) -> tuple[str, str]:
+    """The image of the trainer's container, and its digest."""
+    for container in parts(spec, "containers"):
+        if container["name"] in RAY_CONTAINERS:
+            running = [c for c in parts(status, "containerStatuses") if c["name"] == container["name"]]
+            digests = [_DIGEST.search(c.get("imageID") or "") for c in running]
+            return container.get("image") or "", next((found[1] for found in digests if found), "")
+    return "", ""
 
 
 def _disruption(condition: Json) -> str:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from dreambooth_api.defaulting import with_defaults, worker_resources
 from dreambooth_api.environment import IMAGES_PATH, OUTPUT_PATH
 from dreambooth_api.fields import VolumeClaim
-from dreambooth_api.job import JobSpec, Resources, RunPolicy
+from dreambooth_api.job import BaseModelRef, JobSpec, Resources, RunPolicy
 from dreambooth_api.runtime import DEFAULT_RUNTIME, RuntimeSpec, WorkerResources
+from dreambooth_api.started import StartedRunPolicy, StartedRuntime
+from dreambooth_api.status import JobStatus
 from dreambooth_api.subject import ImageSource
 from dreambooth_operator.controller.bounds import bounded_run_policy, exceeded_bounds
 from dreambooth_operator.controller.bounds_outputs import default_claim, default_uri
@@ -41,6 +43,7 @@ class ResolvedJob:
         out: the job's folder on that volume, as a path in the pods.
         store: URI or path of the shared class images, as seen by the pods.
         worker: resources of each worker.
+        runtime_id: identity of the runtime.
     """
 
     spec: JobSpec
@@ -50,6 +53,7 @@ class ResolvedJob:
     out: str
     store: str
     worker: WorkerResources
+    runtime_id: StartedRuntime
 
 
 def choose_runtime(spec: JobSpec) -> str:
@@ -58,35 +62,43 @@ def choose_runtime(spec: JobSpec) -> str:
 
 
 def resolve(job: Job, runtime: Runtime | None, runtimes: Sequence[str]) -> ResolvedJob | ResolutionError:
-    """Resolve `job` against its runtime. `runtimes` are the existing names, for the message about a missing one."""
+    """Resolve `job` against its runtime. `runtimes` are the existing names, for the message about a missing one.
+
+    A job that has been started keeps its claim, output, image and model, which `status.startedWith` records.
+    """
     if job.spec is None:
         return ResolutionError("InvalidSpec", "; ".join(job.problems))
     name = choose_runtime(job.spec)
     if runtime is None:
-        existing = ", ".join(sorted(runtimes)) or "none yet; ask the platform team to create one"
-        message = f"DreamBoothRuntime {name!r} does not exist; set spec.runtimeRef.name to one of: {existing}"
-        return ResolutionError("RuntimeNotFound", message)
+        return ResolutionError("RuntimeNotFound", _not_found(job, name, runtimes))
     if runtime.spec is None:
         details = "; ".join(runtime.problems)
         message = f"DreamBoothRuntime {name!r} is not valid; ask the platform team to fix: {details}"
         return ResolutionError("RuntimeInvalid", message)
     spec = with_defaults(job.spec, runtime.spec)
-    found = _check(job, spec, runtime.spec, name)
+    found = _check(job, spec, runtime.spec, StartedRuntime(name=name, uid=runtime.uid, generation=runtime.generation))
     if isinstance(found, ResolutionError):
         return replace(found, run_policy=bounded_run_policy(spec.run_policy, runtime.spec.bounds))
-    return found
+    return _as_started(found, job.status)
 
 
-def _check(job: Job, spec: JobSpec, runtime: RuntimeSpec, name: str) -> ResolvedJob | ResolutionError:
+def _not_found(job: Job, name: str, runtimes: Sequence[str]) -> str:
+    if job.status.started_with:  # its runtimeRef is immutable
+        return f"DreamBoothRuntime {name!r} does not exist any more; ask the platform team to create it again"
+    existing = ", ".join(sorted(runtimes)) or "none yet; ask the platform team to create one"
+    return f"DreamBoothRuntime {name!r} does not exist; set spec.runtimeRef.name to one of: {existing}"
+
+
+def _check(job: Job, spec: JobSpec, runtime: RuntimeSpec, runtime_id: StartedRuntime) -> ResolvedJob | ResolutionError:
     """Resolve a job whose runtime exists. `spec` has its defaults."""
-    allowed = runtime.allowed_namespaces
+    allowed, name = runtime.allowed_namespaces, runtime_id.name
     if allowed and job.key.namespace not in allowed:
         return ResolutionError(
             "NamespaceNotAllowed",
             f"DreamBoothRuntime {name!r} does not allow namespace {job.key.namespace!r}; allowed namespaces: "
             f"{', '.join(allowed)}",
         )
-    resolved = _locate(job, spec, runtime)
+    resolved = _locate(job, spec, runtime, runtime_id)
     if isinstance(resolved, ResolutionError):
         return resolved
     assert job.spec
@@ -101,10 +113,48 @@ def run_policy(job: Job, resolution: ResolvedJob | ResolutionError) -> RunPolicy
         return resolution.spec.run_policy
     if resolution.run_policy:
         return resolution.run_policy
-    return job.spec.run_policy if job.spec else RunPolicy()
+    policy, started = job.spec.run_policy if job.spec else job.valid_run_policy, job.status.started_with
+    return _with_started_policy(policy, started.run_policy) if started else policy
 
 
-def _locate(job: Job, spec: JobSpec, runtime: RuntimeSpec) -> ResolvedJob | ResolutionError:
+def _with_started_policy(policy: RunPolicy, started: StartedRunPolicy) -> RunPolicy:
+    """The policy of a job whose runtime is not known any more, with the defaults and bounds that it had."""
+    deadline, bound = policy.active_deadline_seconds, started.max_active_deadline_seconds
+    if deadline is None:
+        deadline = started.active_deadline_seconds
+    ttl_seconds = policy.ttl_seconds_after_finished
+    return policy.model_copy(
+        update={
+            "active_deadline_seconds": min(deadline, bound) if deadline and bound else deadline or bound,
+            "ttl_seconds_after_finished": started.ttl_seconds_after_finished if ttl_seconds is None else ttl_seconds,
+            "queue_name": policy.queue_name or started.queue_name,
+        }
+    )
+
+
+def _as_started(resolved: ResolvedJob, status: JobStatus) -> ResolvedJob:
+    """The job with the image and the model of its first attempt, whatever its runtime says now.
+
+    Bounds have been checked before: they apply to what the job asks for, not to what its runtime supplied.
+    """
+    started = status.started_with
+    if started is None:
+        return resolved
+    image = started.image
+    if started.image_digest and resolved.runtime.image_pull_policy != "Never":  # loaded images may have no digest
+        image = with_digest(image, started.image_digest)
+    model = BaseModelRef(id=started.model.id, revision=status.model_commit or started.model.revision)
+    cluster = resolved.spec.cluster.model_copy(update={"image": image})
+    return replace(resolved, spec=resolved.spec.model_copy(update={"model": model, "cluster": cluster}))
+
+
+def with_digest(image: str, digest: str) -> str:
+    """A reference to the image with this digest, in the repository of `image`."""
+    path, slash, last = image.partition("@")[0].rpartition("/")
+    return f"{path}{slash}{last.partition(':')[0]}@{digest}"
+
+
+def _locate(job: Job, spec: JobSpec, runtime: RuntimeSpec, runtime_id: StartedRuntime) -> ResolvedJob | ResolutionError:
     """Determine the source of the images and the destination of the model."""
     pvc, uri = _output(job, spec, runtime)
     if pvc is None:
@@ -125,8 +175,9 @@ def _locate(job: Job, spec: JobSpec, runtime: RuntimeSpec) -> ResolvedJob | Reso
         images=volumes,
         claim=pvc.claim_name,
         out=out,
-        store=_store(spec, runtime, out),
+        store=_store(job, spec, runtime, out),
         worker=worker,
+        runtime_id=runtime_id,
     )
 
 
@@ -162,14 +213,18 @@ def _volume_source(images: ImageSource) -> dict[str, object] | None:
 
 def _output(job: Job, spec: JobSpec, runtime: RuntimeSpec) -> tuple[VolumeClaim | None, str | None]:
     """The folder that the job works in, and the URI that the model is uploaded to, if any."""
+    if started := job.status.started_with:
+        return VolumeClaim(claim_name=started.claim_name, path=started.folder), started.uri
     output = spec.output
     if output.pvc:
         return VolumeClaim(claim_name=output.pvc.claim_name, path=output.pvc.path or job.key.name), None
     return default_claim(runtime, job.key), output.uri or default_uri(runtime, job.key)
 
 
-def _store(spec: JobSpec, runtime: RuntimeSpec, out: str) -> str:
+def _store(job: Job, spec: JobSpec, runtime: RuntimeSpec, out: str) -> str:
     """Where class images are shared. Sharing across namespaces needs a URI; without one, the volume is shared."""
+    if started := job.status.started_with:
+        return started.class_image_store
     if spec.prior_preservation.sharing == "Job":
         return f"{out}/class-images"
     if spec.prior_preservation.sharing == "Cluster" and runtime.storage.uri:

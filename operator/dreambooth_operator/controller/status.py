@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dreambooth_api.status import ConditionType, JobStatus, Report, TrainerPhase
+from dreambooth_api.status import ConditionType, JobStatus, Report, TrainerPhase, fit_message
 from dreambooth_operator.controller.builder import DecisionBuilder
 from dreambooth_operator.controller.failures import report_of_attempt
 from dreambooth_operator.controller.observed import RayCluster
 from dreambooth_operator.controller.observed_pods import Pod
+from dreambooth_operator.controller.resolve import ResolutionError
 
 _C = ConditionType
 # The condition that becomes true when the trainer completes a phase.
@@ -31,6 +32,17 @@ _NOT_REPORTED = (
     "The trainer succeeded, but its last report did not arrive. Check the job's output, for example with kubectl "
     "dreambooth images."
 )
+
+
+def set_accepted(builder: DecisionBuilder, error: ResolutionError | None) -> None:
+    """Set condition Accepted. An error is recorded as an event once."""
+    if error is None:
+        builder.set_condition(_C.ACCEPTED, "True", "Valid", "The spec is valid and within the runtime's bounds.")
+        return
+    old = builder.condition(_C.ACCEPTED)
+    if old is None or old.status != "False" or old.message != fit_message(error.message):
+        builder.record_event("Warning", error.reason, error.message)
+    builder.set_condition(_C.ACCEPTED, "False", error.reason, error.message)
 
 
 def set_running_conditions(builder: DecisionBuilder, cluster: RayCluster | None, *, running: bool) -> None:
@@ -150,9 +162,10 @@ def _output_location(status: JobStatus) -> str:
 
 
 def _disabled(builder: DecisionBuilder) -> set[ConditionType]:
-    """Conditions of the phases that the job disables."""
+    """Conditions of the phases that the job disables. If its spec is not valid any more, those of before."""
     spec = builder.job.spec
     if spec is None:
-        return set()
+        skipped = (kind for kind, _ in _COMPLETED_BY if (old := builder.condition(kind)) and old.reason == "Skipped")
+        return set(skipped)
     enabled = {_C.CLASS_IMAGES_READY: spec.prior_preservation.enabled, _C.EVALUATED: spec.evaluation.enabled}
     return {kind for kind, is_enabled in enabled.items() if not is_enabled}

@@ -24,7 +24,8 @@ def merge(status: JobStatus, report: ProgressMessage, attempt: int, now: datetim
     """The status server's fields of the status after `report` of `attempt`.
 
     Scores and output of an earlier attempt are dropped; the trainer reports them again if they are still valid. Class
-    images and steps are kept, because the next attempt continues from them.
+    images and steps are kept, because the next attempt continues from them. The first commit of the model is kept,
+    because later attempts are started with it.
     """
     old = status.report if status.report and status.report.attempt == attempt else None
     phase = report.phase or (old.phase if old else None)
@@ -40,6 +41,7 @@ def merge(status: JobStatus, report: ProgressMessage, attempt: int, now: datetim
         scores=Scores(**_scores(report.scores)) if report.scores else status.scores if old else None,
         subject_scores=_subject_scores(report) if report.subject_scores else status.subject_scores if old else None,
         output=report.output or (status.output if old else None),
+        model_commit=status.model_commit or report.model_commit,
     )
 
 
@@ -48,8 +50,8 @@ def milestone_of(report: ProgressMessage) -> object:
     scores = tuple(sorted((name, str(value)) for name, value in (report.scores or {}).items()))
     is_last = report.step is not None and report.step == report.steps
     steps = (bool(report.step), is_last, report.saved_step)
-    subjects = str(report.subject_scores)
-    return (report.phase, steps, report.class_images, report.failure, report.output, scores, subjects)
+    subjects, commit = str(report.subject_scores), report.model_commit
+    return (report.phase, steps, report.class_images, report.failure, report.output, scores, subjects, commit)
 
 
 def _training(old: TrainingStatus, report: ProgressMessage, phase: OpenTrainerPhase | None) -> TrainingStatus | None:

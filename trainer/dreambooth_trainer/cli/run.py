@@ -56,6 +56,8 @@ def run(job_file: Path, out: Path | None, store: str | None, sets: tuple[str, ..
             stack.enter_context(ray_cluster())
             wait_for_capacity(job.spec.cluster, reporter.note)
         prepared = prepare_job(job)
+        if isinstance(reporter, OperatorReporter):
+            reporter.pinned(prepared.plan.model)
         store_folder, warning = options.store_url(store)
         warnings = [*prepared.warnings, *([warning] if warning else [])]
         reporter.note("\n".join([describe(prepared.planned), *(f"note: {warning}" for warning in warnings)]))

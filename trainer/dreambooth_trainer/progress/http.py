@@ -24,6 +24,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from dreambooth_api import environment
+from dreambooth_api.job import BaseModelRef
 from dreambooth_api.metrics import METRICS
 from dreambooth_api.progress import ProgressMessage, parse_fields
 from dreambooth_api.status import TrainerPhase
@@ -156,6 +157,10 @@ class OperatorReporter:
                 self._update(scores=scores, subject_scores=result.get("subjects") or None)
             case TrainerPhase.PUBLISH:
                 self._update(output={"uri": external_uri(str(result["uri"])), "digest": result["digest"]})
+
+    def pinned(self, model: BaseModelRef) -> None:
+        """Report the commit of a base model from the Hub, with which later attempts are started."""
+        self._update(model_commit=model.revision)
 
     def failed(self, reason: str, message: str, *, retryable: bool) -> None:
         """Report why the run failed, in the last message."""

@@ -38,9 +38,11 @@ def job_file(job: Job, resolved: ResolvedJob) -> str:
     """The job as the trainer reads it, with mounted paths in place of volumes.
 
     In JSON: writing YAML takes a hundred times as long. All strings are quoted, so none is taken for a number.
+    Fields with their default are omitted: retries run the image of the first attempt, whose trainer rejects the fields
+    that a newer operator has added.
     """
     metadata = {"name": job.key.name, "namespace": job.key.namespace, "uid": job.uid}
-    spec = resolved.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+    spec = resolved.spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
     return json_in_yaml({"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec})
 
 

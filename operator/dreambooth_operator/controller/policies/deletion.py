@@ -1,7 +1,8 @@
 """`spec.output.deletionPolicy`: deletes the data of a job before the job itself. Pure.
 
 With `Delete` the job has a finalizer. A deleted job keeps it until its pods are gone and a batch Job has deleted its
-data, which the condition Erased records.
+data, which the condition Erased records. `status.startedWith` says where the data is and how to delete it, so neither
+the runtime nor a valid spec is needed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dreambooth_operator.controller.builder import DecisionBuilder
 from dreambooth_operator.controller.children.erase_job import erase_children
 from dreambooth_operator.controller.names import erase_name
 from dreambooth_operator.controller.observed import EraseJob, Job, Observed
-from dreambooth_operator.controller.resolve import ResolutionError, ResolvedJob
+from dreambooth_operator.controller.started import resolve_erasure
 from dreambooth_operator.machinery.resources import Key
 from dreambooth_operator.resources import BATCH_JOBS, ERASE_FINALIZER
 
@@ -23,12 +24,18 @@ _ERASING = "The job is being deleted: a pod is deleting its data."
 
 
 def finalizer_change(job: Job) -> SetFinalizer | None:
-    """The change that makes the finalizer of a job match its deletion policy."""
-    wanted = job.spec is not None and job.spec.output.deletion_policy == "Delete"
+    """The change that makes the finalizer of a job match its deletion policy, if that is known."""
+    if job.status.started_with:
+        policy = job.status.started_with.deletion_policy
+    elif job.spec:
+        policy = job.spec.output.deletion_policy
+    else:
+        return None
+    wanted = policy == "Delete"
     return SetFinalizer(wanted) if wanted != (ERASE_FINALIZER in job.finalizers) else None
 
 
-def reconcile_deletion(builder: DecisionBuilder, resolution: ResolvedJob | ResolutionError, observed: Observed) -> None:
+def reconcile_deletion(builder: DecisionBuilder, observed: Observed) -> None:
     """Delete the pods of a deleted job, then its data, then the finalizer."""
     job = builder.job
     if ERASE_FINALIZER not in job.finalizers:
@@ -55,15 +62,18 @@ def reconcile_deletion(builder: DecisionBuilder, resolution: ResolvedJob | Resol
         builder.add(SetFinalizer(present=False))
     elif erase and erase.failed:
         _retry_erase(builder, erase)
-    elif isinstance(resolution, ResolutionError):
-        message = f"The job's data cannot be deleted: {resolution.message}"
+    elif job.status.started_with is None:
+        message = (
+            "The job's data cannot be deleted: status.startedWith, which says where it is, is missing or not valid. "
+            f"Delete the data at the job's output yourself, then remove the finalizer {ERASE_FINALIZER}."
+        )
         builder.set_phase(Phase.ERASING, message)
-        builder.set_condition(ConditionType.ERASED, "False", resolution.reason, message)
-        builder.requeue_after(_RETRY_SECONDS)
+        builder.set_condition(ConditionType.ERASED, "False", "LocationUnknown", message)
     elif erase is None:
         if builder.condition(ConditionType.ERASED) is None:
             builder.set_condition(ConditionType.ERASED, "False", "Erasing", _ERASING)
-        builder.add(*(Create(resource, obj) for resource, obj in erase_children(job, resolution)))
+        children = erase_children(job, resolve_erasure(job.status.started_with))
+        builder.add(*(Create(resource, obj) for resource, obj in children))
 
 
 def _retry_erase(builder: DecisionBuilder, erase: EraseJob) -> None:
