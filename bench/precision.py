@@ -23,7 +23,7 @@ from dreambooth_trainer.families.registry import open_family
 from dreambooth_trainer.sprites import WEIGHTS
 from dreambooth_trainer.sprites.examples import example_images
 from dreambooth_trainer.training.batches import DeterministicSampler
-from dreambooth_trainer.training.cache import Latents, TrainingData
+from dreambooth_trainer.training.cache import EncodedImages, TrainingData
 from dreambooth_trainer.training.module import Batch, DreamBoothModule, make_batch
 
 BATCH_SIZE = 4
@@ -38,26 +38,22 @@ def stochastic_bf16(values: Tensor) -> Tensor:
 
 def load_data() -> tuple[DreamBoothModule, TrainingData]:
     """The built-in model with two built-in subjects: one as the subject, one in place of class images."""
-    family = open_family(WEIGHTS)
-    components = family.load(WEIGHTS, with_vae=True)
-    kinds: list[Latents] = []
+    stage = open_family(WEIGHTS).open(WEIGHTS, ("unet", "text_encoder", "vae"))
+    kinds: list[EncodedImages] = []
     for subject, prompt in (("dog-pink-blue", "a sks dog"), ("dog-teal-magenta", "a dog")):
-        mean, std = family.encode_images(components, [Image.fromarray(image) for image in example_images(subject)])
-        ids = family.tokenize(components, [prompt])
-        with torch.no_grad():
-            conditioning = family.encode_prompts(components.text_encoder, ids)
-        ranges = torch.tensor([[0, len(mean)]])
-        kinds.append(Latents(mean, std, ranges, torch.zeros(len(mean), dtype=torch.long), ids, conditioning))
-    return DreamBoothModule(family, components.noise_scheduler, components.denoiser, None, 1.0), TrainingData(*kinds)
+        images = [Image.fromarray(image) for image in example_images(subject)]
+        ranges, prompts = torch.tensor([[0, len(images)]]), torch.zeros(len(images), dtype=torch.long)
+        kinds.append(EncodedImages(stage.encode_images(images), stage.encode_prompts([prompt]), ranges, prompts))
+    return DreamBoothModule(stage, {"unet": stage.modules["unet"]}, 1.0), TrainingData(*kinds)
 
 
-def batches(data: TrainingData, seed: int) -> Callable[[int], Batch]:
+def batches(module: DreamBoothModule, data: TrainingData, seed: int) -> Callable[[int], Batch]:
     assert data.class_images is not None
     first, second = (
-        DeterministicSampler(len(kind), BATCH_SIZE, 1000, seed + index)
+        DeterministicSampler(kind.indices, BATCH_SIZE, seed + index)
         for index, kind in enumerate((data.instance_images, data.class_images))
     )
-    return lambda step: make_batch(data, (first, second), step, 0, 1)
+    return lambda step: make_batch(module.stage, data, (first, second), step, 0, 1)
 
 
 def train(recipe: str, module: nn.Module, batch: Callable[[int], Batch], steps: int, rate: float) -> list[Tensor]:
@@ -112,7 +108,7 @@ def main(steps: int, learning_rate: float, on_grid: bool) -> None:
     if on_grid:
         base.bfloat16().float()
     start = [p.detach().clone() for p in base.parameters()]
-    held_out = [batches(data, seed=1000)(step) for step in range(32)]
+    held_out = [batches(base, data, seed=1000)(step) for step in range(32)]
 
     def loss(weights: list[Tensor]) -> float:
         probe = copy.deepcopy(base).requires_grad_(False)
@@ -122,7 +118,7 @@ def main(steps: int, learning_rate: float, on_grid: bool) -> None:
 
     before, exact = loss(start), list[Tensor]()
     for recipe in RECIPES:
-        end = [p.float() for p in train(recipe, copy.deepcopy(base), batches(data, seed=0), steps, learning_rate)]
+        end = [p.float() for p in train(recipe, copy.deepcopy(base), batches(base, data, seed=0), steps, learning_rate)]
         exact = exact or end
         length = sum(float((a - b).square().sum()) for a, b in zip(exact, start, strict=True)) ** 0.5
         error = sum(float((a - b).square().sum()) for a, b in zip(end, exact, strict=True)) ** 0.5 / length

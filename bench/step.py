@@ -20,10 +20,10 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from dreambooth_api.job import DreamBoothJob
-from dreambooth_trainer.families.stable_diffusion import StableDiffusion
+from dreambooth_trainer.families.stable_diffusion import StableDiffusionStage
 from dreambooth_trainer.planning.plan import Plan, fill_defaults
 from dreambooth_trainer.training import plain_engine
-from dreambooth_trainer.training.cache import Latents, TrainingData
+from dreambooth_trainer.training.cache import EncodedImages, TrainingData
 from dreambooth_trainer.training.loop import run_step
 from dreambooth_trainer.training.module import DreamBoothModule
 
@@ -109,14 +109,16 @@ def bare_step(unet: UNet2DConditionModel, latent_side: int) -> Callable[[], obje
 def trainer_step(unet: UNet2DConditionModel, plan: Plan, latent_side: int) -> Callable[[], object]:
     """A step of the trainer's engine for a single process."""
 
-    def latents() -> Latents:
+    def encoded() -> EncodedImages:
         shape = (1, 4, latent_side, latent_side)
-        ids = torch.zeros(1, TOKENS, dtype=torch.long)
         one = torch.tensor([[0, 1]])
-        return Latents(torch.randn(shape), torch.ones(shape), one, ids[0, :1], ids, torch.randn(1, TOKENS, TEXT))
+        images = {"latent_mean": torch.randn(shape), "latent_std": torch.ones(shape)}
+        prompts = {"text_embeds": torch.randn(1, TOKENS, TEXT)}
+        return EncodedImages(images, prompts, one, torch.zeros(1, dtype=torch.long))
 
-    data = TrainingData(latents(), latents())
-    module = DreamBoothModule(StableDiffusion(), DDPMScheduler(), unet, None, 1.0)
+    data = TrainingData(encoded(), encoded())
+    stage = StableDiffusionStage({"unet": unet}, mock.Mock(), DDPMScheduler())
+    module = DreamBoothModule(stage, {"unet": unet}, 1.0)
     with mock.patch.object(plain_engine, "build_module", return_value=module):
         engine = plain_engine.PlainEngine(plan, None)
     steps = iter(range(10**6))

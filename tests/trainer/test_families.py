@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from dreambooth_api.errors import UserError
 from dreambooth_api.job import BaseModelRef
 from dreambooth_api.training import Training
-from dreambooth_trainer.families.base import AdapterInfo
+from dreambooth_trainer.families.base import AdapterInfo, Stage
+from dreambooth_trainer.families.ddpm import loss_target
 from dreambooth_trainer.families.identifiers import rare_identifier
 from dreambooth_trainer.families.registry import local_folder, open_family, weights_digest
 from dreambooth_trainer.methods.registry import open_method
@@ -33,26 +35,35 @@ def images() -> list[Image.Image]:
     return [Image.fromarray(pixels) for pixels in noise]
 
 
+def open_all(folder: Path) -> Stage:
+    """A stage with all modules."""
+    family = open_family(folder)
+    return family.open(folder, (family.denoiser, *family.text_encoders, *family.image_encoders))
+
+
+def predict(unet: Any, noisy: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    return unet(noisy, torch.tensor([500]), encoder_hidden_states=text).sample
+
+
 def test_shapes(tiny_model: Path, images: list[Image.Image]) -> None:
     family = open_family(tiny_model)
-    components = family.load(tiny_model)
-    mean, std = family.encode_images(components, images)
-    assert mean.shape == std.shape == (3, 4, 8, 8)
-    ids = family.tokenize(components, ["a sks dog", "a dog on the beach"])
-    conditioning = family.encode_prompts(components.text_encoder, ids)
-    assert conditioning.shape == (2, components.tokenizer.model_max_length, 32)
-    prediction = family.predict(components.denoiser, mean[:2], torch.tensor([1, 900]), conditioning)
-    assert prediction.shape == (2, 4, 8, 8)
+    stage = open_all(tiny_model)
+    encoded = stage.encode_images(images)
+    assert {name: tuple(tensor.shape[1:]) for name, tensor in encoded.items()} == family.image_shapes(tiny_model, 32)
+    assert {len(tensor) for tensor in encoded.values()} == {3}
+    prompts = ["a sks dog", "a dog on the beach", "a dog"]
+    for live in ((), family.text_encoders):
+        examples = encoded | stage.encode_prompts(prompts, live)
+        noise = {name: torch.randn(3, *shape) for name, shape in stage.noise_shapes(examples).items()}
+        assert stage.loss(stage.modules, examples, noise, torch.tensor([0.0, 0.5, 0.999])).shape == (3,)
 
 
 def test_latents_decode_to_the_encoded_images() -> None:
-    family = open_family(WEIGHTS)
-    components = family.load(WEIGHTS)
+    stage = open_all(WEIGHTS)
     pixels = np.stack([image for name in EXAMPLES for image in example_images(name)])
-    mean, _ = family.encode_images(components, [Image.fromarray(image) for image in pixels])
-    assert components.vae is not None
+    mean, vae = stage.encode_images([Image.fromarray(image) for image in pixels])["latent_mean"], stage.modules["vae"]
     with torch.no_grad():
-        decoded = components.vae.decode(mean / components.vae.config.scaling_factor).sample
+        decoded = vae.decode(mean / vae.config.scaling_factor).sample
     error = (decoded.permute(0, 2, 3, 1).numpy() * 127.5 + 127.5).clip(0, 255) - pixels
     assert 10 * np.log10(255**2 / np.mean(error**2)) > 22, "decibels"
 
@@ -60,12 +71,11 @@ def test_latents_decode_to_the_encoded_images() -> None:
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_latents_can_be_recovered_from_the_loss_target(make_model, prediction_type: str) -> None:
     folder = make_model(prediction_type)
-    family = open_family(folder)
-    scheduler = family.load(folder).noise_scheduler
+    scheduler = open_family(folder).open(folder, ()).noise_scheduler
     latents, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
     timesteps = torch.tensor([10, 700])
     noisy = scheduler.add_noise(latents, noise, timesteps)
-    target = family.loss_target(scheduler, latents, noise, timesteps)
+    target = loss_target(scheduler, latents, noise, timesteps)
     alpha = scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
     if prediction_type == "epsilon":
         recovered = (noisy - (1 - alpha).sqrt() * target) / alpha.sqrt()
@@ -91,12 +101,12 @@ def test_the_autoencoder_runs_in_fp32_if_its_configuration_requires_it(
 @pytest.mark.parametrize("side", [768, 1024])
 def test_images_above_768_pixels_are_encoded_and_decoded_in_tiles(tiny_model: Path, side: int) -> None:
     family = open_family(tiny_model)
-    components = family.load(tiny_model)
+    stage = family.open(tiny_model, family.image_encoders)
     vae = family.pipeline(tiny_model, torch.float32).vae
     largest: list[int] = []
-    for module in (components.vae.encoder, vae.decoder):
+    for module in (stage.modules["vae"].encoder, vae.decoder):
         module.register_forward_pre_hook(lambda module, inputs: largest.append(inputs[0].shape[-1]))
-    family.encode_images(components, [Image.new("RGB", (side, side))])
+    stage.encode_images([Image.new("RGB", (side, side))])
     encoded, largest[:] = max(largest), []
     with torch.no_grad():
         assert vae.decode(torch.randn(1, 4, side // 4, side // 4)).sample.shape == (1, 3, side, side)
@@ -122,7 +132,7 @@ def test_a_saved_model_has_the_weights_and_number_formats_of_its_base(
     base, saved = tmp_path / "base", tmp_path / "saved"
     StableDiffusionPipeline.from_pretrained(tiny_model, dtype=dtype).save_pretrained(base, safe_serialization=True)
     family = open_family(base)
-    trained = family.load(base, ["denoiser", "text_encoder"]).modules
+    trained = family.open(base, ["unet", "text_encoder"]).modules
     family.save(base, trained, saved)
     expected, actual = component_weights(base), component_weights(saved)
     assert expected.keys() == actual.keys()
@@ -159,7 +169,7 @@ def test_training_uses_the_noise_schedule_of_the_model(tiny_model: Path, tmp_pat
     config.write_text(json.dumps({**json.loads(config.read_text()), **schedule}))
     family = open_family(folder)
     sampling = family.pipeline(folder, torch.float32).scheduler
-    assert torch.equal(family.load(folder).noise_scheduler.alphas_cumprod, sampling.alphas_cumprod)
+    assert torch.equal(family.open(folder, ()).noise_scheduler.alphas_cumprod, sampling.alphas_cumprod)
 
 
 @pytest.mark.parametrize("like_sd2", [None, False, True], ids=["sprites", "Stable Diffusion 1", "Stable Diffusion 2"])
@@ -209,35 +219,32 @@ def test_the_text_encoder_of_stable_diffusion_2_has_the_names_of_openclip(make_m
 def test_lora_starts_as_the_base_model_and_merges_into_it(tiny_model: Path) -> None:
     family, method = open_family(tiny_model), open_method("LoRA")
     training = Training.model_validate({"method": "LoRA", "lora": {"rank": 4}})
-    components = family.load(tiny_model)
-    text = family.encode_prompts(components.text_encoder, family.tokenize(components, ["a dog"]))
-    noisy, timestep = torch.randn(1, 4, 8, 8), torch.tensor([500])
+    stage = open_all(tiny_model)
+    unet, text = stage.modules["unet"], stage.encode_prompts(["a dog"])["text_embeds"]
+    noisy = torch.randn(1, 4, 8, 8)
     with torch.no_grad():
-        before = family.predict(components.denoiser, noisy, timestep, text)
-        names = set(components.denoiser.state_dict())
-        method.prepare(components.denoiser, training, family.lora_target_modules()["denoiser"])
-        torch.testing.assert_close(family.predict(components.denoiser, noisy, timestep, text), before)
-        trained = {name: p + 0.05 for name, p in components.denoiser.named_parameters() if p.requires_grad}
-        assert (
-            0 < sum(p.numel() for p in trained.values()) < sum(p.numel() for p in components.denoiser.parameters()) / 2
-        )
-        components.denoiser.load_state_dict(trained, strict=False)
-        adapted = family.predict(components.denoiser, noisy, timestep, text)
+        before = predict(unet, noisy, text)
+        names = set(unet.state_dict())
+        method.prepare(unet, training, family.lora_target_modules()["unet"])
+        torch.testing.assert_close(predict(unet, noisy, text), before)
+        trained = {name: p + 0.05 for name, p in unet.named_parameters() if p.requires_grad}
+        assert 0 < sum(p.numel() for p in trained.values()) < sum(p.numel() for p in unet.parameters()) / 2
+        unet.load_state_dict(trained, strict=False)
+        adapted = predict(unet, noisy, text)
         assert (adapted - before).abs().max() > 1e-3
-        merged = method.restore(components.denoiser, trained, training)
+        merged = method.restore(unet, trained, training)
         assert set(merged.state_dict()) == names
-        torch.testing.assert_close(family.predict(merged, noisy, timestep, text), adapted, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(predict(merged, noisy, text), adapted, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.filterwarnings("error:While injecting the PEFT adapters")
-@pytest.mark.parametrize("trained", [("denoiser",), ("text_encoder",), ("denoiser", "text_encoder")], ids="+".join)
+@pytest.mark.parametrize("trained", [("unet",), ("text_encoder",), ("unet", "text_encoder")], ids="+".join)
 def test_the_adapter_on_the_base_model_generates_the_same_images_as_the_merged_model(
     tiny_model: Path, trained: tuple[str, ...], tmp_path: Path
 ) -> None:
     family, method = open_family(tiny_model), open_method("LoRA")
     training = Training.model_validate({"method": "LoRA", "lora": {"rank": 4, "alpha": 10}})
-    loaded = family.load(tiny_model)
-    modules = {"denoiser": loaded.denoiser, "text_encoder": loaded.text_encoder}
+    modules = family.open(tiny_model, ("unet", "text_encoder")).modules
     generator, adapters = torch.Generator().manual_seed(1), {}
     for component in trained:
         method.prepare(modules[component], training, family.lora_target_modules()[component])
@@ -282,8 +289,7 @@ def test_the_kohya_adapter_has_the_names_and_the_metadata_that_other_tools_read(
 ) -> None:
     family, method = open_family(tiny_model), open_method("LoRA")
     training = Training.model_validate({"method": "LoRA", "lora": {"rank": 4, "alpha": 10}})
-    loaded, adapters = family.load(tiny_model), {}
-    modules = {"denoiser": loaded.denoiser, "text_encoder": loaded.text_encoder}
+    modules, adapters = family.open(tiny_model, ("unet", "text_encoder")).modules, {}
     for component, module in modules.items():
         method.prepare(module, training, family.lora_target_modules()[component])
         trained = {name: weights for name, weights in module.named_parameters() if weights.requires_grad}

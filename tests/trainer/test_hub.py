@@ -44,7 +44,7 @@ def test_only_loaded_files_are_downloaded(hub: Hub, multi_format_model: Path, ti
     folder = local_folder(MODEL)
     assert hub.downloaded == LOADED
     assert open_family(folder).pipeline(folder, torch.float32).unet.dtype == torch.float32
-    assert open_family(folder).load(folder).vae is not None
+    assert open_family(folder).open(folder, ["vae"]).modules.keys() == {"vae"}
     assert weights_digest(folder) == weights_digest(tiny_model)
 
 
@@ -307,5 +307,5 @@ def test_only_the_shards_in_the_index_are_loaded(tiny_model: Path, tmp_path: Pat
     actual, expected = load_file(tmp_path / "file"), load_file(tmp_path / "plain")
     assert actual.keys() == expected.keys()
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
-    read = open_family(sharded).load(sharded).denoiser.state_dict()
+    read = open_family(sharded).open(sharded, ["unet"]).modules["unet"].state_dict()
     assert all(torch.equal(read[name], tensor) for name, tensor in unet.state_dict().items())

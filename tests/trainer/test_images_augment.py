@@ -94,10 +94,9 @@ def test_every_variant_has_the_latents_and_the_prompt_of_its_image(tmp_path: Pat
     encode(plan, folder, [["a sks dog", "a sks dog on the beach"]], [])
     latents = load_data(folder.latents).instance_images
     assert latents.prompt_indices.tolist() == [0, 0, 1, 1]
-    red, red_mirrored, blue, _ = latents.mean
+    red, red_mirrored, blue, _ = latents.images["latent_mean"]
     assert not torch.allclose(red, red_mirrored, atol=0.1)
     distance = (red.flip(-1) - red_mirrored).abs().mean()
     assert distance < (red - red_mirrored).abs().mean()
     assert distance < (red - blue).abs().mean()
-    assert latents.conditioning is not None
-    assert len(latents.conditioning) == 2
+    assert len(latents.prompts["text_embeds"]) == 2

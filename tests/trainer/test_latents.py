@@ -33,14 +33,14 @@ COUNT = 5
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Devices of the autoencoders that were used, one for each encoded image."""
     used: list[str] = []
-    cached = encode_images.cached_autoencoder
+    cached = encode_images.cached_image_encoder
 
     def record(folder: Path, device: str) -> Any:
         used.append(device)
         return cached(folder, device)
 
     record.cache_clear = cached.cache_clear  # type: ignore[attr-defined]
-    monkeypatch.setattr(encode_images, "cached_autoencoder", record)
+    monkeypatch.setattr(encode_images, "cached_image_encoder", record)
     return used
 
 
@@ -74,12 +74,11 @@ def test_stored_latents_are_those_of_the_images(tiny_model: Path, tmp_path: Path
     context = context_of(tiny_model, tmp_path / "a")
     run(context)
     family, images = open_family(tiny_model), class_image_store(context, "a dog")
-    components = family.load(tiny_model, ("vae",))
+    stage = family.open(tiny_model, family.image_encoders)
     for name in class_image_names(context)["a dog"]:
-        mean, std = family.encode_images(components, [images.get(name)])
-        found = latent_store(images).read(name, family.latent_shape(tiny_model, 32))
-        assert found is not None
-        torch.testing.assert_close(found, (mean[0], std[0]))
+        found = latent_store(images).read(name, family.image_shapes(tiny_model, 32))
+        expected = stage.encode_images([images.get(name)])
+        torch.testing.assert_close(found, {key: tensor[0] for key, tensor in expected.items()})
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "other shape", "other names", "not finite", "missing"])
@@ -92,9 +91,9 @@ def test_damaged_and_foreign_latents_are_computed_again(
     intact = file.read_bytes()
     latent = torch.zeros(4, 8, 8)
     foreign = {
-        "other shape": {"mean": torch.zeros(4, 4, 4), "std": torch.zeros(4, 4, 4)},
-        "other names": {"mean": latent},
-        "not finite": {"mean": latent, "std": latent / 0},
+        "other shape": {"latent_mean": torch.zeros(4, 4, 4), "latent_std": torch.zeros(4, 4, 4)},
+        "other names": {"latent_mean": latent},
+        "not finite": {"latent_mean": latent, "latent_std": latent / 0},
     }
     if damage == "missing":
         file.unlink()
@@ -130,14 +129,15 @@ def test_the_cache_has_the_latents_of_the_requested_images(tiny_model: Path, tmp
     encode(context.plan, context.folder, [["a sks dog"]], [ClassImages("a dog", store, names)])
     data = load_data(context.folder.latents)
     assert data.class_images is not None
-    assert data.class_images.mean.shape == (3, 4, 8, 8)
+    means, shapes = data.class_images.images["latent_mean"], {"latent_mean": (4, 8, 8), "latent_std": (4, 8, 8)}
+    assert means.shape == (3, 4, 8, 8)
     for index, name in enumerate(names):
-        found = latent_store(store).read(name, (4, 8, 8))
+        found = latent_store(store).read(name, shapes)
         assert found is not None
-        assert torch.equal(data.class_images.mean[index], found[0])
+        assert torch.equal(means[index], found["latent_mean"])
     assert sorted(path.name for path in context.folder.work.iterdir()) == ["latents.safetensors", "prepared"]
     with pytest.raises(TransientError, match="was deleted or damaged while it was used"):
-        LatentStore(str(tmp_path)).stack(["0"], (4, 8, 8), tmp_path)
+        LatentStore(str(tmp_path)).stack(["0"], shapes, tmp_path)
 
 
 def test_the_report_skips_damaged_class_images(tiny_model: Path, tmp_path: Path) -> None:

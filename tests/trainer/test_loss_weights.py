@@ -9,8 +9,8 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from dreambooth_trainer.families.stable_diffusion import StableDiffusion
-from dreambooth_trainer.training.loss_weights import min_snr_weights
+from dreambooth_trainer.families.ddpm import loss_target, min_snr_weights
+from dreambooth_trainer.families.stable_diffusion import StableDiffusionStage
 from dreambooth_trainer.training.module import Batch, DreamBoothModule
 
 
@@ -41,16 +41,20 @@ class Zero(nn.Module):
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_instance_and_class_images_are_weighted_alike(prediction_type: str) -> None:
-    family, scheduler = StableDiffusion(), DDPMScheduler(prediction_type=prediction_type)
+    scheduler: Any = DDPMScheduler(prediction_type=prediction_type)
+    tokenizer: Any = None
     generator = torch.Generator().manual_seed(0)
     latents, noise = torch.randn(2, 4, 4, 8, 8, generator=generator)
     timesteps = torch.tensor([10, 900, 300, 700])
-    batch = Batch(latents, noise, timesteps, torch.zeros(4, 1), torch.zeros(4, 1, 8), num_instance_images=2)
+    zeros = torch.zeros_like(latents)
+    examples = {"latent_mean": latents, "latent_std": zeros, "text_embeds": torch.zeros(4, 1, 8)}
+    batch = Batch(examples, {"latent": zeros, "noise": noise}, (timesteps + 0.5) / 1000, num_instance_images=2)
 
     def losses(gamma: float | None) -> Tensor:
-        return DreamBoothModule(family, scheduler, Zero(), None, 0.5, gamma)(batch)
+        stage = StableDiffusionStage({}, tokenizer, scheduler)
+        return DreamBoothModule(stage, {"unet": Zero()}, 0.5, gamma)(batch)
 
-    errors = family.loss_target(scheduler, latents, noise, timesteps).square().mean(dim=(1, 2, 3))
+    errors = loss_target(scheduler, latents, noise, timesteps).square().mean(dim=(1, 2, 3))
     weighted = errors * min_snr_weights(scheduler.alphas_cumprod[timesteps], 5.0, prediction_type)
     for gamma, expected in ((None, errors), (5.0, weighted)):
         instance, prior = expected[:2].mean(), expected[2:].mean()

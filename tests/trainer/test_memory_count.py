@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from test_plan import make_plan as plan_of
+from transformers import CLIPTokenizer
 
 from dreambooth_api.errors import UserError
 from dreambooth_trainer.planning.fit import size_of
 from dreambooth_trainer.planning.memory import GIB, ModelSize
 from dreambooth_trainer.planning.plan import Plan
+from dreambooth_trainer.sprites import WEIGHTS
 from dreambooth_trainer.training.memory_count import LiveBytes, count_size
 
 pytestmark = pytest.mark.trainer
@@ -41,7 +44,9 @@ TEXT_2 = {**TEXT, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_la
 
 
 def write_model(folder: Path, unet: dict[str, Any], text: dict[str, Any]) -> Path:
-    """The configuration files of a diffusers folder."""
+    """The configuration files and a tokenizer of a diffusers folder."""
+    DDPMScheduler().save_pretrained(folder / "scheduler")
+    CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer", model_max_length=77).save_pretrained(folder / "tokenizer")
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
     for part, config in (("unet", unet), ("vae", VAE), ("text_encoder", text)):
         (folder / part).mkdir()
@@ -105,8 +110,9 @@ def test_the_count_is_what_a_real_step_allocates(tiny_model: Path, training: dic
     size = count_size(plan, tiny_model, 2, encoding_batch=1)
     module = build_module(plan)
     assert size.trainable == sum(p.numel() for p in module.parameters() if p.requires_grad)
-    latents, tokens = torch.randn(2, 4, 16, 16), torch.zeros(2, 77, dtype=torch.long)
-    batch = Batch(latents, latents, torch.tensor([1, 2]), tokens, torch.randn(2, 77, 32), 1)
+    latents = torch.randn(2, 4, 16, 16)
+    examples = {"latent_mean": latents, "latent_std": latents, "text_embeds": torch.randn(2, 77, 32)}
+    batch = Batch(examples, {"latent": latents, "noise": latents}, torch.tensor([0.1, 0.2]), 1)
     with LiveBytes(module.parameters()) as memory:
         losses = module(batch)
         activations = memory.live

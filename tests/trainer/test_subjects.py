@@ -180,13 +180,13 @@ def test_latents_know_the_images_of_each_subject(tmp_path: Path) -> None:
     encode(context.plan, context.folder, instance_prompts(context), class_images)
     data = load_data(context.folder.latents)
     counts = [len(images) for images in context.images]
-    assert [len(images) for images in data.instance_images.images] == counts
+    assert [len(images) for images in data.instance_images.indices] == counts
     assert data.class_images
-    assert data.class_images.images == (range(3), range(3, 5), range(3))
-    first = [images[0] for images in data.instance_images.images]
-    prompts = data.instance_images.token_ids[data.instance_images.prompt_indices[first]]
+    assert data.class_images.indices == (range(3), range(3, 5), range(3))
+    first = [images[0] for images in data.instance_images.indices]
+    prompts = data.instance_images.prompts["input_ids"][data.instance_images.prompt_indices[first]]
     assert len({tuple(row) for row in prompts.tolist()}) == 3, "each subject has its own instance prompt"
-    means = data.instance_images.mean[first]
+    means = data.instance_images.images["latent_mean"][first]
     assert torch.equal(means[0], means[2])
     assert not torch.equal(means[0], means[1])
 

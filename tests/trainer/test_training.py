@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.planning.plan import Plan, fill_defaults
-from dreambooth_trainer.training.cache import Latents, TrainingData, load_data, save_data
+from dreambooth_trainer.training.cache import EncodedImages, TrainingData, load_data, save_data
 from dreambooth_trainer.training.checkpoint import (
     CheckpointMetadata,
     checkpoint_due,
@@ -59,18 +59,25 @@ def make_data(path: Path) -> Path:
     """Write a cache of random latents."""
     generator = torch.Generator().manual_seed(0)
 
-    def kind(count: int) -> Latents:
-        return Latents(
-            mean=torch.randn(count, 4, 8, 8, generator=generator),
-            std=torch.full((count, 4, 8, 8), 0.1),
-            subject_ranges=torch.tensor([[0, count]]),
-            prompt_indices=torch.zeros(count, dtype=torch.long),
-            token_ids=torch.randint(0, 50, (1, 16), generator=generator),
-            conditioning=torch.randn(1, 16, 32, generator=generator),
-        )
+    def kind(count: int) -> EncodedImages:
+        latents = {
+            "latent_mean": torch.randn(count, 4, 8, 8, generator=generator),
+            "latent_std": torch.full((count, 4, 8, 8), 0.1),
+        }
+        prompts = {
+            "input_ids": torch.randint(0, 50, (1, 16), generator=generator),
+            "text_embeds": torch.randn(1, 16, 32, generator=generator),
+        }
+        return EncodedImages(latents, prompts, torch.tensor([[0, count]]), torch.zeros(count, dtype=torch.long))
 
     save_data(TrainingData(kind(3), kind(5)), path)
     return path
+
+
+def with_prompts(data: TrainingData, name: str) -> TrainingData:
+    """The data with prompts in one form only."""
+    kinds = (kind for kind in (data.instance_images, data.class_images) if kind)
+    return TrainingData(*(replace(kind, prompts={name: kind.prompts[name]}) for kind in kinds))
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +96,11 @@ def _rank(rank: int, world_size: int, port: int, cases: list[dict[str, Any]], da
     os.environ["LOCAL_RANK"] = str(rank)  # DeepSpeed requires this variable of its launcher
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     full_data = load_data(data)
-    prompts_only = TrainingData(
-        *(replace(kind, conditioning=None) for kind in (full_data.instance_images, full_data.class_images) if kind)
-    )
+    embedded, prompts_only = (with_prompts(full_data, name) for name in ("text_embeds", "input_ids"))
     losses: dict[str, list[float]] = {}
     for case in cases:
         plan: Plan = case["plan"]
-        cached = prompts_only if plan.train_text_encoder else full_data
+        cached = prompts_only if plan.train_text_encoder else embedded
         saved: Path | None = case.get("resume")
         torch.manual_seed(plan.spec.training.seed)
         open_case = ZeroEngine if case.get("deepspeed") else open_engine
@@ -298,9 +303,9 @@ def test_trained_weights_are_consolidated_from_all_shards(runs: dict, tiny_model
 
     (folder,) = map(Path, runs["folder"])
     weights = trained_weights(folder / "end")
-    base = open_family(tiny_model).load(tiny_model).denoiser.state_dict()
-    assert {name.removeprefix("denoiser.") for name in weights} == set(base)
-    moved = [float((weights[f"denoiser.{name}"].detach() - tensor).abs().max()) for name, tensor in base.items()]
+    base = open_family(tiny_model).open(tiny_model, ["unet"]).modules["unet"].state_dict()
+    assert {name.removeprefix("trained.unet.") for name in weights} == set(base)
+    moved = [float((weights[f"trained.unet.{name}"].detach() - tensor).abs().max()) for name, tensor in base.items()]
     assert 0 < max(moved) < 0.1
 
 
@@ -308,13 +313,13 @@ def test_lora_trains_adapters_in_denoiser_and_text_encoder(runs: dict) -> None:
     (folder,) = map(Path, runs["folder"])
     adapters = trained_weights(folder / "lora")
     assert all(".lora_" in name for name in adapters)
-    layers = {name.partition(".")[0]: set() for name in adapters}
+    layers: dict[str, set[str]] = {name.split(".")[1]: set() for name in adapters}
     for name, weights in adapters.items():
         # B starts at zero.
         assert ".lora_A." in name or weights.any(), name
-        layers[name.partition(".")[0]].add(name.partition(".lora_")[0].rpartition(".")[2])
+        layers[name.split(".")[1]].add(name.partition(".lora_")[0].rpartition(".")[2])
     assert layers["text_encoder"] == {"q_proj", "k_proj", "v_proj", "out_proj"}
-    assert {"to_q", "conv1", "proj_in"} < layers["denoiser"]
+    assert {"to_q", "conv1", "proj_in"} < layers["unet"]
 
 
 def test_lora_trains_adapters_only_with_the_learning_rates_of_the_plan(tiny_model: Path) -> None:
@@ -325,7 +330,7 @@ def test_lora_trains_adapters_only_with_the_learning_rates_of_the_plan(tiny_mode
     names = {p: name for name, p in module.named_parameters()}
     denoiser, text_encoder = optimizer_groups(plan, module)
     assert (denoiser["lr"], text_encoder["lr"]) == (1e-3, 1e-5)
-    for group, prefix in ((denoiser, "denoiser."), (text_encoder, "text_encoder.")):
+    for group, prefix in ((denoiser, "trained.unet."), (text_encoder, "trained.text_encoder.")):
         found = [names[p] for p in group["params"]]
         assert found
         assert all(name.startswith(prefix) and ".lora_" in name for name in found)
@@ -346,9 +351,10 @@ def test_zero_steps_in_bf16_keep_the_weights_of_the_base_model(
 ) -> None:
     from dreambooth_trainer.families.registry import open_family
 
-    components = open_family(tiny_model).load(tiny_model)
-    modules = {"denoiser": components.denoiser, "text_encoder": components.text_encoder}
-    base = {f"{key}.{name}": p.detach() for key, module in modules.items() for name, p in module.named_parameters()}
+    modules = open_family(tiny_model).open(tiny_model, ["unet", "text_encoder"]).modules
+    base = {
+        f"trained.{key}.{name}": p.detach() for key, module in modules.items() for name, p in module.named_parameters()
+    }
     weights = trained_weights(untrained / f"{workers}-{stage}")
     assert weights.keys() == base.keys()
     assert [name for name in base if not torch.equal(weights[name], base[name])] == []

@@ -1,6 +1,7 @@
 """The interface of a model family. Families are independent of fine-tuning methods, which modify their modules.
 
-Shapes: N images, C latent channels, h x w latent size, L tokens, D conditioning width.
+Modules have the names of their folders in the diffusers layout: "unet", "text_encoder_2", "transformer". Examples are
+mappings of tensors whose first dimension is the example; only the family knows the keys.
 """
 
 from __future__ import annotations
@@ -8,44 +9,63 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline
+    from diffusers import DiffusionPipeline
     from PIL import Image
     from torch import Tensor, nn
-    from transformers import PreTrainedTokenizerBase
+
+Tensors: TypeAlias = "Mapping[str, Tensor]"
 
 
-Part = Literal["denoiser", "text_encoder", "vae"]
-PARTS: Final[tuple[Part, ...]] = ("denoiser", "text_encoder", "vae")
-"""The modules of a base model."""
-
-
-@dataclass(frozen=True)
-class Components:
-    """Components of a base model, for training.
+class Stage(Protocol):
+    """A denoiser, and what encodes its examples.
 
     Attributes:
-        modules: only those that were loaded. At real size each has up to gigabytes.
+        denoiser: name of the denoiser's module.
+        modules: only those that were opened. At real size each has up to gigabytes.
     """
 
-    modules: Mapping[Part, nn.Module]
-    tokenizer: PreTrainedTokenizerBase
-    noise_scheduler: DDPMScheduler
+    denoiser: str
+    modules: dict[str, nn.Module]
 
-    @property
-    def denoiser(self) -> nn.Module:
-        return self.modules["denoiser"]
+    def encode_images(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """Encode images of the same size, with the family's `image_encoders`."""
+        ...
 
-    @property
-    def text_encoder(self) -> nn.Module:
-        return self.modules["text_encoder"]
+    def encode_prompts(self, prompts: Sequence[str], live: Collection[str] = ()) -> dict[str, Tensor]:
+        """Encode prompts.
 
-    @property
-    def vae(self) -> AutoencoderKL:
-        return self.modules["vae"]  # pyright: ignore[reportReturnType] - every family has this autoencoder
+        Args:
+            live: text encoders that are trained. Their inputs are returned instead of their outputs, and they need not
+                be opened.
+        """
+        ...
+
+    def noise_shapes(self, examples: Tensors) -> dict[str, tuple[int, ...]]:
+        """The shapes of the noise that the loss of one example uses."""
+        ...
+
+    def loss(
+        self,
+        modules: Mapping[str, nn.Module],
+        examples: Tensors,
+        noise: Tensors,
+        u: Tensor,
+        min_snr_gamma: float | None = None,
+    ) -> Tensor:
+        """The loss of each example, [N], in fp32.
+
+        Args:
+            modules: the denoiser, and the text encoders that are trained.
+            examples: results of `encode_images` and `encode_prompts`.
+            noise: standard normal, with the shapes of `noise_shapes`.
+            u: uniform in [0, 1), [N]: the position in the noise schedule.
+            min_snr_gamma: weight the examples by their signal-to-noise ratio.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -65,16 +85,25 @@ class AdapterInfo:
 
 
 class Family(Protocol):
-    """One architecture of text-to-image diffusion models."""
+    """One architecture of text-to-image diffusion models.
+
+    Attributes:
+        text_encoders: names of the text encoders. They can be trained with the denoiser.
+        image_encoders: names of the modules that `Stage.encode_images` needs.
+    """
 
     name: str
+    denoiser: str
+    text_encoders: tuple[str, ...]
+    image_encoders: tuple[str, ...]
 
-    def load(self, folder: Path, parts: Collection[Part] = PARTS) -> Components:
-        """Load modules of a diffusers folder, in fp32 on the CPU, and its tokenizer and noise scheduler."""
-        ...
+    def open(self, folder: Path, modules: Collection[str], *, empty: bool = False) -> Stage:
+        """Open a diffusers folder for training, with some of its modules in fp32 on the CPU.
 
-    def build(self, folder: Path, part: Part) -> nn.Module:
-        """A module as a diffusers folder configures it, with new weights in torch's default dtype and device."""
+        Args:
+            modules: names of the modules to load.
+            empty: build the modules from their configurations, on torch's default device, and read no weights.
+        """
         ...
 
     def pipeline(self, folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
@@ -91,44 +120,16 @@ class Family(Protocol):
         """
         ...
 
-    def latent_shape(self, folder: Path, side: int) -> tuple[int, int, int]:
-        """Shape [C, h, w] of the latent of a square image, from the configuration of a diffusers folder.
+    def image_shapes(self, folder: Path, side: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of what `Stage.encode_images` returns for one image, from the configuration of a diffusers folder.
 
         Args:
-            side: side length of the image in pixels.
-        """
-        ...
-
-    def encode_images(self, components: Components, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
-        """Encode images; returns mean and standard deviation of the scaled latents, each [N, C, h, w]."""
-        ...
-
-    def tokenize(self, components: Components, prompts: Sequence[str]) -> Tensor:
-        """Tokenize prompts; returns token IDs [N, L], padded and truncated to the length of the model."""
-        ...
-
-    def encode_prompts(self, text_encoder: nn.Module, token_ids: Tensor) -> Tensor:
-        """Encode tokens; returns the conditioning of the denoiser, [N, L, D]."""
-        ...
-
-    def predict(self, denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Tensor) -> Tensor:
-        """Predict noise or velocity, [N, C, h, w], from noisy latents [N, C, h, w] at timesteps [N]."""
-        ...
-
-    def loss_target(self, scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """The training target of `predict`, [N, C, h, w].
-
-        Raises:
-            ValueError: the prediction type of the scheduler is not supported.
+            side: side length of the square image in pixels.
         """
         ...
 
     def lora_target_modules(self) -> Mapping[str, Sequence[str]]:
-        """LoRA target modules, as suffixes of module names, by field of `Components`."""
-        ...
-
-    def stored_dtype(self, folder: Path, part: Part) -> torch.dtype:
-        """The dtype in which a diffusers folder stores a module."""
+        """Suffixes of the names of the layers that get LoRA adapters, by module."""
         ...
 
     def save(self, base: Path, modules: Mapping[str, nn.Module], target: Path) -> None:
@@ -138,7 +139,7 @@ class Family(Protocol):
 
         Args:
             base: diffusers folder of the base model.
-            modules: by field of `Components`. They are cast in place.
+            modules: by name. They are cast in place.
             target: folder to write.
         """
         ...
@@ -149,7 +150,7 @@ class Family(Protocol):
         """Write `ADAPTER_FILE`, which diffusers' `load_lora_weights` can read, without changing number formats.
 
         Args:
-            adapters: by field of `Components`: weights with PEFT's names, and PEFT's configuration.
+            adapters: by module: weights with PEFT's names, and PEFT's configuration.
             target: folder to write to.
         """
         ...
@@ -166,3 +167,8 @@ class Family(Protocol):
     def save_single_file(self, folder: Path, target: Path) -> None:
         """Write a diffusers folder as one safetensors file in the original layout, which other tools read."""
         ...
+
+
+def trained_modules(family: Family, *, text_encoders: bool) -> tuple[str, ...]:
+    """Names of the modules that are trained: the denoiser, and the text encoders if they are trained."""
+    return (family.denoiser, *(family.text_encoders if text_encoders else ()))

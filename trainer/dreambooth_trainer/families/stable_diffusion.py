@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from dreambooth_trainer.families.base import PARTS, AdapterInfo, Components, Part
+from dreambooth_trainer.families.autoencoder import (
+    decode_in_fp32,
+    encode_to_latents,
+    in_tiles,
+    latent_shapes,
+    sample_latents,
+)
+from dreambooth_trainer.families.base import AdapterInfo, Tensors
+from dreambooth_trainer.families.ddpm import ddpm_loss
 from dreambooth_trainer.families.kohya import kohya_metadata, to_kohya_layout
 from dreambooth_trainer.families.single_file import has_open_clip, to_original_layout
 from dreambooth_trainer.families.stored_dtype import stored_dtype
@@ -22,44 +30,89 @@ from dreambooth_trainer.models.files import ADAPTER_FILE
 if TYPE_CHECKING:
     from PIL import Image
 
-# The autoencoder encodes and decodes larger images in tiles of this side length, to bound its memory.
-TILE_PIXELS = 768
-FOLDERS: dict[Part, str] = {"denoiser": "unet", "text_encoder": "text_encoder", "vae": "vae"}
-CLASSES: dict[Part, Any] = {"denoiser": UNet2DConditionModel, "text_encoder": CLIPTextModel, "vae": AutoencoderKL}
+CLASSES: dict[str, Any] = {"unet": UNet2DConditionModel, "text_encoder": CLIPTextModel, "vae": AutoencoderKL}
+
+
+@dataclass
+class StableDiffusionStage:
+    """A U-Net in the latent space of a KL autoencoder, conditioned on CLIP text embeddings.
+
+    Examples: `latent_mean` and `latent_std` [N, C, h, w]; `text_embeds` [N, L, D], or `input_ids` [N, L] if the text
+    encoder is trained. Noise: `latent`, to sample the latents, and `noise`, of the forward diffusion.
+    """
+
+    modules: dict[str, nn.Module]
+    tokenizer: CLIPTokenizer
+    noise_scheduler: DDPMScheduler
+    denoiser: str = "unet"
+
+    def encode_images(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        return encode_to_latents(self.modules["vae"], images)
+
+    def encode_prompts(self, prompts: Sequence[str], live: Collection[str] = ()) -> dict[str, Tensor]:
+        length = self.tokenizer.model_max_length
+        ids = self.tokenizer(
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).input_ids
+        if "text_encoder" in live:
+            return {"input_ids": ids}
+        text_encoder = self.modules["text_encoder"]
+        with torch.no_grad():
+            return {"text_embeds": _embed(text_encoder, ids.to(next(text_encoder.parameters()).device))}
+
+    def noise_shapes(self, examples: Tensors) -> dict[str, tuple[int, ...]]:
+        shape = tuple(examples["latent_mean"].shape[1:])
+        return {"latent": shape, "noise": shape}
+
+    def loss(
+        self,
+        modules: Mapping[str, nn.Module],
+        examples: Tensors,
+        noise: Tensors,
+        u: Tensor,
+        min_snr_gamma: float | None = None,
+    ) -> Tensor:
+        unet = modules["unet"]
+        dtype = next(unet.parameters()).dtype
+        if "input_ids" in examples:
+            text = _embed(modules["text_encoder"], examples["input_ids"])
+        else:
+            text = examples["text_embeds"]
+
+        def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
+            return unet(noisy.to(dtype), timesteps, encoder_hidden_states=text.to(dtype)).sample
+
+        clean = sample_latents(examples, noise["latent"])
+        return ddpm_loss(self.noise_scheduler, predict, clean, noise["noise"], u, min_snr_gamma)
+
+
+def _embed(text_encoder: nn.Module, input_ids: Tensor) -> Tensor:
+    return text_encoder(input_ids).last_hidden_state
 
 
 class StableDiffusion:
-    """A U-Net in the latent space of a KL autoencoder, conditioned on CLIP text embeddings."""
+    """Stable Diffusion 1 and 2: see `StableDiffusionStage`."""
 
     name = "stable-diffusion"
+    denoiser = "unet"
+    text_encoders = ("text_encoder",)
+    image_encoders = ("vae",)
 
-    def load(self, folder: Path, parts: Collection[Part] = PARTS) -> Components:
-        modules: dict[Part, nn.Module] = {}
-        for part in parts:
-            module = CLASSES[part].from_pretrained(folder / FOLDERS[part], dtype=torch.float32, use_safetensors=True)
-            modules[part] = _in_tiles(module) if part == "vae" else module
-        return Components(
-            modules,
+    def open(self, folder: Path, modules: Collection[str], *, empty: bool = False) -> StableDiffusionStage:
+        load = _build if empty else _load
+        with torch.device("cpu"):
+            scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
+        return StableDiffusionStage(
+            {name: load(folder, name) for name in modules},
             CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-            cast("DDPMScheduler", DDPMScheduler.from_pretrained(folder / "scheduler")),
+            cast("DDPMScheduler", scheduler),
         )
-
-    def build(self, folder: Path, part: Part) -> nn.Module:
-        path = folder / FOLDERS[part]
-        if part == "text_encoder":
-            return CLIPTextModel(CLIPTextConfig.from_pretrained(path))
-        module = CLASSES[part].from_config(CLASSES[part].load_config(path))
-        return _in_tiles(module) if part == "vae" else module
 
     def pipeline(self, folder: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
         pipeline = _load_pipeline(folder, dtype)
-        vae = _in_tiles(pipeline.vae)
+        vae = in_tiles(pipeline.vae)
         if vae.config["force_upcast"] and dtype != torch.float32:
-            vae.float()
-            for first in (vae.post_quant_conv, vae.decoder):
-                if first is not None:
-                    # The pipeline decodes latents in the dtype of the U-Net.
-                    first.register_forward_pre_hook(lambda module, inputs: (inputs[0].float(), *inputs[1:]))
+            decode_in_fp32(vae)
         return pipeline
 
     def embed_prompts(self, pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -69,61 +122,20 @@ class StableDiffusion:
             )
         return {"prompt_embeds": conditional, "negative_prompt_embeds": unconditional}
 
-    def latent_shape(self, folder: Path, side: int) -> tuple[int, int, int]:
-        config: dict[str, Any] = json.loads((folder / "vae" / "config.json").read_text())
-        latent_side = side // 2 ** (len(config["block_out_channels"]) - 1)
-        return config["latent_channels"], latent_side, latent_side
-
-    def encode_images(self, components: Components, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
-        vae: Any = components.vae
-        pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
-        pixels = pixels.permute(0, 3, 1, 2).to(vae.device, vae.dtype) / 127.5 - 1
-        with torch.no_grad():
-            latents = vae.encode(pixels).latent_dist
-        scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
-        return (latents.mean - shift) * scale, latents.std * scale
-
-    def tokenize(self, components: Components, prompts: Sequence[str]) -> Tensor:
-        tokenizer = components.tokenizer
-        return tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-
-    def encode_prompts(self, text_encoder: nn.Module, token_ids: Tensor) -> Tensor:
-        return text_encoder(token_ids).last_hidden_state
-
-    def predict(self, denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Tensor) -> Tensor:
-        return denoiser(noisy, timesteps, encoder_hidden_states=conditioning).sample
-
-    def loss_target(self, scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        prediction_type = cast("Any", scheduler.config).prediction_type
-        if prediction_type == "epsilon":
-            return noise
-        if prediction_type == "v_prediction":
-            return scheduler.get_velocity(latents, noise, cast("torch.IntTensor", timesteps))
-        raise ValueError(
-            f"scheduler/scheduler_config.json: prediction_type {prediction_type!r} is neither epsilon nor v_prediction"
-        )
+    def image_shapes(self, folder: Path, side: int) -> dict[str, tuple[int, ...]]:
+        return latent_shapes(folder, side)
 
     def lora_target_modules(self) -> dict[str, list[str]]:
         attention = ["to_q", "to_k", "to_v", "to_out.0"]
         return {
-            "denoiser": [*attention, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2"],
+            "unet": [*attention, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2"],
             "text_encoder": ["q_proj", "k_proj", "v_proj", "out_proj"],
         }
 
-    def stored_dtype(self, folder: Path, part: Part) -> torch.dtype:
-        return stored_dtype(folder / FOLDERS[part])
-
     def save(self, base: Path, modules: Mapping[str, nn.Module], target: Path) -> None:
-        dtypes = {FOLDERS[part]: self.stored_dtype(base, part) for part in PARTS}
+        dtypes = {name: stored_dtype(base / name) for name in CLASSES}
         # The pipeline loads only the modules that it is not given.
-        folders = {FOLDERS[cast("Part", part)]: module for part, module in modules.items()}
-        given = {folder: module.to(dtypes[folder]) for folder, module in folders.items()}
+        given = {name: module.to(dtypes[name]) for name, module in modules.items()}
         _load_pipeline(base, dtypes, **given).save_pretrained(target, safe_serialization=True)
         # from_pretrained loads the text encoder in the dtype of its configuration, and the U-Net in fp32. With float32
         # in the configuration, both have the same dtype.
@@ -134,11 +146,10 @@ class StableDiffusion:
         self, adapters: Mapping[str, tuple[Mapping[str, Tensor], Mapping[str, Any]]], target: Path
     ) -> None:
         arguments: dict[str, Any] = {}
-        for component, (weights, config) in adapters.items():
-            name = FOLDERS[cast("Part", component)]
+        for name, (weights, config) in adapters.items():
             # Not convert_state_dict_to_diffusers: the loader skips the attention layers that it renames.
             layers = dict(weights)
-            if component == "text_encoder":
+            if name == "text_encoder":
                 # transformers 5 removed the prefix that older versions and other tools expect; diffusers reads both.
                 layers = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in layers.items()}
             arguments |= {f"{name}_lora_layers": layers, f"{name}_lora_adapter_metadata": dict(config)}
@@ -162,9 +173,13 @@ def _load_pipeline(
     )
 
 
-def _in_tiles(vae: AutoencoderKL) -> AutoencoderKL:
-    vae.enable_tiling()
-    vae.enable_slicing()  # one image at a time
-    vae.tile_sample_min_size = TILE_PIXELS
-    vae.tile_latent_min_size = TILE_PIXELS // 2 ** (len(vae.config["block_out_channels"]) - 1)
-    return vae
+def _load(folder: Path, name: str) -> nn.Module:
+    module = CLASSES[name].from_pretrained(folder / name, dtype=torch.float32, use_safetensors=True)
+    return in_tiles(module) if name == "vae" else module
+
+
+def _build(folder: Path, name: str) -> nn.Module:
+    if name == "text_encoder":
+        return CLIPTextModel(CLIPTextConfig.from_pretrained(folder / name))
+    module = CLASSES[name].from_config(CLASSES[name].load_config(folder / name))
+    return in_tiles(module) if name == "vae" else module

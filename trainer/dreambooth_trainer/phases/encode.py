@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -29,8 +29,8 @@ from dreambooth_trainer.store.image_store import ImageStore
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dreambooth_trainer.families.base import Components, Family
-    from dreambooth_trainer.training.cache import Latents
+    from dreambooth_trainer.families.base import Stage, Tensors
+    from dreambooth_trainer.training.cache import EncodedImages
 
 VAE_BATCH_SIZE = 8
 """Images per forward pass of the autoencoder."""
@@ -121,28 +121,27 @@ def encode(plan: Plan, folder: JobFolder, prompts: list[list[str]], class_images
     unload_models()  # the process may not have memory for two models
     base = local_folder(plan.model)
     family = open_family(base)
-    components = family.load(base, ("text_encoder", "vae"))
-    device = work_device()
-    if device != "cpu":
-        components.vae.to(device)  # pyright: ignore[reportArgumentType] - torch's own signature takes a string
-        components.text_encoder.to(device)
-    encode_text = not plan.train_text_encoder
-    images = instance_images(plan, folder)
+    live = family.text_encoders if plan.train_text_encoder else ()
+    encoders = [name for name in family.text_encoders if name not in live]
+    stage = family.open(base, [*encoders, *family.image_encoders])
+    for module in stage.modules.values():
+        module.to(work_device())
     ranges = consecutive_ranges([len(own) for own in prompts])
     all_prompts = [prompt for own in prompts for prompt in own for _ in range(plan.variants_per_image)]
-    instance_latents = _latents(family, components, images, all_prompts, ranges, encode_text=encode_text)
-    class_latents = None
+    encoded = _encode_images(stage, instance_images(plan, folder))
+    instance = _with_prompts(stage, encoded, all_prompts, ranges, live)
+    prior = None
     if class_images:
-        shape = family.latent_shape(base, plan.resolution)
-        stacks = [latent_store(of_class.store).stack(of_class.names, shape, folder.work) for of_class in class_images]
-        mean, std = (torch.cat(parts) for parts in zip(*stacks, strict=True))
+        shapes = family.image_shapes(base, plan.resolution)
+        stacks = [latent_store(of_class.store).stack(of_class.names, shapes, folder.work) for of_class in class_images]
+        stacked = {name: torch.cat([stack[name] for stack in stacks]) for name in shapes}
         class_prompts = [of_class.prompt for of_class in class_images for _ in of_class.names]
         class_ranges = consecutive_ranges([len(of_class.names) for of_class in class_images])
         by_prompt = dict(zip((of_class.prompt for of_class in class_images), class_ranges, strict=True))
         ranges = [by_prompt[subject.class_prompt] for subject in plan.subjects]
-        class_latents = _with_prompts(family, components, mean, std, class_prompts, ranges, encode_text=encode_text)
+        prior = _with_prompts(stage, stacked, class_prompts, ranges, live)
     draft = folder.latents.with_suffix(".draft")
-    save_data(TrainingData(instance_latents, class_latents), draft)
+    save_data(TrainingData(instance, prior), draft)
     draft.replace(folder.latents)
 
 
@@ -169,49 +168,39 @@ def consecutive_ranges(counts: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip([0, *ends], ends, strict=False))
 
 
-def _latents(
-    family: Family,
-    components: Components,
-    images: Sequence[Image.Image],
-    prompts: list[str],
-    subject_ranges: list[tuple[int, int]],
-    *,
-    encode_text: bool,
-) -> Latents:
+def _encode_images(stage: Stage, images: Sequence[Image.Image]) -> dict[str, Tensor]:
     import torch
 
-    means, stds = [], []
-    for start in range(0, len(images), VAE_BATCH_SIZE):
-        mean, std = family.encode_images(components, images[start : start + VAE_BATCH_SIZE])
-        means.append(mean.float().cpu())
-        stds.append(std.float().cpu())
-    mean, std = torch.cat(means), torch.cat(stds)
-    return _with_prompts(family, components, mean, std, prompts, subject_ranges, encode_text=encode_text)
+    batches = [
+        stage.encode_images(images[start : start + VAE_BATCH_SIZE]) for start in range(0, len(images), VAE_BATCH_SIZE)
+    ]
+    return {name: torch.cat([batch[name].float().cpu() for batch in batches]) for name in batches[0]}
 
 
 def _with_prompts(
-    family: Family,
-    components: Components,
-    mean: Tensor,
-    std: Tensor,
+    stage: Stage,
+    images: Tensors,
     prompts: list[str],
     subject_ranges: list[tuple[int, int]],
-    *,
-    encode_text: bool,
-) -> Latents:
+    live: Collection[str],
+) -> EncodedImages:
+    """Encoded images with their prompts.
+
+    Args:
+        prompts: of each image.
+        live: text encoders that are trained.
+    """
     import torch
 
-    from dreambooth_trainer.training.cache import Latents
+    from dreambooth_trainer.training.cache import EncodedImages
 
     unique = sorted(set(prompts))
-    prompt_indices = [unique.index(prompt) for prompt in prompts]
-    token_ids = family.tokenize(components, unique)
-    conditioning = None
-    if encode_text:
-        device = next(components.text_encoder.parameters()).device
-        with torch.no_grad():
-            conditioning = family.encode_prompts(components.text_encoder, token_ids.to(device)).float().cpu()
-    return Latents(mean, std, torch.tensor(subject_ranges), torch.tensor(prompt_indices), token_ids, conditioning)
+    indices = torch.tensor([unique.index(prompt) for prompt in prompts])
+    encoded = {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).cpu()
+        for name, tensor in stage.encode_prompts(unique, live).items()
+    }
+    return EncodedImages(images, encoded, torch.tensor(subject_ranges), indices)
 
 
 ENCODE = Phase(TrainerPhase.ENCODE, _inputs, _complete, _run)

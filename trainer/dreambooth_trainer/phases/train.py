@@ -17,6 +17,7 @@ from pydantic import JsonValue
 from dreambooth_api.errors import TransientError
 from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.cluster.memory_errors import out_of_memory
+from dreambooth_trainer.families.base import trained_modules
 from dreambooth_trainer.families.registry import local_folder, open_family
 from dreambooth_trainer.methods.registry import open_method
 from dreambooth_trainer.phases.base import Context, Phase
@@ -165,21 +166,22 @@ def build_trainer(plan: Plan, folder: JobFolder, key: str, report: ReportCallbac
 
 def save_trained_model(plan: Plan, checkpoint: Path, folder: JobFolder) -> None:
     """Write the base model with the trained weights as a diffusers folder, with the LoRA adapter if there is one."""
+    from dreambooth_trainer.families.stored_dtype import stored_dtype
     from dreambooth_trainer.training.checkpoint import trained_weights
 
     base = local_folder(plan.model)
     family, method = open_family(base), open_method(plan.spec.training.method)
     weights, training = trained_weights(checkpoint), plan.spec.training
     modules, adapters = {}, {}
-    for name in plan.trained_parts:
-        # One module at a time, each cast to the format to publish before the next one is loaded.
-        module = family.load(base, [name]).modules[name]
-        trained = _pop_prefix(weights, f"{name}.")
+    for name in trained_modules(family, text_encoders=plan.train_text_encoder):
+        # One module at a time, each cast to fp16 before the next one is loaded.
+        module = family.open(base, [name]).modules[name]
+        trained = _pop_prefix(weights, f"trained.{name}.")
         method.prepare(module, training, family.lora_target_modules()[name])
         adapter = method.adapter(module, trained)
         if adapter is not None:
             adapters[name] = adapter
-        modules[name] = method.restore(module, trained, training).to(family.stored_dtype(base, name))
+        modules[name] = method.restore(module, trained, training).to(stored_dtype(base / name))
     with atomic_directory(folder.trained) as draft:
         family.save(base, modules, draft)
         if adapters:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from pydantic import JsonValue
 
@@ -145,11 +144,6 @@ class Plan(Strict):
         if self.spec.output.formats is not None:
             return tuple(self.spec.output.formats)
         return ("lora",) if self.spec.training.method == "LoRA" else ("diffusers", "safetensors")
-
-    @property
-    def trained_parts(self) -> tuple[Literal["denoiser", "text_encoder"], ...]:
-        """The fields of `families.base.Components` that are trained."""
-        return ("denoiser", "text_encoder") if self.train_text_encoder else ("denoiser",)
 
     @property
     def instance_prompts(self) -> tuple[str, ...]:

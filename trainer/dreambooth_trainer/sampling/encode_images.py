@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dreambooth_api.job import BaseModelRef
 from dreambooth_trainer.cluster.hardware import work_device
@@ -15,7 +15,7 @@ from dreambooth_trainer.store.image_store import ImageStore
 from dreambooth_trainer.store.latent_store import LatentStore
 
 if TYPE_CHECKING:
-    from dreambooth_trainer.families.base import Components
+    from dreambooth_trainer.families.base import Stage
 
 BATCH_SIZE = 16
 """Images per call. The autoencoder encodes one after another."""
@@ -57,27 +57,28 @@ def encode_batch(model: BaseModelRef, images: ImageStore, names: Sequence[str], 
         The number of images, and the names of those that are missing or damaged. Damaged files are deleted.
     """
     latents, folder = latent_store(images), local_folder(model)
-    shape = open_family(folder).latent_shape(folder, side)
+    shapes = open_family(folder).image_shapes(folder, side)
     unusable: list[str] = []
     for name in names:
-        if latents.read(name, shape) is not None:
+        if latents.read(name, shapes) is not None:
             continue
         image = images.get_or_delete(name, side)
         if image is None:
             unusable.append(name)
             continue
-        mean, std = open_family(folder).encode_images(cached_autoencoder(folder, work_device()), [image])
-        latents.write(name, mean[0].float().cpu(), std[0].float().cpu())
+        encoded = cached_image_encoder(folder, work_device()).encode_images([image])
+        latents.write(name, {key: tensor[0].float().cpu() for key, tensor in encoded.items()})
     return len(names), unusable
 
 
 @functools.lru_cache(maxsize=1)
-def cached_autoencoder(folder: Path, device: str) -> Components:
-    """The autoencoder of a base model. Other models of this process are freed: there may be no memory for two."""
+def cached_image_encoder(folder: Path, device: str) -> Stage:
+    """What encodes images with a base model. Other models of this process are freed: there may be no memory for two."""
     from dreambooth_trainer.sampling.generate import unload_models
 
     unload_models()
-    components = open_family(folder).load(folder, ("vae",))
-    vae: Any = components.vae
-    vae.to(device)
-    return components
+    family = open_family(folder)
+    stage = family.open(folder, family.image_encoders)
+    for module in stage.modules.values():
+        module.to(device)
+    return stage

@@ -74,10 +74,10 @@ def _sample(pipeline: LoadedPipeline, config: SamplingConfig, requests: Sequence
 
 def unload_models() -> None:
     """Free the cached models. Also return the pages of small tensors to the system, which glibc would keep."""
-    from dreambooth_trainer.sampling.encode_images import cached_autoencoder
+    from dreambooth_trainer.sampling.encode_images import cached_image_encoder
 
     _cached_pipeline.cache_clear()
-    cached_autoencoder.cache_clear()
+    cached_image_encoder.cache_clear()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 

@@ -1,6 +1,6 @@
 """Latents of class images, next to the images, so that jobs that share the images encode them once.
 
-Legend: N images, C h w latent.
+Legend: N images.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,21 +35,21 @@ class LatentStore:
 
     url: str
 
-    def write(self, name: str, mean: Tensor, std: Tensor) -> None:
-        """Write mean and standard deviation of the latent distribution of an image, each [C, h, w], atomically."""
+    def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write what a family's `Stage.encode_images` returns for one image, atomically."""
         from safetensors.torch import save
 
-        tensors = {"mean": mean.contiguous(), "std": std.contiguous()}
-        mac = signature(self.url, name, _bytes(tensors))
-        content = save(tensors, metadata={_SIGNATURE: mac} if mac else None)
+        stored = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        mac = signature(self.url, name, _bytes(stored))
+        content = save(stored, metadata={_SIGNATURE: mac} if mac else None)
         fs, path = fsspec.url_to_fs(self.url)
         if isinstance(fs, LocalFileSystem):
             atomic_write(Path(path) / f"{name}.safetensors", content)
         else:
             fs.pipe_file(f"{path}/{name}.safetensors", content)
 
-    def read(self, name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:
-        """Mean and standard deviation, in fp32; None if the file is missing, damaged or has another content.
+    def read(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor] | None:
+        """The tensors of an image, in fp32; None if the file is missing, damaged or has another content.
 
         In the folder of a trust domain, a file without the right signature counts as damaged. What is not a file is
         deleted.
@@ -67,33 +68,32 @@ class LatentStore:
             tensors = load(content)
         except (FileNotFoundError, SafetensorError):
             return None
-        if tensors.keys() != {"mean", "std"}:
+        if {key: tuple(tensor.shape) for key, tensor in tensors.items()} != dict(shapes):
             return None
-        mean, std = tensors["mean"], tensors["std"]
-        intact = all(t.shape == shape and t.dtype == torch.float32 and bool(t.isfinite().all()) for t in (mean, std))
-        if not intact or not bool((std >= 0).all()):
+        if not all(t.dtype == torch.float32 and bool(t.isfinite().all()) for t in tensors.values()):
             return None
-        return (mean, std) if is_signed(self.url, name, _bytes(tensors), _metadata(content).get(_SIGNATURE)) else None
+        return tensors if is_signed(self.url, name, _bytes(tensors), _metadata(content).get(_SIGNATURE)) else None
 
-    def stack(self, names: list[str], shape: tuple[int, ...], scratch: Path) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of many images, each [N, C, h, w], backed by deleted files in `scratch`.
+    def stack(self, names: list[str], shapes: Mapping[str, tuple[int, ...]], scratch: Path) -> dict[str, Tensor]:
+        """The tensors of many images, each [N, ...], backed by deleted files in `scratch`.
 
         100,000 images of Stable Diffusion have 13 GB of latents, more than a machine may have memory for.
 
         Raises:
             TransientError: a file has become unreadable.
         """
-        mean, std = (_on_disk((len(names), *shape), scratch) for _ in range(2))
+        stacked = {key: _on_disk((len(names), *shape), scratch) for key, shape in shapes.items()}
         for index, name in enumerate(names):
-            found = self.read(name, shape)
+            found = self.read(name, shapes)
             if found is None:
                 raise TransientError(f"{self.url}/{name}.safetensors was deleted or damaged while it was used")
-            mean[index], std[index] = found
-        return mean, std
+            for key, tensor in found.items():
+                stacked[key][index] = tensor
+        return stacked
 
 
 def _bytes(tensors: dict[str, Tensor]) -> bytes:
-    return b"".join(tensors[name].numpy().tobytes() for name in ("mean", "std"))
+    return b"".join(name.encode() + b"\0" + tensors[name].numpy().tobytes() for name in sorted(tensors))
 
 
 def _metadata(content: bytes) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Images, timesteps and noise of each step, as a function of the seed and the step only.
+"""Images, positions in the noise schedule and noise of each step, as a function of the seed and the step only.
 
 A batch does not depend on the number of workers, or on whether the run was interrupted. Therefore the losses after a
 resume, also at another world size, equal those of an uninterrupted run.
@@ -7,6 +7,7 @@ Legend: B images of one kind (instance or class images) in a micro-batch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +19,10 @@ _SUBJECT_STRIDE = 1 << 16
 
 @dataclass(frozen=True)
 class BatchSample:
-    """A micro-batch of one kind of image: indices of the images, timesteps, and noise seeds, each [B]."""
+    """A micro-batch of one kind of image: indices of the images, positions in [0, 1), and noise seeds, each [B]."""
 
     indices: Tensor
-    timesteps: Tensor
+    u: Tensor
     noise_seeds: Tensor
 
 
@@ -32,14 +33,12 @@ class DeterministicSampler:
     Attributes:
         images: indices of the images of each subject. Subjects with the same range share its images and epochs.
         batch_size: images of this kind per optimizer step, over all workers and gradient accumulation steps.
-        num_train_timesteps: length of the noise schedule; timesteps are uniform in [0, num_train_timesteps).
         num_variants: augmented variants of each image. Indices count variants: those of image i start at
             i x num_variants.
     """
 
     images: tuple[range, ...]
     batch_size: int
-    num_train_timesteps: int
     seed: int
     num_variants: int = 1
 
@@ -59,13 +58,13 @@ class DeterministicSampler:
             )
         size = self.batch_size // num_micro_batches
         generator = torch.Generator().manual_seed(_mix(self.seed, step))
-        timesteps = torch.randint(0, self.num_train_timesteps, (self.batch_size,), generator=generator)
+        u = torch.rand(self.batch_size, generator=generator)
         seeds = torch.randint(0, 2**62, (self.batch_size,), generator=generator)
-        # Drawn last, so that augmentation does not change timesteps and noise.
+        # Drawn last, so that augmentation does not change the noise and its level.
         variants = torch.randint(0, self.num_variants, (self.batch_size,), generator=generator).tolist()
         rows = range(micro_batch * size, (micro_batch + 1) * size)
         indices = [self._index(step * self.batch_size + row) * self.num_variants + variants[row] for row in rows]
-        return BatchSample(torch.tensor(indices), timesteps[rows.start : rows.stop], seeds[rows.start : rows.stop])
+        return BatchSample(torch.tensor(indices), u[rows.start : rows.stop], seeds[rows.start : rows.stop])
 
     def _index(self, position: int) -> int:
         """The image at a position of the sequence in which the subjects take turns."""
@@ -77,9 +76,13 @@ class DeterministicSampler:
         return images[int(torch.randperm(len(images), generator=generator)[offset])]
 
 
-def noise(seeds: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise, fp32 [B, *shape], each row from its own seed."""
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(int(s))) for s in seeds])
+def noise(seeds: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Standard normal noise, fp32, each [B, *shape]. Each row is from its own seed."""
+    generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    rows = [
+        {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()} for generator in generators
+    ]
+    return {name: torch.stack([row[name] for row in rows]) for name in shapes}
 
 
 def _mix(seed: int, counter: int) -> int:

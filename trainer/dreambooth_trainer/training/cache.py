@@ -1,60 +1,68 @@
-"""Cache of latents and text conditioning, computed once and read by every worker.
+"""Cache of encoded images and prompts, computed once and read by every worker.
 
-Legend: N images, K subjects, P unique prompts, C h w latent, L tokens, D conditioning width.
+Legend: N images, K subjects, P unique prompts.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dreambooth_trainer.families.base import Tensors
+
+_FIELDS = ("subject_ranges", "prompt_indices")
+
 
 @dataclass(frozen=True)
-class Latents:
+class EncodedImages:
     """Encoded images of one kind, and their prompts. With augmentation, each variant of an image is an image.
 
     Attributes:
-        mean, std: parameters of the latent distribution of each image, [N, C, h, w].
+        images: result of `Stage.encode_images`, each [N, ...].
+        prompts: result of `Stage.encode_prompts`, each [P, ...].
         subject_ranges: first and end index of the images of each subject, [K, 2], not counting augmented variants.
             Subjects can share class images.
         prompt_indices: index of each image's prompt, [N].
-        token_ids: tokens of each prompt, [P, L].
-        conditioning: [P, L, D], or None if the text encoder is trained, so that prompts are encoded at every step.
     """
 
-    mean: Tensor
-    std: Tensor
+    images: Tensors
+    prompts: Tensors
     subject_ranges: Tensor
     prompt_indices: Tensor
-    token_ids: Tensor
-    conditioning: Tensor | None
 
     @property
-    def images(self) -> tuple[range, ...]:
+    def indices(self) -> tuple[range, ...]:
         """Indices of the images of each subject."""
         return tuple(range(first, end) for first, end in self.subject_ranges.tolist())
+
+    def examples(self, indices: Tensor) -> dict[str, Tensor]:
+        """Some images with their prompts."""
+        prompts = self.prompt_indices[indices]
+        images = {name: tensor[indices] for name, tensor in self.images.items()}
+        return images | {name: tensor[prompts] for name, tensor in self.prompts.items()}
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Latents of the instance images and of the class images (None without prior preservation)."""
+    """The instance images, and the class images (None without prior preservation)."""
 
-    instance_images: Latents
-    class_images: Latents | None
+    instance_images: EncodedImages
+    class_images: EncodedImages | None
 
 
 def save_data(data: TrainingData, path: Path) -> None:
-    """Write the cache as one safetensors file, with keys `<kind>.<field>`."""
+    """Write the cache as one safetensors file, with keys `<kind>.images.<name>`, `<kind>.prompts.<name>`."""
     tensors: dict[str, Tensor] = {}
-    for kind, latents in (("instance_images", data.instance_images), ("class_images", data.class_images)):
-        if latents is not None:
-            values = {f.name: getattr(latents, f.name) for f in fields(latents)}
-            tensors |= {f"{kind}.{name}": value.contiguous() for name, value in values.items() if value is not None}
-    save_file(tensors, path)
+    for kind, encoded in (("instance_images", data.instance_images), ("class_images", data.class_images)):
+        if encoded is None:
+            continue
+        for group in ("images", "prompts"):
+            tensors |= {f"{kind}.{group}.{name}": value for name, value in getattr(encoded, group).items()}
+        tensors |= {f"{kind}.{name}": getattr(encoded, name) for name in _FIELDS}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     path.chmod(0o644)  # safetensors (0.8) writes files that only their owner can read
 
 
@@ -62,19 +70,12 @@ def load_data(path: Path, device: str = "cpu") -> TrainingData:
     """Read a file that `save_data` wrote, into the memory of a device."""
     tensors = load_file(path, device)
 
-    def latents(kind: str) -> Latents:
-        conditioning = tensors.get(f"{kind}.conditioning")
-        required = ("mean", "std", "subject_ranges", "prompt_indices", "token_ids")
-        return Latents(**{name: tensors[f"{kind}.{name}"] for name in required}, conditioning=conditioning)
+    def group(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
-    has_class_images = "class_images.mean" in tensors
-    return TrainingData(latents("instance_images"), latents("class_images") if has_class_images else None)
+    def encoded(kind: str) -> EncodedImages:
+        fields = {name: tensors[f"{kind}.{name}"] for name in _FIELDS}
+        return EncodedImages(group(f"{kind}.images."), group(f"{kind}.prompts."), **fields)
 
-
-def sample_latents(latents: Latents, indices: Tensor, noise: Tensor) -> Tensor:
-    """Sample from the latent distributions of some images, [B, C, h, w], as `AutoencoderKL.encode` would.
-
-    Args:
-        noise: standard normal, [B, C, h, w].
-    """
-    return torch.addcmul(latents.mean[indices], latents.std[indices], noise)
+    has_class_images = "class_images.prompt_indices" in tensors
+    return TrainingData(encoded("instance_images"), encoded("class_images") if has_class_images else None)

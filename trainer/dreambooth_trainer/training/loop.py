@@ -90,14 +90,13 @@ def run_step(engine: Engine, plan: Plan, data: TrainingData, step: int, rank: in
         This worker's sums of the losses over its micro-batches, on the device.
     """
     accumulation, seed = plan.spec.training.gradient_accumulation_steps, plan.spec.training.seed
-    timesteps = int(engine.module.scheduler.config["num_train_timesteps"])
     instance, prior = data.instance_images, data.class_images
     samplers = (
-        DeterministicSampler(instance.images, plan.batch_size, timesteps, 4 * seed, plan.variants_per_image),
-        None if prior is None else DeterministicSampler(prior.images, plan.batch_size, timesteps, 4 * seed + 2),
+        DeterministicSampler(instance.indices, plan.batch_size, 4 * seed, plan.variants_per_image),
+        None if prior is None else DeterministicSampler(prior.indices, plan.batch_size, 4 * seed + 2),
     )
     return engine.step(
-        make_batch(data, samplers, step, micro_step * world_size + rank, world_size * accumulation)
+        make_batch(engine.module.stage, data, samplers, step, micro_step * world_size + rank, world_size * accumulation)
         for micro_step in range(accumulation)
     )
 

@@ -9,19 +9,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dreambooth_api.errors import UserError, ValidationIssue
-from dreambooth_trainer.families.base import PARTS, Family, Part
+from dreambooth_trainer.families.base import Family, Stage
 from dreambooth_trainer.families.registry import open_family
 from dreambooth_trainer.planning.memory import ModelSize
 from dreambooth_trainer.planning.plan import Plan
@@ -74,10 +73,10 @@ def count_size(plan: Plan, folder: Path, images: int, encoding_batch: int) -> Mo
         encoding_batch: images per forward pass of the autoencoder.
     """
     pipeline = _count_pipeline(folder, plan.resolution, plan.sampling_batch_size, encoding_batch, plan.precision)
-    training, parts = plan.spec.training, plan.trained_parts
+    training, text = plan.spec.training, plan.train_text_encoder
     rank = training.lora.rank if training.method == "LoRA" else None
     key = (
-        *(folder, parts, rank, plan.resolution, images, plan.precision, training.gradient_checkpointing),
+        *(folder, text, rank, plan.resolution, images, plan.precision, training.gradient_checkpointing),
         *(_autocast_dtype(plan), plan.gpus_per_worker > 0),
     )
     if key not in _training_counts:
@@ -96,11 +95,11 @@ def _autocast_dtype(plan: Plan) -> torch.dtype | None:
 
 def _count_training(plan: Plan, folder: Path, images: int) -> dict[str, int]:
     family, low = open_family(folder), _autocast_dtype(plan)
-    scheduler = DDPMScheduler()
+    live = family.text_encoders if plan.train_text_encoder else ()
     with torch.device("meta"), fused_attention():
-        modules = _build(family, folder, DTYPES[plan.precision] if low is None else torch.float32)
-        batch = _meta_batch(plan, family, modules, images)
-        module = prepare_module(plan, family, {part: modules[part] for part in plan.trained_parts}, scheduler)
+        stage = _open(family, folder, DTYPES[plan.precision] if low is None else torch.float32)
+        batch = _meta_batch(stage, family.image_shapes(folder, plan.resolution), images, live)
+        module = prepare_module(plan, family, stage)
         if low is not None:
             cast_frozen_matrices(module, low)
         parameters = list(module.parameters())
@@ -129,15 +128,13 @@ def _count_passes(module: DreamBoothModule, batch: Batch, autocast: MetaAutocast
         return activations, memory.peak
 
 
-def _meta_batch(plan: Plan, family: Family, modules: Mapping[Part, Any], images: int) -> Batch:
-    side = plan.resolution // _pixels_per_latent(modules["vae"])
-    token_ids = torch.zeros(images, modules["text_encoder"].config.max_position_embeddings, dtype=torch.long)
-    with torch.no_grad():
-        conditioning = family.encode_prompts(modules["text_encoder"], token_ids)
-    latents = torch.zeros(images, modules["denoiser"].config.in_channels, side, side)
-    timesteps = torch.zeros(images, dtype=torch.long)
-    encoded = None if plan.train_text_encoder else conditioning
-    return Batch(latents, latents, timesteps, token_ids, encoded, num_instance_images=max(1, images // 2))
+def _meta_batch(
+    stage: Stage, image_shapes: Mapping[str, tuple[int, ...]], images: int, live: Collection[str] = ()
+) -> Batch:
+    examples = {name: torch.zeros(images, *shape) for name, shape in image_shapes.items()}
+    examples |= stage.encode_prompts([""] * images, live)
+    noise = {name: torch.zeros(images, *shape) for name, shape in stage.noise_shapes(examples).items()}
+    return Batch(examples, noise, torch.zeros(images), num_instance_images=max(1, images // 2))
 
 
 @functools.cache
@@ -147,47 +144,43 @@ def _count_pipeline(
     """Parameters of the pipeline, and bytes of generating and of encoding a batch of images, beyond the weights."""
     family = open_family(folder)
     with torch.device("meta"), torch.no_grad(), fused_attention():
-        modules: dict[Part, Any] = _build(family, folder, DTYPES[precision])
-        denoiser, text_encoder, vae = (modules[part] for part in PARTS)
-        side = resolution // _pixels_per_latent(vae)
-        batch = 2 * sampling_batch  # classifier-free guidance doubles the batch
-        tokens = torch.zeros(batch, text_encoder.config.max_position_embeddings, dtype=torch.long)
-        conditioning = family.encode_prompts(text_encoder, tokens)
-        noisy = torch.zeros(batch, denoiser.config.in_channels, side, side, dtype=DTYPES[precision])
-        with LiveBytes(denoiser.parameters()) as denoising:
-            family.predict(denoiser, noisy, torch.zeros(batch, dtype=torch.long), conditioning)
+        stage = _open(family, folder, DTYPES[precision])
+        modules: dict[str, Any] = stage.modules
+        shapes = family.image_shapes(folder, resolution)
+        # Classifier-free guidance doubles the batch.
+        batch = _meta_batch(stage, shapes, 2 * sampling_batch)
+        with LiveBytes(modules[stage.denoiser].parameters()) as denoising:
+            stage.loss(modules, batch.examples, batch.noise, batch.u)
+        vae, latent = modules["vae"], next(iter(shapes.values()))
         with LiveBytes(vae.parameters()) as decoding:
-            vae.decode(torch.zeros(sampling_batch, vae.config.latent_channels, side, side))
+            vae.decode(torch.zeros(sampling_batch, *latent))
         with LiveBytes(vae.parameters()) as encoding:
             vae.encode(torch.zeros(encoding_batch, 3, resolution, resolution))
-    sizes = [sum(p.numel() for p in module.parameters()) for module in (denoiser, text_encoder, vae)]
+    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
     return {
-        "total": sum(sizes),
-        "encoders": sum(sizes[1:]),
+        "total": sum(sizes.values()),
+        "encoders": sum(sizes.values()) - sizes[stage.denoiser],
         "sampling": max(denoising.peak, decoding.peak),
         "encoding": encoding.peak,
     }
 
 
-def _build(family: Family, folder: Path, dtype: torch.dtype) -> dict[Part, nn.Module]:
-    """All modules. The autoencoder is in fp32, which most autoencoders need.
+def _open(family: Family, folder: Path, dtype: torch.dtype) -> Stage:
+    """A stage without weights. The autoencoder is in fp32, which most autoencoders need.
 
     Raises:
         UserError: a configuration file is missing or not valid.
     """
+    names = (family.denoiser, *family.text_encoders, *family.image_encoders)
     try:
-        modules: dict[Part, nn.Module] = {part: family.build(folder, part) for part in PARTS}
+        stage = family.open(folder, names, empty=True)
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         rule = f"has a module whose configuration is not valid: {str(error).partition(chr(10))[0]}"
         remedy = "set the folder of a complete diffusers model"
         raise UserError(ValidationIssue("spec.model.id", str(folder), rule, remedy)) from error
-    for part in ("denoiser", "text_encoder"):
-        nn.Module.to(modules[part], dtype)  # diffusers' own method logs a warning
-    return modules
-
-
-def _pixels_per_latent(vae: Any) -> int:
-    return 2 ** (len(vae.config.block_out_channels) - 1)
+    for name in (family.denoiser, *family.text_encoders):
+        nn.Module.to(stage.modules[name], dtype)  # diffusers' own method logs a warning
+    return stage
 
 
 @contextlib.contextmanager

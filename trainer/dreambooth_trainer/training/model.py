@@ -10,6 +10,7 @@ from pydantic.alias_generators import to_snake
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from dreambooth_trainer.families.base import trained_modules
 from dreambooth_trainer.families.registry import local_folder, open_family
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.training.module import DreamBoothModule, prepare_module
@@ -19,16 +20,18 @@ def build_module(plan: Plan) -> DreamBoothModule:
     """The model of a plan, prepared by its fine-tuning method; fp32, on the CPU."""
     folder = local_folder(plan.model)
     family = open_family(folder)
-    components = family.load(folder, plan.trained_parts)
-    return prepare_module(plan, family, components.modules, components.noise_scheduler)
+    names = trained_modules(family, text_encoders=plan.train_text_encoder)
+    return prepare_module(plan, family, family.open(folder, names))
 
 
 def optimizer_groups(plan: Plan, module: DreamBoothModule) -> list[dict[str, Any]]:
-    """Parameter groups with the learning rates of the plan: the denoiser, then the text encoder if it is trained."""
-    rates = {"denoiser": plan.learning_rate, "text_encoder": plan.text_encoder_learning_rate}
+    """Parameter groups with the learning rates of the plan: the denoiser, then the text encoders that are trained."""
     return [
-        {"params": [p for p in getattr(module, name).parameters() if p.requires_grad], "lr": rates[name]}
-        for name in plan.trained_parts
+        {
+            "params": [p for p in part.parameters() if p.requires_grad],
+            "lr": plan.learning_rate if name == module.stage.denoiser else plan.text_encoder_learning_rate,
+        }
+        for name, part in module.trained.items()
     ]
 
 
