@@ -62,11 +62,11 @@ class Job:
 
     def pods(self, kind: str) -> list[str]:
         """Names of the running head or worker pods."""
-        return [pod["metadata"]["name"] for pod in self._running(kind)]
+        return [pod["metadata"]["name"] for pod in self.running(kind)]
 
     def address(self, kind: str) -> str:
         """The address of a running pod."""
-        return self._running(kind)[0]["status"]["podIP"]
+        return self.running(kind)[0]["status"]["podIP"]
 
     def exec(self, kind: str, *command: str) -> str:
         """The output of a command in a running pod."""
@@ -74,7 +74,8 @@ class Job:
             "exec", "-n", self.tenant, self.pods(kind)[0], f"--container=ray-{kind}", "--", *command
         )
 
-    def _running(self, kind: str) -> list[dict[str, Any]]:
+    def running(self, kind: str) -> list[dict[str, Any]]:
+        """The running head or worker pods."""
         selector = f"dreambooth.dev/job=pink-dog,ray.io/node-type={kind}"
         pods = f"/api/v1/namespaces/{self.tenant}/pods?labelSelector={quote(selector)}"
         items = self.cluster.read(pods)["items"]
