@@ -7,7 +7,7 @@ That layout has one scale (`alpha`) per layer. User interfaces show its metadata
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +23,35 @@ from dreambooth_trainer.families.base import AdapterInfo
 CONFIG_KEY = "lora_adapter_metadata"
 
 
-def to_kohya_layout(adapter: Path, target: Path, metadata: Mapping[str, str]) -> None:
+def to_kohya_layout(
+    adapter: Path,
+    target: Path,
+    metadata: Mapping[str, str],
+    text_encoders: Mapping[str, tuple[str, str]],
+    unet_layer: Callable[[str], str] = lambda layer: layer,
+) -> None:
     """Write the adapter file of diffusers in kohya's layout, without changing number formats.
 
     Args:
         metadata: entries to add to the metadata of the file.
+        text_encoders: prefix in the file, and name of the module, by prefix in diffusers' conversion.
+        unet_layer: the name in the file of a layer of the U-Net.
     """
     with safe_open(adapter, "pt") as file:
         config: dict[str, Any] = json.loads(file.metadata()[CONFIG_KEY])
         weights: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    # Tools read lora_te1_ as the first of SDXL's two text encoders. Stable Diffusion has one.
-    layers = {
-        name.replace("lora_te1_", "lora_te_", 1): value for name, value in convert_state_dict_to_kohya(weights).items()
-    }
-    for name in layers:
-        if name.endswith(".alpha"):
-            # diffusers assumes that alpha equals the rank.
-            component = "unet" if name.startswith("lora_unet_") else "text_encoder"
-            layers[name] = torch.tensor(float(config[f"{component}.lora_alpha"]))
-    component = next(name for name in ("unet", "text_encoder") if f"{name}.r" in config)
+    prefixes = {"lora_unet_": ("lora_unet_", "unet"), **text_encoders}
+    flat = {_flat(layer): _flat(unet_layer(layer)) for layer in _unet_layers(weights)}
+    layers: dict[str, Tensor] = {}
+    for name, value in convert_state_dict_to_kohya(weights).items():
+        layer, _, kind = name.partition(".")
+        prefix = next(prefix for prefix in prefixes if layer.startswith(prefix))
+        renamed, component = prefixes[prefix]
+        rest = layer.removeprefix(prefix)
+        # diffusers assumes that alpha equals the rank.
+        alpha = torch.tensor(float(config[f"{component}.lora_alpha"])) if kind == "alpha" else value
+        layers[f"{renamed}{flat.get(rest, rest) if component == 'unet' else rest}.{kind}"] = alpha
+    component = next(name for name in ("unet", "text_encoder", "text_encoder_2") if f"{name}.r" in config)
     rank, alpha = config[f"{component}.r"], config[f"{component}.lora_alpha"]
     network = {
         "ss_network_module": "networks.lora",
@@ -51,6 +61,15 @@ def to_kohya_layout(adapter: Path, target: Path, metadata: Mapping[str, str]) ->
         "ss_network_args": json.dumps({"conv_dim": rank, "conv_alpha": alpha}),
     }
     save_file(layers, target, metadata={"format": "pt", **network, **metadata})
+
+
+def _unet_layers(weights: Iterable[str]) -> set[str]:
+    """Names of the layers of the U-Net that have adapters."""
+    return {name.removeprefix("unet.").partition(".lora_")[0] for name in weights if name.startswith("unet.")}
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "_")
 
 
 def kohya_metadata(info: AdapterInfo, *, version: int, prediction_type: str) -> dict[str, str]:
@@ -65,8 +84,24 @@ def kohya_metadata(info: AdapterInfo, *, version: int, prediction_type: str) -> 
     if version == 2:
         architecture = "stable-diffusion-v2-768-v" if is_velocity else "stable-diffusion-v2-512"
     return {
+        **_metadata(info, architecture),
         "ss_base_model_version": f"sd_v{version}",
         "ss_v2": str(version > 1),
+        "modelspec.prediction_type": "v" if is_velocity else "epsilon",
+    }
+
+
+def sdxl_metadata(info: AdapterInfo) -> dict[str, str]:
+    """Metadata of an adapter for Stable Diffusion XL."""
+    return {
+        **_metadata(info, "stable-diffusion-xl-v1-base"),
+        "ss_base_model_version": "sdxl_base_v1-0",
+        "ss_v2": "False",
+    }
+
+
+def _metadata(info: AdapterInfo, architecture: str) -> dict[str, str]:
+    return {
         "ss_sd_model_name": info.base_model,
         "ss_output_name": info.name,
         "ss_resolution": f"({info.resolution}, {info.resolution})",
@@ -75,6 +110,5 @@ def kohya_metadata(info: AdapterInfo, *, version: int, prediction_type: str) -> 
         "modelspec.implementation": "diffusers",
         "modelspec.title": info.name,
         "modelspec.trigger_phrase": info.instance_prompt,
-        "modelspec.prediction_type": "v" if is_velocity else "epsilon",
         "modelspec.resolution": f"{info.resolution}x{info.resolution}",
     }

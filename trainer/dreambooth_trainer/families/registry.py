@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 PATH = "spec.model.id"
 # By `_class_name` of model_index.json.
-FAMILIES = {"StableDiffusionPipeline": "dreambooth_trainer.families.stable_diffusion:StableDiffusion"}
+FAMILIES = {
+    "StableDiffusionPipeline": "dreambooth_trainer.families.stable_diffusion:StableDiffusion",
+    "StableDiffusionXLPipeline": "dreambooth_trainer.families.stable_diffusion_xl:StableDiffusionXL",
+}
 
 
 def local_folder(model: BaseModelRef) -> Path:

@@ -20,9 +20,13 @@ UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 CLIP_PREFIX = "cond_stage_model.transformer.text_model."
 OPEN_CLIP_PREFIX = "cond_stage_model.model."
+SDXL_CLIP_PREFIX = "conditioner.embedders.0.transformer.text_model."
+SDXL_OPEN_CLIP_PREFIX = "conditioner.embedders.1.model."
 UNET_TOP = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
@@ -39,7 +43,26 @@ VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "t
 
 
 def to_original_layout(folder: Path, target: Path) -> None:
-    """Write a diffusers folder as one file, without changing number formats."""
+    """Write a diffusers folder of Stable Diffusion 1 or 2 as one file, without changing number formats."""
+    text = _text_encoder(folder / "text_encoder")
+    if has_open_clip(folder):
+        tensors = {OPEN_CLIP_PREFIX + name: tensor for name, tensor in to_open_clip(text).items()}
+    else:
+        tensors = {CLIP_PREFIX + name: tensor for name, tensor in text.items()}
+    save_file({**_unet_and_vae(folder), **tensors}, target, metadata={"format": "pt"})
+
+
+def sdxl_to_original_layout(folder: Path, target: Path) -> None:
+    """Write a diffusers folder of Stable Diffusion XL as one file, without changing number formats."""
+    first, second = _text_encoder(folder / "text_encoder"), _text_encoder(folder / "text_encoder_2")
+    projection = second.pop("text_projection.weight").T.contiguous()
+    tensors = {f"{SDXL_CLIP_PREFIX}{name}": tensor for name, tensor in first.items()}
+    tensors |= {f"{SDXL_OPEN_CLIP_PREFIX}{name}": tensor for name, tensor in to_open_clip(second).items()}
+    tensors[f"{SDXL_OPEN_CLIP_PREFIX}text_projection"] = projection
+    save_file({**_unet_and_vae(folder), **tensors}, target, metadata={"format": "pt"})
+
+
+def _unet_and_vae(folder: Path) -> dict[str, Tensor]:
     unet_config = json.loads((folder / "unet" / "config.json").read_text())
     vae_config = json.loads((folder / "vae" / "config.json").read_text())
     tensors: dict[str, Tensor] = {}
@@ -49,17 +72,16 @@ def to_original_layout(folder: Path, target: Path) -> None:
         key = vae_key(name, blocks=len(vae_config["block_out_channels"]))
         is_projection = ".mid.attn_1." in key and key.endswith(".weight") and ".norm." not in key
         tensors[VAE_PREFIX + key] = tensor[:, :, None, None] if is_projection else tensor
+    return tensors
+
+
+def _text_encoder(folder: Path) -> dict[str, Tensor]:
     # Older versions of transformers wrote the prefix text_model. and, although they are not weights, position_ids.
-    text = {
+    return {
         name.removeprefix("text_model."): tensor
-        for name, tensor in _weights(folder / "text_encoder")
+        for name, tensor in _weights(folder)
         if not name.endswith("position_ids")
     }
-    if has_open_clip(folder):
-        tensors.update((OPEN_CLIP_PREFIX + name, tensor) for name, tensor in to_open_clip(text).items())
-    else:
-        tensors.update((CLIP_PREFIX + name, tensor) for name, tensor in text.items())
-    save_file(tensors, target, metadata={"format": "pt"})
 
 
 def has_open_clip(folder: Path) -> bool:

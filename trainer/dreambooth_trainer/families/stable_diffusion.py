@@ -21,6 +21,7 @@ from dreambooth_trainer.families.autoencoder import (
     sample_latents,
 )
 from dreambooth_trainer.families.base import AdapterInfo, Tensors
+from dreambooth_trainer.families.clip import set_fp32_config, token_ids, with_text_model_prefix
 from dreambooth_trainer.families.ddpm import ddpm_loss
 from dreambooth_trainer.families.kohya import kohya_metadata, to_kohya_layout
 from dreambooth_trainer.families.single_file import has_open_clip, to_original_layout
@@ -50,10 +51,7 @@ class StableDiffusionStage:
         return encode_to_latents(self.modules["vae"], images)
 
     def encode_prompts(self, prompts: Sequence[str], live: Collection[str] = ()) -> dict[str, Tensor]:
-        length = self.tokenizer.model_max_length
-        ids = self.tokenizer(
-            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).input_ids
+        ids = token_ids(self.tokenizer, prompts)
         if "text_encoder" in live:
             return {"input_ids": ids}
         text_encoder = self.modules["text_encoder"]
@@ -137,10 +135,7 @@ class StableDiffusion:
         # The pipeline loads only the modules that it is not given.
         given = {name: module.to(dtypes[name]) for name, module in modules.items()}
         _load_pipeline(base, dtypes, **given).save_pretrained(target, safe_serialization=True)
-        # from_pretrained loads the text encoder in the dtype of its configuration, and the U-Net in fp32. With float32
-        # in the configuration, both have the same dtype.
-        config = target / "text_encoder" / "config.json"
-        config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
+        set_fp32_config(target / "text_encoder")
 
     def save_adapter(
         self, adapters: Mapping[str, tuple[Mapping[str, Tensor], Mapping[str, Any]]], target: Path
@@ -148,10 +143,7 @@ class StableDiffusion:
         arguments: dict[str, Any] = {}
         for name, (weights, config) in adapters.items():
             # Not convert_state_dict_to_diffusers: the loader skips the attention layers that it renames.
-            layers = dict(weights)
-            if name == "text_encoder":
-                # transformers 5 removed the prefix that older versions and other tools expect; diffusers reads both.
-                layers = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in layers.items()}
+            layers = with_text_model_prefix(weights) if name == "text_encoder" else dict(weights)
             arguments |= {f"{name}_lora_layers": layers, f"{name}_lora_adapter_metadata": dict(config)}
         StableDiffusionPipeline.save_lora_weights(target, weight_name=ADAPTER_FILE, **arguments)
 
@@ -159,7 +151,8 @@ class StableDiffusion:
         scheduler: dict[str, Any] = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
         version = 2 if has_open_clip(folder) else 1
         metadata = kohya_metadata(info, version=version, prediction_type=scheduler.get("prediction_type", "epsilon"))
-        to_kohya_layout(folder / ADAPTER_FILE, target, metadata)
+        # Tools read lora_te1_ as the first of two text encoders.
+        to_kohya_layout(folder / ADAPTER_FILE, target, metadata, {"lora_te1_": ("lora_te_", "text_encoder")})
 
     def save_single_file(self, folder: Path, target: Path) -> None:
         to_original_layout(folder, target)
