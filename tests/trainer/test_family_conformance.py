@@ -21,7 +21,13 @@ from dreambooth_trainer.families.base import AdapterInfo, Family, trained_module
 from dreambooth_trainer.families.registry import open_family
 from dreambooth_trainer.methods.registry import open_method
 from dreambooth_trainer.models.files import ADAPTER_FILE
+from dreambooth_trainer.phases.encode import encode
+from dreambooth_trainer.phases.train import save_trained_model
+from dreambooth_trainer.store.folder import JobFolder
+from dreambooth_trainer.training.cache import load_data
+from dreambooth_trainer.training.loop import run_step
 from dreambooth_trainer.training.memory_count import count_size
+from dreambooth_trainer.training.plain_engine import PlainEngine
 
 pytestmark = [pytest.mark.trainer, pytest.mark.usefixtures("one_thread")]
 
@@ -176,3 +182,25 @@ def tmp_path_with_configs(folder: Path, model: Path) -> Path:
         (folder / path.parent.name).mkdir(exist_ok=True)
         (folder / path.parent.name / path.name).write_text(json.dumps(json.loads(path.read_text())))
     return folder
+
+
+@pytest.mark.parametrize("method", ["Full", "LoRA"])
+def test_a_job_is_encoded_trained_and_saved(
+    model: Path, images: list[Image.Image], tmp_path: Path, method: str
+) -> None:
+    training = {"resolution": 32, "steps": 2, "learningRate": 1e-2, "method": method, "textEncoder": {"train": True}}
+    plan = make_plan({"model": {"id": str(model)}, "training": training})
+    folder, checkpoint = JobFolder(tmp_path), tmp_path / "checkpoint"
+    for path in (folder.prepared, checkpoint):
+        path.mkdir(parents=True)
+    for number, image in enumerate(images):
+        image.save(folder.prepared / f"{number:03d}.png")
+    encode(plan, folder, [PROMPTS], [])
+    engine, data = PlainEngine(plan, None), load_data(folder.latents)
+    losses = [run_step(engine, plan, data, step, 0, 1).tolist() for step in range(2)]
+    assert np.isfinite(losses).all()
+    engine.save_weights(checkpoint, 0)
+    save_trained_model(plan, checkpoint, folder)
+    assert np.abs(draw(folder.trained) - draw(model)).max() > 1 / 255
+    if method == "LoRA":
+        np.testing.assert_allclose(draw(model, folder.trained / ADAPTER_FILE), draw(folder.trained), atol=1 / 255)
