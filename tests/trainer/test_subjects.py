@@ -19,7 +19,7 @@ from dreambooth_trainer.images.sources import RawImage
 from dreambooth_trainer.images.subjects import prepare_subjects, read_subjects
 from dreambooth_trainer.metrics.scores import Scores, failed_thresholds, mean_scores
 from dreambooth_trainer.phases.base import Context
-from dreambooth_trainer.phases.class_images import class_image_key, class_image_names
+from dreambooth_trainer.phases.class_images import CLASS_IMAGES, class_image_key, class_image_names, class_image_store
 from dreambooth_trainer.phases.encode import class_images_of, encode, encode_shared, instance_prompts
 from dreambooth_trainer.phases.prepare import PREPARE
 from dreambooth_trainer.planning.plan import Plan, fill_defaults
@@ -166,6 +166,20 @@ def test_class_images_have_the_key_of_a_job_with_one_subject(tmp_path: Path) -> 
     assert class_image_names(several) == {"a dog": ["000000", "000001"], "a teapot": ["000000", "000001"]}
     assert class_image_key(several, "a teapot") == class_image_key(single, "a teapot")
     assert class_image_key(several, "a teapot") != class_image_key(several, "a dog")
+
+
+def test_reused_class_images_of_all_prompts_are_counted(tmp_path: Path) -> None:
+    context, reported = context_of(job_of(DOG, TEAPOT), tmp_path), list[object]()
+    for prompt, names in class_image_names(context).items():
+        for name in names:
+            class_image_store(context, prompt).put(name, Image.new("RGB", (32, 32)))
+
+    class Progress(Silent):
+        def done(self, count: int, **facts: object) -> None:
+            reported.append((count, facts["reused"]))
+
+    assert CLASS_IMAGES.run(context, Progress())["reused"] == 4
+    assert reported == [(2, 2), (4, 4)]
 
 
 def test_latents_know_the_images_of_each_subject(tmp_path: Path) -> None:

@@ -84,8 +84,8 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
 
         count = len(names[prompt])
         if set(names[prompt]) <= class_image_store(context, prompt).names():
-            on_progress(count, reused=count)
             reused += count
+            on_progress(count, reused=reused)
         else:
             reused += generate_missing(context, prompt, names[prompt], on_progress).reused
         done += count
