@@ -13,6 +13,7 @@ from test_memory_count import TEXT, UNET, write_model
 from test_plan import make_plan
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from dreambooth_trainer.families.base import trained_modules
 from dreambooth_trainer.families.registry import open_family
 from dreambooth_trainer.planning.memory import GIB
 from dreambooth_trainer.training.memory_count import LiveBytes, count_size, fused_attention
@@ -37,17 +38,17 @@ def plan_of(model: Path, training: dict[str, Any], *, gpus: int, precision: str 
 def real_module(plan: Any, folder: Path) -> DreamBoothModule:
     """The module of a plan with new weights, as the engine of a single process prepares it for bf16."""
     family = open_family(folder)
-    modules: Any = {part: family.build(folder, part) for part in plan.trained_parts}
-    scheduler: Any = family.load(folder, []).noise_scheduler
-    module = prepare_module(plan, family, modules, scheduler)
+    names = trained_modules(family, text_encoders=plan.train_text_encoder)
+    module = prepare_module(plan, family, family.open(folder, names, empty=True))
     cast_frozen_matrices(module, torch.bfloat16)
     return module
 
 
 def batch_of(module: DreamBoothModule, plan: Any) -> Batch:
-    latents, tokens = torch.zeros(2, 4, 16, 16), torch.zeros(2, 16, dtype=torch.long)
-    conditioning = None if plan.train_text_encoder else torch.zeros(2, 16, 32)
-    return Batch(latents, latents, torch.tensor([1, 2]), tokens, conditioning, 1)
+    latents, live = torch.zeros(2, 4, 16, 16), plan.train_text_encoder
+    prompts = {"input_ids": torch.zeros(2, 16, dtype=torch.long)} if live else {"text_embeds": torch.zeros(2, 16, 32)}
+    examples = {"latent_mean": latents, "latent_std": latents, **prompts}
+    return Batch(examples, {"latent": latents, "noise": latents}, torch.tensor([0.1, 0.2]), 1)
 
 
 @pytest.mark.parametrize("training", SETTINGS, ids=str)

@@ -27,6 +27,8 @@ from dreambooth_trainer.store.image_store import ImageStore
 from dreambooth_trainer.store.latent_store import LatentStore
 
 SIDE, SHAPE = 32, (4, 8, 8)
+SHAPES = {"latent_mean": SHAPE, "latent_std": SHAPE}
+LATENTS = {"latent_mean": torch.zeros(SHAPE), "latent_std": torch.ones(SHAPE)}
 
 
 def noise(seed: int = 0, side: int = SIDE) -> Image.Image:
@@ -119,7 +121,7 @@ def test_what_is_no_file_is_dropped_and_not_followed(tmp_path: Path, kind: str, 
     images, latents = ImageStore(str(tmp_path / "shared")), LatentStore(str(tmp_path / "shared"))
     photo, victim = tmp_path / f"photo.{suffix}", tmp_path / "shared" / f"a.{suffix}"
     ImageStore(str(tmp_path)).put("photo", noise())
-    LatentStore(str(tmp_path)).write("photo", torch.zeros(SHAPE), torch.ones(SHAPE))
+    LatentStore(str(tmp_path)).write("photo", LATENTS)
     before = photo.read_bytes()
     victim.parent.mkdir()
     match kind:
@@ -132,12 +134,12 @@ def test_what_is_no_file_is_dropped_and_not_followed(tmp_path: Path, kind: str, 
         case _:
             victim.mkdir()
             (victim / "link").symlink_to(photo)
-    found = images.get_or_delete("a", SIDE) if suffix == "png" else latents.read("a", SHAPE)
+    found = images.get_or_delete("a", SIDE) if suffix == "png" else latents.read("a", SHAPES)
     assert found is None
     assert not os.path.lexists(victim)
     images.put("a", noise(1))
-    latents.write("a", torch.zeros(SHAPE), torch.ones(SHAPE))
-    assert (images.get_or_delete("a", SIDE), latents.read("a", SHAPE)) != (None, None)
+    latents.write("a", LATENTS)
+    assert (images.get_or_delete("a", SIDE), latents.read("a", SHAPES)) != (None, None)
     assert photo.read_bytes() == before
 
 
@@ -171,7 +173,7 @@ def shared(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     context = make_context(tiny_model, tmp_path / "job")
     store = class_image_store(cluster_context_of(context), "a dog")
     store.put("000001", noise())
-    latent_store(store).write("000001", torch.zeros(SHAPE), torch.ones(SHAPE))
+    latent_store(store).write("000001", LATENTS)
     return store
 
 
@@ -185,7 +187,7 @@ def cluster_context_of(context: Context) -> Context:
 
 def test_signed_images_and_latents_are_believed(shared: ImageStore, tiny_model: Path, tmp_path: Path) -> None:
     assert shared.get_or_delete("000001", SIDE) is not None
-    assert latent_store(shared).read("000001", SHAPE) is not None
+    assert latent_store(shared).read("000001", SHAPES) is not None
     assert "/cluster/" in base_image_store(cluster_context_of(make_context(tiny_model, tmp_path / "job"))).url
 
 
@@ -195,11 +197,11 @@ def test_forged_images_and_latents_are_dropped(
 ) -> None:
     folder, poison = Path(shared.url), noise(666)
     attacker, name = ImageStore(str(tmp_path / "attacker")), "000001"
-    mean, std = torch.ones(SHAPE), torch.ones(SHAPE)
+    forged = {key: torch.ones(SHAPE) for key in SHAPES}
     match forgery:
         case "not signed":
             attacker.put(name, poison)
-            latent_store(attacker).write(name, mean, std)
+            latent_store(attacker).write(name, forged)
         case "another key":
             monkeypatch.setenv(STORE_KEY, "key two")
             from dreambooth_trainer.store.signing import domain_folder, trust_domain
@@ -207,7 +209,7 @@ def test_forged_images_and_latents_are_dropped(
             inside = "/".join(folder.parts[-2:])
             attacker = ImageStore(f"{domain_folder(str(tmp_path / 'attacker'), str(trust_domain()))}/{inside}")
             attacker.put(name, poison)
-            latent_store(attacker).write(name, mean, std)
+            latent_store(attacker).write(name, forged)
             monkeypatch.setenv(STORE_KEY, "key one")
         case "another name":
             attacker, name = shared, "000002"
@@ -216,10 +218,10 @@ def test_forged_images_and_latents_are_dropped(
         case "another prompt":
             attacker = ImageStore(str(folder.with_name("another-key")))
             attacker.put(name, poison)
-            latent_store(attacker).write(name, mean, std)
+            latent_store(attacker).write(name, forged)
         case _:
             attacker.put(name, poison)
-            latent_store(attacker).write(name, mean, std)
+            latent_store(attacker).write(name, forged)
             signed = Image.open(folder / "000001.png").info
             info = PngInfo()
             for key, value in signed.items():
@@ -231,6 +233,6 @@ def test_forged_images_and_latents_are_dropped(
             new.write_bytes(content)
     if attacker is not shared:
         shutil.copytree(attacker.url, folder, dirs_exist_ok=True)
-    assert latent_store(shared).read(name, SHAPE) is None
+    assert latent_store(shared).read(name, SHAPES) is None
     assert shared.get_or_delete(name, SIDE) is None
     assert not (folder / f"{name}.png").exists()

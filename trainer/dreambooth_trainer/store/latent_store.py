@@ -61,7 +61,8 @@ class LatentStore:
         fs, path = fsspec.url_to_fs(self.url)
         file = f"{path}/{name}.safetensors"
         try:
-            content = read_file(fs, file, 2 * 4 * math.prod(shape) + _OVERHEAD_BYTES)
+            size = 4 * sum(math.prod(shape) for shape in shapes.values())
+            content = read_file(fs, file, size + _OVERHEAD_BYTES)
             if content is None:
                 discard(fs, file)
                 return None
