@@ -58,6 +58,7 @@ class Hub:
         sent_bytes: content bytes that were sent, by path with repository and file.
         failure: answer to every request, if set.
         failures: answers to the next requests.
+        checksums: whether listings have the checksums of weights.
         truncated: path of a file of which only the first half is sent.
         reset: path of a file during which the connection is reset.
     """
@@ -70,6 +71,7 @@ class Hub:
         self.sent_bytes: dict[str, int] = defaultdict(int)
         self.failure: Failure | None = None
         self.failures: list[Failure] = []
+        self.checksums = True
         self.truncated = ""
         self.reset = ""
 
@@ -125,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send_json({"discussions": [_pull_request(name, repository)], "count": 1, "start": 0})
             case ["tree", commit, *_] if commit in (COMMIT, PULL_REQUEST):
                 content = _content(repository, commit)
-                self._send_json([_entry(path, data) for path, data in content.items()])
+                self._send_json([_entry(path, data, checksums=self.hub.checksums) for path, data in content.items()])
             case _:
                 commits = {"main": COMMIT, COMMIT: COMMIT, "refs/pr/7": PULL_REQUEST, PULL_REQUEST: PULL_REQUEST}
                 revision = "/".join(rest).removeprefix("revision/") or "main"
@@ -201,8 +203,12 @@ def _pull_request(name: str, repository: Repository) -> dict[str, object]:
     }
 
 
-def _entry(name: str, content: bytes) -> dict[str, object]:
-    return {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+def _entry(name: str, content: bytes, *, checksums: bool) -> dict[str, object]:
+    """An entry of a listing. Weights are LFS files, with their SHA-256."""
+    size, entry = len(content), {"type": "file", "path": name, "oid": hashlib.sha1(content).hexdigest()}
+    if checksums and name.endswith(".safetensors"):
+        entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": size, "pointerSize": 134}
+    return {**entry, "size": size}
 
 
 @contextmanager

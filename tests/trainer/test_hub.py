@@ -14,7 +14,14 @@ from safetensors.torch import load_file, save_file
 import dreambooth_trainer.models.hub
 from dreambooth_api.errors import TransientError, UserError
 from dreambooth_api.job import BaseModelRef
-from dreambooth_trainer.families.registry import config_folder, local_folder, open_family, pinned, weights_digest
+from dreambooth_trainer.families.registry import (
+    base_digest,
+    config_folder,
+    local_folder,
+    open_family,
+    pinned,
+    weights_digest,
+)
 from dreambooth_trainer.metrics.encoder_files import CLIP, DINO, pinned_commit
 from dreambooth_trainer.metrics.pretrained import load_dino
 
@@ -309,3 +316,32 @@ def test_only_the_shards_in_the_index_are_loaded(tiny_model: Path, tmp_path: Pat
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
     read = open_family(sharded).open(sharded, ["unet"]).modules["unet"].state_dict()
     assert all(torch.equal(read[name], tensor) for name, tensor in unet.state_dict().items())
+
+
+def test_the_digest_of_a_model_needs_no_weights(hub: Hub, multi_format_model: Path) -> None:
+    hub.serve(multi_format_model)
+    assert base_digest(pinned(MODEL)) == weights_digest(multi_format_model)
+    assert len(hub.requests) == len(set(hub.requests))
+    assert not [name for name in hub.downloaded if name.endswith(".safetensors")]
+
+
+def test_the_digest_of_other_weights_is_another(hub: Hub, multi_format_model: Path) -> None:
+    files = hub.serve(multi_format_model).files
+    name = "unet/diffusion_pytorch_model.safetensors"
+    files[name] = files[name][:-1] + bytes([files[name][-1] ^ 1])
+    assert base_digest(pinned(MODEL)) != weights_digest(multi_format_model)
+
+
+def test_the_digest_of_a_downloaded_model_needs_no_request(hub: Hub, multi_format_model: Path) -> None:
+    hub.serve(multi_format_model)
+    model = pinned(MODEL)
+    local_folder(model)
+    hub.requests.clear()
+    assert base_digest(model) == weights_digest(multi_format_model)
+    assert hub.requests == []
+
+
+def test_a_mirror_without_checksums_is_downloaded_from(hub: Hub, multi_format_model: Path) -> None:
+    hub.serve(multi_format_model)
+    hub.checksums = False
+    assert base_digest(pinned(MODEL)) == weights_digest(multi_format_model)

@@ -21,7 +21,7 @@ from dreambooth_trainer.cluster.pool import WorkerPool
 from dreambooth_trainer.cluster.runtime_hardware import runtime_hardware
 from dreambooth_trainer.cluster.session import has_address, ray_cluster
 from dreambooth_trainer.families.identifiers import select_identifiers
-from dreambooth_trainer.families.registry import config_folder, family_module, local_folder, pinned
+from dreambooth_trainer.families.registry import config_folder, family_module, pinned
 from dreambooth_trainer.images.sources import RawImage, read_images
 from dreambooth_trainer.images.subjects import each_subject, located_warnings, read_subjects, with_captions
 from dreambooth_trainer.jobfile.load import dump_job
@@ -132,7 +132,7 @@ def run_job(
     pool = WorkerPool(
         prepared.planned.sampling_processes,
         gpu=prepared.plan.gpus_per_worker > 0,
-        preload=family_module(local_folder(prepared.plan.model)),
+        preload=family_module(config_folder(prepared.plan.model)),
         max_cpus=requested_cpus(prepared.plan.spec.cluster) if has_address() else None,
     )
     context = Context(prepared.plan, folder, prepared.images, store, keys, pool)

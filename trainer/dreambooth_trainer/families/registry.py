@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -170,13 +170,42 @@ def weights_digest(folder: Path) -> str:
 
     Covers only files that are loaded, so that the same weights in additional formats do not change the digest.
     """
+    return _digest({path.relative_to(folder).as_posix(): _sha256(path) for path in local_pipeline_files(folder)})
+
+
+def base_digest(model: BaseModelRef) -> str:
+    """The `weights_digest` of a model. Weights that are not on this machine are not downloaded.
+
+    The Hub has the checksums of the weights. A mirror may not have them.
+
+    Raises:
+        UserError, TransientError: as `local_folder`.
+    """
+    if (local := _on_disk(model)) is not None:
+        return weights_digest(local)
+    folder = config_folder(model)
+    repository = open_repository(model.id, model.revision, PATH, INDEX)
+    names = _files_of_known_family(repository)
+    listed = {name: bytes.fromhex(checksum) for name, checksum in repository.checksums.items()}
+    found = {name for name in names if (folder / name).is_file()}
+    if not found.union(listed).issuperset(names):
+        return weights_digest(local_folder(model))
+    return _digest({name: _sha256(folder / name) if name in found else listed[name] for name in names})
+
+
+@functools.cache
+def _sha256(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _digest(files: Mapping[str, bytes]) -> str:
+    """SHA-256 of names and SHA-256 of files, in the order of the files."""
     digest = hashlib.sha256()
-    for path in local_pipeline_files(folder):
-        if path.name == INDEX:
-            continue  # it also lists components that are not loaded
-        digest.update(f"{path.relative_to(folder)}\0".encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    for name, checksum in files.items():
+        if name != INDEX:  # it also lists components that are not loaded
+            digest.update(f"{name}\0".encode())
+            digest.update(checksum)
     return digest.hexdigest()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import glob
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -27,12 +27,14 @@ class Repository:
     Attributes:
         path: field that contains the model ID, for error messages.
         names: names of all files, with slashes.
+        checksums: SHA-256 of weights by name, in hex. Empty if the Hub did not list them.
     """
 
     model_id: str
     path: str
     commit: str
     names: frozenset[str]
+    checksums: Mapping[str, str]
 
     def read(self, name: str) -> str:
         """Download a small file and return its text."""
@@ -76,7 +78,7 @@ def open_repository(model_id: str, revision: str | None, path: str, index: str) 
     if index not in names:
         rule, remedy = f"has no {index} on the Hub", "use another model, or the path of a local folder"
         raise UserError(ValidationIssue(path, model_id, rule, remedy))
-    return Repository(model_id, path, commit, names)
+    return Repository(model_id, path, commit, names, _checksums(commit, folder))
 
 
 def cached_snapshot(model_id: str, revision: str | None, index: str) -> Path | None:
@@ -123,6 +125,14 @@ def _names(model_id: str, commit: str, folder: Path) -> frozenset[str]:
     except CachedRepoTreeNotFoundError:
         # The cache was filled by an older version of huggingface_hub, and there is no network: use the cached files.
         return frozenset(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())
+
+
+def _checksums(commit: str, folder: Path) -> dict[str, str]:
+    # get_cached_repo_tree reads the same file, but returns it without the checksums (huggingface_hub 2.4).
+    from huggingface_hub._tree_cache import read_tree_cache
+
+    tree = read_tree_cache(str(folder.parents[1]), commit) or {}
+    return {name: file.lfs_sha256 for name, file in tree.items() if file.lfs_sha256}
 
 
 def converted_revision(model_id: str, path: str) -> str | None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pydantic import JsonValue
 
 from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.cluster.pool import WorkerPool
-from dreambooth_trainer.families.registry import local_folder, weights_digest
+from dreambooth_trainer.families.registry import base_digest
 from dreambooth_trainer.images.sources import RawImage
 from dreambooth_trainer.planning.plan import Plan, SamplerSettings
 from dreambooth_trainer.progress.console import PhaseProgress
@@ -38,15 +38,10 @@ class Context:
     pool: WorkerPool
     encoder_commits: Mapping[str, str] = field(default_factory=dict[str, str])
 
-    @property
-    def base(self) -> Path:
-        """The local diffusers folder of the base model."""
-        return local_folder(self.plan.model)
-
-    @property
+    @functools.cached_property
     def base_digest(self) -> str:
-        """Digest of the base model's weights and configuration."""
-        return weights_digest(self.base)
+        """Digest of the base model's weights and configuration. The driver does not download the weights for it."""
+        return base_digest(self.plan.model)
 
     def sampling_config(self, sampler: SamplerSettings) -> SamplingConfig:
         """Sampling settings of this job for the sampler of class images or of the evaluation."""
