@@ -87,7 +87,7 @@ def test_scores_compare_with_the_photos_and_not_with_the_crops(tmp_path: Path, m
     monkeypatch.setattr(evaluate, "work_device", lambda: "cpu")
     monkeypatch.setattr(evaluate, "load_images", lambda *arguments: [])
     monkeypatch.setattr(measure, "measure", lambda found, real, *rest: seen.extend(real))
-    evaluate.score_images(plan, folder, {"after": ImageStore(str(tmp_path / "after"))}, {})
+    evaluate.score_images(plan, folder, "after", ImageStore(str(tmp_path / "after")), [0], {})
     assert [image.size for image in seen] == [(90, 30)]
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from imagefiles import encoded, gradient
@@ -14,10 +16,12 @@ from PIL import Image
 
 from dreambooth_api.errors import UserError
 from dreambooth_api.job import DreamBoothJob, Thresholds
+from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.families.identifiers import select_identifiers
 from dreambooth_trainer.images.sources import RawImage
 from dreambooth_trainer.images.subjects import prepare_subjects, read_subjects
 from dreambooth_trainer.metrics.scores import Scores, failed_thresholds, mean_scores
+from dreambooth_trainer.phases import evaluate
 from dreambooth_trainer.phases.base import Context
 from dreambooth_trainer.phases.class_images import CLASS_IMAGES, class_image_key, class_image_names, class_image_store
 from dreambooth_trainer.phases.encode import class_images_of, encode, encode_shared, instance_prompts
@@ -206,6 +210,50 @@ def test_latents_know_the_images_of_each_subject(tmp_path: Path) -> None:
 
 
 SCORES = {name: Scores(values=values) for name, values in (("sks", {"dino": 0.8, "div": 0.2}), ("zwx", {"dino": 0.4}))}
+
+
+# A worker loads the encoders for each call.
+@pytest.mark.parametrize(("workers", "calls"), [(1, 2), (2, 2), (3, 2), (4, 4), (9, 6)])
+def test_scores_do_not_depend_on_the_number_of_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, calls: int
+) -> None:
+    subjects = [DOG, *({**DOG, "identifier": identifier} for identifier in ("zwx", "ucd"))]
+    plan = plan_of(job_of(*subjects, evaluation={"prompts": ["a {} on the beach"], "imagesPerPrompt": 2}))
+    context: Any = SimpleNamespace(
+        plan=plan, folder=JobFolder(tmp_path), keys={TrainerPhase.TRAIN: "t"}, base_digest="b", encoder_commits={},
+        pool=InlinePool(workers),
+    )  # fmt: skip
+    pixels = np.random.default_rng(0)
+
+    def random_image() -> Image.Image:
+        return Image.fromarray(pixels.integers(0, 255, (32, 32, 3), dtype=np.uint8))
+
+    context.folder.photos.mkdir(parents=True)
+    for index in range(len(subjects)):
+        random_image().save(context.folder.photos / f"{index}-000.png")
+
+    def generate(context: Any, stores: Any, progress: Any) -> int:
+        for model, store in stores.items():
+            for request in image_requests(plan, model):
+                store.put(request.name, random_image())
+        return 0
+
+    monkeypatch.setattr(evaluate, "_generate", generate)
+    result = evaluate.EVALUATE.run(context, SimpleNamespace(done=lambda *_, **__: None))
+    assert list(result["subjects"]) == ["sks", "zwx", "ucd"]
+    assert context.pool.calls == ["score_images"] * calls
+    one_by_one = {
+        model: mean_scores(
+            {
+                subject.identifier: evaluate.score_images(
+                    plan, context.folder, model, evaluate.evaluation_store(context, model), [index], {}
+                )[1][index]
+                for index, subject in enumerate(plan.subjects)
+            }
+        )
+        for model in ("before", "after")
+    }
+    assert evaluate.read_scores(context) == one_by_one
 
 
 def test_scores_of_several_subjects_are_means() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -118,17 +118,34 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     images: JsonValue = {model: store.url.removeprefix(root) for model, store in stores.items()}
     if not plan.spec.evaluation.enabled:
         return {"images": images}
-    # One model per worker.
-    calls = [(plan, context.folder, {model: stores[model]}, context.encoder_commits) for model in MODELS]
-    scores: dict[Model, Scores] = {}
-    for scored in context.pool.map(score_images, calls):
-        scores |= scored
+    scores = _score(context, stores)
     content = {model: scores[model].model_dump(mode="json", by_alias=True) for model in MODELS}
     atomic_write(context.folder.scores, json.dumps(content))
     values = scores["after"].values
     progress.done(count, **{metric.label: values[metric.name] for metric in METRICS if metric.threshold})
     subjects: JsonValue = {identifier: dict(own.values) for identifier, own in scores["after"].subjects.items()}
     return {"images": images, **values, "subjects": subjects}
+
+
+def _score(context: Context, stores: Mapping[Model, ImageStore]) -> dict[Model, Scores]:
+    """Score the images of both models on all workers: each scores some subjects of one model."""
+    from dreambooth_trainer.metrics.scores import mean_scores
+
+    plan = context.plan
+    # One call per worker, because it loads the encoders.
+    parts = max(1, min(context.pool.size().workers // len(MODELS), len(plan.subjects)))
+    calls = [
+        (plan, context.folder, model, stores[model], range(part, len(plan.subjects), parts), context.encoder_commits)
+        for model in MODELS
+        for part in range(parts)
+    ]
+    scored: dict[Model, dict[int, Scores]] = {model: {} for model in MODELS}
+    for model, subjects in context.pool.map(score_images, calls):
+        scored[model] |= subjects
+    return {
+        model: mean_scores({subject.identifier: own[index] for index, subject in enumerate(plan.subjects)})
+        for model, own in scored.items()
+    }
 
 
 def _generate(context: Context, stores: dict[Model, ImageStore], progress: PhaseProgress) -> int:
@@ -185,17 +202,28 @@ def generate_base_images(
 
 
 def score_images(
-    plan: Plan, folder: JobFolder, stores: dict[Model, ImageStore], encoder_commits: Mapping[str, str]
-) -> dict[Model, Scores]:
-    """Score the images of models. Runs on a worker, on its GPU if it has one."""
+    plan: Plan,
+    folder: JobFolder,
+    model: Model,
+    store: ImageStore,
+    subjects: Iterable[int],
+    encoder_commits: Mapping[str, str],
+) -> tuple[Model, dict[int, Scores]]:
+    """Score the images of subjects by one model. Runs on a worker, on its GPU if it has one.
+
+    Args:
+        subjects: their indices.
+    """
     from dreambooth_trainer.metrics.encoders import load_encoders
     from dreambooth_trainer.metrics.measure import PromptImages, measure
-    from dreambooth_trainer.metrics.scores import mean_scores
 
-    encoders = load_encoders(plan.dino, plan.clip, work_device(), encoder_commits)
+    encoders, count = (
+        load_encoders(plan.dino, plan.clip, work_device(), encoder_commits),
+        images_per_prompt(plan, model),
+    )
 
-    def score_subject(model: Model, index: int, subject: PlannedSubject) -> Scores:
-        store, count = stores[model], images_per_prompt(plan, model)
+    def score_subject(index: int) -> Scores:
+        subject = plan.subjects[index]
         real = [Image.open(path) for path in folder.photos_of(index)]
         groups = [
             PromptImages(
@@ -207,12 +235,7 @@ def score_images(
         class_images = load_images(store, subject.class_prompt, num_class_prompt_images(plan))
         return measure(encoders, real, groups, class_images)
 
-    return {
-        model: mean_scores(
-            {subject.identifier: score_subject(model, index, subject) for index, subject in enumerate(plan.subjects)}
-        )
-        for model in stores
-    }
+    return model, {index: score_subject(index) for index in subjects}
 
 
 def _text_without_identifier(subject: PlannedSubject, template: str) -> str:
