@@ -42,7 +42,7 @@ def check_scenario(scenario: Scenario) -> None:
     assert outcome(world) == scenario.expected
     assert not world.live
     writes = world.writes
-    world.advance(3600)
+    world.advance(3000)
     world.reconcile()
     assert world.writes == writes, "a finished job is not written again"
 
@@ -71,6 +71,9 @@ def check_invariants(world: World) -> None:
     assert len(set(world.created)) == len(world.created), "an attempt was run twice"
     if world.job:
         assert world.status.failures <= world.status.attempts
+        ray_job = world.ray_jobs.get(world.status.ray_job_name or "")
+        if ray_job and world.status.ray_job_uid and not ray_job.ended:
+            assert world.config_maps[ray_job.name] == ray_job.uid, "its pods wait for the ConfigMap"
         assert bool(world.status.message) == bool(world.writes), "each status has a message"
 
 

@@ -22,6 +22,7 @@ from dreambooth_operator.controller.actions import (
     SetFinalizer,
     WriteStatus,
 )
+from dreambooth_operator.controller.children.attempt import attempt_children, attempt_config_map
 from dreambooth_operator.controller.decide import decide
 from dreambooth_operator.controller.lifecycle import check_transition
 from dreambooth_operator.controller.observed import (
@@ -37,6 +38,7 @@ from dreambooth_operator.controller.observed import (
 from dreambooth_operator.controller.observed_pods import Pod
 from dreambooth_operator.controller.resolve import ResolutionError, ResolvedJob, resolve
 from dreambooth_operator.controller.settings import Settings
+from dreambooth_operator.machinery.resources import CONFIG_MAPS, Json, Resource
 from dreambooth_operator.resources import BATCH_JOBS, RAY_JOBS
 from dreambooth_operator.statusserver.merge import merge
 
@@ -74,6 +76,16 @@ def make_job(*, erase: bool = False, **run_policy: object) -> Job:
     return job_with({"output": output, "runPolicy": run_policy})
 
 
+def attempt_objects(job: Job, attempt: int, resolved: ResolvedJob) -> list[tuple[Resource, Json]]:
+    """All children of an attempt, with the ConfigMap that is created once the RayJob exists."""
+    made = attempt_children(job, attempt, resolved, SETTINGS)
+    obj = made[-1][1]
+    ray_job = read_ray_job({**obj, "metadata": {**obj["metadata"], "uid": "r1"}})
+    config_map = attempt_config_map(job, attempt, resolved, ray_job)
+    assert config_map
+    return [(CONFIG_MAPS, config_map), *made]
+
+
 @dataclasses.dataclass
 class Snapshot:
     """What a controller has observed; it may be stale."""
@@ -97,6 +109,7 @@ class World:
         self.ray_jobs: dict[str, RayJob] = {}
         self.clusters: dict[str, RayCluster] = {}
         self.erase: EraseJob | None = None
+        self.config_maps: dict[str, str] = {}  # uid of the owner by name
         self.pods: list[Pod] = []
         self.created: list[str] = []
         self.writes = 0
@@ -115,21 +128,21 @@ class World:
         )
 
     def reconcile(self, max_actions: int | None = None) -> int:
-        """Observe, decide and act until the status no longer changes. `max_actions` interrupts that."""
+        """Observe, decide and act until neither the status nor a RayJob changes. `max_actions` interrupts that."""
         done = 0
         for _ in range(8):
             if self.job is None:
                 return done
             snapshot = self.observe()
             decision = snapshot.decide()
-            written = False
+            written, ray_jobs = False, len(self.created)
             for action in decision.actions:
                 if max_actions is not None and done >= max_actions:
                     return done
                 self.act(snapshot, action, first=not written)
                 written |= isinstance(action, WriteStatus)
                 done += 1
-            if not written:
+            if not written and ray_jobs == len(self.created):
                 return done
         raise AssertionError("the status keeps changing")
 
@@ -149,6 +162,8 @@ class World:
                     self._check(snapshot)
                 if resource is RAY_JOBS:
                     self._create_ray_job(obj)
+                elif resource is CONFIG_MAPS:
+                    self.config_maps[obj["metadata"]["name"]] = obj["metadata"]["ownerReferences"][0]["uid"]
                 elif resource is BATCH_JOBS and self.erase is None:
                     self.erase = EraseJob("dog", "u1", succeeded=False, failed=False)
             case Delete(resource, key, uid):
@@ -241,6 +256,7 @@ class World:
         made = dataclasses.replace(self.ray_jobs[name], **fields)
         self.ray_jobs[name] = made
         if made.deployment == "Running":
+            self.config_maps.setdefault(name, made.uid)  # its pods wait for it
             self.clusters[name] = RayCluster(
                 name=f"{name}-c",
                 owner="dog",

@@ -12,13 +12,12 @@ import pytest
 import yaml
 from devcluster import ControlPlane
 from pydantic import ValidationError
-from simulation import RUNTIME, SETTINGS, job_with
+from simulation import RUNTIME, attempt_objects, job_with
 from test_crd_fuzzing import JUNK, paths_in
 
 from dreambooth_api import environment
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.runtime import Bounds, RuntimeSpec
-from dreambooth_operator.controller.children.attempt import attempt_children
 from dreambooth_operator.controller.children.erase_job import erase_children
 from dreambooth_operator.controller.children.rayjob import ENTRYPOINT
 from dreambooth_operator.controller.children.strategic_merge import strategic_merge
@@ -40,7 +39,7 @@ def resolved(job: Job, runtime: Runtime = RUNTIME) -> ResolvedJob:
 
 
 def children(job: Job, runtime: Runtime = RUNTIME) -> dict[str, Any]:
-    return {obj["kind"]: obj for _, obj in attempt_children(job, 1, resolved(job, runtime), SETTINGS)}
+    return {obj["kind"]: obj for _, obj in attempt_objects(job, 1, resolved(job, runtime))}
 
 
 def test_user_text_never_reaches_a_shell() -> None:
@@ -469,11 +468,11 @@ def test_builders_do_not_change_their_arguments() -> None:
     bounds = Bounds(node_selector_keys=["a"], toleration_keys=["x"])
     found = resolved(job, replace(RUNTIME, spec=RUNTIME.spec.model_copy(update={"bounds": bounds})))
     before = copy.deepcopy(found)
-    first = attempt_children(job, 1, found, SETTINGS)
+    first = attempt_objects(job, 1, found)
     for _, obj in first:
         obj.clear()
     assert found == before
-    assert attempt_children(job, 1, found, SETTINGS) == attempt_children(job, 1, before, SETTINGS)
+    assert attempt_objects(job, 1, found) == attempt_objects(job, 1, before)
 
 
 SHAPES: list[dict[str, Any]] = [
@@ -523,7 +522,7 @@ async def test_the_api_server_accepts_pods_of_every_shape(api: Api, namespace: s
     assert stored.spec == RuntimeSpec.model_validate(runtime["spec"])
     job = job_with({})
     found = resolved(job, stored)
-    for resource, obj in [*attempt_children(job, 1, found, SETTINGS), *erase_children(job, found)]:
+    for resource, obj in [*attempt_objects(job, 1, found), *erase_children(job, found)]:
         here = {**obj, "metadata": {**obj["metadata"], "namespace": namespace}}
         await api.request("POST", resource.path(namespace), query=strict, body=here)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import threading
@@ -12,11 +11,9 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 from devcluster import ControlPlane
-from simulation import RUNTIME, SETTINGS, job_with
 from test_crd import MINIMAL
 
-from dreambooth_operator.controller.children.rayjob import build_ray_job
-from dreambooth_operator.controller.resolve import ResolvedJob, resolve
+from dreambooth_api import environment
 from dreambooth_operator.kubectl_plugin.cli import cli
 from dreambooth_operator.kubectl_plugin.logs import latest_log, stream
 
@@ -59,7 +56,7 @@ def test_errors_are_single_lines(plane: ControlPlane, namespace: str) -> None:
     assert missing.output.strip() == 'Error: dreamboothjobs.dreambooth.dev "nobody" not found'
     assert run(plane, namespace, "logs", "nobody").output == missing.output
     plane.kubectl("create", "-n", namespace, "-f", "-", stdin=yaml.safe_dump(MINIMAL))
-    assert "has no running pods and no RayJob; to see why, run" in run(plane, namespace, "logs", "my-dog").output
+    assert "has not started; to see why, run" in run(plane, namespace, "logs", "my-dog").output
 
 
 def start_fetch_pods(plane: ControlPlane, namespace: str, stop: threading.Event) -> None:
@@ -79,23 +76,21 @@ def test_logs_are_read_from_the_volume_after_the_pods_are_gone(
     kubectl.write_text('#!/bin/sh\nwhile [ "$1" != "--" ]; do shift; done\nshift\nexec "$@"\n')
     kubectl.chmod(0o755)
     monkeypatch.setenv("PATH", f"{kubectl.parent}:{os.environ['PATH']}")
-    job = job_with({}, name="my-dog")
-    resolved = resolve(job, RUNTIME, [])
-    assert isinstance(resolved, ResolvedJob)
-    ray_job = build_ray_job(job, 1, dataclasses.replace(resolved, out=str(tmp_path)), SETTINGS)
-    ray_job["metadata"] = {"name": ray_job["metadata"]["name"], "namespace": namespace}
-    plane.apply(ray_job)
+    monkeypatch.setattr(environment, "OUTPUT_PATH", str(tmp_path))
     plane.kubectl("create", "-n", namespace, "-f", "-", stdin=yaml.safe_dump(MINIMAL))
-    status = json.dumps({"status": {"phase": "Failed", "rayJobName": ray_job["metadata"]["name"]}})
+    started = {"runtime": {"name": "default"}, "image": "trainer:1", "model": {"id": "builtin:sprites"}}
+    started |= {"claimName": "models", "folder": "dogs/my-dog"}
+    status = json.dumps({"status": {"phase": "Failed", "startedWith": started}})
     plane.kubectl("patch", "dbj", "my-dog", "-n", namespace, "--subresource=status", "--type=merge", "-p", status)
     stop = threading.Event()
     threading.Thread(target=start_fetch_pods, args=(plane, namespace, stop), daemon=True).start()
     try:
         assert "has no running trainer and no log in" in run(plane, namespace, "logs", "my-dog").output
-        (tmp_path / "logs").mkdir()
+        folder = tmp_path / "dogs" / "my-dog" / "logs"
+        folder.mkdir(parents=True)
         for number in (2, 9, 10):
             text = f"first\nattempt {number} \x1b[2Jfailed\nlast\n"
-            (tmp_path / "logs" / f"attempt-{number}.log").write_text(text)
+            (folder / f"attempt-{number}.log").write_text(text)
         assert run(plane, namespace, "logs", "my-dog", "--tail=2").output == "attempt 10 failed\nlast\n"
     finally:
         stop.set()

@@ -10,11 +10,10 @@ from typing import Any, cast
 
 import pytest
 from scenarios import conditions, running
-from simulation import RUNTIME, SETTINGS, START, World, make_job
+from simulation import RUNTIME, SETTINGS, START, World, attempt_objects, make_job
 
 from dreambooth_api.environment import JOB_FILE_NAME, JOB_SHA256
 from dreambooth_operator.controller.actions import Create, Decision
-from dreambooth_operator.controller.children.attempt import attempt_children
 from dreambooth_operator.controller.children.erase_job import erase_children
 from dreambooth_operator.controller.ownership import name_conflict
 from dreambooth_operator.controller.reconciler import Reconciler, _ChildRejectedError
@@ -32,7 +31,7 @@ def resolved() -> ResolvedJob:
 
 
 def child(resource: Resource) -> Json:
-    return dict(attempt_children(JOB, 1, resolved(), SETTINGS))[resource]
+    return dict(attempt_objects(JOB, 1, resolved()))[resource]
 
 
 def foreign(obj: Json) -> None:
@@ -113,7 +112,7 @@ async def test_api_server_does_not_change_what_is_compared(api: Api, namespace: 
 
 
 def test_job_file_is_checked_by_its_digest() -> None:
-    for children in (attempt_children(JOB, 1, resolved(), SETTINGS), erase_children(JOB, resolved())):
+    for children in (attempt_objects(JOB, 1, resolved()), erase_children(JOB, resolved())):
         objects = {obj["kind"]: obj for _, obj in children}
         text: str = objects["ConfigMap"]["data"][JOB_FILE_NAME]
         last = str(children[-1][1])

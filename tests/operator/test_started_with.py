@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import yaml
 from scenarios import conditions, fail, messages, running, succeed
-from simulation import RUNTIME, SETTINGS, START, World, job_with, make_job
+from simulation import RUNTIME, START, World, attempt_objects, job_with, make_job
 
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_api.status import Phase, TrainerPhase, parse_status
 from dreambooth_operator.controller.actions import Create
-from dreambooth_operator.controller.children.attempt import attempt_children
 from dreambooth_operator.controller.children.erase_job import erase_children
 from dreambooth_operator.controller.observed import Runtime, read_job
 from dreambooth_operator.controller.observed_pods import Pod, read_pod
@@ -131,7 +130,7 @@ def test_retry_uses_image_model_and_claim_of_the_first_attempt(change: str) -> N
     assert found.store == "/dreambooth/output/.class-images"
     assert world.status.started_with == record
     assert world.job
-    children = {obj["kind"]: obj for _, obj in attempt_children(world.job, 2, found, SETTINGS)}
+    children = {obj["kind"]: obj for _, obj in attempt_objects(world.job, 2, found)}
     spec = yaml.safe_load(children["ConfigMap"]["data"]["job.yaml"])["spec"]
     assert spec["model"] == {"id": "org/base", "revision": COMMIT}
 

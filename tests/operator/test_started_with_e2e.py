@@ -1,4 +1,4 @@
-"""status.startedWith with the real API server: the runtime changes between two attempts, then disappears."""
+"""status.startedWith with the real API server and KubeRay: the runtime changes between attempts, then it is gone."""
 
 from __future__ import annotations
 

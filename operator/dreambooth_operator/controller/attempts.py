@@ -6,7 +6,7 @@ from dreambooth_api.job import RunPolicy
 from dreambooth_api.status import ConditionType, Failure, Phase
 from dreambooth_operator.controller.actions import Create
 from dreambooth_operator.controller.builder import DecisionBuilder
-from dreambooth_operator.controller.children.attempt import attempt_children
+from dreambooth_operator.controller.children.attempt import attempt_children, attempt_config_map
 from dreambooth_operator.controller.completion import close_attempt, fail_job, succeed_job
 from dreambooth_operator.controller.failures import classify_failure
 from dreambooth_operator.controller.names import attempt_name
@@ -35,6 +35,7 @@ from dreambooth_operator.controller.status import (
     set_running_conditions,
     with_pod_problem,
 )
+from dreambooth_operator.machinery.resources import CONFIG_MAPS
 
 _C = ConditionType
 _EVENT_POLL_SECONDS = 15  # events of pods are not watched
@@ -96,6 +97,9 @@ def monitor_attempt(
         close_attempt(builder, taken, policy, settings)
         return
     elif status.ray_job_uid is None:
+        if not ray_job.has_started:
+            _adopt(builder, ray_job, resolution, policy, settings)
+            return
         builder.set_fields(ray_job_uid=ray_job.uid)
     if ray_job is not None and ray_job.ended:
         _end_attempt(builder, ray_job, policy, observed, settings)
@@ -115,6 +119,28 @@ def _create_children(
         return
     children = attempt_children(builder.job, builder.status.attempts, resolution, settings)
     builder.add(*(Create(resource, obj) for resource, obj in children))
+
+
+def _adopt(
+    builder: DecisionBuilder,
+    ray_job: RayJob,
+    resolution: ResolvedJob | ResolutionError,
+    policy: RunPolicy,
+    settings: Settings,
+) -> None:
+    """Create the ConfigMap of a RayJob that has been created, then record the RayJob."""
+    status, found = builder.status, None
+    if isinstance(resolution, ResolvedJob):
+        found = attempt_config_map(builder.job, status.attempts, resolution, ray_job)
+    if found is None:
+        message = f"The runtime changed while RayJob {ray_job.name} was created."
+        close_attempt(builder, Failure(reason="RuntimeChanged", message=message), policy, settings, counts=False)
+        builder.delete_ray_jobs([ray_job])
+        return
+    builder.add_before_write(Create(CONFIG_MAPS, found))
+    # The pods of a RayJob that was created before a restart of the operator have waited for the ConfigMap.
+    builder.set_fields(ray_job_uid=ray_job.uid, starting_since=builder.now if status.starting_since else None)
+    builder.requeue_after(0)
 
 
 def _follow_ray_job(

@@ -35,6 +35,7 @@ class DecisionBuilder:
         self._changes: dict[str, Any] = {}
         self._conditions: dict[str, Condition] = {c.type: c for c in job.status.conditions}
         self._events: list[Event] = []
+        self._first: list[Action] = []
         self._actions: list[Action] = []
         self._requeue_after_seconds: float | None = None
 
@@ -93,6 +94,10 @@ class DecisionBuilder:
         """Append actions to those added before."""
         self._actions += actions
 
+    def add_before_write(self, *actions: Action) -> None:
+        """Append actions that precede the status write, which records that they are done."""
+        self._first += actions
+
     def delete_ray_jobs(self, ray_jobs: Iterable[RayJob]) -> None:
         """Delete RayJobs that this job owns, except those that are already being deleted."""
         for ray_job in ray_jobs:
@@ -105,7 +110,7 @@ class DecisionBuilder:
         self._requeue_after_seconds = max(0.0, seconds if earlier is None else min(earlier, seconds))
 
     def build(self) -> Decision:
-        """The decision: first the status write, if the status changes, then the actions."""
+        """The decision: the actions that precede the status write, the write if the status changes, the others."""
         order: list[str] = list(ConditionType)
         known = [self._conditions[kind] for kind in order if kind in self._conditions]
         # Of a newer operator. It may lead again after this one.
@@ -114,4 +119,4 @@ class DecisionBuilder:
         changes = {**self._changes, "conditions": conditions, "observed_generation": self.job.generation}
         status = self.status.model_copy(update=changes)
         write = () if status == self.status else (WriteStatus(status, tuple(self._events)),)
-        return Decision((*write, *self._actions), self._requeue_after_seconds)
+        return Decision((*self._first, *write, *self._actions), self._requeue_after_seconds)

@@ -21,6 +21,7 @@ from dreambooth_operator.controller.completion import apply_late_failure, fail_j
 from dreambooth_operator.controller.failures import late_failure
 from dreambooth_operator.controller.lifecycle import OPEN
 from dreambooth_operator.controller.observed import Job, Observed
+from dreambooth_operator.controller.policies.cleanup import remove_children
 from dreambooth_operator.controller.policies.deletion import finalizer_change, reconcile_deletion
 from dreambooth_operator.controller.policies.retries import wait_for_retry
 from dreambooth_operator.controller.policies.start_deadline import start_deadline_exceeded
@@ -78,6 +79,7 @@ def reconcile_idle(builder: DecisionBuilder, resolution: ResolvedJob | Resolutio
 def reconcile_finished(builder: DecisionBuilder, policy: RunPolicy, observed: Observed) -> None:
     """Reconcile a finished job: stop what still runs, record late reports, apply the TTL."""
     builder.delete_ray_jobs(r for r in observed.ray_jobs if not r.ended)
+    remove_children(builder, observed)
     if builder.status.phase is Phase.SUCCEEDED:
         builder.set_phase(Phase.SUCCEEDED, set_success_conditions(builder))
     else:

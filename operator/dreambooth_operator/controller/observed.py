@@ -18,7 +18,7 @@ from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_api.status import Failure, JobStatus, fit_message, parse_status
 from dreambooth_operator.controller.observed_pods import Pod, one_line
 from dreambooth_operator.machinery.resources import Json, Key, part, parts
-from dreambooth_operator.resources import JOB_LABEL, JOBS
+from dreambooth_operator.resources import JOB_LABEL, JOB_SHA256_ANNOTATION, JOBS
 
 _MAX_CONFIG_BYTES = 8192
 
@@ -137,6 +137,7 @@ class RayJob:
         deployment: status.jobDeploymentStatus.
         job: status.jobStatus, the status of the submitted Ray job.
         cluster: name of the RayCluster.
+        job_sha256: digest of the job file that its pods mount.
     """
 
     name: str
@@ -150,6 +151,12 @@ class RayJob:
     reason: str
     message: str
     cluster: str
+    job_sha256: str
+
+    @property
+    def has_started(self) -> bool:
+        """Whether all its pods have started, so that they have mounted their ConfigMap."""
+        return self.ended or self.deployment == "Running"
 
     @property
     def ended(self) -> bool:
@@ -172,6 +179,7 @@ def read_ray_job(obj: Json) -> RayJob:
         reason=status.get("reason") or "",
         message=fit_message(status.get("message") or ""),
         cluster=status.get("rayClusterName") or "",
+        job_sha256=part(metadata, "annotations").get(JOB_SHA256_ANNOTATION, ""),
     )
 
 

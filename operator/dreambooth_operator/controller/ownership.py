@@ -25,7 +25,7 @@ _EXTENDED = ("apiVersion", "kind", "metadata", "secrets", "imagePullSecrets")
 
 def name_conflict(resource: Resource, wanted: Json, existing: Json) -> Failure | None:
     """A failure if `existing` is not the child `wanted`: another owner, or other content."""
-    if _controller_uid(existing) == _controller_uid(wanted) and _content(existing) == _content(wanted):
+    if controller_uid(existing) == controller_uid(wanted) and _content(existing) == _content(wanted):
         return None
     message = (
         f"{resource.kind} {key_of(wanted)} exists, and this job did not create it: delete it, or create the job under "
@@ -34,7 +34,8 @@ def name_conflict(resource: Resource, wanted: Json, existing: Json) -> Failure |
     return Failure(reason="NameTaken", message=message)
 
 
-def _controller_uid(obj: Json) -> str:
+def controller_uid(obj: Json) -> str:
+    """The uid of the object that controls `obj`; empty if there is none."""
     owners = parts(part(obj, "metadata"), "ownerReferences")
     return next((owner["uid"] for owner in owners if owner.get("controller")), "")
 

@@ -31,7 +31,7 @@ from dreambooth_operator.controller.observed import (
     trim_job,
 )
 from dreambooth_operator.controller.observed_pods import Pod, explain_by_events, needs_event, read_pod
-from dreambooth_operator.controller.ownership import COMPARED, name_conflict
+from dreambooth_operator.controller.ownership import COMPARED, controller_uid, name_conflict
 from dreambooth_operator.controller.policies.retries import QUOTA_EXCEEDED
 from dreambooth_operator.controller.queueing.workload import JOB_UID_LABEL, WORKLOADS, waiting_reason
 from dreambooth_operator.controller.resolve import choose_runtime, resolve
@@ -243,6 +243,8 @@ class Reconciler:
                             raise
                         await self._check_existing(resource, obj)
                 case Delete(resource, key, uid):
+                    if resource in COMPARED and not await self._owns(job, resource, key):
+                        continue
                     await self._api.delete(resource, key, uid=uid, foreground=True)
                 case SetFinalizer(present):
                     await self._set_finalizer(written or job, present=present)
@@ -274,6 +276,15 @@ class Reconciler:
         existing = await self._api.get(resource, key_of(wanted))
         if failure := name_conflict(resource, wanted, existing):
             raise _ChildRejectedError(failure)
+
+    async def _owns(self, job: Job, resource: Resource, key: Key) -> bool:
+        """Whether a child of this name exists and belongs to the job."""
+        try:
+            return controller_uid(await self._api.get(resource, key)) == job.uid
+        except ApiError as error:
+            if error.is_not_found:
+                return False
+            raise
 
     async def _set_finalizer(self, job: Job, *, present: bool) -> None:
         finalizers = [f for f in job.finalizers if f != ERASE_FINALIZER] + ([ERASE_FINALIZER] if present else [])

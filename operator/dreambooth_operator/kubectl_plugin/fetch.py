@@ -14,27 +14,28 @@ from pathlib import Path
 import click
 
 from dreambooth_api import environment, layout
+from dreambooth_operator.controller.children.pods import container_security_context, pod_security_context
 from dreambooth_operator.machinery.client import Api
 from dreambooth_operator.machinery.resources import PODS, Json, Key, part, parts
-from dreambooth_operator.resources import JOB_LABEL, JOBS, RAY_JOBS
+from dreambooth_operator.resources import JOB_LABEL, JOBS
 
 _START_SECONDS = 120
 _LIFETIME_SECONDS = 300
 
 
-def fetch_pod(job: Json, ray_job: Json) -> Json:
+def fetch_pod(job: Json) -> Json:
     """A pod that mounts the job's volume read-only, with the security context of the job's pods. Pure."""
-    template = ray_job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
-    head = template["containers"][0]
-    metadata = job["metadata"]
+    metadata, started = job["metadata"], job["status"]["startedWith"]
     owner = {"apiVersion": JOBS.api_version, "kind": JOBS.kind, "name": metadata["name"], "uid": metadata["uid"]}
     resources = {"cpu": "50m", "memory": "64Mi"}
     container = {
-        **{key: head[key] for key in ("image", "imagePullPolicy", "securityContext")},
         "name": "fetch",
+        "image": started["image"],
+        "imagePullPolicy": "IfNotPresent",
         "command": ["sleep", str(_LIFETIME_SECONDS)],
         "resources": {"requests": resources, "limits": resources},
-        "volumeMounts": [m | {"readOnly": True} for m in head["volumeMounts"] if m["name"] == "output"],
+        "securityContext": container_security_context(),
+        "volumeMounts": [{"name": "output", "mountPath": environment.OUTPUT_PATH, "readOnly": True}],
     }
     return {
         "apiVersion": "v1",
@@ -50,17 +51,16 @@ def fetch_pod(job: Json, ray_job: Json) -> Json:
             "activeDeadlineSeconds": _LIFETIME_SECONDS,
             "automountServiceAccountToken": False,
             "terminationGracePeriodSeconds": 0,
-            "securityContext": template["securityContext"],
+            "securityContext": pod_security_context(),
             "containers": [container],
-            "volumes": [v for v in template["volumes"] if v["name"] == "output"],
+            "volumes": [{"name": "output", "persistentVolumeClaim": {"claimName": started["claimName"]}}],
         },
     }
 
 
-def folder_in_pod(ray_job: Json, name: str) -> str:
+def folder_in_pod(job: Json, name: str) -> str:
     """The path of a folder of the job in that pod. Pure."""
-    head = ray_job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
-    return next(e["value"] for e in head["env"] if e["name"] == environment.OUT) + f"/{name}"
+    return f"{environment.OUTPUT_PATH}/{job['status']['startedWith']['folder']}/{name}"
 
 
 async def fetch(api: Api, key: Key, out: Path, kubectl: list[str]) -> list[Path]:
@@ -78,9 +78,8 @@ async def fetch(api: Api, key: Key, out: Path, kubectl: list[str]) -> list[Path]
     phase = status.get("phase", "Pending")
     if not part(status, "output") and phase != "Succeeded":  # the last report of a succeeded job may be missing
         raise click.ClickException(f"job {key.name} has not published a model yet; its phase is {phase}")
-    ray_job = await api.get(RAY_JOBS, Key(key.namespace, status["rayJobName"]))
-    async with running(api, fetch_pod(job, ray_job)) as pod:
-        folder = folder_in_pod(ray_job, layout.MODEL)
+    async with running(api, fetch_pod(job)) as pod:
+        folder = folder_in_pod(job, layout.MODEL)
         command = [*kubectl, "exec", "-n", key.namespace, pod, "--", "tar", "-C", folder, "-cf", "-"]
         packed = await asyncio.to_thread(subprocess.run, [*command, *layout.VIEWED], capture_output=True, check=False)
     if packed.returncode:

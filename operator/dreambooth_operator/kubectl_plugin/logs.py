@@ -42,12 +42,11 @@ async def stored_log(api: Api, key: Key, tail: int, kubectl: list[str]) -> str:
         ApiError: the API server returned an error.
     """
     job = await api.get(JOBS, key)
-    ray_job = await _ray_job(api, key, job)
     hint = f"to see why, run kubectl dreambooth status {key.name} -n {key.namespace}"
-    if ray_job is None:
-        raise click.ClickException(f"job {key.name} has no running pods and no RayJob; {hint}")
-    folder = folder_in_pod(ray_job, layout.LOGS)
-    async with running(api, fetch_pod(job, ray_job)) as pod:
+    if not part(job, "status", "startedWith"):
+        raise click.ClickException(f"job {key.name} has not started; {hint}")
+    folder = folder_in_pod(job, layout.LOGS)
+    async with running(api, fetch_pod(job)) as pod:
         command = [*kubectl, "exec", "-n", key.namespace, pod, "--"]
         listed = await _output([*command, "ls", "-1", folder])
         name = latest_log(listed.stdout) if not listed.returncode else None

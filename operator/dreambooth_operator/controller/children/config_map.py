@@ -9,7 +9,7 @@ import re
 from dreambooth_api import environment
 from dreambooth_api.job import API_VERSION, KIND
 from dreambooth_operator.controller.children.metadata import child_metadata
-from dreambooth_operator.controller.observed import Job
+from dreambooth_operator.controller.observed import Job, RayJob
 from dreambooth_operator.controller.resolve import ResolvedJob
 from dreambooth_operator.machinery.resources import CONFIG_MAPS, Json
 
@@ -17,12 +17,12 @@ from dreambooth_operator.machinery.resources import CONFIG_MAPS, Json
 _NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 
-def build_config_map(job: Job, name: str, resolved: ResolvedJob) -> Json:
-    """Immutable, because an attempt must not change while it runs."""
+def build_config_map(job: Job, name: str, resolved: ResolvedJob, *, ray_job: RayJob | None = None) -> Json:
+    """Immutable, because an attempt must not change while it runs. That of an attempt belongs to its RayJob."""
     return {
         "apiVersion": CONFIG_MAPS.api_version,
         "kind": CONFIG_MAPS.kind,
-        "metadata": child_metadata(job, name),
+        "metadata": child_metadata(job, name, ray_job=ray_job),
         "immutable": True,
         "data": {environment.JOB_FILE_NAME: job_file(job, resolved)},
     }
@@ -30,8 +30,12 @@ def build_config_map(job: Job, name: str, resolved: ResolvedJob) -> Json:
 
 def job_digest(job: Job, resolved: ResolvedJob) -> Json:
     """The environment variable by which the trainer checks that the mounted ConfigMap is this job's."""
-    digest = hashlib.sha256(job_file(job, resolved).encode()).hexdigest()
-    return {"name": environment.JOB_SHA256, "value": digest}
+    return {"name": environment.JOB_SHA256, "value": job_file_digest(job, resolved)}
+
+
+def job_file_digest(job: Job, resolved: ResolvedJob) -> str:
+    """Digest of the job file, in hexadecimal digits."""
+    return hashlib.sha256(job_file(job, resolved).encode()).hexdigest()
 
 
 def job_file(job: Job, resolved: ResolvedJob) -> str:

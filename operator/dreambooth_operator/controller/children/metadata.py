@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dreambooth_operator.controller.observed import Job
+from dreambooth_operator.controller.observed import Job, RayJob
 from dreambooth_operator.machinery.resources import Json
-from dreambooth_operator.resources import ATTEMPT_LABEL, JOB_LABEL
+from dreambooth_operator.resources import ATTEMPT_LABEL, JOB_LABEL, RAY_JOBS
 
 
-def child_metadata(job: Job, name: str, *, attempt: int | None = None) -> Json:
-    """The metadata of a child, which is deleted together with its job."""
+def child_metadata(job: Job, name: str, *, attempt: int | None = None, ray_job: RayJob | None = None) -> Json:
+    """The metadata of a child, which is deleted together with its owner: the job, or the RayJob of an attempt."""
     owner = {key: job.reference[key] for key in ("apiVersion", "kind", "name", "uid")}
+    if ray_job:
+        owner = {
+            "apiVersion": RAY_JOBS.api_version, "kind": RAY_JOBS.kind, "name": ray_job.name, "uid": ray_job.uid,
+        }  # fmt: skip
     return {
         "name": name,
         "namespace": job.key.namespace,

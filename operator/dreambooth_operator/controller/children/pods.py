@@ -70,14 +70,7 @@ def build_pod_template(
     pod: Json = {
         "serviceAccountName": base_name(job),
         "automountServiceAccountToken": automount,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "fsGroup": _USER,
-            # Otherwise kubelet changes the group of every file of the volume at each start.
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": pod_security_context(),
         "containers": [container],
         "volumes": _volumes(resolved, name, with_inputs=attempt is not None),
         **_placement(resolved, is_worker=container["name"] == WORKER_CONTAINER),
@@ -96,6 +89,18 @@ def build_pod_template(
     metadata = strategic_merge(metadata, changes.get("metadata") or {})
     metadata["labels"] = {**metadata.get("labels", {}), **child_labels(job, attempt)}
     return {"metadata": metadata, "spec": share_claims(strategic_merge(pod, changes.get("spec") or {}))}
+
+
+def pod_security_context() -> dict[str, Any]:
+    """What the restricted Pod Security Standard requires of a pod, and the group of its volumes."""
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": _USER,
+        "fsGroup": _USER,
+        # Otherwise kubelet changes the group of every file of the volume at each start.
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
 
 
 def container_security_context() -> dict[str, Any]:

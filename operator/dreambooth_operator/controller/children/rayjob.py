@@ -7,7 +7,7 @@ from dreambooth_api.fields import quantity_value
 from dreambooth_api.progress import report_path
 from dreambooth_api.runtime import PodResources
 from dreambooth_api.uris import volume_uri
-from dreambooth_operator.controller.children.config_map import job_digest
+from dreambooth_operator.controller.children.config_map import job_digest, job_file_digest
 from dreambooth_operator.controller.children.metadata import child_metadata
 from dreambooth_operator.controller.children.pods import (
     build_container,
@@ -20,7 +20,7 @@ from dreambooth_operator.controller.queueing.select import select_queue
 from dreambooth_operator.controller.resolve import ResolvedJob
 from dreambooth_operator.controller.settings import Settings
 from dreambooth_operator.machinery.resources import Json
-from dreambooth_operator.resources import HEAD_CONTAINER, RAY_JOBS, WORKER_CONTAINER
+from dreambooth_operator.resources import HEAD_CONTAINER, JOB_SHA256_ANNOTATION, RAY_JOBS, WORKER_CONTAINER
 
 ENTRYPOINT = f'{" ".join(environment.TRAINER_COMMAND)} run {environment.JOB_FILE} --out "${environment.OUT}"'
 # KubeRay's own probe has an initial delay of ten seconds and a period of five, and a job is submitted only when all
@@ -42,7 +42,11 @@ def build_ray_job(job: Job, attempt: int, resolved: ResolvedJob, settings: Setti
     metadata["labels"] |= queue.labels
     # KubeRay copies the annotation to the RayCluster: it does not replace a dead head pod, which would run the trainer
     # a second time.
-    metadata["annotations"] = {"ray.io/disable-provisioned-head-restart": "true", **queue.annotations}
+    metadata["annotations"] = {
+        "ray.io/disable-provisioned-head-restart": "true",
+        JOB_SHA256_ANNOTATION: job_file_digest(job, resolved),
+        **queue.annotations,
+    }
     return {
         "apiVersion": RAY_JOBS.api_version,
         "kind": RAY_JOBS.kind,
