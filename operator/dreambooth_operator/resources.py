@@ -16,6 +16,8 @@ BATCH_JOBS = Resource("batch", "v1", "jobs", "Job")
 JOB_LABEL = f"{GROUP}/job"
 # On every child of an attempt: the number of the attempt.
 ATTEMPT_LABEL = f"{GROUP}/attempt"
+# On every runtime: it must not be deleted while a job that has not finished uses it.
+RUNTIME_FINALIZER = f"{GROUP}/runtime-in-use"
 # On every RayJob: the digest of the job file that its pods mount.
 JOB_SHA256_ANNOTATION = f"{GROUP}/job-sha256"
 # On jobs with deletionPolicy Delete: the job's data must be deleted first.

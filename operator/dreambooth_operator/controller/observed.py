@@ -115,6 +115,9 @@ class Runtime:
     problems: tuple[str, ...] = ()
     uid: str = ""
     generation: int = 0
+    resource_version: str = ""
+    finalizers: tuple[str, ...] = ()
+    deleting: bool = False
 
 
 def read_runtime(obj: Json) -> Runtime:
@@ -125,7 +128,16 @@ def read_runtime(obj: Json) -> Runtime:
         spec = RuntimeSpec.model_validate(obj.get("spec") or {})
     except ValidationError as error:
         problems = tuple(_issue_message(issue) for issue in error.errors(include_url=False))
-    return Runtime(metadata["name"], spec, problems, metadata["uid"], metadata.get("generation", 0))
+    return Runtime(
+        name=metadata["name"],
+        spec=spec,
+        problems=problems,
+        uid=metadata["uid"],
+        generation=metadata.get("generation", 0),
+        resource_version=metadata["resourceVersion"],
+        finalizers=tuple(metadata.get("finalizers") or ()),
+        deleting="deletionTimestamp" in metadata,
+    )
 
 
 @dataclass(frozen=True, slots=True)

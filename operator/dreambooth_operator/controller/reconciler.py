@@ -35,6 +35,7 @@ from dreambooth_operator.controller.ownership import COMPARED, controller_uid, n
 from dreambooth_operator.controller.policies.retries import QUOTA_EXCEEDED
 from dreambooth_operator.controller.queueing.workload import JOB_UID_LABEL, WORKLOADS, waiting_reason
 from dreambooth_operator.controller.resolve import choose_runtime, resolve
+from dreambooth_operator.controller.runtime_protection import RECOUNT_SECONDS, RuntimeProtection
 from dreambooth_operator.controller.settings import Settings
 from dreambooth_operator.machinery.client import Api, ApiError
 from dreambooth_operator.machinery.events import Event, Recorder
@@ -126,10 +127,11 @@ class Reconciler:
         self._ray_jobs_of, self._clusters_of, self._erase_of, self._pods_of = (
             ChildIndex(self.queue.add) for _ in range(4)
         )
-        self._jobs: Reflector[bytes] = Reflector(api, JOBS, project=trim_job, on_change=self.queue.add)
+        self._jobs: Reflector[bytes] = Reflector(api, JOBS, project=trim_job, on_change=self._job_changed)
         self._runtimes: Reflector[Runtime] = Reflector(
             api, RUNTIMES, project=read_runtime, on_change=self._runtime_changed
         )
+        self._protection = RuntimeProtection(api, self._recorder, self._runtimes.cache, self._jobs.cache)
         self._ray_jobs = _watch_children(api, RAY_JOBS, read_ray_job, self._ray_jobs_of)
         self._clusters = _watch_children(api, RAY_CLUSTERS, read_ray_cluster, self._clusters_of)
         self._erase_jobs = _watch_children(api, BATCH_JOBS, read_erase_job, self._erase_of)
@@ -147,7 +149,13 @@ class Reconciler:
         return len(self._jobs.cache)
 
     async def reconcile(self, key: Key) -> float | None:
-        """Reconcile one job. Returns after how many seconds to do so again; None for "on the next change"."""
+        """Reconcile one job, or a runtime, whose key has no namespace.
+
+        Returns after how many seconds to do so again; None for "on the next change".
+        """
+        if not key.namespace:
+            await self._protection.reconcile(key)
+            return None
         raw = self._jobs.cache.get(key)
         if raw is None:
             return None
@@ -291,8 +299,15 @@ class Reconciler:
         metadata: Json = {"finalizers": finalizers, "resourceVersion": job.resource_version}
         await self._api.merge(JOBS, job.key, {"metadata": metadata})
 
-    def _runtime_changed(self, _runtime: Key) -> None:
-        """Enqueue all jobs that have not finished, because any of them may use this runtime."""
+    def _job_changed(self, job: Key) -> None:
+        """Enqueue a job, and the runtimes that wait for the end of their jobs."""
+        self.queue.add(job)
+        for runtime in self._protection.deleting():
+            self.queue.add_after(runtime, RECOUNT_SECONDS)
+
+    def _runtime_changed(self, runtime: Key) -> None:
+        """Enqueue a runtime and all jobs that have not finished, because any of them may use it."""
+        self.queue.add(runtime)
         for key, raw in self._jobs.cache.items():
             if b'"phase":"Succeeded"' not in raw and b'"phase":"Failed"' not in raw:
                 self.queue.add(key)

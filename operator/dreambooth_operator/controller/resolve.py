@@ -71,6 +71,9 @@ def resolve(job: Job, runtime: Runtime | None, runtimes: Sequence[str]) -> Resol
     name = choose_runtime(job.spec)
     if runtime is None:
         return ResolutionError("RuntimeNotFound", _not_found(job, name, runtimes))
+    if runtime.deleting and job.status.started_with is None:
+        message = f"DreamBoothRuntime {name!r} is being deleted; set spec.runtimeRef.name to another one"
+        return ResolutionError("RuntimeDeleting", message)
     if runtime.spec is None:
         details = "; ".join(runtime.problems)
         message = f"DreamBoothRuntime {name!r} is not valid; ask the platform team to fix: {details}"

@@ -1,0 +1,98 @@
+"""Protection of runtimes: one that is deleted exists until no unfinished job uses it, as volume claims do.
+
+Each runtime has a finalizer. A job uses the runtime that it was started with. Jobs do not start with a runtime that is
+being deleted, so a deletion ends. Finished jobs need no runtime, also not for the deletion of their data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from pydantic_core import from_json
+
+from dreambooth_operator.controller.observed import Runtime
+from dreambooth_operator.machinery.client import Api, ApiError
+from dreambooth_operator.machinery.events import Event, Recorder
+from dreambooth_operator.machinery.resources import Json, Key, part
+from dreambooth_operator.resources import RUNTIME_FINALIZER, RUNTIMES
+
+# How long changes of jobs are collected before the users of a runtime that is being deleted are counted again.
+RECOUNT_SECONDS = 2.0
+_NEEDS_NONE = tuple(f'"phase":"{phase}"'.encode() for phase in ("Succeeded", "Failed", "Erasing"))
+_JOBS_PER_TURN = 100
+
+
+def uses_runtime(job: bytes, name: str) -> bool:
+    """Whether a job, as cached, needs the runtime for its next attempt. Pure."""
+    if any(phase in job for phase in _NEEDS_NONE):
+        return False
+    return part(from_json(job), "status", "startedWith", "runtime").get("name") == name
+
+
+def wanted_finalizers(runtime: Runtime, *, in_use: bool) -> list[str] | None:
+    """The finalizers that a runtime should have; None if it has them. Pure."""
+    present = RUNTIME_FINALIZER in runtime.finalizers
+    # No finalizer can be added to an object that is being deleted.
+    wanted = not runtime.deleting or (present and in_use)
+    if wanted == present:
+        return None
+    others = [finalizer for finalizer in runtime.finalizers if finalizer != RUNTIME_FINALIZER]
+    return [*others, RUNTIME_FINALIZER] if wanted else others
+
+
+class RuntimeProtection:
+    """Adds the finalizer to runtimes and removes it. `runtimes` and `jobs` are caches."""
+
+    def __init__(
+        self, api: Api, recorder: Recorder, runtimes: Mapping[Key, Runtime], jobs: Mapping[Key, bytes]
+    ) -> None:
+        self._api = api
+        self._recorder = recorder
+        self._runtimes = runtimes
+        self._jobs = jobs
+        self._reported: dict[str, str] = {}
+
+    def deleting(self) -> list[Key]:
+        """Runtimes that wait for their jobs."""
+        return [key for key, runtime in self._runtimes.items() if runtime.deleting]
+
+    async def reconcile(self, key: Key) -> None:
+        """Make the finalizer of a runtime match its use."""
+        runtime = self._runtimes.get(key)
+        if runtime is None:
+            return
+        users = await self._users(key.name) if runtime.deleting else []
+        finalizers = wanted_finalizers(runtime, in_use=bool(users))
+        if finalizers is not None:
+            metadata: Json = {"finalizers": finalizers, "resourceVersion": runtime.resource_version}
+            try:
+                await self._api.merge(RUNTIMES, key, {"metadata": metadata})
+            except ApiError as error:
+                if not error.is_not_found:
+                    raise
+        if users:
+            await self._report(runtime, users)
+
+    async def _users(self, name: str) -> list[Key]:
+        users: list[Key] = []
+        for number, (key, job) in enumerate(list(self._jobs.items())):
+            if uses_runtime(job, name):
+                users.append(key)
+            if number % _JOBS_PER_TURN == 0:
+                await asyncio.sleep(0)  # let other tasks run
+        return users
+
+    async def _report(self, runtime: Runtime, users: list[Key]) -> None:
+        """Record why the runtime still exists, if that has changed."""
+        message = (
+            f"The runtime is deleted once no unfinished job uses it. Jobs that use it: {len(users)}, for example "
+            f"{min(users)}."
+        )
+        if self._reported.get(runtime.uid) == message:
+            return
+        self._reported[runtime.uid] = message
+        about = {
+            "apiVersion": RUNTIMES.api_version, "kind": RUNTIMES.kind, "name": runtime.name, "uid": runtime.uid,
+        }  # fmt: skip
+        await self._recorder.record(about, Event("Normal", "RuntimeInUse", message))
