@@ -1,0 +1,199 @@
+"""ValidatingAdmissionPolicy that reports the bounds of a runtime when a job is applied.
+
+The API server evaluates it for each runtime; it judges the jobs of that runtime. It covers what users set. Before a job
+starts, the operator checks the resolved spec, with the values that a job does not set (`controller/bounds.py`).
+Requests that do not change the spec are not judged: a bound that was lowered later must not prevent the operator from
+removing a finalizer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dreambooth_api.job import DEFAULT_ENCODERS
+from dreambooth_api.runtime import DEFAULT_RUNTIME
+from dreambooth_operator.resources import GROUP, JOBS, RUNTIMES
+
+NAME = "dreambooth-bounds"
+_MIN_CPU = "100m"
+
+
+def _list(name: str) -> str:
+    """CEL: a list in the bounds of the runtime; empty if it is not set."""
+    return f"(has(params.spec.bounds.{name}) ? params.spec.bounds.{name} : [])"
+
+
+def _larger_default(bound: str, default: str) -> str:
+    """CEL: a bound, or the runtime's own default if that is larger."""
+    limit, own = f"params.spec.bounds.{bound}", f"params.spec.defaults.{default}"
+    return f"(has({own}) && {own} > {limit} ? {own} : {limit})"
+
+
+def _larger_quantity(bound: str, own: str) -> str:
+    """CEL: a bound per worker, or the runtime's worker if that is larger."""
+    limit, worker = f"params.spec.bounds.{bound}", f"params.spec.pods.worker.{own}"
+    is_larger = f"has({limit}) && quantity({limit}).isGreaterThan(quantity({worker}))"
+    return f"({is_larger} ? {limit} : {worker})"
+
+
+_VARIABLES = {
+    "runtime": f"has(object.spec.runtimeRef) ? object.spec.runtimeRef.name : '{DEFAULT_RUNTIME}'",
+    "by": "'the limit set by DreamBoothRuntime ' + params.metadata.name",
+    "elastic": "has(object.spec.cluster.elastic)",
+    "workers": "variables.elastic ? object.spec.cluster.elastic.maxWorkers : object.spec.cluster.workers",
+    "gpus": "has(object.spec.cluster.resources.gpu) ? object.spec.cluster.resources.gpu : params.spec.pods.worker.gpu",
+    "images": f"{_list('images')}.map(e, e.endsWith('/') ? e.substring(0, e.size() - 1) : e)",
+    "ownModel": "params.spec.model.id + (has(params.spec.model.revision) ? '@' + params.spec.model.revision : '')",
+    "model": "!has(object.spec.model) || (object.spec.model.id == params.spec.model.id && "
+    "!has(object.spec.model.revision)) ? variables.ownModel : object.spec.model.id + "
+    "(has(object.spec.model.revision) ? '@' + object.spec.model.revision : '')",
+    "nodeSelector": "has(params.spec.pods.nodeSelector) ? params.spec.pods.nodeSelector : {}",
+    "tolerations": "has(params.spec.pods.tolerations) ? params.spec.pods.tolerations : []",
+}
+# Optional numbers of a job: path, and the CEL of their limit.
+_NUMBERS = {
+    "training.steps": _larger_default("maxSteps", "steps"),
+    "priorPreservation.numClassImages": _larger_default("maxClassImages", "numClassImages"),
+    "runPolicy.activeDeadlineSeconds": _larger_default("maxActiveDeadlineSeconds", "activeDeadlineSeconds"),
+}
+_RESOURCES = {"cpu": _larger_quantity("maxCpu", "cpu"), "memory": _larger_quantity("maxMemory", "memory")}
+
+
+def bounds_policy() -> list[dict[str, Any]]:
+    """The policy and its binding."""
+    metadata: dict[str, Any] = {"name": NAME, "labels": {"app.kubernetes.io/name": "dreambooth-operator"}}
+    rule = {
+        "apiGroups": [GROUP], "apiVersions": [JOBS.version], "operations": ["CREATE", "UPDATE"],
+        "resources": [JOBS.plural],
+    }  # fmt: skip
+    policy = {
+        # The operator checks bounds as well, so an error in the policy need not stop anybody.
+        "failurePolicy": "Ignore",
+        "paramKind": {"apiVersion": RUNTIMES.api_version, "kind": RUNTIMES.kind},
+        "matchConstraints": {"resourceRules": [rule]},
+        "matchConditions": [
+            {"name": "spec-changed", "expression": "oldObject == null || object.spec != oldObject.spec"}
+        ],
+        "variables": [{"name": name, "expression": expression} for name, expression in _VARIABLES.items()],
+        "validations": [
+            {"expression": f"variables.runtime != params.metadata.name || ({holds})", "messageExpression": message}
+            for holds, message in _validations()
+        ],
+    }
+    binding: dict[str, Any] = {
+        "policyName": NAME,
+        "paramRef": {"selector": {}, "parameterNotFoundAction": "Allow"},
+        "validationActions": ["Deny"],
+    }
+    api_version = "admissionregistration.k8s.io/v1"
+    return [
+        {"apiVersion": api_version, "kind": "ValidatingAdmissionPolicy", "metadata": metadata, "spec": policy},
+        {"apiVersion": api_version, "kind": "ValidatingAdmissionPolicyBinding", "metadata": metadata, "spec": binding},
+    ]
+
+
+def _validations() -> list[tuple[str, str]]:
+    """What must hold, and the CEL of the message if it does not."""
+    return [*_numbers(), *_workers(), *_resources(), *_choices(), *_placement()]
+
+
+def _exceeds(path: str, value: str, limit: str) -> str:
+    return f"'spec.{path}: ' + string({value}) + ' exceeds ' + string({limit}) + ', ' + variables.by"
+
+
+def _not_allowed(path: str, value: str, bound: str) -> str:
+    text = f"is not allowed by DreamBoothRuntime ' + params.metadata.name + '; see its spec.bounds.{bound}'"
+    return f"'spec.{path}: ' + {value} + ' {text}"
+
+
+def _numbers() -> list[tuple[str, str]]:
+    found = [
+        (f"!has(object.spec.{path}) || object.spec.{path} <= {limit}", _exceeds(path, f"object.spec.{path}", limit))
+        for path, limit in _NUMBERS.items()
+    ]
+    own, limit = "object.spec.training.resolution", "params.spec.bounds.maxResolution"
+    default = "params.spec.defaults.resolution"
+    within = f"{own} <= {limit} || (has({default}) && {own} <= {default})"
+    found.append((f"!has({own}) || !has({limit}) || {within}", _exceeds("training.resolution", own, limit)))
+    # A disabled phase needs no bound.
+    path = "object.spec.priorPreservation"
+    return [(f"!{path}.enabled || {holds}" if path in holds else holds, message) for holds, message in found]
+
+
+def _workers() -> list[tuple[str, str]]:
+    limit, own, total = "params.spec.bounds.maxWorkers", "params.spec.pods.worker.gpu", "params.spec.bounds.maxGpus"
+    product = "variables.workers * variables.gpus"
+    return [
+        (f"variables.workers <= {limit}", _exceeds("cluster.workers", "variables.workers", limit)),
+        (f"has({total}) || variables.gpus <= {own}", _exceeds("cluster.resources.gpu", "variables.gpus", own)),
+        (
+            f"!has({total}) || {product} <= {total}",
+            f"'spec.cluster: ' + string(variables.workers) + ' workers with ' + string(variables.gpus) + ' GPUs each "
+            f"exceed ' + string({total}) + ' GPUs, ' + variables.by",
+        ),
+    ]
+
+
+def _resources() -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for name, limit in _RESOURCES.items():
+        path = f"cluster.resources.{name}"
+        value = f"object.spec.{path}"
+        holds = f"!has({value}) || quantity({value}).compareTo(quantity({limit})) <= 0"
+        found.append((holds, _exceeds(path, value, limit)))
+    value, own = "object.spec.cluster.resources.cpu", "params.spec.pods.worker.cpu"
+    least = f"quantity({value}).compareTo(quantity('{_MIN_CPU}')) >= 0 || "
+    least += f"quantity({value}).compareTo(quantity({own})) >= 0"
+    message = f"'spec.cluster.resources.cpu: ' + {value} + ' is below the minimum {_MIN_CPU} of a worker'"
+    return [*found, (f"!has({value}) || {least}", message)]
+
+
+def _choices() -> list[tuple[str, str]]:
+    image = "object.spec.cluster.image"
+    below = f"{image} == e || {image}.startsWith(e + '/') || (e.contains('/') && "
+    below += f"({image}.startsWith(e + ':') || {image}.startsWith(e + '@')))"
+    priority, default = "object.spec.runPolicy.priorityClassName", "params.spec.defaults.priorityClassName"
+    found = [
+        (
+            f"!has({image}) || {image} == params.spec.image || variables.images.exists(e, {below})",
+            _not_allowed("cluster.image", image, "images"),
+        ),
+        (
+            f"variables.model == variables.ownModel || variables.model in {_list('models')}",
+            _not_allowed("model", "variables.model", "models"),
+        ),
+        (
+            f"!has({priority}) || (has({default}) && {priority} == {default}) || "
+            f"{priority} in {_list('priorityClassNames')}",
+            _not_allowed("runPolicy.priorityClassName", priority, "priorityClassNames"),
+        ),
+    ]
+    defaults = "[" + ", ".join(f"'{encoder}'" for encoder in DEFAULT_ENCODERS) + "]"
+    for name in ("dino", "clip"):
+        path = f"evaluation.encoders.{name}"
+        holds = f"!has(object.spec.{path}) || object.spec.{path} in {defaults} || object.spec.{path} in "
+        found.append((holds + _list("encoders"), _not_allowed(path, f"object.spec.{path}", "encoders")))
+    return found
+
+
+def _placement() -> list[tuple[str, str]]:
+    selector, tolerations = "object.spec.cluster.nodeSelector", "object.spec.cluster.tolerations"
+    allowed = "params.spec.allowedNamespaces"
+    own = f"k in variables.nodeSelector ? {selector}[k] == variables.nodeSelector[k]"
+    fits = f"{own} : k in {_list('nodeSelectorKeys')}"
+    tolerated = f"t in variables.tolerations || (has(t.key) && t.key in {_list('tolerationKeys')})"
+    return [
+        (
+            f"!has({selector}) || {selector}.all(k, {fits})",
+            _not_allowed("cluster.nodeSelector", f"{selector}.map(k, k).join(', ')", "nodeSelectorKeys"),
+        ),
+        (
+            f"!has({tolerations}) || {tolerations}.all(t, {tolerated})",
+            _not_allowed("cluster.tolerations", "'a toleration'", "tolerationKeys"),
+        ),
+        (
+            f"!has({allowed}) || {allowed}.size() == 0 || object.metadata.namespace in {allowed}",
+            "'metadata.namespace: ' + object.metadata.namespace + ' is not in spec.allowedNamespaces of "
+            "DreamBoothRuntime ' + params.metadata.name",
+        ),
+    ]

@@ -1,0 +1,169 @@
+"""The ValidatingAdmissionPolicy reports bounds when a job is applied, as the operator does before it starts one."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from devcluster import ControlPlane, ProcessError
+from operatorprocess import until
+from simulation import job_with
+from test_bounds import EXCEEDING
+from test_bounds import RUNTIME as BOUNDED
+
+from dreambooth_api.runtime import RuntimeSpec
+from dreambooth_operator.controller.observed import Runtime
+from dreambooth_operator.controller.resolve import ResolutionError, resolve
+from dreambooth_operator.crd.admission import NAME
+
+POLICY = Path(__file__).resolve().parents[2] / "manifests" / "admission" / "bounds.yaml"
+WIDE: dict[str, Any] = {
+    **BOUNDED,
+    "allowedNamespaces": [],
+    "bounds": {
+        "maxSteps": 100, "maxResolution": 256, "maxGpus": 4, "maxCpu": "8", "maxMemory": "1Gi",
+        "images": ["ghcr.io/corp/", "quay.io"], "models": ["org/other", "org/model@def"], "encoders": ["org/encoder"],
+        "nodeSelectorKeys": ["zone"], "tolerationKeys": ["spot"], "priorityClassNames": ["high"],
+    },
+    "defaults": {"steps": 200, "resolution": 512, "numClassImages": 9000, "priorityClassName": "low"},
+}  # fmt: skip
+# What bounds and defaults of a runtime allow.
+ALLOWED: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "its own image": {"cluster": {"image": "ghcr.io/corp/trainer:1"}},
+    "an image below a repository": {"cluster": {"image": "ghcr.io/corp/other@sha256:0"}},
+    "an image of a registry": {"cluster": {"image": "quay.io/a/b:2"}},
+    "the steps of the runtime": {"training": {"steps": 200}},
+    "the resolution of the runtime": {"training": {"resolution": 512}},
+    "the class images of the runtime": {"priorPreservation": {"numClassImages": 9000}},
+    "no class images": {"priorPreservation": {"enabled": False, "numClassImages": 99999}},
+    "its own model": {"model": {"id": "org/model"}},
+    "its own revision": {"model": {"id": "org/model", "revision": "abc"}},
+    "another model": {"model": {"id": "org/other"}},
+    "another revision": {"model": {"id": "org/model", "revision": "def"}},
+    "encoders": {"evaluation": {"encoders": {"dino": "org/encoder", "clip": "openai/clip-vit-base-patch32"}}},
+    "labels": {"cluster": {"nodeSelector": {"pool": "dreambooth", "zone": "b"}}},
+    "tolerations": {"cluster": {"tolerations": [{"key": "gpu", "operator": "Exists"}, {"key": "spot", "value": "x"}]}},
+    "a priority": {"runPolicy": {"priorityClassName": "high"}},
+    "more resources": {"cluster": {"resources": {"cpu": "8", "memory": "16Gi", "gpu": 2}, "workers": 2}},
+}  # fmt: skip
+# What the wide bounds reject.
+BEYOND: dict[str, dict[str, Any]] = {
+    "the default branch of a pinned model": {"model": {"id": "org/model", "revision": "main"}},
+    "a revision of another model": {"model": {"id": "org/other", "revision": "x"}},
+    "a similar repository": {"cluster": {"image": "ghcr.io/corp.example/trainer"}},
+    "a port of a registry": {"cluster": {"image": "quay.io:5000/a"}},
+    "too many GPUs": {"cluster": {"resources": {"gpu": 3}, "workers": 2}},
+    "too little CPU": {"cluster": {"resources": {"cpu": "1m"}}},
+    "a changed label": {"cluster": {"nodeSelector": {"pool": "other"}}},
+}
+
+
+@pytest.fixture(scope="module")
+def policy(plane: ControlPlane) -> Iterator[ControlPlane]:
+    """The policy, removed afterwards, because other tests need jobs that exceed their bounds."""
+    for name, spec in (("strict", BOUNDED), ("wide", WIDE)):
+        kind = {"apiVersion": "dreambooth.dev/v1alpha1", "kind": "DreamBoothRuntime", "metadata": {"name": name}}
+        plane.apply({**kind, "spec": spec})
+    plane.kubectl("apply", "--server-side", "-f", str(POLICY))
+
+    def is_enforced() -> bool:
+        return "exceeds 8" in answer(plane, "default", "strict", {"cluster": {"workers": 9}})
+
+    until("the policy is enforced", is_enforced)
+    yield plane
+    plane.kubectl("delete", "-f", str(POLICY))
+
+
+def answer(plane: ControlPlane, namespace: str, runtime: str, spec: dict[str, Any]) -> str:
+    """The error of the API server for a job; empty if it accepts the job."""
+    job: dict[str, Any] = {
+        "apiVersion": "dreambooth.dev/v1alpha1",
+        "kind": "DreamBoothJob",
+        "metadata": {"name": "dog", "namespace": namespace},
+        "spec": {
+            "runtimeRef": {"name": runtime},
+            "subject": {"images": {"uri": "s3://b/dog"}, "class": "dog"},
+            **copy.deepcopy(spec),
+        },
+    }
+    try:
+        plane.kubectl("create", "--dry-run=server", "-f", "-", stdin=json.dumps(job))
+    except ProcessError as error:
+        return str(error)
+    return ""
+
+
+def operator_rejects(runtime: dict[str, Any], spec: dict[str, Any]) -> bool:
+    found = resolve(job_with(spec), Runtime("default", RuntimeSpec.model_validate(runtime)), [])
+    return isinstance(found, ResolutionError) and found.reason == "OutOfBounds"
+
+
+def test_expressions_have_no_type_errors(policy: ControlPlane) -> None:
+    def checked() -> dict[str, Any]:
+        return policy.get("validatingadmissionpolicy", NAME).get("status", {})
+
+    warnings = checked().get("typeChecking", {}).get("expressionWarnings", [])
+    assert warnings == []
+
+
+@pytest.mark.parametrize("path", EXCEEDING)
+def test_job_that_exceeds_a_bound_is_not_accepted(policy: ControlPlane, namespace: str, path: str) -> None:
+    assert operator_rejects(BOUNDED, EXCEEDING[path])
+    refused = answer(policy, namespace, "strict", EXCEEDING[path])
+    assert NAME in refused
+    assert f"spec.{path.partition('[')[0].partition('{')[0].partition('.')[0]}" in refused
+    assert "DreamBoothRuntime strict" in refused
+
+
+@pytest.mark.parametrize("case", ALLOWED)
+def test_what_a_runtime_allows_is_accepted(policy: ControlPlane, namespace: str, case: str) -> None:
+    steps = {"training": {"steps": 50}, "priorPreservation": {"enabled": False}}
+    assert not operator_rejects(WIDE, {**steps, **ALLOWED[case]})
+    assert answer(policy, namespace, "wide", ALLOWED[case]) == ""
+
+
+@pytest.mark.parametrize("case", BEYOND)
+def test_what_its_bounds_exclude_is_not_accepted(policy: ControlPlane, namespace: str, case: str) -> None:
+    assert operator_rejects(WIDE, BEYOND[case])
+    assert NAME in answer(policy, namespace, "wide", BEYOND[case])
+
+
+def test_namespace_that_a_runtime_does_not_allow(policy: ControlPlane, namespace: str) -> None:
+    spec = {**BOUNDED, "allowedNamespaces": ["other"]}
+    kind = {"apiVersion": "dreambooth.dev/v1alpha1", "kind": "DreamBoothRuntime", "metadata": {"name": "closed"}}
+    policy.apply({**kind, "spec": spec})
+    until("the runtime is known", lambda: "allowedNamespaces" in answer(policy, namespace, "closed", {}))
+
+
+def test_finalizer_and_status_of_a_job_can_change_after_its_bounds_were_lowered(
+    policy: ControlPlane, namespace: str
+) -> None:
+    kind = {"apiVersion": "dreambooth.dev/v1alpha1", "kind": "DreamBoothRuntime", "metadata": {"name": "lowered"}}
+    policy.apply({**kind, "spec": BOUNDED})
+    job = {
+        "apiVersion": "dreambooth.dev/v1alpha1",
+        "kind": "DreamBoothJob",
+        "metadata": {"name": "kept", "namespace": namespace, "finalizers": ["example.com/keep"]},
+        "spec": {
+            "runtimeRef": {"name": "lowered"},
+            "subject": {"images": {"uri": "s3://b/dog"}, "class": "dog"},
+            "training": {"steps": 500},
+        },
+    }
+    policy.apply(job)
+    policy.apply({**kind, "spec": {**BOUNDED, "bounds": {"maxSteps": 100}}})
+    until("the bound is known", lambda: answer(policy, namespace, "lowered", {"training": {"steps": 500}}))
+    change = ("patch", "dbj", "kept", "-n", namespace, "--type=merge", "-p")
+    policy.kubectl(*change, '{"status":{"message":"x"}}', "--subresource=status")
+    with pytest.raises(ProcessError, match="exceeds 100"):
+        policy.kubectl(*change, '{"spec":{"training":{"seed":1}}}')
+    policy.kubectl(*change, '{"metadata":{"finalizers":null}}')
+
+
+def test_job_of_a_missing_runtime_is_left_to_the_operator(policy: ControlPlane, namespace: str) -> None:
+    assert answer(policy, namespace, "missing", {"cluster": {"workers": 999}}) == ""
