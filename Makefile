@@ -79,7 +79,7 @@ test-gpu: setup ## Run the tests that need a GPU; skipped without CUDA
 
 .PHONY: dev-cluster
 dev-cluster: setup $(if $(NODE),packages) | $(GO) ## A real control plane with KubeRay and our CRDs until Ctrl-C; NODE=1 also runs pods, and the operator
-	$(DEVCLUSTER) up $(if $(NODE),--node,--apply charts/dreambooth-operator/crds)
+	$(DEVCLUSTER) up $(if $(NODE),--node,--apply manifests/crd)
 
 .PHONY: lint
 lint: setup ## Check style, types, layers, sizes, versions and Dockerfiles; changes nothing

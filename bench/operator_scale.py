@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--kopf", metavar="PYTHON", help="also measure the kopf operator, with this Python")
     given = parser.parse_args()
     with ControlPlane() as plane:
-        plane.install_crds(kuberay_crds(), ROOT / "charts" / "dreambooth-operator" / "crds")
+        plane.install_crds(kuberay_crds(), ROOT / "manifests" / "crd")
         names = [f"n{number}" for number in range(NAMESPACES)]
         namespaces = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in names]
         plane.apply(RUNTIME, *namespaces)

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "dreambooth-operator"
 SYSTEM = "dreambooth-system"
 ACCOUNT = f"system:serviceaccount:{SYSTEM}:dreambooth-operator"
+CRDS = ("dreamboothjobs.dreambooth.dev", "dreamboothruntimes.dreambooth.dev")
 FORBIDDEN = (
     "get secrets", "get pods", "delete pods", "patch pods", "create pods", "get pods/log",
     "create pods/exec", "update rayjobs.ray.io", "patch rayjobs.ray.io", "create dreamboothjobs.dreambooth.dev",
@@ -54,21 +55,25 @@ def comparable(documents: str) -> dict[str, Any]:
 
 
 def test_helm_and_kustomize_render_the_same_objects() -> None:
-    chart = comparable(helm(None, "template", "dreambooth-operator", str(CHART), "-n", SYSTEM, "--include-crds"))
+    chart = comparable(helm(None, "template", "dreambooth-operator", str(CHART), "-n", SYSTEM))
     command = [str(binary("kubectl")), "kustomize", str(ROOT / "manifests")]
     built = comparable(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert built.pop(f"Namespace/{SYSTEM}"), "kustomize contains the namespace, Helm creates it on request"
+    for name in CRDS:
+        policy = chart[f"CustomResourceDefinition/{name}"]["metadata"].pop("annotations")
+        assert policy == {"helm.sh/resource-policy": "keep"}
     assert chart == built
+
+
+def test_crds_can_be_left_to_others() -> None:
+    assert "CustomResourceDefinition" not in helm(None, "template", str(CHART), "--set", "crds.enabled=false")
 
 
 def test_helm_uninstall_keeps_the_crds(plane: ControlPlane) -> None:
     helm(plane, "install", "dreambooth-operator", str(CHART), "-n", SYSTEM, "--create-namespace")
     deployment = plane.get("deployment", "dreambooth-operator", "-n", SYSTEM)
     assert deployment["spec"]["replicas"] == 2
-    assert {crd["metadata"]["name"] for crd in plane.get("crd")["items"]} == {
-        "dreamboothjobs.dreambooth.dev",
-        "dreamboothruntimes.dreambooth.dev",
-    }
+    assert {crd["metadata"]["name"] for crd in plane.get("crd")["items"]} == set(CRDS)
     helm(plane, "uninstall", "dreambooth-operator", "-n", SYSTEM, "--wait")
     kinds = "deployment,service,pdb,networkpolicy,role,rolebinding,clusterrole,clusterrolebinding,secret"
     left = [
@@ -108,7 +113,7 @@ def test_operator_account_lacks_permission(rbac: ControlPlane, action: str) -> N
 
 
 def test_every_sample_is_valid_and_within_the_bounds_of_its_runtime(plane: ControlPlane) -> None:
-    plane.install_crds(CHART / "crds")
+    plane.install_crds(ROOT / "manifests" / "crd")
     samples = sorted((ROOT / "manifests" / "samples").glob("*.yaml"))
     assert len(samples) >= 6
     for path in samples:

@@ -19,7 +19,7 @@ _numbers = itertools.count(1)
 def plane() -> Iterator[ControlPlane]:
     """etcd, API server and garbage collection, with our CRDs and those of KubeRay, but without KubeRay."""
     with ControlPlane() as plane:
-        plane.install_crds(kuberay_crds(), ROOT / "charts" / "dreambooth-operator" / "crds")
+        plane.install_crds(kuberay_crds(), ROOT / "manifests" / "crd")
         plane.start_controllers()
         plane.kubectl("create", "namespace", SYSTEM)
         plane.kubectl("apply", "-k", str(ROOT / "manifests" / "rbac"))

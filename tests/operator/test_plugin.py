@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner, Result
-from devcluster import ControlPlane
+from devcluster import ControlPlane, binary
 from test_crd import MINIMAL
 
 from dreambooth_api import environment
@@ -73,7 +73,11 @@ def test_logs_are_read_from_the_volume_after_the_pods_are_gone(
 ) -> None:
     kubectl = tmp_path / "bin" / "kubectl"
     kubectl.parent.mkdir()
-    kubectl.write_text('#!/bin/sh\nwhile [ "$1" != "--" ]; do shift; done\nshift\nexec "$@"\n')
+    # `kubectl exec` runs the command here.
+    kubectl.write_text(
+        f'#!/bin/sh\ncase " $* " in *" exec "*) ;; *) exec {binary("kubectl")} "$@" ;; esac\n'
+        'while [ "$1" != -- ]; do shift; done\nshift\nexec "$@"\n'
+    )
     kubectl.chmod(0o755)
     monkeypatch.setenv("PATH", f"{kubectl.parent}:{os.environ['PATH']}")
     monkeypatch.setattr(environment, "OUTPUT_PATH", str(tmp_path))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from devcluster.build import PROGRAMS, binary
 from devcluster.node import NodeCluster, missing_packages
@@ -78,7 +79,7 @@ def _up(files: list[str], *, with_node: bool) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _node() if with_node else _plane() as plane:
         for path in files:
-            plane.kubectl("apply", "--server-side", "-f", path)
+            plane.apply_path(Path(path))
         if not with_node:
             plane.start_controllers()
         print(f"export KUBECONFIG={plane.kubeconfig}", flush=True)

@@ -122,7 +122,7 @@ class ControlPlane:
     def install_crds(self, *folders: Path) -> None:
         """Apply CRDs from folders and wait until they are established."""
         for folder in folders:
-            self.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(folder))
+            self.apply_path(folder)
         wait_until("CRDs established", self._crds_established, process=self.apiserver)
         shutil.rmtree(self.folder / "kubectl", ignore_errors=True)  # the discovery cache of kubectl
 
@@ -175,6 +175,11 @@ class ControlPlane:
     def apply(self, *objects: dict[str, Any]) -> None:
         """Server-side apply of objects given as dictionaries."""
         self.kubectl("apply", "--server-side", "-f", "-", stdin=yaml.safe_dump_all(objects))
+
+    def apply_path(self, path: Path) -> None:
+        """Server-side apply of a file, a folder, or a folder with a kustomization."""
+        flag = "-k" if (path / "kustomization.yaml").exists() else "-f"
+        self.kubectl("apply", "--server-side", "--force-conflicts", flag, str(path))
 
     def get(self, *arguments: str) -> Any:
         """`kubectl get ... -o json`, parsed."""
