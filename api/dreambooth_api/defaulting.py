@@ -37,6 +37,7 @@ def with_defaults(spec: JobSpec, runtime: RuntimeSpec) -> JobSpec:
                 ttl_seconds_after_finished=defaults.ttl_seconds_after_finished,
                 queue_name=defaults.queue_name,
                 priority_class_name=defaults.priority_class_name,
+                workload_priority_class_name=defaults.workload_priority_class_name,
             ),
         }
     )

@@ -230,6 +230,11 @@ class RunPolicy(Strict):
     priority_class_name: ObjectName | None = Field(
         default=None, description="Name of the PriorityClass of the job's pods."
     )
+    workload_priority_class_name: ObjectName | None = Field(
+        default=None,
+        description="Name of the WorkloadPriorityClass by which Kueue orders and preempts the job. Defaults to the "
+        "priority of the pods.",
+    )
 
 
 class BaseModelRef(Strict):

@@ -180,6 +180,9 @@ class Defaults(Strict):
     priority_class_name: ObjectName | None = Field(
         default=None, description="Default of spec.runPolicy.priorityClassName."
     )
+    workload_priority_class_name: ObjectName | None = Field(
+        default=None, description="Default of spec.runPolicy.workloadPriorityClassName."
+    )
 
 
 class Bounds(Strict):
@@ -266,6 +269,12 @@ class Bounds(Strict):
         max_length=64,
         description="PriorityClasses allowed in spec.runPolicy.priorityClassName. If empty, only the runtime's default "
         "is allowed.",
+    )
+    workload_priority_class_names: list[str] = Field(
+        default_factory=list,
+        max_length=64,
+        description="WorkloadPriorityClasses of Kueue allowed in spec.runPolicy.workloadPriorityClassName. If empty, "
+        "only the runtime's default is allowed.",
     )
 
 

@@ -284,6 +284,7 @@ class ControlStatus(Lenient):
     head_pod: str | None = Field(
         default=None, max_length=253, description="Name of the latest attempt's head pod, once running."
     )
+    ray_cluster: str | None = Field(default=None, max_length=63, description="Name of the RayCluster of headPod.")
     start_time: datetime | None = Field(default=None, description="Start time of the first attempt.")
     completion_time: datetime | None = Field(default=None, description="Completion time of the job.")
     next_attempt_time: datetime | None = Field(default=None, description="Time at which the next attempt starts.")

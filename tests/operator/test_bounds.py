@@ -83,7 +83,7 @@ RUNTIME: dict[str, Any] = {
         "tolerations": [{"key": "gpu", "operator": "Exists"}],
     },
     "bounds": {"maxResolution": 512},
-    "defaults": {"resolution": 512, "priorityClassName": "low"},
+    "defaults": {"resolution": 512, "priorityClassName": "low", "workloadPriorityClassName": "batch"},
 }
 # An example for each bounded field, that the runtime above rejects.
 EXCEEDING: dict[str, dict[str, Any]] = {
@@ -110,6 +110,7 @@ EXCEEDING: dict[str, dict[str, Any]] = {
     "cluster.tolerations[].effect": {"cluster": {"tolerations": [{"key": "gpu", "effect": "NoExecute"}]}},
     "cluster.tolerations[].tolerationSeconds": {"cluster": {"tolerations": [{"key": "gpu", "tolerationSeconds": 9}]}},
     "runPolicy.activeDeadlineSeconds": {"runPolicy": {"activeDeadlineSeconds": 604_801}},
+    "runPolicy.workloadPriorityClassName": {"runPolicy": {"workloadPriorityClassName": "urgent"}},
     "runPolicy.priorityClassName": {"runPolicy": {"priorityClassName": "system-cluster-critical"}},
 }  # fmt: skip
 
@@ -180,6 +181,10 @@ ALLOWED = {
     "a toleration": ({"cluster": {"tolerations": [{"key": "x"}]}}, {"tolerationKeys": ["x"]}),
     "the runtime's toleration": ({"cluster": {"tolerations": [{"key": "gpu", "operator": "Exists"}]}}, {}),
     "a priority class": ({"runPolicy": {"priorityClassName": "high"}}, {"priorityClassNames": ["high"]}),
+    "a priority class of Kueue": (
+        {"runPolicy": {"workloadPriorityClassName": "urgent"}}, {"workloadPriorityClassNames": ["urgent"]},
+    ),
+    "the default priority class of Kueue": ({"runPolicy": {"workloadPriorityClassName": "batch"}}, {}),
     "the default priority class": ({"runPolicy": {"priorityClassName": "low"}}, {}),
 }  # fmt: skip
 

@@ -25,6 +25,7 @@ def test_runtime_defaults_apply_only_to_unset_fields() -> None:
     defaults = {
         "steps": 7, "learningRate": 0.5, "resolution": 64, "precision": "fp32", "numClassImages": 9,
         "activeDeadlineSeconds": 60, "ttlSecondsAfterFinished": 61, "queueName": "gpus", "priorityClassName": "low",
+        "workloadPriorityClassName": "batch",
     }  # fmt: skip
     runtime = RuntimeSpec.model_validate({"image": "t:1", "defaults": defaults})
     spec = with_defaults(read_spec({}), runtime)

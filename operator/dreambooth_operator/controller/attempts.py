@@ -57,6 +57,7 @@ def start_attempt(builder: DecisionBuilder, resolution: ResolvedJob) -> None:
         ray_job_name=name,
         ray_job_uid=None,
         head_pod=None,
+        ray_cluster=None,
         head_lost_since=None,
         next_attempt_time=None,
         disruption=None,
@@ -165,7 +166,7 @@ def _follow_ray_job(
         if queue.starts_suspended:
             builder.requeue_after(_QUEUE_POLL_SECONDS if observed.queue_reason else _NEW_QUEUE_POLL_SECONDS)
         # The RayJob gets a new head once it is admitted.
-        builder.set_fields(head_pod=None, head_lost_since=None, starting_since=None)
+        builder.set_fields(head_pod=None, ray_cluster=None, head_lost_since=None, starting_since=None)
 
 
 def _count_time(builder: DecisionBuilder, policy: RunPolicy, *, running: bool) -> Failure | None:

@@ -155,10 +155,18 @@ def _placement(spec: JobSpec, runtime: RuntimeSpec, by: str) -> Iterator[str]:
             key = toleration.key or "all taints"
             rule = f"{key!r} is not allowed by {by}"
             yield f"spec.cluster.tolerations[{number}].key: {rule}; {_one_of(bounds.toleration_keys)}"
-    priority = spec.run_policy.priority_class_name
-    if priority not in (None, runtime.defaults.priority_class_name, *bounds.priority_class_names):
-        rule = f"{priority!r} is not allowed by {by}"
-        yield f"spec.runPolicy.priorityClassName: {rule}; {_one_of(bounds.priority_class_names)}"
+    policy, defaults = spec.run_policy, runtime.defaults
+    for field, name, default, allowed in (
+        ("priorityClassName", policy.priority_class_name, defaults.priority_class_name, bounds.priority_class_names),
+        (
+            "workloadPriorityClassName",
+            policy.workload_priority_class_name,
+            defaults.workload_priority_class_name,
+            bounds.workload_priority_class_names,
+        ),
+    ):
+        if name not in (None, default, *allowed):
+            yield f"spec.runPolicy.{field}: {name!r} is not allowed by {by}; {_one_of(allowed)}"
 
 
 def matches_image(entry: str, image: str) -> bool:

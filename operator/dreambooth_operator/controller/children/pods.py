@@ -57,7 +57,6 @@ def build_pod_template(
     container: Json,
     *,
     attempt: int | None = None,
-    automount: bool = False,
     restart: str = "",
     patch: Json | None = None,
 ) -> Json:
@@ -69,7 +68,7 @@ def build_pod_template(
     name = attempt_name(job, attempt) if attempt else erase_name(job)
     pod: Json = {
         "serviceAccountName": base_name(job),
-        "automountServiceAccountToken": automount,
+        "automountServiceAccountToken": False,
         "securityContext": pod_security_context(),
         "containers": [container],
         "volumes": _volumes(resolved, name, with_inputs=attempt is not None),

@@ -7,6 +7,7 @@ from dreambooth_api.fields import quantity_value
 from dreambooth_api.progress import report_path
 from dreambooth_api.runtime import PodResources
 from dreambooth_api.uris import volume_uri
+from dreambooth_operator.controller.children.api_token import api_token_mount, api_token_volume
 from dreambooth_operator.controller.children.config_map import job_digest, job_file_digest
 from dreambooth_operator.controller.children.metadata import child_metadata
 from dreambooth_operator.controller.children.pods import (
@@ -16,6 +17,7 @@ from dreambooth_operator.controller.children.pods import (
 )
 from dreambooth_operator.controller.names import attempt_name
 from dreambooth_operator.controller.observed import Job
+from dreambooth_operator.controller.queueing.kueue import kueue_annotations, kueue_labels
 from dreambooth_operator.controller.queueing.select import select_queue
 from dreambooth_operator.controller.resolve import ResolvedJob
 from dreambooth_operator.controller.settings import Settings
@@ -39,12 +41,13 @@ def build_ray_job(job: Job, attempt: int, resolved: ResolvedJob, settings: Setti
     """The RayJob whose entrypoint is the trainer. It makes one attempt; the operator starts the retries."""
     queue = select_queue(resolved.spec.run_policy)
     metadata = child_metadata(job, attempt_name(job, attempt), attempt=attempt)
-    metadata["labels"] |= queue.labels
+    metadata["labels"] |= {**kueue_labels(resolved.spec.run_policy), **queue.labels}
     # KubeRay copies the annotation to the RayCluster: it does not replace a dead head pod, which would run the trainer
     # a second time.
     metadata["annotations"] = {
         "ray.io/disable-provisioned-head-restart": "true",
         JOB_SHA256_ANNOTATION: job_file_digest(job, resolved),
+        **kueue_annotations(elastic=resolved.spec.cluster.elastic is not None),
         **queue.annotations,
     }
     return {
@@ -66,13 +69,11 @@ def _cluster_spec(job: Job, attempt: int, resolved: ResolvedJob, settings: Setti
     spec, runtime = resolved.spec, resolved.runtime
     variables = _variables(job, attempt, resolved, settings)
 
-    def template(container_name: str, resources: PodResources, *, automount: bool = False, restart: str = "") -> Json:
+    def template(container_name: str, resources: PodResources, *, restart: str = "") -> Json:
         container = build_container(container_name, resolved, resources, variables)
         container["readinessProbe"] = _READINESS_PROBE
         patch = resources.pod_template.model_dump(by_alias=True, exclude_unset=True) if resources.pod_template else {}
-        return build_pod_template(
-            job, resolved, container, attempt=attempt, automount=automount, restart=restart, patch=patch
-        )
+        return build_pod_template(job, resolved, container, attempt=attempt, restart=restart, patch=patch)
 
     elastic, workers = spec.cluster.elastic, spec.cluster.workers
     store = str(object_store_bytes(runtime.pods.shared_memory))
@@ -85,7 +86,7 @@ def _cluster_spec(job: Job, attempt: int, resolved: ResolvedJob, settings: Setti
             # Ray schedules no work on the head.
             "rayStartParams": {"num-cpus": "0", "num-gpus": "0", "object-store-memory": store},
             # A head container that restarts in place would run the trainer a second time.
-            "template": template(HEAD_CONTAINER, runtime.pods.head, automount=elastic is not None, restart="Never"),
+            "template": template(HEAD_CONTAINER, runtime.pods.head, restart="Never"),
         },
         "workerGroupSpecs": [
             {
@@ -101,7 +102,12 @@ def _cluster_spec(job: Job, attempt: int, resolved: ResolvedJob, settings: Setti
     }
     if elastic:
         cluster["enableInTreeAutoscaling"] = True
-        cluster["autoscalerOptions"] = {"securityContext": container_security_context()}
+        cluster["headGroupSpec"]["template"]["spec"]["volumes"].append(api_token_volume())
+        # KubeRay adds the autoscaler's container to the head pod with these options.
+        cluster["autoscalerOptions"] = {
+            "securityContext": container_security_context(),
+            "volumeMounts": [api_token_mount()],
+        }
     return cluster
 
 

@@ -43,19 +43,26 @@ def head_lost(
     KubeRay replaces a dead head pod and submits the trainer again, without limit. An attempt is bound to its first
     head pod instead: when that is lost, the next attempt resumes from the last checkpoint.
     """
-    status = builder.status
-    if cluster is None or (status.head_pod is None and not running):
+    if cluster is None:
         return None
-    name = f"Head pod {status.head_pod}" if status.head_pod else "The head pod"
-    if status.head_pod and (cluster.head_gone or (cluster.head and cluster.head != status.head_pod)):
+    status = builder.status
+    head_pod, since = status.head_pod, status.head_lost_since
+    if head_pod and status.ray_cluster != cluster.name:
+        # KubeRay makes another cluster only after a suspension: a queue has preempted and admitted the RayJob.
+        builder.set_fields(head_pod=None, ray_cluster=None, head_lost_since=None)
+        head_pod = since = None
+    if head_pod is None and not running:
+        return None
+    name = f"Head pod {head_pod}" if head_pod else "The head pod"
+    if head_pod and (cluster.head_gone or (cluster.head and cluster.head != head_pod)):
         return Failure(reason="HeadLost", message=f"{name} was lost.")
     if not cluster.head_ready:  # also if it was lost before it was recorded: KubeRay does not replace it
-        since = status.head_lost_since or builder.now
+        since = since or builder.now
         lost_seconds = (builder.now - since).total_seconds()
         if lost_seconds >= grace_seconds:
             return Failure(reason="HeadLost", message=f"{name} was not ready for {lost_seconds:.0f} s.")
         builder.set_fields(head_lost_since=since)
         builder.requeue_after(grace_seconds - lost_seconds)
         return None
-    builder.set_fields(head_pod=status.head_pod or cluster.head or None, head_lost_since=None)
+    builder.set_fields(head_pod=head_pod or cluster.head or None, ray_cluster=cluster.name, head_lost_since=None)
     return None

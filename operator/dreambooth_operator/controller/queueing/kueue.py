@@ -8,10 +8,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dreambooth_api.job import RunPolicy
 from dreambooth_operator.controller.observed import RayJob
 from dreambooth_operator.controller.queueing.unqueued import is_active
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
+ELASTIC_ANNOTATION = "kueue.x-k8s.io/elastic-job"
+
+
+def kueue_labels(policy: RunPolicy) -> dict[str, str]:
+    """Labels for Kueue besides the queue's. A cluster can have a default queue for RayJobs that name none."""
+    priority_class = policy.workload_priority_class_name
+    return {PRIORITY_LABEL: priority_class} if priority_class else {}
+
+
+def kueue_annotations(*, elastic: bool) -> dict[str, str]:
+    """Annotations for Kueue, which refuses a RayJob with an autoscaler unless it is marked as elastic.
+
+    KubeRay copies the annotation to the RayCluster, whose pods Kueue then admits one by one.
+    """
+    return {ELASTIC_ANNOTATION: "true"} if elastic else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +49,7 @@ class KueueQueue:
 
     @property
     def annotations(self) -> dict[str, str]:
-        """Kueue needs none."""
+        """None of the queue: see kueue_annotations."""
         return {}
 
     def is_admitted(self, ray_job: RayJob) -> bool:

@@ -37,4 +37,7 @@ class Unqueued:
 
     def waiting_message(self, ray_job_name: str) -> str:
         """What a suspended RayJob waits for."""
-        return f"Waiting for RayJob {ray_job_name} to be resumed."
+        return (
+            f"Waiting for RayJob {ray_job_name} to be resumed. If Kueue manages jobs without a queue name here, set "
+            "spec.runPolicy.queueName."
+        )
