@@ -10,6 +10,7 @@ from dreambooth_api.environment import MODELS_PATH
 from dreambooth_api.fields import DNS_LABEL, ObjectName, ObjectRef, Quantity, Strict
 from dreambooth_api.job import API_VERSION, ApiVersion, BaseModelRef, Toleration
 from dreambooth_api.modelcache import ModelCache
+from dreambooth_api.network import Network
 from dreambooth_api.podspec import EnvFrom, EnvVar
 from dreambooth_api.podtemplate import PodTemplatePatch
 from dreambooth_api.uris import OBJECT_STORE_URI, OBJECT_STORES, OUTPUT_BOUND, VOLUME
@@ -295,6 +296,7 @@ class RuntimeSpec(Strict):
         description="Ray version of the image. Must be 2.53 or newer.",
     )
     pods: Pods = Field(default_factory=Pods, description="Resources and placement of a job's pods.")
+    network: Network = Field(default_factory=Network, description="Network access of a job's pods.")
     storage: Storage = Field(
         default_factory=Storage, description="Working storage of jobs, and the default destination of models."
     )

@@ -17,7 +17,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dreambooth_operator.controller.reconciler import Reconciler
-from dreambooth_operator.controller.settings import AUDIENCE, Settings
+from dreambooth_operator.controller.settings import (
+    AUDIENCE,
+    KUBERAY_LABELS,
+    PROMETHEUS_LABELS,
+    PodSelector,
+    Settings,
+)
 from dreambooth_operator.machinery.client import Api
 from dreambooth_operator.machinery.lease import Lease, LeaseLostError
 from dreambooth_operator.machinery.metrics import Metrics
@@ -170,6 +176,8 @@ def _options(arguments: list[str] | None) -> Options:
         parser, "pods-ready", defaults.settings.pods_ready_seconds, "seconds within which all pods must become ready"
     )
     _add_duration(parser, "retry", defaults.settings.retry_seconds, "seconds before the first retry")
+    _add_selector(parser, "kuberay", "those of KubeRay's chart or kustomize installation")
+    _add_selector(parser, "prometheus", "app.kubernetes.io/name=prometheus")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING"])
     given = parser.parse_args(arguments)
     logging.basicConfig(
@@ -188,12 +196,29 @@ def _options(arguments: list[str] | None) -> Options:
             head_grace_seconds=given.head_grace_seconds,
             pods_ready_seconds=given.pods_ready_seconds,
             retry_seconds=given.retry_seconds,
+            operator_namespace=given.namespace or defaults.settings.operator_namespace,
+            kuberay=tuple(
+                PodSelector(given.kuberay_namespace, labels)
+                for labels in ((given.kuberay_pod_labels,) if given.kuberay_pod_labels else KUBERAY_LABELS)
+            ),
+            prometheus=PodSelector(given.prometheus_namespace, given.prometheus_pod_labels or PROMETHEUS_LABELS),
         ),
     )
 
 
 def _add_duration(parser: argparse.ArgumentParser, name: str, default: float, help_text: str) -> None:
     parser.add_argument(f"--{name}-seconds", type=float, default=default, help=help_text)
+
+
+def _add_selector(parser: argparse.ArgumentParser, name: str, default: str) -> None:
+    parser.add_argument(f"--{name}-namespace", default="", help=f"namespace of the pods of {name}; if empty, any")
+    parser.add_argument(
+        f"--{name}-pod-labels", type=_labels, help=f"labels of these pods, as key=value,key=value; default: {default}"
+    )
+
+
+def _labels(text: str) -> dict[str, str]:
+    return dict(pair.split("=", 1) for pair in text.split(",") if pair)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dreambooth_operator.controller.children.config_map import build_config_map, job_file_digest
-from dreambooth_operator.controller.children.network_policy import build_network_policy
+from dreambooth_operator.controller.children.network_policy import build_attempt_policy
 from dreambooth_operator.controller.children.rayjob import build_ray_job
 from dreambooth_operator.controller.children.service_account import build_service_account
 from dreambooth_operator.controller.names import attempt_name
@@ -22,7 +22,7 @@ def attempt_children(job: Job, attempt: int, resolved: ResolvedJob, settings: Se
     """
     return [
         (SERVICE_ACCOUNTS, build_service_account(job, resolved)),
-        (NETWORK_POLICIES, build_network_policy(job)),
+        (NETWORK_POLICIES, build_attempt_policy(job, attempt, resolved, settings)),
         (RAY_JOBS, build_ray_job(job, attempt, resolved, settings)),
     ]
 

@@ -6,12 +6,13 @@ from dreambooth_api import environment
 from dreambooth_api.runtime import PodResources
 from dreambooth_operator.controller.children.config_map import build_config_map, job_digest
 from dreambooth_operator.controller.children.metadata import child_metadata
+from dreambooth_operator.controller.children.network_policy import build_erase_policy
 from dreambooth_operator.controller.children.pods import build_container, build_pod_template
 from dreambooth_operator.controller.children.service_account import build_service_account
 from dreambooth_operator.controller.names import erase_name
 from dreambooth_operator.controller.observed import Job
 from dreambooth_operator.controller.resolve import ResolvedJob
-from dreambooth_operator.machinery.resources import CONFIG_MAPS, SERVICE_ACCOUNTS, Json, Resource
+from dreambooth_operator.machinery.resources import CONFIG_MAPS, NETWORK_POLICIES, SERVICE_ACCOUNTS, Json, Resource
 from dreambooth_operator.resources import BATCH_JOBS
 
 _RESOURCES = PodResources(cpu="1", memory="2Gi")
@@ -21,6 +22,7 @@ def erase_children(job: Job, resolved: ResolvedJob) -> list[tuple[Resource, Json
     """The children in the order of their creation. The batch Job is last."""
     return [
         (SERVICE_ACCOUNTS, build_service_account(job, resolved)),
+        (NETWORK_POLICIES, build_erase_policy(job, resolved)),
         (CONFIG_MAPS, build_config_map(job, erase_name(job), resolved)),
         (BATCH_JOBS, _erase_job(job, resolved)),
     ]
