@@ -72,7 +72,7 @@ def check_invariants(world: World) -> None:
     if world.job:
         assert world.status.failures <= world.status.attempts
         ray_job = world.ray_jobs.get(world.status.ray_job_name or "")
-        if ray_job and world.status.ray_job_uid and not ray_job.ended:
+        if ray_job and ray_job.uid == world.status.ray_job_uid and not ray_job.ended:
             assert world.config_maps[ray_job.name] == ray_job.uid, "its pods wait for the ConfigMap"
         assert bool(world.status.message) == bool(world.writes), "each status has a message"
 

@@ -256,7 +256,7 @@ class World:
         made = dataclasses.replace(self.ray_jobs[name], **fields)
         self.ray_jobs[name] = made
         if made.deployment == "Running":
-            self.config_maps.setdefault(name, made.uid)  # its pods wait for it
+            self.config_maps[name] = made.uid  # its pods wait for it
             self.clusters[name] = RayCluster(
                 name=f"{name}-c",
                 owner="dog",
