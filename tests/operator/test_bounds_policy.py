@@ -12,7 +12,8 @@ import pytest
 from devcluster import ControlPlane, ProcessError
 from operatorprocess import until
 from simulation import job_with
-from test_bounds import EXCEEDING
+from test_bounds import ALLOWED as OPERATOR_ALLOWS
+from test_bounds import EXCEEDING, STILL_DENIED
 from test_bounds import RUNTIME as BOUNDED
 
 from dreambooth_api.runtime import RuntimeSpec
@@ -79,6 +80,13 @@ def policy(plane: ControlPlane) -> Iterator[ControlPlane]:
     plane.kubectl("delete", "-f", str(POLICY))
 
 
+@pytest.fixture(scope="module")
+def team(plane: ControlPlane) -> str:
+    """The namespace that the examples of bounds name."""
+    plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"}})
+    return "team"
+
+
 def answer(plane: ControlPlane, namespace: str, runtime: str, spec: dict[str, Any]) -> str:
     """The error of the API server for a job; empty if it accepts the job."""
     job: dict[str, Any] = {
@@ -131,6 +139,18 @@ def test_what_a_runtime_allows_is_accepted(policy: ControlPlane, namespace: str,
 def test_what_its_bounds_exclude_is_not_accepted(policy: ControlPlane, namespace: str, case: str) -> None:
     assert operator_rejects(WIDE, BEYOND[case])
     assert NAME in answer(policy, namespace, "wide", BEYOND[case])
+
+
+@pytest.mark.parametrize("case", [*OPERATOR_ALLOWS, *STILL_DENIED])
+def test_policy_agrees_with_the_operator(policy: ControlPlane, team: str, case: str) -> None:
+    spec, bounds = {**OPERATOR_ALLOWS, **STILL_DENIED}[case]
+    name = "case-" + "".join(character for character in case if character.isalnum()).lower()[:40]
+    runtime = {**BOUNDED, "bounds": {**BOUNDED["bounds"], **bounds}}
+    kind = {"apiVersion": "dreambooth.dev/v1alpha1", "kind": "DreamBoothRuntime", "metadata": {"name": name}}
+    policy.apply({**kind, "spec": runtime})
+    known = {"training": {"steps": 10**5}}
+    until("the runtime is known", lambda: "training.steps" in answer(policy, team, name, known), 30)
+    assert (NAME in answer(policy, team, name, spec)) == (case in STILL_DENIED)
 
 
 def test_namespace_that_a_runtime_does_not_allow(policy: ControlPlane, namespace: str) -> None:

@@ -134,7 +134,7 @@ def read_runtime(obj: Json) -> Runtime:
         problems=problems,
         uid=metadata["uid"],
         generation=metadata.get("generation", 0),
-        resource_version=metadata["resourceVersion"],
+        resource_version=metadata.get("resourceVersion", ""),  # an answer to a dry run has none
         finalizers=tuple(metadata.get("finalizers") or ()),
         deleting="deletionTimestamp" in metadata,
     )

@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 from dreambooth_api.job import DEFAULT_ENCODERS
-from dreambooth_api.runtime import DEFAULT_RUNTIME
+from dreambooth_api.runtime import DEFAULT_RUNTIME, NAMESPACE_PLACEHOLDER
+from dreambooth_api.uris import VOLUME
 from dreambooth_operator.resources import GROUP, JOBS, RUNTIMES
 
 NAME = "dreambooth-bounds"
@@ -47,6 +48,9 @@ _VARIABLES = {
     "model": "!has(object.spec.model) || (object.spec.model.id == params.spec.model.id && "
     "!has(object.spec.model.revision)) ? variables.ownModel : object.spec.model.id + "
     "(has(object.spec.model.revision) ? '@' + object.spec.model.revision : '')",
+    "outputs": f"{_list('outputs')}.map(e, e.replace('{NAMESPACE_PLACEHOLDER}', object.metadata.namespace))",
+    "folder": "has(object.spec.output.pvc) && has(object.spec.output.pvc.path) && object.spec.output.pvc.path != '' ? "
+    "object.spec.output.pvc.path : object.metadata.name",
     "nodeSelector": "has(params.spec.pods.nodeSelector) ? params.spec.pods.nodeSelector : {}",
     "tolerations": "has(params.spec.pods.tolerations) ? params.spec.pods.tolerations : []",
 }
@@ -94,7 +98,7 @@ def bounds_policy() -> list[dict[str, Any]]:
 
 def _validations() -> list[tuple[str, str]]:
     """What must hold, and the CEL of the message if it does not."""
-    return [*_numbers(), *_workers(), *_resources(), *_choices(), *_placement()]
+    return [*_numbers(), *_workers(), *_resources(), *_choices(), *_outputs(), *_placement()]
 
 
 def _exceeds(path: str, value: str, limit: str) -> str:
@@ -152,7 +156,6 @@ def _choices() -> list[tuple[str, str]]:
     image = "object.spec.cluster.image"
     below = f"{image} == e || {image}.startsWith(e + '/') || (e.contains('/') && "
     below += f"({image}.startsWith(e + ':') || {image}.startsWith(e + '@')))"
-    priority, default = "object.spec.runPolicy.priorityClassName", "params.spec.defaults.priorityClassName"
     found = [
         (
             f"!has({image}) || {image} == params.spec.image || variables.images.exists(e, {below})",
@@ -162,18 +165,43 @@ def _choices() -> list[tuple[str, str]]:
             f"variables.model == variables.ownModel || variables.model in {_list('models')}",
             _not_allowed("model", "variables.model", "models"),
         ),
-        (
-            f"!has({priority}) || (has({default}) && {priority} == {default}) || "
-            f"{priority} in {_list('priorityClassNames')}",
-            _not_allowed("runPolicy.priorityClassName", priority, "priorityClassNames"),
-        ),
     ]
+    for name in ("priorityClassName", "workloadPriorityClassName"):
+        path, default = f"runPolicy.{name}", f"params.spec.defaults.{name}"
+        priority = f"object.spec.{path}"
+        holds = f"!has({priority}) || (has({default}) && {priority} == {default}) || {priority} in {_list(f'{name}s')}"
+        found.append((holds, _not_allowed(path, priority, f"{name}s")))
     defaults = "[" + ", ".join(f"'{encoder}'" for encoder in DEFAULT_ENCODERS) + "]"
     for name in ("dino", "clip"):
         path = f"evaluation.encoders.{name}"
         holds = f"!has(object.spec.{path}) || object.spec.{path} in {defaults} || object.spec.{path} in "
         found.append((holds + _list("encoders"), _not_allowed(path, f"object.spec.{path}", "encoders")))
     return found
+
+
+def _outputs() -> list[tuple[str, str]]:
+    """As `controller/bounds_outputs.py`: the job's own folder in the runtime's storage, or a folder below a bound."""
+    uri, claim, path = "object.spec.output.uri", "object.spec.output.pvc.claimName", "variables.folder"
+    storage, name = "params.spec.storage", "object.metadata.name"
+    root = f"({storage}.uri.endsWith('/') ? {storage}.uri : {storage}.uri + '/')"
+    own_uri = f"has({storage}.uri) && {uri} == {root} + object.metadata.namespace + '/' + {name}"
+    own_claim = f"has({storage}.claimName) && {claim} == {storage}.claimName && {path} == {name}"
+    volume = f"'{VOLUME}' + {claim} + '/' + {path}"
+    return [
+        (f"!has({uri}) || ({own_uri}) || {_below(uri)}", _not_allowed("output.uri", uri, "outputs")),
+        (
+            f"!has(object.spec.output.pvc) || ({own_claim}) || {_below(f'({volume})')}",
+            _not_allowed("output.pvc", volume, "outputs"),
+        ),
+    ]
+
+
+def _below(uri: str) -> str:
+    """CEL: whether a URI is an allowed folder or below it, and has neither empty segments nor dots as segments."""
+    rest = f"{uri}.substring({uri}.indexOf('://') + 3)"
+    plain = f"!{rest}.contains('//') && !{rest}.matches('(^|/)[.][.]?(/|$)')"
+    inside = f"{uri} == e || {uri} + '/' == e || {uri}.startsWith(e.endsWith('/') ? e : e + '/')"
+    return f"({plain} && variables.outputs.exists(e, {inside}))"
 
 
 def _placement() -> list[tuple[str, str]]:
