@@ -66,13 +66,17 @@ async def run(options: Options) -> None:
         MirrorError: a reflector has stopped.
     """
     metrics = Metrics("dreambooth")
-    async with await Api.connect(options.kubeconfig) as api:
+    async with (
+        await Api.connect(options.kubeconfig) as api,
+        # A client of its own, so that reports never use up the connections of the reconciler and of the lease.
+        await Api.connect(options.kubeconfig) as reports_api,
+    ):
         reconciler = Reconciler(api, options.settings, now=lambda: datetime.now(UTC))
         events = metrics.counter("events", "Recorded events by reason.", "reason")
         reconciler.on_event = lambda event: events.labels(event.reason).inc()
         metrics.gauge("queue_depth", "Number of jobs that wait to be reconciled.", lambda: len(reconciler.queue))
         metrics.gauge("jobs", "Number of DreamBoothJobs.", lambda: reconciler.job_count)
-        server = StatusServer(api, TokenChecker(api, AUDIENCE, clock=time.time), clock=time.monotonic)
+        server = StatusServer(reports_api, TokenChecker(reports_api, AUDIENCE, clock=time.time), clock=time.monotonic)
 
         async with (
             serving(health_app(metrics, lambda: reconciler.is_synced), options.host, options.health_port) as health,

@@ -12,8 +12,10 @@ import pytest
 
 from dreambooth_operator.controller.settings import AUDIENCE
 from dreambooth_operator.machinery.client import Api
+from dreambooth_operator.machinery.connections import ConnectionLimits
+from dreambooth_operator.machinery.metrics import Metrics
 from dreambooth_operator.machinery.resources import Json
-from dreambooth_operator.machinery.serving import serving
+from dreambooth_operator.machinery.serving import health_app, serving
 from dreambooth_operator.statusserver import auth, server
 from dreambooth_operator.statusserver.auth import Caller, TokenChecker
 from dreambooth_operator.statusserver.server import StatusServer
@@ -129,4 +131,34 @@ async def test_slow_and_excess_reports_are_answered_with_503(monkeypatch: pytest
         assert b" 503 " in await slow.readline()
         assert not statuses._in_flight
         for writer in (slow_writer, excess_writer):
+            writer.close()
+
+
+async def closed(reader: asyncio.StreamReader) -> bool:
+    """Wait until the server closes a connection."""
+    async with asyncio.timeout(20):
+        try:
+            return await reader.read() == b""
+        except ConnectionResetError:
+            return True
+
+
+async def test_connections_without_a_request_are_closed() -> None:
+    limits = ConnectionLimits(max_open=3, first_request_seconds=0.5)
+    health = health_app(Metrics("limits"), lambda: True)
+    async with serving(health, "127.0.0.1", 0, limits) as port:
+        used, used_writer = await asyncio.open_connection("127.0.0.1", port)
+        used_writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" 200 " in await used.readline()
+        silent, silent_writer = await asyncio.open_connection("127.0.0.1", port)
+        slow, slow_writer = await asyncio.open_connection("127.0.0.1", port)
+        slow_writer.write(b"GET /healthz HTTP/1.1\r\nHost:")  # headers that do not end
+        excess, excess_writer = await asyncio.open_connection("127.0.0.1", port)
+        assert await closed(excess), "one connection too many"
+        assert await closed(silent)
+        assert await closed(slow)
+        used_writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+        await used.readuntil(b"ok")
+        assert b" 200 " in await used.readline(), "a connection that is used stays open"
+        for writer in (used_writer, silent_writer, slow_writer, excess_writer):
             writer.close()

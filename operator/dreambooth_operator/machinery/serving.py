@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
 
+from dreambooth_operator.machinery.connections import ConnectionLimits
 from dreambooth_operator.machinery.metrics import Metrics
+
+# Twice the reports that are handled at a time. Probes and Prometheus need few.
+_MAX_OPEN = 512
+_FIRST_REQUEST_SECONDS = 10
 
 
 def health_app(metrics: Metrics, is_ready: Callable[[], bool]) -> web.Application:
@@ -29,15 +35,22 @@ def health_app(metrics: Metrics, is_ready: Callable[[], bool]) -> web.Applicatio
 
 
 @asynccontextmanager
-async def serving(app: web.Application, host: str, port: int) -> AsyncGenerator[int]:
-    """Serve `app` inside the context, on all addresses if `host` is empty.
+async def serving(
+    app: web.Application, host: str, port: int, limits: ConnectionLimits | None = None
+) -> AsyncGenerator[int]:
+    """Serve `app` inside the context, on all addresses if `host` is empty. `limits` add a middleware to `app`.
 
     Yields the port, which the system chooses if `port` is 0.
     """
+    limits = limits or ConnectionLimits(max_open=_MAX_OPEN, first_request_seconds=_FIRST_REQUEST_SECONDS)
+    app.middlewares.append(limits.mark_used)
     runner = web.AppRunner(app, access_log=None, lingering_time=1.0)
     await runner.setup()
+    server = runner.server
+    assert server is not None  # after setup
+    listener = await asyncio.get_running_loop().create_server(lambda: limits.new_protocol(server), host or None, port)
     try:
-        await web.TCPSite(runner, host or None, port).start()
-        yield runner.addresses[0][1]
+        yield listener.sockets[0].getsockname()[1]
     finally:
+        listener.close()
         await runner.cleanup()
