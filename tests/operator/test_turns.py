@@ -101,7 +101,9 @@ def running_jobs(count: int) -> Reconciler:
             "creationTimestamp": "2026-11-24T06:00:00Z", "labels": {"dreambooth.dev/job": name},
         }  # fmt: skip
         job: dict[str, Any] = {"apiVersion": "dreambooth.dev/v1alpha1", "kind": "DreamBoothJob", "metadata": metadata}
-        reconciler._jobs._store(Key("team", name), {**job, "spec": spec, "status": {**status, "rayJobName": name}})
+        reconciler._jobs._store(
+            Key("team", name), {**job, "spec": spec, "status": {**status, "rayJobName": name, "rayCluster": name}}
+        )
         for mirror, made in (
             (reconciler._ray_jobs, world.ray_jobs[world.ray_job]),
             (reconciler._clusters, world.clusters[world.ray_job]),
