@@ -180,6 +180,9 @@ def _options(arguments: list[str] | None) -> Options:
         parser, "pods-ready", defaults.settings.pods_ready_seconds, "seconds within which all pods must become ready"
     )
     _add_duration(parser, "retry", defaults.settings.retry_seconds, "seconds before the first retry")
+    parser.add_argument(
+        "--watch-namespaces", default="", help="namespaces whose jobs are reconciled, as a,b; if empty, all"
+    )
     _add_selector(parser, "kuberay", "those of KubeRay's chart or kustomize installation")
     _add_selector(parser, "prometheus", "app.kubernetes.io/name=prometheus")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING"])
@@ -200,6 +203,7 @@ def _options(arguments: list[str] | None) -> Options:
             head_grace_seconds=given.head_grace_seconds,
             pods_ready_seconds=given.pods_ready_seconds,
             retry_seconds=given.retry_seconds,
+            watch_namespaces=tuple(sorted({name for name in given.watch_namespaces.split(",") if name})),
             operator_namespace=given.namespace or defaults.settings.operator_namespace,
             kuberay=tuple(
                 PodSelector(given.kuberay_namespace, labels)

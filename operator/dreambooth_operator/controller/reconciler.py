@@ -103,13 +103,15 @@ class ChildIndex:
         return sorted(self._of.get(owner, ()))
 
 
-def _watch_children(api: Api, resource: Resource, project: Callable[[Json], T], index: ChildIndex) -> Reflector[T]:
+def _watch_children(
+    api: Api, resource: Resource, project: Callable[[Json], T], index: ChildIndex, namespace: str
+) -> Reflector[T]:
     """A cache of the objects of one kind that have the label of a job. Changes go to the index."""
 
     def changed(key: Key) -> None:
         index.changed(key, children.cache.get(key))
 
-    children = Reflector(api, resource, project=project, on_change=changed, selector=JOB_LABEL)
+    children = Reflector(api, resource, project=project, on_change=changed, namespace=namespace, selector=JOB_LABEL)
     return children
 
 
@@ -127,16 +129,21 @@ class Reconciler:
         self._ray_jobs_of, self._clusters_of, self._erase_of, self._pods_of = (
             ChildIndex(self.queue.add) for _ in range(4)
         )
-        self._jobs: Reflector[bytes] = Reflector(api, JOBS, project=trim_job, on_change=self._job_changed)
+        first, *others = settings.watch_namespaces or ("",)
+        self._jobs: Reflector[bytes] = Reflector(
+            api, JOBS, project=trim_job, on_change=self._job_changed, namespace=first
+        )
         self._runtimes: Reflector[Runtime] = Reflector(
             api, RUNTIMES, project=read_runtime, on_change=self._runtime_changed
         )
         self._protection = RuntimeProtection(api, self._recorder, self._runtimes.cache, self._jobs.cache)
-        self._ray_jobs = _watch_children(api, RAY_JOBS, read_ray_job, self._ray_jobs_of)
-        self._clusters = _watch_children(api, RAY_CLUSTERS, read_ray_cluster, self._clusters_of)
-        self._erase_jobs = _watch_children(api, BATCH_JOBS, read_erase_job, self._erase_of)
-        self._pods = _watch_children(api, PODS, read_pod, self._pods_of)
-        self.reflectors = (self._jobs, self._runtimes, self._ray_jobs, self._clusters, self._erase_jobs, self._pods)
+        self._ray_jobs = _watch_children(api, RAY_JOBS, read_ray_job, self._ray_jobs_of, first)
+        self._clusters = _watch_children(api, RAY_CLUSTERS, read_ray_cluster, self._clusters_of, first)
+        self._erase_jobs = _watch_children(api, BATCH_JOBS, read_erase_job, self._erase_of, first)
+        self._pods = _watch_children(api, PODS, read_pod, self._pods_of, first)
+        namespaced = (self._jobs, self._ray_jobs, self._clusters, self._erase_jobs, self._pods)
+        more = [reflector.also_in(namespace) for reflector in namespaced for namespace in others]
+        self.reflectors = (self._runtimes, *namespaced, *more)
 
     @property
     def is_synced(self) -> bool:

@@ -31,6 +31,7 @@ class Settings:
         head_grace_seconds: how long a head pod may be not ready before its attempt fails.
         pods_ready_seconds: minimum time that the pods of an attempt have to become ready.
         retry_seconds: delay before the first retry. It doubles with each failure, up to max_retry_seconds.
+        watch_namespaces: namespaces whose jobs are reconciled; all if it is empty.
         operator_namespace: namespace of this operator.
         kuberay: KubeRay's pods, which may reach the dashboards of jobs; any of the selectors.
         prometheus: pods that may read the metrics of jobs.
@@ -41,6 +42,7 @@ class Settings:
     pods_ready_seconds: float = 1800
     retry_seconds: float = 10
     max_retry_seconds: float = 360
+    watch_namespaces: tuple[str, ...] = ()
     operator_namespace: str = "dreambooth-system"
     kuberay: tuple[PodSelector, ...] = field(
         default_factory=lambda: tuple(PodSelector("", labels) for labels in KUBERAY_LABELS)

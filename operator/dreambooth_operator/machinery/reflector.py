@@ -10,6 +10,7 @@ fails is logged and skipped; other objects are not affected.
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import random
 from collections.abc import Callable
@@ -46,6 +47,7 @@ class Reflector(Generic[T]):
         page: int = 100,
     ) -> None:
         self._api = api
+        self._namespace = namespace
         self._path = resource.path(namespace)
         self.resource = resource
         self._project = project
@@ -57,6 +59,13 @@ class Reflector(Generic[T]):
         self.synced = asyncio.Event()
         self.lists = 0
         self.watches = 0
+
+    def also_in(self, namespace: str) -> Reflector[T]:
+        """A reflector that fills the same cache with the objects of another namespace."""
+        other = copy.copy(self)
+        other._namespace, other._path = namespace, self.resource.path(namespace)
+        other._version, other.synced = None, asyncio.Event()
+        return other
 
     async def run(self) -> NoReturn:
         """Run forever. Errors of the server and of the connection are logged and retried.
@@ -96,7 +105,8 @@ class Reflector(Generic[T]):
             if not (token := answer["metadata"].get("continue")):
                 break
             query["continue"] = token
-        for key in self.cache.keys() - seen:
+        # Reflectors of other namespaces may share the cache.
+        for key in [key for key in self.cache.keys() - seen if self._namespace in ("", key.namespace)]:
             self._remove(key)
         return version
 
