@@ -150,7 +150,7 @@ async def _run_until_signal(options: Options) -> int:
     return 0
 
 
-def _options(arguments: list[str] | None) -> Options:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dreambooth_operator",
         description="Reconcile DreamBoothJobs and serve the progress reports of their trainers.",
@@ -186,7 +186,11 @@ def _options(arguments: list[str] | None) -> Options:
     _add_selector(parser, "kuberay", "those of KubeRay's chart or kustomize installation")
     _add_selector(parser, "prometheus", "app.kubernetes.io/name=prometheus")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING"])
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def _options(arguments: list[str] | None) -> Options:
+    given, defaults = _parser().parse_args(arguments), Options()
     logging.basicConfig(
         level=given.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

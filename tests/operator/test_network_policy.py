@@ -36,7 +36,7 @@ PODS = {
 
 def children(network: Json | None = None, *, elastic: bool = False, settings: Settings = SETTINGS) -> list[Json]:
     cluster = {"elastic": {"minWorkers": 1, "maxWorkers": 2}} if elastic else {}
-    job = job_with({"output": {"uri": "s3://b/out"}, "cluster": cluster})
+    job = job_with({"cluster": cluster})
     fields = {"image": "trainer:1", "storage": {"claimName": "work"}, "network": network or {}}
     found = resolve(job, Runtime("default", RuntimeSpec.model_validate(fields)), [])
     assert isinstance(found, ResolvedJob)
@@ -155,7 +155,7 @@ def test_each_attempt_has_its_own_policy_and_erasing_another() -> None:
 
 def test_invalid_address_range_is_explained() -> None:
     spec = {"image": "trainer:1", "network": {"egress": [{"cidrs": ["10.0.0.1/8"]}]}}
-    problems = read_runtime({"metadata": {"name": "default"}, "spec": spec}).problems
+    problems = read_runtime({"metadata": {"name": "default", "uid": "u"}, "spec": spec}).problems
     assert len(problems) == 1
     assert "network.egress[0].cidrs[0]" in problems[0]
     assert "write it like 10.1.0.0/16" in problems[0]

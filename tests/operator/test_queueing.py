@@ -25,7 +25,7 @@ from dreambooth_operator.controller.observed import Runtime
 from dreambooth_operator.controller.resolve import ResolvedJob, resolve
 from dreambooth_operator.machinery.resources import Json
 
-RUNTIME_FIELDS = {"image": "trainer:1", "storage": {"claimName": "work"}}
+RUNTIME_FIELDS = {"image": "trainer:1", "storage": {"claimName": "work"}, "bounds": {"outputs": ["s3://b"]}}
 SCENARIOS = {
     "a queue admits, preempts and admits the job": Scenario(
         [wait(1000), admit, running, preempt, wait(1000), admit, running, succeed],
@@ -96,7 +96,7 @@ def test_elastic_ray_job_is_marked_for_kueue() -> None:
 
 @pytest.mark.parametrize("policy", [{}, {"queueName": "gpus"}])
 def test_ray_job_has_the_workload_priority_class(policy: dict[str, Any]) -> None:
-    bounds = {"workloadPriorityClassNames": ["urgent"]}
+    bounds = {"outputs": ["s3://b"], "workloadPriorityClassNames": ["urgent"]}
     runtime = Runtime("default", RuntimeSpec.model_validate(RUNTIME_FIELDS | {"bounds": bounds}))
     labels = ray_job(runtime=runtime, workloadPriorityClassName="urgent", **policy)["metadata"]["labels"]
     assert labels["kueue.x-k8s.io/priority-class"] == "urgent"
