@@ -100,7 +100,7 @@ def test_children_of_a_finished_job_are_deleted_after_an_hour(deployment: str) -
     decision = world.observe().decide()
     policy, write = decision.actions
     assert isinstance(policy, Delete)
-    assert policy.resource is NETWORK_POLICIES
+    assert (policy.resource, policy.key.name) == (NETWORK_POLICIES, name)
     assert isinstance(write, WriteStatus), "last, so that an interrupted deletion is repeated"
     world.reconcile()
     assert world.status.ray_job_name is None
@@ -119,6 +119,21 @@ def test_ray_job_that_was_deleted_at_the_deadline_leaves_no_network_policy() -> 
     world.advance(HOUR)
     kinds = [action.resource for action in world.observe().decide().actions if isinstance(action, Delete)]
     assert kinds == [NETWORK_POLICIES]
+
+
+def test_retry_deletes_the_network_policy_of_the_last_attempt_once_its_pods_are_gone() -> None:
+    world = World(make_job())
+    world.reconcile()
+    first = world.ray_job
+    fail(world)
+    world.reconcile()
+    world.advance(11)
+    world.reconcile()
+    world.collect()
+    deletion, write = world.observe().decide().actions
+    assert isinstance(deletion, Delete)
+    assert (deletion.resource, deletion.key.name) == (NETWORK_POLICIES, first)
+    assert isinstance(write, WriteStatus)
 
 
 def test_children_of_an_unfinished_job_are_kept() -> None:

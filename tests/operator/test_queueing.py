@@ -71,7 +71,7 @@ def test_readmission_while_no_operator_runs_costs_no_attempt() -> None:
 
 
 def ray_job(cluster: dict[str, Any] | None = None, runtime: Runtime = RUNTIME, **policy: object) -> Json:
-    job = job_with({"output": {"uri": "s3://b/out"}, "cluster": cluster or {}, "runPolicy": policy})
+    job = job_with({"cluster": cluster or {}, "runPolicy": policy})
     resolved = resolve(job, runtime, [])
     assert isinstance(resolved, ResolvedJob)
     return build_ray_job(job, 1, resolved, SETTINGS)

@@ -31,6 +31,7 @@ FIRST = Runtime(
             "model": {"id": "org/base"},
             "storage": {"claimName": "first", "uri": "s3://first", "credentialsSecret": "keys"},
             "pods": {"env": [{"name": "AWS_ENDPOINT_URL", "value": "https://s3.example"}]},
+            "network": {"egress": [{"cidrs": ["203.0.113.0/24"], "ports": [443]}]},
             "bounds": {"maxActiveDeadlineSeconds": 500},
             "defaults": {"ttlSecondsAfterFinished": 100},
         }
@@ -153,6 +154,8 @@ def test_data_is_deleted_where_the_job_was_started(runtime: Runtime | None, is_v
     children = erase_children_of(world)
     pod = children["Job"]["spec"]["template"]["spec"]
     assert {"name": "output", "persistentVolumeClaim": {"claimName": "first"}} in pod["volumes"]
+    egress = children["NetworkPolicy"]["spec"]["egress"]
+    assert [{"ipBlock": {"cidr": "203.0.113.0/24"}}] in [rule.get("to") for rule in egress], "as the runtime allowed"
     container = pod["containers"][0]
     assert container["image"] == f"registry:5000/trainer@{DIGEST}"
     assert container["command"][-1] == "/dreambooth/output/dog"

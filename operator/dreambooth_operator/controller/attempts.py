@@ -13,6 +13,7 @@ from dreambooth_operator.controller.names import attempt_name
 from dreambooth_operator.controller.observed import Observed, RayJob
 from dreambooth_operator.controller.observed_pods import needs_event
 from dreambooth_operator.controller.policies import retries
+from dreambooth_operator.controller.policies.cleanup import remove_network_policy
 from dreambooth_operator.controller.policies.deadline import deadline_exceeded, pause_clock, start_clock
 from dreambooth_operator.controller.policies.disruptions import find_disruption, with_disruption
 from dreambooth_operator.controller.policies.out_of_memory import killed_for_memory
@@ -48,6 +49,8 @@ def start_attempt(builder: DecisionBuilder, resolution: ResolvedJob) -> None:
     """Open the next attempt, in the status only. Its RayJob is created once the status is written."""
     status, attempt, policy = builder.status, builder.status.attempts + 1, resolution.spec.run_policy
     name, queue = attempt_name(builder.job, attempt), select_queue(policy)
+    if status.attempts:
+        remove_network_policy(builder)
     if queue.starts_suspended:
         builder.set_phase(Phase.QUEUED, queue.waiting_message(name))
     else:

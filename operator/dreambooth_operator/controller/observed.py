@@ -132,7 +132,7 @@ def read_runtime(obj: Json) -> Runtime:
         name=metadata["name"],
         spec=spec,
         problems=problems,
-        uid=metadata["uid"],
+        uid=metadata.get("uid", ""),
         generation=metadata.get("generation", 0),
         resource_version=metadata.get("resourceVersion", ""),  # an answer to a dry run has none
         finalizers=tuple(metadata.get("finalizers") or ()),

@@ -19,6 +19,7 @@ _ERASURE = {
     "image": True,
     "image_pull_policy": True,
     "storage": {"credentials_secret"},
+    "network": True,
     "pods": {
         "head": {"node_selector", "tolerations"},
         **dict.fromkeys(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dreambooth_operator.controller.actions import Delete
 from dreambooth_operator.controller.builder import DecisionBuilder
-from dreambooth_operator.controller.names import base_name
+from dreambooth_operator.controller.names import attempt_name
 from dreambooth_operator.controller.observed import Observed
 from dreambooth_operator.machinery.resources import NETWORK_POLICIES, Key
 
@@ -26,5 +26,11 @@ def remove_children(builder: DecisionBuilder, observed: Observed) -> None:
     if observed.ray_jobs:  # the NetworkPolicy is needed until the pods are gone
         builder.delete_ray_jobs(ray_job for ray_job in observed.ray_jobs if ray_job.ended)
         return
-    builder.add_before_write(Delete(NETWORK_POLICIES, Key(builder.job.key.namespace, base_name(builder.job)), ""))
+    remove_network_policy(builder)
     builder.set_fields(ray_job_name=None, ray_job_uid=None, head_pod=None)
+
+
+def remove_network_policy(builder: DecisionBuilder) -> None:
+    """Delete the NetworkPolicy of the latest attempt, whose pods are gone. The status write records that."""
+    name = attempt_name(builder.job, builder.status.attempts)
+    builder.add_before_write(Delete(NETWORK_POLICIES, Key(builder.job.key.namespace, name), ""))
