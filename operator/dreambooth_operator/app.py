@@ -202,19 +202,23 @@ def _options(arguments: list[str] | None) -> Options:
         progress_port=given.progress_port,
         workers=given.workers,
         lease_seconds=given.lease_seconds,
-        settings=Settings(
-            progress_url=given.progress_url.rstrip("/"),
-            head_grace_seconds=given.head_grace_seconds,
-            pods_ready_seconds=given.pods_ready_seconds,
-            retry_seconds=given.retry_seconds,
-            watch_namespaces=tuple(sorted({name for name in given.watch_namespaces.split(",") if name})),
-            operator_namespace=given.namespace or defaults.settings.operator_namespace,
-            kuberay=tuple(
-                PodSelector(given.kuberay_namespace, labels)
-                for labels in ((given.kuberay_pod_labels,) if given.kuberay_pod_labels else KUBERAY_LABELS)
-            ),
-            prometheus=PodSelector(given.prometheus_namespace, given.prometheus_pod_labels or PROMETHEUS_LABELS),
+        settings=_settings(given, defaults.settings),
+    )
+
+
+def _settings(given: argparse.Namespace, defaults: Settings) -> Settings:
+    return Settings(
+        progress_url=given.progress_url.rstrip("/"),
+        head_grace_seconds=given.head_grace_seconds,
+        pods_ready_seconds=given.pods_ready_seconds,
+        retry_seconds=given.retry_seconds,
+        watch_namespaces=tuple(sorted({name for name in given.watch_namespaces.split(",") if name})),
+        operator_namespace=given.namespace or defaults.operator_namespace,
+        kuberay=tuple(
+            PodSelector(given.kuberay_namespace, labels)
+            for labels in ((given.kuberay_pod_labels,) if given.kuberay_pod_labels else KUBERAY_LABELS)
         ),
+        prometheus=PodSelector(given.prometheus_namespace, given.prometheus_pod_labels or PROMETHEUS_LABELS),
     )
 
 
