@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from devcluster import ControlPlane, ProcessError
 from operatorprocess import SYSTEM
-from simulation import RUNTIME, SETTINGS, job_with
+from simulation import RUNTIME, attempt_objects, job_with
 
-from dreambooth_operator.controller.children.attempt import attempt_children
 from dreambooth_operator.controller.children.erase_job import erase_children
 from dreambooth_operator.controller.resolve import ResolvedJob, resolve
 from dreambooth_operator.machinery.resources import Json
@@ -27,7 +26,7 @@ def children() -> dict[str, Json]:
     job = job_with({"output": {"uri": "s3://b/out"}, "cluster": cluster})
     found = resolve(job, RUNTIME, [])
     assert isinstance(found, ResolvedJob)
-    made = [*attempt_children(job, 1, found, SETTINGS), *erase_children(job, found)]
+    made = [*attempt_objects(job, 1, found), *erase_children(job, found)]
     return copy.deepcopy({obj["kind"]: obj for _, obj in made})
 
 
@@ -54,6 +53,11 @@ PRIVILEGED = {"name": "more", "image": "x", "securityContext": {"privileged": Tr
 REFUSED: dict[str, tuple[str, Callable[[Json], Any], str]] = {
     "a foreign object": ("ConfigMap", lambda o: o["metadata"].pop("ownerReferences"), "only children"),
     "an object without the label": ("RayJob", lambda o: o["metadata"].pop("labels"), "only children"),
+    "an object of a RayJob": (
+        "NetworkPolicy",
+        lambda o: o["metadata"]["ownerReferences"][0].update(kind="RayJob", apiVersion="ray.io/v1"),
+        "only children",
+    ),
     "an owner of another kind": (
         "NetworkPolicy", lambda o: o["metadata"]["ownerReferences"][0].update(kind="Pod"), "only children",
     ),

@@ -10,7 +10,7 @@ import pytest
 from scenarios import fail, running, suspend
 from simulation import RUNTIME, SETTINGS, START, World, attempt_objects, make_job
 
-from dreambooth_api.status import Phase
+from dreambooth_api.status import Failure, Phase
 from dreambooth_operator.controller.actions import Create, Decision, Delete, WriteStatus
 from dreambooth_operator.controller.reconciler import Reconciler
 from dreambooth_operator.controller.resolve import ResolvedJob, resolve
@@ -198,3 +198,15 @@ def test_config_map_is_created_with_the_first_attempt_only_once_the_ray_job_exis
     created = [action.resource for action in world.observe().decide().actions if isinstance(action, Create)]
     assert created[-1] is RAY_JOBS
     assert CONFIG_MAPS not in created
+
+
+def test_rejected_config_map_ends_the_attempt() -> None:
+    world = World(make_job(backoffLimit=0))
+    world.reconcile(max_actions=1)
+    world.reconcile(max_actions=len(world.observe().decide().actions))
+    snapshot = world.observe()
+    assert [action.resource for action in snapshot.decide().actions if isinstance(action, Create)] == [CONFIG_MAPS]
+    failure = Failure(reason="Forbidden", message="denied by an admission policy")
+    snapshot.observed = dataclasses.replace(snapshot.observed, create_failure=failure)
+    writes = [action.status for action in snapshot.decide().actions if isinstance(action, WriteStatus)]
+    assert [status.last_failure for status in writes] == [failure]

@@ -101,6 +101,9 @@ def monitor_attempt(
         close_attempt(builder, taken, policy, settings)
         return
     elif status.ray_job_uid is None:
+        if failure := observed.create_failure:  # of the ConfigMap
+            close_attempt(builder, failure, policy, settings, counts=failure.reason != retries.QUOTA_EXCEEDED)
+            return
         if not ray_job.has_started:
             _adopt(builder, ray_job, resolution, policy, settings)
             return
