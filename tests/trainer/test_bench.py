@@ -96,7 +96,7 @@ def test_device_memory_is_sampled_with_nvidia_smi(bench: Any, monkeypatch: pytes
     assert samples[0][1] == 1024
 
 
-@pytest.mark.trainer
+@pytest.mark.long
 def test_the_benchmark_for_gpus_runs_on_the_cpu_with_a_tiny_model() -> None:
     options = ["--tiny", "--device", "cpu", "--steps", "6", "--class-images", "4", "--method", "LoRA"]
     command = [sys.executable, str(BENCH / "gpu.py"), *options]

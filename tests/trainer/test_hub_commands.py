@@ -173,7 +173,7 @@ def test_the_environment_sets_endpoint_token_and_offline_mode(tiny_model: Path, 
     assert code == 0, text
 
 
-@pytest.mark.trainer
+@pytest.mark.long
 def test_a_run_asks_the_hub_once(multi_format_model: Path, encoder: Path, job: Path, tmp_path: Path) -> None:
     sets = [
         "training.steps=2",
