@@ -51,9 +51,15 @@ def latent_shapes(folder: Path, side: int) -> dict[str, tuple[int, ...]]:
         side: side length of the image in pixels.
     """
     config: dict[str, Any] = json.loads((folder / "vae" / "config.json").read_text())
-    latent_side = side // 2 ** (len(config["block_out_channels"]) - 1)
+    latent_side = side // pixels_per_latent(folder)
     shape = config["latent_channels"], latent_side, latent_side
     return {MEAN: shape, STD: shape}
+
+
+def pixels_per_latent(folder: Path) -> int:
+    """Pixels per latent element along a side: each block of the autoencoder but the last halves the image."""
+    config: dict[str, Any] = json.loads((folder / "vae" / "config.json").read_text())
+    return 2 ** (len(config["block_out_channels"]) - 1)
 
 
 def in_tiles(vae: AutoencoderKL) -> AutoencoderKL:
@@ -65,8 +71,15 @@ def in_tiles(vae: AutoencoderKL) -> AutoencoderKL:
     return vae
 
 
-def decode_in_fp32(vae: AutoencoderKL) -> None:
-    """Run an autoencoder in fp32 in a pipeline whose latents have the number format of the denoiser."""
+def prepare_decoder(vae: AutoencoderKL, dtype: torch.dtype) -> None:
+    """Let the autoencoder of a pipeline decode in tiles, and in fp32 if its configuration requires that.
+
+    Args:
+        dtype: of the latents, which is that of the denoiser.
+    """
+    in_tiles(vae)
+    if dtype == torch.float32 or not vae.config["force_upcast"]:
+        return
     vae.float()
     for first in (vae.post_quant_conv, vae.decoder):
         if first is not None:

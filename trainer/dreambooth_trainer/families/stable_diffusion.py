@@ -6,26 +6,20 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from dreambooth_trainer.families.autoencoder import (
-    decode_in_fp32,
-    encode_to_latents,
-    in_tiles,
-    latent_shapes,
-    sample_latents,
-)
+from dreambooth_trainer.families.autoencoder import encode_to_latents, latent_shapes, prepare_decoder, sample_latents
 from dreambooth_trainer.families.base import AdapterInfo, Tensors
 from dreambooth_trainer.families.clip import set_fp32_config, token_ids, with_text_model_prefix
 from dreambooth_trainer.families.ddpm import ddpm_loss
 from dreambooth_trainer.families.kohya import kohya_metadata, to_kohya_layout
+from dreambooth_trainer.families.modules import open_ddpm_scheduler, open_module, save_pipeline
 from dreambooth_trainer.families.single_file import has_open_clip, to_original_layout
-from dreambooth_trainer.families.stored_dtype import stored_dtype
 from dreambooth_trainer.models.files import ADAPTER_FILE
 
 if TYPE_CHECKING:
@@ -97,20 +91,15 @@ class StableDiffusion:
     image_encoders = ("vae",)
 
     def open(self, folder: Path, modules: Collection[str], *, empty: bool = False) -> StableDiffusionStage:
-        load = _build if empty else _load
-        with torch.device("cpu"):
-            scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
         return StableDiffusionStage(
-            {name: load(folder, name) for name in modules},
+            {name: open_module(CLASSES[name], folder / name, empty=empty) for name in modules},
             CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-            cast("DDPMScheduler", scheduler),
+            open_ddpm_scheduler(folder),
         )
 
     def pipeline(self, folder: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
         pipeline = _load_pipeline(folder, dtype)
-        vae = in_tiles(pipeline.vae)
-        if vae.config["force_upcast"] and dtype != torch.float32:
-            decode_in_fp32(vae)
+        prepare_decoder(pipeline.vae, dtype)
         return pipeline
 
     def embed_prompts(self, pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -131,10 +120,7 @@ class StableDiffusion:
         }
 
     def save(self, base: Path, modules: Mapping[str, nn.Module], target: Path) -> None:
-        dtypes = {name: stored_dtype(base / name) for name in CLASSES}
-        # The pipeline loads only the modules that it is not given.
-        given = {name: module.to(dtypes[name]) for name, module in modules.items()}
-        _load_pipeline(base, dtypes, **given).save_pretrained(target, safe_serialization=True)
+        save_pipeline(_load_pipeline, base, CLASSES, modules, target)
         set_fp32_config(target / "text_encoder")
 
     def save_adapter(
@@ -164,15 +150,3 @@ def _load_pipeline(
     return StableDiffusionPipeline.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False, **modules
     )
-
-
-def _load(folder: Path, name: str) -> nn.Module:
-    module = CLASSES[name].from_pretrained(folder / name, dtype=torch.float32, use_safetensors=True)
-    return in_tiles(module) if name == "vae" else module
-
-
-def _build(folder: Path, name: str) -> nn.Module:
-    if name == "text_encoder":
-        return CLIPTextModel(CLIPTextConfig.from_pretrained(folder / name))
-    module = CLASSES[name].from_config(CLASSES[name].load_config(folder / name))
-    return in_tiles(module) if name == "vae" else module

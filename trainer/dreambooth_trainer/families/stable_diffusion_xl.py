@@ -6,26 +6,26 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from dreambooth_trainer.families.autoencoder import (
-    decode_in_fp32,
     encode_to_latents,
-    in_tiles,
     latent_shapes,
+    pixels_per_latent,
+    prepare_decoder,
     sample_latents,
 )
 from dreambooth_trainer.families.base import AdapterInfo, Tensors
 from dreambooth_trainer.families.clip import set_fp32_config, token_ids, with_text_model_prefix
 from dreambooth_trainer.families.ddpm import ddpm_loss
 from dreambooth_trainer.families.kohya import sdxl_metadata, to_kohya_layout
+from dreambooth_trainer.families.modules import open_ddpm_scheduler, open_module, save_pipeline
 from dreambooth_trainer.families.single_file import sdxl_to_original_layout, unet_key
-from dreambooth_trainer.families.stored_dtype import stored_dtype
 from dreambooth_trainer.models.files import ADAPTER_FILE
 
 if TYPE_CHECKING:
@@ -111,25 +111,19 @@ class StableDiffusionXL:
     image_encoders = ("vae",)
 
     def open(self, folder: Path, modules: Collection[str], *, empty: bool = False) -> StableDiffusionXLStage:
-        load = _build if empty else _load
-        with torch.device("cpu"):
-            scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
-        vae = AutoencoderKL.load_config(folder / "vae")
         return StableDiffusionXLStage(
-            {name: load(folder, name) for name in modules},
+            {name: open_module(CLASSES[name], folder / name, empty=empty) for name in modules},
             (
                 CLIPTokenizer.from_pretrained(folder / "tokenizer"),
                 CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
             ),
-            cast("DDPMScheduler", scheduler),
-            2 ** (len(cast("Any", vae)["block_out_channels"]) - 1),
+            open_ddpm_scheduler(folder),
+            pixels_per_latent(folder),
         )
 
     def pipeline(self, folder: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
         pipeline = _load_pipeline(folder, dtype)
-        vae = in_tiles(pipeline.vae)
-        if vae.config["force_upcast"] and dtype != torch.float32:
-            decode_in_fp32(vae)
+        prepare_decoder(pipeline.vae, dtype)
         return pipeline
 
     def embed_prompts(self, pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -156,10 +150,7 @@ class StableDiffusionXL:
         }
 
     def save(self, base: Path, modules: Mapping[str, nn.Module], target: Path) -> None:
-        dtypes = {name: stored_dtype(base / name) for name in CLASSES}
-        # The pipeline loads only the modules that it is not given.
-        given = {name: module.to(dtypes[name]) for name, module in modules.items()}
-        _load_pipeline(base, dtypes, **given).save_pretrained(target, safe_serialization=True)
+        save_pipeline(_load_pipeline, base, CLASSES, modules, target)
         for name in TEXT_ENCODERS:
             set_fp32_config(target / name)
 
@@ -193,15 +184,3 @@ def _load_pipeline(
     return StableDiffusionXLPipeline.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, add_watermarker=False, **modules
     )
-
-
-def _load(folder: Path, name: str) -> nn.Module:
-    module = CLASSES[name].from_pretrained(folder / name, dtype=torch.float32, use_safetensors=True)
-    return in_tiles(module) if name == "vae" else module
-
-
-def _build(folder: Path, name: str) -> nn.Module:
-    if name in TEXT_ENCODERS:
-        return CLASSES[name](CLIPTextConfig.from_pretrained(folder / name))
-    module = CLASSES[name].from_config(CLASSES[name].load_config(folder / name))
-    return in_tiles(module) if name == "vae" else module

@@ -1,0 +1,52 @@
+"""Opening and saving of the modules of a diffusers folder, as all families do it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler
+from torch import nn
+from transformers import PreTrainedModel
+
+from dreambooth_trainer.families.autoencoder import in_tiles
+from dreambooth_trainer.families.stored_dtype import stored_dtype
+
+
+def open_module(module_class: Any, folder: Path, *, empty: bool) -> nn.Module:
+    """A module in fp32 on the CPU.
+
+    Args:
+        module_class: of diffusers or transformers.
+        empty: build the module from its configuration, on torch's default device, and read no weights.
+    """
+    if not empty:
+        module = module_class.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    elif issubclass(module_class, PreTrainedModel):
+        module = module_class(cast("Any", module_class.config_class).from_pretrained(folder))
+    else:
+        module = module_class.from_config(module_class.load_config(folder))
+    return in_tiles(module) if isinstance(module, AutoencoderKL) else module
+
+
+def open_ddpm_scheduler(folder: Path) -> DDPMScheduler:
+    """The noise scheduler of a diffusers folder, with a DDPM schedule and on the CPU."""
+    with torch.device("cpu"):
+        return cast("DDPMScheduler", DDPMScheduler.from_pretrained(folder / "scheduler"))
+
+
+def save_pipeline(
+    load: Callable[..., Any], base: Path, names: Mapping[str, Any], modules: Mapping[str, nn.Module], target: Path
+) -> None:
+    """Write a pipeline with some modules replaced, in the number formats in which the base model stores them.
+
+    Args:
+        load: loads the pipeline of a folder in a dtype for each module. It gets the modules that it need not load.
+        names: names of all modules.
+        modules: those to replace. They are cast in place.
+    """
+    dtypes = {name: stored_dtype(base / name) for name in names}
+    given = {name: module.to(dtypes[name]) for name, module in modules.items()}
+    load(base, dtypes, **given).save_pretrained(target, safe_serialization=True)
