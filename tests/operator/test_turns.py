@@ -12,7 +12,6 @@ from datetime import timedelta
 from typing import Any, cast
 
 import pytest
-from kubernetes.aio import client as kube
 from simulation import RUNTIME, SETTINGS, START, World, make_job
 
 from dreambooth_operator.controller.actions import WriteStatus
@@ -67,7 +66,7 @@ class Pages:
     async def lines(self, path: str, query: dict[str, str]) -> AsyncIterator[bytes]:
         del path, query
         for number in range(1000):
-            yield json.dumps({"type": "MODIFIED", "object": object_of(number)}).encode()
+            yield json.dumps({"type": "MODIFIED", "object": object_of(number) | {"data": "new"}}).encode()
         await asyncio.sleep(3600)
 
 
@@ -92,7 +91,7 @@ def running_jobs(count: int) -> Reconciler:
     assert world.job.spec
     status = world.status.model_dump(mode="json", by_alias=True, exclude_none=True)
     spec = world.job.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
-    reconciler = Reconciler(Api(kube.Configuration()), SETTINGS, now=lambda: START + timedelta(seconds=60))
+    reconciler = Reconciler(cast("Api", None), SETTINGS, now=lambda: START + timedelta(seconds=60))
     reconciler._runtimes.cache[Key("", "default")] = RUNTIME
     for number in range(count):
         name = f"dog-{number}"

@@ -1,22 +1,22 @@
-"""Requests to the API server in JSON. `kubernetes.aio` provides configuration, credentials and TLS."""
+"""Requests to the API server in JSON."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, Self, cast
+from typing import Self
 from urllib.parse import urlencode
 
 import aiohttp
-from kubernetes.aio import client as kube
-from kubernetes.aio import config as kube_config
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
+from dreambooth_operator.machinery.connection import Connection, find_connection
 from dreambooth_operator.machinery.jsontext import parse_json
 from dreambooth_operator.machinery.resources import Json, Key, Resource, key_of, part
 
 APPLY_PATCH = "application/apply-patch+yaml"
 MERGE_PATCH = "application/merge-patch+json"
 _REQUEST_SECONDS = 30
+_MAX_CONNECTIONS = 100  # watches hold connections permanently
 # The server sends a bookmark every minute, so a watch that is silent for longer is dead.
 _WATCH_SILENCE_SECONDS = 90
 
@@ -69,22 +69,14 @@ CONNECTION_ERRORS = (aiohttp.ClientError, TimeoutError, ConnectionError)
 class Api:
     """A connection to one API server. Close it, or use it as an async context manager."""
 
-    def __init__(self, configuration: kube.Configuration) -> None:
-        self._client: Any = kube.ApiClient(configuration)  # its annotations are partial
-        self._host: str = configuration.host
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._session: aiohttp.ClientSession | None = None
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None, context: str | None = None) -> Self:
         """Connect with `kubeconfig`, else with $KUBECONFIG, else with the pod's service account."""
-        configuration, load = kube.Configuration(), cast("Any", kube_config)
-        configuration.connection_pool_maxsize = 100  # watches hold connections permanently
-        try:
-            await load.load_kube_config(config_file=kubeconfig, context=context, client_configuration=configuration)
-        except kube_config.ConfigException:
-            if kubeconfig or context:
-                raise
-            load.load_incluster_config(client_configuration=configuration)
-        return cls(configuration)
+        return cls(await find_connection(kubeconfig, context))
 
     async def __aenter__(self) -> Self:
         return self
@@ -94,7 +86,8 @@ class Api:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.close()
+        if self._session:
+            await self._session.close()
 
     async def request(
         self,
@@ -199,16 +192,31 @@ class Api:
         headers: Mapping[str, str],
         timeout: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
-        sent: dict[str, str] = {"User-Agent": "dreambooth-operator", "Accept": "application/json", **headers}
-        # Sets the bearer token, and refreshes it before it expires.
-        await self._client.update_params_for_auth(sent, [], ["BearerToken"], path, method, None)
-        answer = await self._client.rest_client.request(
-            method, self._url(path, query), headers=sent, body=body, _request_timeout=timeout
+        connection = self._connection
+        # Decompression would take longer than the transfer within a cluster.
+        sent = {
+            "User-Agent": "dreambooth-operator",
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            **headers,
+        }
+        if authorization := await connection.authorization():
+            sent["Authorization"] = authorization
+        if self._session is None:  # a session belongs to the running event loop
+            connector = aiohttp.TCPConnector(limit=_MAX_CONNECTIONS, ssl=connection.tls)
+            self._session = aiohttp.ClientSession(connector=connector, trust_env=True)
+        return await self._session.request(
+            method,
+            self._url(path, query),
+            headers=sent,
+            data=None if body is None else to_json(body),
+            timeout=timeout,
+            server_hostname=connection.server_name,
+            proxy=connection.proxy,
         )
-        return answer.response
 
     def _url(self, path: str, query: Mapping[str, str]) -> str:
-        return f"{self._host}{path}?{urlencode(query)}" if query else f"{self._host}{path}"
+        return f"{self._connection.host}{path}?{urlencode(query)}" if query else f"{self._connection.host}{path}"
 
 
 async def parsed(text: bytes) -> Json:
