@@ -12,7 +12,7 @@ from simulation import RUNTIME, SETTINGS, START, World, attempt_objects, make_jo
 
 from dreambooth_api.status import Failure, Phase
 from dreambooth_operator.controller.actions import Create, Decision, Delete, WriteStatus
-from dreambooth_operator.controller.reconciler import Reconciler
+from dreambooth_operator.controller.reconciler import Reconciler, _Known
 from dreambooth_operator.controller.resolve import ResolvedJob, resolve
 from dreambooth_operator.machinery.client import Api, ApiError
 from dreambooth_operator.machinery.resources import CONFIG_MAPS, NETWORK_POLICIES, Json, Key, Resource
@@ -187,7 +187,7 @@ async def test_network_policy_of_somebody_else_is_not_deleted(case: str) -> None
     api: Any = Found(None if case == "missing" else policy)
     key = Key("team", policy["metadata"]["name"])
     await Reconciler(cast("Api", api), SETTINGS, now=lambda: START)._carry_out(
-        job, Decision((Delete(NETWORK_POLICIES, key, ""),))
+        job, Decision((Delete(NETWORK_POLICIES, key, ""),)), _Known()
     )
     assert api.deleted == ([key] if case == "own" else [])
 

@@ -211,8 +211,10 @@ async def test_repeated_event_increments_its_count(plane: ControlPlane, api: Api
     about = {"apiVersion": "v1", "kind": "ConfigMap", "namespace": namespace, "name": "about", "uid": "u"}
     recorder = Recorder(api, "test")
     for _ in range(3):
-        await recorder.record(about, Event("Warning", "Odd", "It is odd."))
-    await recorder.record(about, Event("Normal", "Fine", "m" * 5000))
+        recorder.record(about, Event("Warning", "Odd", "It is odd."))
+        await recorder.flush()
+    recorder.record(about, Event("Normal", "Fine", "m" * 5000))
+    await recorder.flush()
     events = plane.get("events", "-n", namespace)["items"]
     assert sorted((e["reason"], e["count"]) for e in events) == [("Fine", 1), ("Odd", 3)]
 

@@ -13,7 +13,7 @@ from simulation import World, job_with
 from test_e2e import Job
 
 from dreambooth_api.status import Phase
-from dreambooth_operator.controller.observed import Runtime, read_runtime, trim_job
+from dreambooth_operator.controller.observed import CachedJob, Runtime, cache_job, read_runtime
 from dreambooth_operator.controller.runtime_protection import uses_runtime, wanted_finalizers
 from dreambooth_operator.resources import RUNTIME_FINALIZER
 
@@ -24,8 +24,8 @@ def runtime(*finalizers: str, deleting: bool = False) -> Runtime:
     return Runtime("gpu", None, finalizers=finalizers, deleting=deleting)
 
 
-def cached(status: dict[str, Any], text: str = "") -> bytes:
-    return trim_job({"metadata": {"name": "dog"}, "spec": {"subject": {"class": text}}, "status": status})
+def cached(status: dict[str, Any], text: str = "") -> CachedJob:
+    return cache_job({"metadata": {"name": "dog"}, "spec": {"subject": {"class": text}}, "status": status})
 
 
 STARTED = {"phase": "Running", "startedWith": {"runtime": {"name": "gpu"}}}

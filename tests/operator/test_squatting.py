@@ -16,10 +16,11 @@ from dreambooth_api.environment import JOB_FILE_NAME, JOB_SHA256
 from dreambooth_operator.controller.actions import Create, Decision
 from dreambooth_operator.controller.children.erase_job import erase_children
 from dreambooth_operator.controller.ownership import name_conflict
-from dreambooth_operator.controller.reconciler import Reconciler, _ChildRejectedError
+from dreambooth_operator.controller.reconciler import Reconciler, _ChildRejectedError, _Known
 from dreambooth_operator.controller.resolve import ResolvedJob, resolve
 from dreambooth_operator.machinery.client import Api, ApiError
 from dreambooth_operator.machinery.resources import NETWORK_POLICIES, SERVICE_ACCOUNTS, Json, Key, Resource
+from dreambooth_operator.resources import RAY_JOBS
 
 JOB = make_job(erase=True)
 
@@ -54,6 +55,7 @@ SQUATTERS = {
     "a foreign service account": (SERVICE_ACCOUNTS, foreign),
     "a service account of another job": (SERVICE_ACCOUNTS, of_another_job),
     "a service account with other content": (SERVICE_ACCOUNTS, with_token),
+    "a RayJob of another job": (RAY_JOBS, of_another_job),
     "a foreign network policy": (NETWORK_POLICIES, foreign),
     "a network policy with other content": (NETWORK_POLICIES, open_to_all),
 }
@@ -76,12 +78,7 @@ async def create(resource: Resource, wanted: Json, existing: Json) -> None:
     """Create a child whose name is taken."""
     api: Any = Existing(existing)
     reconciler = Reconciler(cast("Api", api), SETTINGS, now=lambda: START)
-
-    async def fresh(job: object) -> None:
-        return None
-
-    reconciler._check_fresh = fresh  # type: ignore[method-assign]
-    await reconciler._carry_out(JOB, Decision((Create(resource, wanted),)))
+    await reconciler._carry_out(JOB, Decision((Create(resource, wanted),)), _Known(fresh=True))
 
 
 @pytest.mark.parametrize("case", SQUATTERS)
@@ -95,7 +92,7 @@ async def test_object_of_somebody_else_is_not_adopted(case: str) -> None:
     assert "delete it, or create the job under another name" in caught.value.failure.message
 
 
-@pytest.mark.parametrize("resource", [SERVICE_ACCOUNTS, NETWORK_POLICIES])
+@pytest.mark.parametrize("resource", [SERVICE_ACCOUNTS, NETWORK_POLICIES, RAY_JOBS])
 async def test_own_child_is_found_again_after_an_interruption(resource: Resource) -> None:
     existing = copy.deepcopy(child(resource))
     existing["metadata"] |= {"uid": "x", "resourceVersion": "5", "creationTimestamp": "2026-11-24T06:00:00Z"}

@@ -16,7 +16,7 @@ from test_crd import MINIMAL
 from test_jsontext import nested
 
 from dreambooth_operator.app import Options, _run_until_signal
-from dreambooth_operator.controller.observed import read_job, trim_job
+from dreambooth_operator.controller.observed import cache_job, read_job
 from dreambooth_operator.machinery.client import Api
 from dreambooth_operator.machinery.reflector import Reflector
 from dreambooth_operator.machinery.resources import CONFIG_MAPS, Json, Key
@@ -141,7 +141,7 @@ def test_cached_job_is_small_whatever_its_user_writes() -> None:
     created = {"creationTimestamp": "2026-11-24T06:00:00Z"}
     job = {**MINIMAL, "metadata": {**names, **created, **metadata}}
     job["spec"] = {**MINIMAL["spec"], "training": {"deepspeed": {"config": {"a": "x" * 1_000_000}}}}
-    cached = trim_job(copy.deepcopy(job))
+    cached = cache_job(copy.deepcopy(job)).raw
     assert len(cached) < 2000
     problems = read_job(json.loads(cached)).problems
     assert "(more than 8192 bytes) cannot be set here" in problems[0]

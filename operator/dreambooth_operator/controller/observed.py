@@ -5,12 +5,12 @@ Only what a decision needs is kept, so that ten thousand RayJobs fit into little
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, to_json
 
 from dreambooth_api.job import DreamBoothJob, JobSpec, RunPolicy
 from dreambooth_api.lenient import parse_leniently
@@ -21,6 +21,8 @@ from dreambooth_operator.machinery.resources import Json, Key, part, parts
 from dreambooth_operator.resources import JOB_LABEL, JOB_SHA256_ANNOTATION, JOBS
 
 _MAX_CONFIG_BYTES = 8192
+# Reported fields of the status that no decision depends on. The time of a report matters only when a deadline passes.
+_PROGRESS_FIELDS = ("training", "classImages", "subjectScores")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +57,37 @@ class Job:
         }
 
 
-def trim_job(obj: Json) -> bytes:
-    """A listed job as JSON, without the parts that are not used and can be large.
+@dataclass(frozen=True, slots=True)
+class CachedJob:
+    """A job as cached. Two are equal if the same decision follows from them.
 
-    All other fields have a maximum length. A DeepSpeed configuration of that size has unknown keys, so the job is
-    rejected without it too.
+    Attributes:
+        raw: the job as JSON, without the parts that are not used and can be large.
+        digest: of all fields except the progress that trainers report often, which no decision depends on.
+    """
+
+    raw: bytes = field(compare=False)
+    digest: bytes
+
+
+def cache_job(obj: Json) -> CachedJob:
+    """What is cached of a listed job.
+
+    All fields that are kept have a maximum length. A DeepSpeed configuration of that size has unknown keys, so the job
+    is rejected without it too.
     """
     for unused in ("managedFields", "annotations", "labels"):
         obj["metadata"].pop(unused, None)
     deepspeed = part(obj, "spec", "training", "deepspeed")
-    if len(json.dumps(deepspeed.get("config"))) > _MAX_CONFIG_BYTES:
+    if len(to_json(deepspeed.get("config"))) > _MAX_CONFIG_BYTES:
         deepspeed["config"] = {f"(more than {_MAX_CONFIG_BYTES} bytes)": None}
-    return json.dumps(obj, separators=(",", ":")).encode()
+    raw = to_json(obj)
+    obj["metadata"].pop("resourceVersion", None)
+    status = part(obj, "status")
+    for name in _PROGRESS_FIELDS:
+        status.pop(name, None)
+    part(status, "report").pop("time", None)
+    return CachedJob(raw, hashlib.blake2b(to_json(obj), digest_size=16).digest())
 
 
 def read_job(obj: Json) -> Job:

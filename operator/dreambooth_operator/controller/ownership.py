@@ -15,6 +15,7 @@ from dreambooth_operator.machinery.resources import (
     part,
     parts,
 )
+from dreambooth_operator.resources import RAY_JOBS
 
 # The operator may not read ConfigMaps: the trainer compares the digest of the job file instead. RayJobs and batch Jobs
 # are cached with the uid of their owner.
@@ -25,7 +26,9 @@ _EXTENDED = ("apiVersion", "kind", "metadata", "secrets", "imagePullSecrets")
 
 def name_conflict(resource: Resource, wanted: Json, existing: Json) -> Failure | None:
     """A failure if `existing` is not the child `wanted`: another owner, or other content."""
-    if controller_uid(existing) == controller_uid(wanted) and _content(existing) == _content(wanted):
+    # KubeRay and Kueue extend RayJobs.
+    is_same = resource == RAY_JOBS or _content(existing) == _content(wanted)
+    if is_same and controller_uid(existing) == controller_uid(wanted):
         return None
     message = (
         f"{resource.kind} {key_of(wanted)} exists, and this job did not create it: delete it, or create the job under "

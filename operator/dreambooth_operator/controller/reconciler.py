@@ -1,34 +1,50 @@
 """The reconciler: mirrors the objects that a decision needs, and carries decisions out.
 
 Caches may be stale, so irreversible steps are checked against the API server first: a RayJob counts as gone only if the
-server does not have it, and is created only if the job has not changed since it was observed.
+server does not have it, and is created only if the job has not changed since it was observed. Two answers of the server
+make a separate check unnecessary:
+- The response to a status write is the job at that moment, as a GET would return it.
+- Nobody but this process can have created the RayJob of an attempt that it has just opened: its name follows from the
+  attempt. An object that somebody created beforehand under that name is detected by the creation, which fails.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Protocol, TypeVar
+from itertools import groupby
 
 from pydantic_core import from_json
 
 from dreambooth_api.status import CONTROL_FIELDS, TERMINAL, Failure, JobStatus, Phase
-from dreambooth_operator.controller.actions import Create, Decision, Delete, DeleteJob, SetFinalizer, WriteStatus
+from dreambooth_operator.controller.actions import (
+    Action,
+    Create,
+    Decision,
+    Delete,
+    DeleteJob,
+    SetFinalizer,
+    WriteStatus,
+)
+from dreambooth_operator.controller.child_index import ChildIndex, watch_children
 from dreambooth_operator.controller.decide import decide
 from dreambooth_operator.controller.names import erase_name
 from dreambooth_operator.controller.observed import (
+    CachedJob,
     Job,
     Observed,
+    RayJob,
     Runtime,
+    cache_job,
     read_erase_job,
     read_job,
     read_ray_cluster,
     read_ray_job,
     read_runtime,
-    trim_job,
 )
 from dreambooth_operator.controller.observed_pods import Pod, explain_by_events, needs_event, read_pod
 from dreambooth_operator.controller.ownership import COMPARED, controller_uid, name_conflict
@@ -41,11 +57,19 @@ from dreambooth_operator.machinery.client import Api, ApiError
 from dreambooth_operator.machinery.events import Event, Recorder
 from dreambooth_operator.machinery.queue import WorkQueue
 from dreambooth_operator.machinery.reflector import Reflector
-from dreambooth_operator.machinery.resources import EVENTS, PODS, Json, Key, Resource, key_of
+from dreambooth_operator.machinery.resources import (
+    EVENTS,
+    NETWORK_POLICIES,
+    PODS,
+    SERVICE_ACCOUNTS,
+    Json,
+    Key,
+    Resource,
+    key_of,
+)
 from dreambooth_operator.resources import (
     BATCH_JOBS,
     ERASE_FINALIZER,
-    JOB_LABEL,
     JOBS,
     RAY_CLUSTERS,
     RAY_JOBS,
@@ -57,6 +81,11 @@ FIELD_MANAGER = "dreambooth-controller"
 # Each status write is followed by another decision. More writes in a row than this indicate a loop.
 _MAX_PASSES = 8
 _MAX_EVENTS = 50  # of one pod
+# Children that do not need one another, so they are created concurrently.
+_INDEPENDENT = (SERVICE_ACCOUNTS, NETWORK_POLICIES)
+# How long the cache may lack a status write of this process before it is trusted nevertheless.
+_MAX_BEHIND_SECONDS = 10.0
+_BEHIND_POLL_SECONDS = 1.0
 
 
 class _ChildRejectedError(Exception):
@@ -67,52 +96,21 @@ class _ChildRejectedError(Exception):
         self.failure = failure
 
 
-class _Owned(Protocol):
-    @property
-    def owner(self) -> str: ...
+@dataclass
+class _Known:
+    """What a reconciliation knows and the caches may not contain yet.
 
+    Attributes:
+        fresh: whether the job is the response to a status write, and not from the cache.
+        opened: whether this reconciliation has opened the attempt.
+        created: the RayJob that this reconciliation has created.
+        rejected: why the API server has rejected a child.
+    """
 
-T = TypeVar("T", bound=_Owned)
-
-
-class ChildIndex:
-    """The children of each job, by owner. A change of a child enqueues its job."""
-
-    def __init__(self, enqueue: Callable[[Key], None]) -> None:
-        self._enqueue = enqueue
-        self._of: dict[Key, set[Key]] = defaultdict(set)
-        self._owner: dict[Key, Key] = {}
-
-    def changed(self, child: Key, child_object: _Owned | None) -> None:
-        """Record that a child was added or changed, or deleted if `child_object` is None."""
-        owner = Key(child.namespace, child_object.owner) if child_object else self._owner.get(child)
-        if owner is None:
-            return
-        if child_object:
-            self._owner[child] = owner
-            self._of[owner].add(child)
-        else:
-            del self._owner[child]
-            self._of[owner].discard(child)
-            if not self._of[owner]:
-                del self._of[owner]
-        self._enqueue(owner)
-
-    def of(self, owner: Key) -> list[Key]:
-        """The keys of the children of `owner`, sorted."""
-        return sorted(self._of.get(owner, ()))
-
-
-def _watch_children(
-    api: Api, resource: Resource, project: Callable[[Json], T], index: ChildIndex, namespace: str
-) -> Reflector[T]:
-    """A cache of the objects of one kind that have the label of a job. Changes go to the index."""
-
-    def changed(key: Key) -> None:
-        index.changed(key, children.cache.get(key))
-
-    children = Reflector(api, resource, project=project, on_change=changed, namespace=namespace, selector=JOB_LABEL)
-    return children
+    fresh: bool = False
+    opened: bool = False
+    created: RayJob | None = None
+    rejected: Failure | None = None
 
 
 class Reconciler:
@@ -130,17 +128,19 @@ class Reconciler:
             ChildIndex(self.queue.add) for _ in range(4)
         )
         first, *others = settings.watch_namespaces or ("",)
-        self._jobs: Reflector[bytes] = Reflector(
-            api, JOBS, project=trim_job, on_change=self._job_changed, namespace=first
+        # The resource version of the last status write of a job, until the cache contains it or the time has passed.
+        self._written: dict[Key, tuple[int, float]] = {}
+        self._jobs: Reflector[CachedJob] = Reflector(
+            api, JOBS, project=cache_job, on_change=self._job_changed, namespace=first
         )
         self._runtimes: Reflector[Runtime] = Reflector(
             api, RUNTIMES, project=read_runtime, on_change=self._runtime_changed
         )
         self._protection = RuntimeProtection(api, self._recorder, self._runtimes.cache, self._jobs.cache)
-        self._ray_jobs = _watch_children(api, RAY_JOBS, read_ray_job, self._ray_jobs_of, first)
-        self._clusters = _watch_children(api, RAY_CLUSTERS, read_ray_cluster, self._clusters_of, first)
-        self._erase_jobs = _watch_children(api, BATCH_JOBS, read_erase_job, self._erase_of, first)
-        self._pods = _watch_children(api, PODS, read_pod, self._pods_of, first)
+        self._ray_jobs = watch_children(api, RAY_JOBS, read_ray_job, self._ray_jobs_of, first)
+        self._clusters = watch_children(api, RAY_CLUSTERS, read_ray_cluster, self._clusters_of, first)
+        self._erase_jobs = watch_children(api, BATCH_JOBS, read_erase_job, self._erase_of, first)
+        self._pods = watch_children(api, PODS, read_pod, self._pods_of, first)
         namespaced = (self._jobs, self._ray_jobs, self._clusters, self._erase_jobs, self._pods)
         more = [reflector.also_in(namespace) for reflector in namespaced for namespace in others]
         self.reflectors = (self._runtimes, *namespaced, *more)
@@ -155,6 +155,11 @@ class Reconciler:
         """Number of cached jobs."""
         return len(self._jobs.cache)
 
+    def cached_job(self, key: Key) -> Job | None:
+        """The job as cached; None if it is not. It may be stale."""
+        cached = self._jobs.cache.get(key)
+        return read_job(from_json(cached.raw)) if cached else None
+
     async def reconcile(self, key: Key) -> float | None:
         """Reconcile one job, or a runtime, whose key has no namespace.
 
@@ -163,52 +168,76 @@ class Reconciler:
         if not key.namespace:
             await self._protection.reconcile(key)
             return None
-        raw = self._jobs.cache.get(key)
-        if raw is None:
+        job = self.cached_job(key)
+        if job is None:
+            self._written.pop(key, None)
             return None
-        job = read_job(from_json(raw))
-        create_failure: Failure | None = None
+        if self._is_behind(job):
+            return _BEHIND_POLL_SECONDS
+        known = _Known()
         for _ in range(_MAX_PASSES):
-            decision = await self._decide(job, create_failure)
+            decision = await self._decide(job, known)
+            created = known.created
             try:
-                written = await self._carry_out(job, decision)
+                written = await self._carry_out(job, decision, known)
             except _ChildRejectedError as rejected:
-                create_failure = rejected.failure
+                known.rejected = rejected.failure
                 continue
             except ApiError as error:
                 if error.is_not_found:  # deleted meanwhile; the watch will report it
                     return None
                 raise
-            if written is None:
+            if written:
+                opened = written.status.attempts > job.status.attempts
+                job, known = written, _Known(fresh=True, opened=opened, created=known.created)
+            elif known.created is created:
                 return decision.requeue_after_seconds
-            job, create_failure = written, None
         log.warning("%s: %d status writes in a row", key, _MAX_PASSES)
         return 1.0
 
-    async def _decide(self, job: Job, create_failure: Failure | None) -> Decision:
+    def _is_behind(self, job: Job) -> bool:
+        """Whether the cache lacks a status write of this process. The watch will deliver it.
+
+        A decision about such a job would repeat requests, and end in a conflict.
+        """
+        version, until = self._written.get(job.key, (0, 0.0))
+        if job.resource_version.isdigit() and int(job.resource_version) < version and time.monotonic() < until:
+            return True
+        self._written.pop(job.key, None)
+        return False
+
+    async def _decide(self, job: Job, known: _Known) -> Decision:
         name = choose_runtime(job.spec) if job.spec else ""
         runtimes = {key.name for key in self._runtimes.cache}
         resolution = resolve(job, self._runtimes.cache.get(Key("", name)), sorted(runtimes))
-        observed = replace(await self._observe(job), create_failure=create_failure)
+        observed = replace(await self._observe(job, known), create_failure=known.rejected)
         return decide(job, resolution, observed, self._now(), self._settings)
 
-    async def _observe(self, job: Job) -> Observed:
+    async def _observe(self, job: Job, known: _Known) -> Observed:
         ray_jobs = [self._ray_jobs.cache[key] for key in self._ray_jobs_of.of(job.key)]
         clusters = [self._clusters.cache[key] for key in self._clusters_of.of(job.key)]
         name = job.status.ray_job_name
         if name and job.status.phase not in TERMINAL and not any(r.name == name for r in ray_jobs):
-            # The cache may not contain yet what another process has created.
-            try:
-                ray_jobs.append(read_ray_job(await self._api.get(RAY_JOBS, Key(job.key.namespace, name))))
-            except ApiError as error:
-                if not error.is_not_found:
-                    raise
+            if known.created and known.created.name == name:
+                ray_jobs.append(known.created)
+            elif not known.opened:
+                # The cache may not contain yet what another process has created.
+                ray_jobs += await self._get_ray_job(Key(job.key.namespace, name))
         erase = self._erase_jobs.cache.get(Key(job.key.namespace, erase_name(job)))
         pods = await self._observe_pods(job)
         reason = await self._queue_reason(job)
         return Observed(
             tuple(ray_jobs), tuple(clusters), erase, pods=pods, reports_since=self._started, queue_reason=reason
         )
+
+    async def _get_ray_job(self, key: Key) -> list[RayJob]:
+        """The RayJob on the server; empty if it does not exist."""
+        try:
+            return [read_ray_job(await self._api.get(RAY_JOBS, key))]
+        except ApiError as error:
+            if not error.is_not_found:
+                raise
+            return []
 
     async def _queue_reason(self, job: Job) -> str:
         """Why Kueue has not admitted the RayJob; empty if that is not known, because it is only an explanation."""
@@ -233,39 +262,55 @@ class Reconciler:
         events = await self._api.request("GET", EVENTS.path(job.key.namespace), query=selector)
         return tuple(explain_by_events(pod, events["items"]) if pod is waiting else pod for pod in pods)
 
-    async def _carry_out(self, job: Job, decision: Decision) -> Job | None:
+    async def _carry_out(self, job: Job, decision: Decision, known: _Known) -> Job | None:
         """Execute the actions in order. Returns the written job if the status was written, else None."""
         written: Job | None = None
-        fresh = False
-        for action in decision.actions:
-            match action:
-                case WriteStatus(status, events):
-                    written = read_job(await self._write_status(job, status))
-                    fresh = True
-                    for event in events:
-                        self.on_event(event)
-                        await self._recorder.record(job.reference, event)
-                case Create(resource, obj):
-                    if not fresh:
-                        await self._check_fresh(job)
-                        fresh = True
-                    try:
-                        await self._api.create(resource, obj)
-                    except ApiError as error:
-                        if error.status in (400, 403, 422):
-                            raise _ChildRejectedError(_rejection(resource, error)) from error
-                        if not error.is_already_exists:
-                            raise
-                        await self._check_existing(resource, obj)
-                case Delete(resource, key, uid):
-                    if resource in COMPARED and not await self._owns(job, resource, key):
-                        continue
-                    await self._api.delete(resource, key, uid=uid, foreground=True)
-                case SetFinalizer(present):
-                    await self._set_finalizer(written or job, present=present)
-                case DeleteJob():
-                    await self._api.delete(JOBS, job.key, uid=job.uid)
+        for independent, actions in groupby(decision.actions, key=_is_independent):
+            if independent:
+                await self._create_together(job, actions, known)
+                continue
+            for action in actions:
+                match action:
+                    case WriteStatus(status, events):
+                        written = read_job(await self._write_status(job, status))
+                        known.fresh = True
+                        for event in events:
+                            self.on_event(event)
+                            self._recorder.record(job.reference, event)
+                    case Create(resource, obj):
+                        await self._check_fresh(job, known)
+                        made = await self._create(resource, obj)
+                        if resource is RAY_JOBS and made:
+                            known.created = read_ray_job(made)
+                    case Delete(resource, key, uid):
+                        if resource in COMPARED and not await self._owns(job, resource, key):
+                            continue
+                        await self._api.delete(resource, key, uid=uid, foreground=True)
+                    case SetFinalizer(present):
+                        await self._set_finalizer(written or job, present=present)
+                    case DeleteJob():
+                        await self._api.delete(JOBS, job.key, uid=job.uid)
         return written
+
+    async def _create_together(self, job: Job, creations: Iterable[Action], known: _Known) -> None:
+        await self._check_fresh(job, known)
+        pending = [self._create(each.resource, each.obj) for each in creations if isinstance(each, Create)]
+        results = await asyncio.gather(*pending, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _create(self, resource: Resource, obj: Json) -> Json | None:
+        """Create a child and return it; None if it exists already."""
+        try:
+            return await self._api.create(resource, obj)
+        except ApiError as error:
+            if error.status in (400, 403, 422):
+                raise _ChildRejectedError(_rejection(resource, error)) from error
+            if not error.is_already_exists:
+                raise
+            await self._check_existing(resource, obj)
+            return None
 
     async def _write_status(self, job: Job, status: JobStatus) -> Json:
         """Apply the controller's fields of the status. Raises a conflict if the job has changed since it was read."""
@@ -276,17 +321,23 @@ class Reconciler:
             "metadata": {**_name(job), "resourceVersion": job.resource_version},
             "status": {name: value for name, value in content.items() if name in CONTROL_FIELDS},
         }
-        return await self._api.apply(JOBS, obj, manager=FIELD_MANAGER, subresource="status")
+        applied = await self._api.apply(JOBS, obj, manager=FIELD_MANAGER, subresource="status")
+        if (version := applied["metadata"]["resourceVersion"]).isdigit():
+            self._written[job.key] = (int(version), time.monotonic() + _MAX_BEHIND_SECONDS)
+        return applied
 
-    async def _check_fresh(self, job: Job) -> None:
+    async def _check_fresh(self, job: Job, known: _Known) -> None:
         """Raise a conflict if the job on the server is not the observed one."""
+        if known.fresh:
+            return
         metadata = (await self._api.get(JOBS, job.key))["metadata"]
         if metadata["uid"] != job.uid or metadata["resourceVersion"] != job.resource_version:
             raise ApiError(409, "Conflict", "the job changed since it was read")
+        known.fresh = True
 
     async def _check_existing(self, resource: Resource, wanted: Json) -> None:
         """Raise if the object with the name of a child is not that child."""
-        if resource not in COMPARED:
+        if resource not in (*COMPARED, RAY_JOBS):
             return
         existing = await self._api.get(resource, key_of(wanted))
         if failure := name_conflict(resource, wanted, existing):
@@ -315,9 +366,13 @@ class Reconciler:
     def _runtime_changed(self, runtime: Key) -> None:
         """Enqueue a runtime and all jobs that have not finished, because any of them may use it."""
         self.queue.add(runtime)
-        for key, raw in self._jobs.cache.items():
-            if b'"phase":"Succeeded"' not in raw and b'"phase":"Failed"' not in raw:
+        for key, job in self._jobs.cache.items():
+            if b'"phase":"Succeeded"' not in job.raw and b'"phase":"Failed"' not in job.raw:
                 self.queue.add(key)
+
+
+def _is_independent(action: Action) -> bool:
+    return isinstance(action, Create) and action.resource in _INDEPENDENT
 
 
 def _rejection(resource: Resource, error: ApiError) -> Failure:

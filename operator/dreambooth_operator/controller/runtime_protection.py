@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from pydantic_core import from_json
 
-from dreambooth_operator.controller.observed import Runtime
+from dreambooth_operator.controller.observed import CachedJob, Runtime
 from dreambooth_operator.machinery.client import Api, ApiError
 from dreambooth_operator.machinery.events import Event, Recorder
 from dreambooth_operator.machinery.resources import Json, Key, part
@@ -23,11 +23,11 @@ _NEEDS_NONE = tuple(f'"phase":"{phase}"'.encode() for phase in ("Succeeded", "Fa
 _JOBS_PER_TURN = 100
 
 
-def uses_runtime(job: bytes, name: str) -> bool:
+def uses_runtime(job: CachedJob, name: str) -> bool:
     """Whether a job, as cached, needs the runtime for its next attempt. Pure."""
-    if any(phase in job for phase in _NEEDS_NONE):
+    if any(phase in job.raw for phase in _NEEDS_NONE):
         return False
-    return part(from_json(job), "status", "startedWith", "runtime").get("name") == name
+    return part(from_json(job.raw), "status", "startedWith", "runtime").get("name") == name
 
 
 def wanted_finalizers(runtime: Runtime, *, in_use: bool) -> list[str] | None:
@@ -45,7 +45,7 @@ class RuntimeProtection:
     """Adds the finalizer to runtimes and removes it. `runtimes` and `jobs` are caches."""
 
     def __init__(
-        self, api: Api, recorder: Recorder, runtimes: Mapping[Key, Runtime], jobs: Mapping[Key, bytes]
+        self, api: Api, recorder: Recorder, runtimes: Mapping[Key, Runtime], jobs: Mapping[Key, CachedJob]
     ) -> None:
         self._api = api
         self._recorder = recorder
@@ -95,4 +95,4 @@ class RuntimeProtection:
         about = {
             "apiVersion": RUNTIMES.api_version, "kind": RUNTIMES.kind, "name": runtime.name, "uid": runtime.uid,
         }  # fmt: skip
-        await self._recorder.record(about, Event("Normal", "RuntimeInUse", message))
+        self._recorder.record(about, Event("Normal", "RuntimeInUse", message))

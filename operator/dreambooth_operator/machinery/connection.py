@@ -61,6 +61,7 @@ def in_cluster(account: Path) -> Connection:
 async def _of_kubeconfig(path: str | None, context: str | None) -> Connection:
     from kubernetes.aio import client as kube
     from kubernetes.aio import config as kube_config
+    from kubernetes.aio.client import rest
 
     configuration: Any = kube.Configuration()
     load: Any = kube_config
@@ -70,5 +71,5 @@ async def _of_kubeconfig(path: str | None, context: str | None) -> Connection:
         settings = await configuration.auth_settings()  # refreshes the token before it expires
         return cast("str | None", settings.get("BearerToken", {}).get("value")) or ""
 
-    tls: ssl.SSLContext = cast("Any", kube.rest).RESTClientObject(configuration).ssl_context
+    tls: ssl.SSLContext = cast("Any", rest).RESTClientObject(configuration).ssl_context
     return Connection(configuration.host, tls, authorization, configuration.tls_server_name, configuration.proxy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import hashlib
 import logging
@@ -13,6 +14,8 @@ from dreambooth_operator.machinery.resources import EVENTS, Json, Key
 
 log = logging.getLogger(__name__)
 _MAX_MESSAGE_LENGTH = 1000  # the API server accepts 1024 bytes
+_MAX_CONCURRENT = 4
+_MAX_WAITING = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,19 +28,34 @@ class Event:
 
 
 class Recorder:
-    """Writes events with `component` as their source."""
+    """Writes events with `component` as their source, in the background: they must not delay a reconciliation."""
 
     def __init__(self, api: Api, component: str) -> None:
         self._api = api
         self._component = component
+        self._slots = asyncio.Semaphore(_MAX_CONCURRENT)
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def record(self, about: Json, event: Event) -> None:
+    def record(self, about: Json, event: Event) -> None:
         """Record an event about the object that the reference `about` identifies.
 
-        An event that cannot be written is logged and dropped: it must not delay the reconciliation.
+        An event that cannot be written is logged and dropped.
         """
+        if len(self._tasks) >= _MAX_WAITING:
+            log.warning("event %s of %s dropped: too many events wait", event.reason, about.get("name"))
+            return
+        task = asyncio.get_running_loop().create_task(self._record(about, event))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def flush(self) -> None:
+        """Wait until the events recorded so far are written or dropped."""
+        await asyncio.gather(*self._tasks)
+
+    async def _record(self, about: Json, event: Event) -> None:
         try:
-            await self._write(about, event)
+            async with self._slots:
+                await self._write(about, event)
         except (ApiError, *CONNECTION_ERRORS) as error:
             log.warning("event %s of %s not written: %s", event.reason, about.get("name"), error)
 

@@ -1,10 +1,10 @@
 """A local cache of one collection, kept up to date by a list followed by a watch.
 
 Once `synced` is set, `cache` equals the collection at some recent time, the states of each object are observed in
-order, and `on_change` is called after each change of the cache. An interrupted watch continues from the last resource
-version. If that version has expired (410), the collection is listed again, and objects that have disappeared count as
-deleted. The cache contains only what `project` returns for an object. An object for which `project` or `on_change`
-fails is logged and skipped; other objects are not affected.
+order, and `on_change` is called after each change of the cache. The cache contains only what `project` returns for an
+object; an update that does not change that is no change. An interrupted watch continues from the last resource version.
+If that version has expired (410), the collection is listed again, and objects that have disappeared count as deleted.
+An object for which `project` or `on_change` fails is logged and skipped; other objects are not affected.
 """
 
 from __future__ import annotations
@@ -135,8 +135,11 @@ class Reflector(Generic[T]):
             await asyncio.sleep(0)
 
     def _store(self, key: Key, obj: Json) -> None:
+        old = self.cache.get(key)
         try:
-            self.cache[key] = self._project(obj)
+            self.cache[key] = new = self._project(obj)
+            if new == old:
+                return
         except Exception:  # a bug, or an unforeseen object, which must affect only itself
             log.exception("%s: %s cannot be read and is skipped", self._path, key)
             self.cache.pop(key, None)

@@ -1,0 +1,172 @@
+"""How many requests a reconciliation makes, and how many of them wait for one another."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Awaitable
+from typing import Any, cast
+
+import pytest
+from simulation import RUNTIME, SETTINGS, START
+
+from dreambooth_operator.controller.names import base_name
+from dreambooth_operator.controller.reconciler import Reconciler
+from dreambooth_operator.machinery.client import Api, ApiError
+from dreambooth_operator.machinery.resources import SERVICE_ACCOUNTS, Json, Key, Resource
+from dreambooth_operator.resources import JOBS, RAY_JOBS
+
+KEY = Key("team", "dog")
+JOB: Json = {
+    "apiVersion": JOBS.api_version,
+    "kind": JOBS.kind,
+    "metadata": {
+        "name": "dog", "namespace": "team", "uid": "u1", "generation": 1, "resourceVersion": "1",
+        "creationTimestamp": "2026-11-24T06:00:00Z",
+    },
+    "spec": {"subject": {"images": {"uri": "s3://b/dog"}, "class": "dog"}, "output": {"uri": "s3://b/out"}},
+}  # fmt: skip
+
+
+class Server:
+    """An API server in memory. Requests are answered in rounds: all that wait at the same time are one round."""
+
+    def __init__(self) -> None:
+        self.objects: dict[tuple[Resource, Key], Json] = {(JOBS, KEY): copy.deepcopy(JOB)}
+        self.rounds: list[list[str]] = []
+        self._waiting: list[tuple[str, asyncio.Future[None]]] = []
+
+    async def run(self, work: Awaitable[object]) -> None:
+        """Answer the requests of `work` until it ends and no request waits."""
+        task = asyncio.ensure_future(work)
+        while not task.done() or self._waiting:
+            for _ in range(20):
+                await asyncio.sleep(0)
+            waiting, self._waiting = self._waiting, []
+            if waiting:
+                self.rounds.append(sorted(name for name, _ in waiting))
+            for _, future in waiting:
+                future.set_result(None)
+        await task
+
+    @property
+    def requests(self) -> list[str]:
+        return [name for names in self.rounds for name in names]
+
+    async def _arrive(self, verb: str, resource: Resource) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((f"{verb} {resource.kind}", future))
+        await future
+
+    async def get(self, resource: Resource, key: Key) -> Json:
+        await self._arrive("get", resource)
+        if (resource, key) not in self.objects:
+            raise ApiError(404, "NotFound", str(key))
+        return copy.deepcopy(self.objects[resource, key])
+
+    async def create(self, resource: Resource, obj: Json) -> Json:
+        await self._arrive("create", resource)
+        key = Key(obj["metadata"]["namespace"], obj["metadata"]["name"])
+        if (resource, key) in self.objects:
+            raise ApiError(409, "AlreadyExists", str(key))
+        self.objects[resource, key] = {**obj, "metadata": {**obj["metadata"], "uid": f"uid of {key.name}"}}
+        return copy.deepcopy(self.objects[resource, key])
+
+    async def apply(self, resource: Resource, obj: Json, *, manager: str, subresource: str) -> Json:
+        del manager, subresource
+        await self._arrive("apply", resource)
+        job = self.objects[resource, KEY]
+        if obj["metadata"]["resourceVersion"] != job["metadata"]["resourceVersion"]:
+            raise ApiError(409, "Conflict", "changed")
+        job["status"] = obj["status"]
+        self.change(job)
+        return copy.deepcopy(job)
+
+    @staticmethod
+    def change(job: Json) -> None:
+        job["metadata"]["resourceVersion"] = str(int(job["metadata"]["resourceVersion"]) + 1)
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server()
+
+
+@pytest.fixture
+def reconciler(server: Server) -> Reconciler:
+    made = Reconciler(cast("Api", server), SETTINGS, now=lambda: START)
+    made._runtimes.cache[Key("", "default")] = RUNTIME
+    deliver(made, server)
+    return made
+
+
+def deliver(reconciler: Reconciler, server: Server) -> None:
+    """The watch of jobs delivers the current job."""
+    reconciler._jobs._store(KEY, copy.deepcopy(server.objects[JOBS, KEY]))
+
+
+def name_of(reconciler: Reconciler) -> str:
+    job = reconciler.cached_job(KEY)
+    assert job
+    return base_name(job)
+
+
+async def test_new_job_has_its_ray_job_after_three_round_trips(server: Server, reconciler: Reconciler) -> None:
+    await server.run(reconciler.reconcile(KEY))
+    assert server.rounds == [
+        ["apply DreamBoothJob"],
+        ["create Event", "create NetworkPolicy", "create ServiceAccount"],
+        ["create RayJob"],
+        ["create ConfigMap"],
+        ["apply DreamBoothJob"],
+    ]
+    status = server.objects[JOBS, KEY]["status"]
+    assert status["rayJobUid"] == f"uid of {status['rayJobName']}"
+
+
+async def test_job_of_a_stale_cache_causes_no_request(server: Server, reconciler: Reconciler) -> None:
+    await server.run(reconciler.reconcile(KEY))
+    done = len(server.requests)
+    for _ in range(3):
+        await server.run(reconciler.reconcile(KEY))
+    assert server.requests[done:] == [], "the cache does not contain the operator's own write yet"
+    deliver(reconciler, server)
+    await server.run(reconciler.reconcile(KEY))
+    assert server.requests[done:] == ["get RayJob"], "the RayJob is not cached yet"
+
+
+async def test_interrupted_attempt_is_continued_after_checks_on_the_server(
+    server: Server, reconciler: Reconciler
+) -> None:
+    """Only the process that has just opened an attempt knows that its RayJob does not exist and that it is current."""
+    await server.run(reconciler.reconcile(KEY))
+    for resource, key in [*server.objects]:
+        if resource is RAY_JOBS:
+            del server.objects[resource, key]
+    job = server.objects[JOBS, KEY]
+    del job["status"]["rayJobUid"]
+    server.change(job)
+    server.rounds.clear()
+    deliver(reconciler, server)
+    await server.run(reconciler.reconcile(KEY))
+    assert server.rounds[:2] == [["get RayJob"], ["get DreamBoothJob"]]
+    assert server.requests.count("create RayJob") == 1
+
+
+async def test_ray_job_of_somebody_else_is_not_adopted(server: Server, reconciler: Reconciler) -> None:
+    name = f"{name_of(reconciler)}-1"
+    squatter: dict[str, Any] = {"kind": "RayJob", "metadata": {"name": name, "namespace": "team", "uid": "foreign"}}
+    server.objects[RAY_JOBS, Key("team", name)] = squatter
+    await server.run(reconciler.reconcile(KEY))
+    status = server.objects[JOBS, KEY]["status"]
+    assert (status["phase"], status["lastFailure"]["reason"]) == ("Retrying", "NameTaken")
+    assert "rayJobUid" not in status
+
+
+async def test_ray_job_is_not_created_if_another_child_is_taken(server: Server, reconciler: Reconciler) -> None:
+    name = name_of(reconciler)
+    foreign: Json = {"kind": "ServiceAccount", "metadata": {"name": name, "namespace": "team", "uid": "foreign"}}
+    server.objects[SERVICE_ACCOUNTS, Key("team", name)] = foreign
+    await server.run(reconciler.reconcile(KEY))
+    assert "create RayJob" not in server.requests
+    assert server.objects[JOBS, KEY]["status"]["lastFailure"]["reason"] == "NameTaken"
