@@ -10,6 +10,7 @@ from simulation import SETTINGS, World, make_job
 from test_pods import pod
 
 from dreambooth_api.status import Failure, Phase
+from dreambooth_operator.controller.actions import Create
 from dreambooth_operator.controller.decide import decide
 from dreambooth_operator.controller.policies.retries import QUOTA_EXCEEDED
 from dreambooth_operator.controller.reconciler import _rejection
@@ -113,7 +114,9 @@ def reject(world: World, failure: Failure) -> None:
         decision = decide(snapshot.job, snapshot.resolution, observed, snapshot.now, SETTINGS)
         if not decision.actions:
             return
-        world.act(snapshot, decision.actions[0], first=True)
+        for number, action in enumerate(decision.actions):
+            if not isinstance(action, Create):
+                world.act(snapshot, action, first=number == 0)
 
 
 def test_other_refusals_use_retries() -> None:
