@@ -26,18 +26,31 @@ import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from devcluster import ControlPlane, kuberay_crds
 
+from dreambooth_api.status import Phase
+from dreambooth_operator.controller.actions import WriteStatus
 from dreambooth_operator.controller.children.attempt import attempt_children
-from dreambooth_operator.controller.observed import read_job, read_runtime
+from dreambooth_operator.controller.decide import decide
+from dreambooth_operator.controller.observed import (
+    Job,
+    Observed,
+    read_job,
+    read_ray_cluster,
+    read_ray_job,
+    read_runtime,
+)
+from dreambooth_operator.controller.observed_pods import read_pod
 from dreambooth_operator.controller.resolve import ResolvedJob, resolve
 from dreambooth_operator.controller.settings import Settings
 from dreambooth_operator.machinery.client import Api
 from dreambooth_operator.machinery.resources import PODS, Json, Key
-from dreambooth_operator.resources import JOBS, RAY_CLUSTERS, RAY_JOBS
+from dreambooth_operator.resources import JOBS, RAY_CLUSTERS, RAY_JOBS, RUNTIME_FINALIZER
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMESPACES = 20
@@ -46,10 +59,11 @@ CONCURRENCY = 16
 RUNTIME: Json = {
     "apiVersion": "dreambooth.dev/v1alpha1",
     "kind": "DreamBoothRuntime",
-    "metadata": {"name": "default"},
+    "metadata": {"name": "default", "finalizers": [RUNTIME_FINALIZER]},
     "spec": {"image": "trainer:1", "storage": {"claimName": "work"}, "bounds": {"outputs": ["s3://models"]}},
 }
-SINCE = "2026-01-01T00:00:00Z"
+SINCE_TIME = datetime.now(UTC).replace(microsecond=0)
+SINCE = SINCE_TIME.isoformat().replace("+00:00", "Z")
 MAX_ADOPT_SECONDS, MAX_MIB = 5, 95
 MIN_RAY_JOBS_PER_SECOND, MAX_P99_SECONDS = 100, 2
 # The operator as in a pod: the token and the CA certificate of a service account, in the folder of the first argument.
@@ -146,17 +160,22 @@ async def fill(plane: ControlPlane, count: int) -> None:
             resolved = resolve(job, runtime, [])
             assert isinstance(resolved, ResolvedJob)
             _, ray_job = attempt_children(job, 1, resolved, Settings())[-1]
-            made = await api.create(RAY_JOBS, ray_job)
             namespace, name = job.key.namespace, ray_job["metadata"]["name"]
+            made = await api.create(RAY_JOBS, ray_job)
             ray_status = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING", "rayClusterName": name}
-            await api.merge(RAY_JOBS, Key(namespace, name), {"status": ray_status}, subresource="status")
+            made = await api.merge(RAY_JOBS, Key(namespace, name), {"status": ray_status}, subresource="status")
             await api.create(RAY_CLUSTERS, cluster_object(made))
-            await api.merge(RAY_CLUSTERS, Key(namespace, name), cluster_status(name), subresource="status")
+            cluster = await api.merge(RAY_CLUSTERS, Key(namespace, name), cluster_status(name), subresource="status")
+            pods: list[Json] = []
             for group in ("head", "worker"):
                 pod = pod_object(made, group)
                 await api.create(PODS, pod)
-                await api.merge(PODS, Key(namespace, pod["metadata"]["name"]), pod_status(), subresource="status")
-            await api.merge(JOBS, job.key, status_object(made), subresource="status")
+                key = Key(namespace, pod["metadata"]["name"])
+                pods.append(await api.merge(PODS, key, pod_status(), subresource="status"))
+            observed = Observed(
+                (read_ray_job(made),), (read_ray_cluster(cluster),), pods=tuple(read_pod(pod) for pod in pods)
+            )
+            await api.merge(JOBS, job.key, steady_status(job, resolved, observed), subresource="status")
 
         await concurrently(count, create)
 
@@ -212,22 +231,17 @@ def job_object(name: str, number: int) -> Json:
     }
 
 
-def status_object(ray_job: Json) -> Json:
-    """The status of a job that runs."""
-    name = ray_job["metadata"]["name"]
-    common = {"status": "True", "observedGeneration": 1, "lastTransitionTime": SINCE}
-    accepted = "The spec is valid and within the runtime's bounds."
-    conditions = [
-        {**common, "type": "Accepted", "reason": "Valid", "message": accepted},
-        {**common, "type": "ClusterReady", "reason": "Ready", "message": "Head ready, 1 of 1 workers ready."},
-    ]
-    status = {
-        "phase": "Running", "message": "The trainer is starting.", "attempts": 1, "failures": 0,
-        "observedGeneration": 1, "activeSeconds": 0,
-        "startTime": SINCE, "activeSince": SINCE, "conditions": conditions,
-        "rayJobName": name, "rayJobUid": ray_job["metadata"]["uid"], "headPod": f"{name}-head",
-    }  # fmt: skip
-    return {"status": status}
+def steady_status(job: Job, resolved: ResolvedJob, observed: Observed) -> Json:
+    """The status that the operator gives a running job, from which no further write follows."""
+    status = job.status.model_copy(update={"phase": Phase.STARTING, "attempts": 1, "start_time": SINCE_TIME})
+    status = status.model_copy(update={"ray_job_name": observed.ray_jobs[0].name})
+    while True:
+        job = replace(job, status=status, finalizers=())
+        decision = decide(job, resolved, observed, SINCE_TIME, Settings())
+        writes = [action for action in decision.actions if isinstance(action, WriteStatus)]
+        if not writes:
+            return {"status": status.model_dump(mode="json", by_alias=True, exclude_none=True)}
+        status = writes[0].status
 
 
 @contextmanager
