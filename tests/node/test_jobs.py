@@ -64,7 +64,8 @@ def test_job_runs_from_apply_to_a_published_model(alice: Job, tmp_path: Path) ->
     assert len(alice.class_images) == CLASS_IMAGES
     assert status["training"]["progress"] == f"{STEPS}/{STEPS}", "reported by the pod with its token"
     assert {c["type"]: c["status"] for c in status["conditions"]} == dict.fromkeys(
-        ("Accepted", "ClusterReady", "ClassImagesReady", "Trained", "Evaluated", "Published", "Succeeded"), "True"
+        ("Accepted", "ClusterReady", "ClassImagesReady", "Trained", "Evaluated", "Published", "Succeeded", "Ready"),
+        "True",
     )
     assert 0 < float(status["scores"]["dino"]) < 1
     assert status["output"]["uri"] == "pvc://models/pink-dog/model"
