@@ -83,7 +83,7 @@ def test_augmented_images_are_encoded_once_and_trained_on(job: Path) -> None:
     assert text.count("already complete") == 2, "Prepare and ClassImages"
     assert "samples 16 world size 1" in text
     with safe_open(job / "out" / "work" / "latents.safetensors", "numpy") as latents:
-        assert latents.get_slice("instance_images.mean").get_shape()[0] == 5 * 8 * 2
+        assert latents.get_slice("instance_images.images.latent_mean").get_shape()[0] == 5 * 8 * 2
     report = (job / "out" / "report.html").read_text()
     assert "<dt>augmentation</dt><dd>random crop, random flip</dd>" in report
     assert "<dt>samples</dt><dd>16 instance images</dd>" in report

@@ -26,6 +26,7 @@ from dreambooth_trainer.sampling.evaluation_set import image_requests
 from dreambooth_trainer.sampling.pipeline import SamplingConfig, load_pipeline, sample_batch
 from dreambooth_trainer.sprites import WEIGHTS
 from dreambooth_trainer.store.folder import JobFolder
+from dreambooth_trainer.store.published import MANIFEST, ModelManifest, contents_digest
 from dreambooth_trainer.store.run_record import read_run
 
 pytestmark = pytest.mark.trainer
@@ -138,7 +139,8 @@ def test_the_evaluation_samples_from_the_published_weights(runs: Runs, complete:
     out = runs.folder / "complete"
     plan = read_run(JobFolder(out)).plan
     assert weights_digest(out / "model") == weights_digest(out / "work" / "trained")
-    assert runs.digest("complete") == f"sha256:{weights_digest(out / 'model')}"
+    manifest = ModelManifest.model_validate_json((out / "model" / MANIFEST).read_text())
+    assert runs.digest("complete") == contents_digest(manifest)
     (store,) = (out / "work" / "evaluation-images").glob("*/after")
     config = SamplingConfig(plan.sampler, plan.resolution, plan.precision, batch_size=1)
     pipeline = load_pipeline(out / "model", plan.precision, "cpu")
