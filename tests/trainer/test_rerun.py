@@ -77,6 +77,7 @@ def test_only_images_of_changed_prompts_are_generated(job: Path) -> None:
     assert [row["prompt"] for row in scores["after"]["prompts"]] == ["a dog in the snow"]
 
 
+@pytest.mark.long
 def test_augmented_images_are_encoded_once_and_trained_on(job: Path) -> None:
     code, text = run(job, "training.randomCrop=true", "training.randomFlip=true")
     assert code == 0, text
