@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, create_model, model_validator
 from pydantic.alias_generators import to_camel
 
-from dreambooth_api.fields import DNS_LABEL, ObjectName, Quantity, Strict, Template, VolumeClaim, rule_error
+from dreambooth_api.fields import DNS_LABEL, UID, ObjectName, Quantity, Strict, Template, VolumeClaim, rule_error
 from dreambooth_api.metrics import METRICS
 from dreambooth_api.subject import (
     MAX_SUBJECTS,
@@ -360,7 +360,7 @@ class Metadata(BaseModel):
 
     name: str = Field(pattern=DNS_LABEL, max_length=63, description="Name of the job.")
     namespace: str = Field(default="default", pattern=DNS_LABEL, description="Namespace of the job.")
-    uid: str = Field(default="", pattern=r"^[-0-9A-Za-z]*$", max_length=64, description="UID of the job on a cluster.")
+    uid: str = Field(default="", pattern=UID, max_length=64, description="UID of the job on a cluster.")
 
 
 class DreamBoothJob(Strict):

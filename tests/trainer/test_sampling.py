@@ -16,6 +16,7 @@ import pytest
 import ray
 from PIL import Image
 
+from dreambooth_api.environment import STORE_KEY
 from dreambooth_api.job import BaseModelRef, DreamBoothJob
 from dreambooth_trainer.cluster.pool import WorkerPool
 from dreambooth_trainer.phases.base import Context
@@ -176,12 +177,17 @@ def test_concurrent_jobs_generate_shared_class_images_once(pool: WorkerPool, tin
     assert len(class_image_store(contexts[0], "a dog").names()) == 20
 
 
-def test_class_images_are_stored_in_the_scope_of_sharing(tiny_model: Path, tmp_path: Path) -> None:
+def test_class_images_are_stored_in_the_scope_of_sharing(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def url(sharing: str) -> str:
         context = make_context(tiny_model, tmp_path / "a", Path("/store"), 3, sharing=sharing)
         return class_image_store(context, "a dog").url
 
-    assert url("Cluster").startswith("/store/cluster/class-images/")
+    monkeypatch.delenv(STORE_KEY, raising=False)
+    assert url("Cluster") == url("Namespace"), "without a key"
+    monkeypatch.setenv(STORE_KEY, "key")
+    assert url("Cluster").startswith("/store/cluster/")
     assert url("Namespace").startswith("/store/namespaces/team-a/class-images/")
     assert url("Job").startswith(str(tmp_path / "a"))
 

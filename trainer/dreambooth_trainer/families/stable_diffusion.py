@@ -66,10 +66,10 @@ class StableDiffusionStage:
     ) -> Tensor:
         unet = modules["unet"]
         dtype = next(unet.parameters()).dtype
-        if "input_ids" in examples:
-            text = _embed(modules["text_encoder"], examples["input_ids"])
-        else:
+        if "text_embeds" in examples:
             text = examples["text_embeds"]
+        else:
+            text = _embed(modules["text_encoder"], examples["input_ids"])
 
         def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
             return unet(noisy.to(dtype), timesteps, encoder_hidden_states=text.to(dtype)).sample

@@ -76,10 +76,10 @@ class StableDiffusionXLStage:
     ) -> Tensor:
         unet = modules["unet"]
         dtype = next(unet.parameters()).dtype
-        if "input_ids" in examples:
-            text, pooled = _embed(modules, examples["input_ids"], examples["input_ids_2"])
-        else:
+        if "text_embeds" in examples:
             text, pooled = examples["text_embeds"], examples["pooled"]
+        else:
+            text, pooled = _embed(modules, examples["input_ids"], examples["input_ids_2"])
         clean = sample_latents(examples, noise["latent"])
         height, width = (side * self.pixels_per_latent for side in clean.shape[-2:])
         # Original size, crop, and target size (SDXL paper, section 2.2): the images are not cropped.

@@ -17,6 +17,7 @@ M = TypeVar("M", bound=BaseModel)
 
 _BUCKETS = [f"{scheme}://bucket/folder" for scheme in uris.EXTRAS]
 PATTERNS: dict[str, tuple[str, str]] = {
+    fields.UID: ("must consist of letters, digits and hyphens", "remove it; the API server sets it"),
     fields.DNS_LABEL: (
         "must be a Kubernetes name: at most 63 lowercase letters, digits and hyphens",
         "write, for example, my-dog",
