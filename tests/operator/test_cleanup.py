@@ -25,6 +25,8 @@ def finished(*, deployment: str = "Complete") -> World:
     world = World(make_job(backoffLimit=0))
     world.reconcile()
     running(world)
+    world.reconcile()
+    assert world.status.ray_cluster
     world.kuberay(world.ray_job, deployment=deployment, job="SUCCEEDED" if deployment == "Complete" else "FAILED")
     world.reconcile()
     return world
@@ -103,7 +105,8 @@ def test_children_of_a_finished_job_are_deleted_after_an_hour(deployment: str) -
     assert (policy.resource, policy.key.name) == (NETWORK_POLICIES, name)
     assert isinstance(write, WriteStatus), "last, so that an interrupted deletion is repeated"
     world.reconcile()
-    assert world.status.ray_job_name is None
+    status = world.status
+    assert {status.ray_job_name, status.ray_job_uid, status.head_pod, status.ray_cluster} == {None}
     assert world.observe().decide().actions == ()
 
 

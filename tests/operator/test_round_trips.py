@@ -170,3 +170,35 @@ async def test_ray_job_is_not_created_if_another_child_is_taken(server: Server, 
     await server.run(reconciler.reconcile(KEY))
     assert "create RayJob" not in server.requests
     assert server.objects[JOBS, KEY]["status"]["lastFailure"]["reason"] == "NameTaken"
+
+
+PROGRESS = {"attempt": 1, "phase": "Train", "time": "2026-11-24T06:01:00Z"}
+
+
+@pytest.mark.parametrize(
+    ("change", "reconciled"),
+    [
+        ({"training": {"step": 2}}, False),
+        ({"classImages": {"wanted": 9, "generated": 2}}, False),
+        ({"report": {**PROGRESS, "time": "2026-11-24T06:02:00Z"}}, False),
+        ({"report": {**PROGRESS, "phase": "Evaluate"}}, True),
+        ({"scores": {"dino": 0.7}}, True),
+        ({"phase": "Failed"}, True),
+    ],
+)
+async def test_only_reports_that_decisions_depend_on_are_reconciled(change: Json, reconciled: bool) -> None:
+    reconciler = Reconciler(cast("Api", None), SETTINGS, now=lambda: START)
+
+    def observe(version: str, status: Json) -> None:
+        job = copy.deepcopy({**JOB, "status": status})
+        job["metadata"]["resourceVersion"] = version
+        reconciler._jobs._store(KEY, job)
+
+    status = {"phase": "Running", "training": {"step": 1}, "report": PROGRESS}
+    observe("1", status)
+    reconciler.queue.done(await reconciler.queue.get())
+    observe("2", {**status, **change})
+    assert len(reconciler.queue) == int(reconciled)
+    cached = reconciler.cached_job(KEY)
+    assert cached
+    assert cached.resource_version == "2", "the cache has the latest version in any case"

@@ -53,6 +53,7 @@ def test_only_a_started_and_unfinished_job_uses_its_runtime() -> None:
     for phase in (Phase.SUCCEEDED, Phase.FAILED, Phase.ERASING):
         assert not uses_runtime(cached({**STARTED, "phase": phase.value}), "gpu")
     assert uses_runtime(cached(STARTED, '"phase":"Failed"'), "gpu"), "text of a user"
+    assert uses_runtime(cached({**STARTED, "report": {"phase": "Failed"}}), "gpu"), "the phase of a trainer"
 
 
 def test_job_does_not_start_with_a_runtime_that_is_being_deleted() -> None:

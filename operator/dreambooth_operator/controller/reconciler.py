@@ -4,7 +4,7 @@ Caches may be stale, so irreversible steps are checked against the API server fi
 server does not have it, and is created only if the job has not changed since it was observed. Two answers of the server
 make a separate check unnecessary:
 - The response to a status write is the job at that moment, as a GET would return it.
-- Nobody but this process can have created the RayJob of an attempt that it has just opened: its name follows from the
+- No other process can have created the RayJob of an attempt that this one has just opened: its name follows from the
   attempt. An object that somebody created beforehand under that name is detected by the creation, which fails.
 """
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from pydantic_core import from_json
 
+from dreambooth_api.status import TERMINAL, Phase
 from dreambooth_operator.controller.observed import CachedJob, Runtime
 from dreambooth_operator.machinery.client import Api, ApiError
 from dreambooth_operator.machinery.events import Event, Recorder
@@ -19,15 +20,16 @@ from dreambooth_operator.resources import RUNTIME_FINALIZER, RUNTIMES
 
 # How long changes of jobs are collected before the users of a runtime that is being deleted are counted again.
 RECOUNT_SECONDS = 2.0
-_NEEDS_NONE = tuple(f'"phase":"{phase}"'.encode() for phase in ("Succeeded", "Failed", "Erasing"))
+_NEEDS_NONE = TERMINAL | {Phase.ERASING}
 _JOBS_PER_TURN = 100
 
 
 def uses_runtime(job: CachedJob, name: str) -> bool:
     """Whether a job, as cached, needs the runtime for its next attempt. Pure."""
-    if any(phase in job.raw for phase in _NEEDS_NONE):
+    if f'"{name}"'.encode() not in job.raw:  # most jobs need not be parsed
         return False
-    return part(from_json(job.raw), "status", "startedWith", "runtime").get("name") == name
+    status = part(from_json(job.raw), "status")
+    return status.get("phase") not in _NEEDS_NONE and part(status, "startedWith", "runtime").get("name") == name
 
 
 def wanted_finalizers(runtime: Runtime, *, in_use: bool) -> list[str] | None:

@@ -27,7 +27,7 @@ def remove_children(builder: DecisionBuilder, observed: Observed) -> None:
         builder.delete_ray_jobs(ray_job for ray_job in observed.ray_jobs if ray_job.ended)
         return
     remove_network_policy(builder)
-    builder.set_fields(ray_job_name=None, ray_job_uid=None, head_pod=None)
+    builder.set_fields(ray_job_name=None, ray_job_uid=None, head_pod=None, ray_cluster=None)
 
 
 def remove_network_policy(builder: DecisionBuilder) -> None:
