@@ -2,8 +2,9 @@
 
 Once `synced` is set, `cache` equals the collection at some recent time, the states of each object are observed in
 order, and `on_change` is called after each change of the cache. The cache contains only what `project` returns for an
-object; an update that leaves it as it is does not count as a change. An interrupted watch continues from the last resource version.
-If that version has expired (410), the collection is listed again, and objects that have disappeared count as deleted.
+object; an update that leaves it as it is does not count as a change. An interrupted watch continues from the last
+resource version. If that version has expired (410), the collection is listed again, and objects that have disappeared
+count as deleted.
 An object for which `project` or `on_change` fails is logged and skipped; other objects are not affected.
 """
 
