@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hubserver import Hub, run_hub
@@ -30,40 +31,55 @@ def load_text(tmp_path: Path) -> LoadText:
     return load
 
 
+def tiny_vae(**options: Any) -> Any:
+    """A random autoencoder with four pixels per latent."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        **options,
+    )
+
+
+def tiny_text_config(tokenizer: Any, width: int, activation: str, layers: int) -> Any:
+    """The configuration of a small CLIP text encoder for a tokenizer."""
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=32,
+        projection_dim=width,
+        num_hidden_layers=layers,
+        hidden_act=activation,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory):
     """Build a random pipeline of Stable Diffusion's architecture, small enough for a step in milliseconds."""
     import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
 
     from dreambooth_trainer.sprites import WEIGHTS
 
     def make(prediction_type: str = "epsilon", *, attention_in_vae: bool = False, like_sd2: bool = False) -> Path:
         torch.manual_seed(0)
         tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
-        text = CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=32,
-            num_hidden_layers=2 if like_sd2 else 1,
-            hidden_act="gelu" if like_sd2 else "quick_gelu",
-            num_attention_heads=2,
-            max_position_embeddings=tokenizer.model_max_length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        text = tiny_text_config(tokenizer, 32, "gelu" if like_sd2 else "quick_gelu", 2 if like_sd2 else 1)
         pipeline = StableDiffusionPipeline(
-            vae=AutoencoderKL(
-                down_block_types=("DownEncoderBlock2D",) * 3,
-                up_block_types=("UpDecoderBlock2D",) * 3,
-                block_out_channels=(8, 8, 8),
-                layers_per_block=1,
-                latent_channels=4,
-                norm_num_groups=4,
-                mid_block_add_attention=attention_in_vae,
-            ),
+            vae=tiny_vae(mid_block_add_attention=attention_in_vae),
             text_encoder=CLIPTextModel(text),
             tokenizer=tokenizer,
             unet=UNet2DConditionModel(
@@ -99,41 +115,17 @@ def tiny_model(make_model) -> Path:
 def tiny_xl_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random pipeline of Stable Diffusion XL's architecture."""
     import torch
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     from dreambooth_trainer.sprites import WEIGHTS
 
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
-
-    def text(activation: str, width: int) -> CLIPTextConfig:
-        return CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            hidden_act=activation,
-            num_attention_heads=2,
-            projection_dim=width,
-            max_position_embeddings=tokenizer.model_max_length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-
     pipeline = StableDiffusionXLPipeline(
-        vae=AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            block_out_channels=(8, 8, 8),
-            layers_per_block=1,
-            latent_channels=4,
-            norm_num_groups=4,
-            scaling_factor=0.13025,
-        ),
-        text_encoder=CLIPTextModel(text("quick_gelu", 16)),
-        text_encoder_2=CLIPTextModelWithProjection(text("gelu", 24)),
+        vae=tiny_vae(scaling_factor=0.13025),
+        text_encoder=CLIPTextModel(tiny_text_config(tokenizer, 16, "quick_gelu", 2)),
+        text_encoder_2=CLIPTextModelWithProjection(tiny_text_config(tokenizer, 24, "gelu", 2)),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
         unet=UNet2DConditionModel(
