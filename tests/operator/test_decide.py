@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+from collections.abc import Callable
 
 import pytest
 from scenarios import (
@@ -23,6 +24,7 @@ from scenarios import (
     fail_with_report,
     fail_with_user_error,
     lose_head,
+    preempt,
     report_bad_images,
     report_published,
     resume,
@@ -108,6 +110,8 @@ def _random_step(world: World, rng: random.Random) -> None:
                 choices = [wait(5), admit]
             elif world.status.phase is Phase.RUNNING and name in world.clusters:
                 choices += [lose_head]
+                if world.job.spec and world.job.spec.run_policy.queue_name:
+                    choices += [preempt]
     rng.choice(choices)(world)
 
 
@@ -138,7 +142,11 @@ def _random_report(rng: random.Random) -> Step:
         "output": rng.choice([None, {"uri": f"s3://b/{rng.random()}"}]),
         "step": rng.randrange(10),
     }
-    return lambda world: world.report(phase, failure, **fields) and None
+
+    def report(world: World) -> None:
+        world.report(phase, failure, **fields)
+
+    return report
 
 
 def check_conditions(world: World) -> None:
@@ -164,22 +172,7 @@ def _run_random_history(seed: int) -> None:
         "queueName": rng.choice([None, None, "gpus"]),
     }
     world = World(make_job(**policy))
-    stale = world.observe()
-    for _ in range(60):
-        match rng.randrange(4):
-            case 0 | 1:
-                _random_step(world, rng)
-            case 2:  # a controller that may be interrupted anywhere
-                world.reconcile(max_actions=rng.choice([0, 1, 2, 3, 100]))
-            case _:  # a controller that acts on a stale observation
-                try:
-                    for number, action in enumerate(stale.decide().actions):
-                        world.act(stale, action, first=number == 0)
-                except StaleError:
-                    pass
-                stale = world.observe()
-        assert world.job
-        check_invariants(world)
+    _disturb(world, rng, actions=60)
     _finish(world)
     assert world.status.phase in TERMINAL
     assert world.status.failures <= world.job.spec.run_policy.backoff_limit + 1  # type: ignore[union-attr]
@@ -192,6 +185,50 @@ def _run_random_history(seed: int) -> None:
         check_conditions(world)
         assert (world.status.phase, world.status.attempts) == (phase, attempts)
     assert not [a for a in world.observe().decide().actions if isinstance(a, WriteStatus)]
+
+
+def _disturb(world: World, rng: random.Random, *, actions: int) -> None:
+    """Random actions of everybody, in a random order. The invariants hold after each of them."""
+    stale = world.observe()
+    for _ in range(actions):
+        match rng.randrange(4):
+            case 0 | 1:
+                _random_step(world, rng)
+            case 2:  # a controller that may be interrupted anywhere
+                world.reconcile(max_actions=rng.choice([0, 1, 2, 3, 100]))
+            case _:  # a controller that acts on a stale observation
+                try:
+                    for number, action in enumerate(stale.decide().actions):
+                        world.act(stale, action, first=number == 0)
+                except StaleError:
+                    pass
+                if world.job:
+                    stale = world.observe()
+        check_invariants(world)
+        if world.job is None:
+            return
+
+
+def _run_random_deletion(seed: int) -> None:
+    """A user deletes a job with `deletionPolicy: Delete` at a random time, and disturbances go on."""
+    rng = random.Random(seed)
+    world = World(make_job(erase=True, queueName=rng.choice([None, "gpus"])))
+    _disturb(world, rng, actions=rng.randrange(40))
+    world.delete()
+    if world.job:
+        _disturb(world, rng, actions=20)
+    for _ in range(100):
+        if world.job is None:
+            break
+        world.reconcile()
+        world.collect()
+        if world.erase and not world.erase.succeeded and not world.erase.failed:
+            assert not world.live, "pods may still write"
+            failed = rng.random() < 0.3
+            world.erase = dataclasses.replace(world.erase, succeeded=not failed, failed=failed, message="no route")
+        world.advance(70)
+    assert world.job is None
+    assert not world.live
 
 
 def _finish(world: World) -> None:
@@ -213,16 +250,24 @@ def _finish(world: World) -> None:
     raise AssertionError(f"stuck in {world.status.phase}")
 
 
-def test_random_histories_keep_the_invariants() -> None:
+def _repeat(run: Callable[[int], None]) -> None:
     first = int(os.environ.get("DREAMBOOTH_SEED", random.SystemRandom().randrange(2**31)))
     count = int(os.environ.get("DREAMBOOTH_HISTORIES", "250"))
     for seed in range(first, first + count):
         try:
-            _run_random_history(seed)
+            run(seed)
         except Exception as error:
             error.add_note(f"repeat with DREAMBOOTH_SEED={seed} DREAMBOOTH_HISTORIES=1")
             raise
     print(f"{count} random histories from seed {first}")
+
+
+def test_random_histories_keep_the_invariants() -> None:
+    _repeat(_run_random_history)
+
+
+def test_deleted_jobs_stop_and_their_data_is_deleted_in_random_histories() -> None:
+    _repeat(_run_random_deletion)
 
 
 def test_only_the_last_phase_has_no_transitions() -> None:
