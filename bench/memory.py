@@ -1,7 +1,8 @@
 """Memory of a whole job, compared with its plan: `python bench/memory.py [--model FOLDER] [--method LoRA]`.
 
 Runs a job with random images on this machine, and polls the resident memory of the driver, of Ray and of all workers.
-Prints the peak of each phase beside the plan, and the ratio. Pages that processes share are counted once.
+Prints the peak of each phase beside the plan, and the ratio. Pages that processes share are counted once. Pages of
+mapped files, like weights that are being loaded, are in the sum and also shown alone: the kernel can drop them.
 """
 
 from __future__ import annotations
@@ -39,12 +40,14 @@ class MemoryMonitor(LineReporter):
 
     Attributes:
         totals: peak of the sum over all processes, by phase, bytes.
+        mapped: pages of mapped files in that sum, at the time of the peak, bytes.
         processes: peak of the largest process of each kind, by phase and name of the Ray process, bytes.
     """
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self.totals: dict[TrainerPhase, int] = defaultdict(int)
+        self.mapped: dict[TrainerPhase, int] = defaultdict(int)
         self.processes: dict[TrainerPhase, dict[str, int]] = defaultdict(dict)
         self._phase, self._stop = TrainerPhase.PREPARE, threading.Event()
 
@@ -64,15 +67,23 @@ class MemoryMonitor(LineReporter):
     def _poll(self) -> None:
         root = psutil.Process()
         while not self._stop.wait(POLL_SECONDS):
-            phase, total = self._phase, 0
+            phase, total, mapped = self._phase, 0, 0
             for process in (root, *root.children(recursive=True)):
                 try:
-                    kind, size = process.cmdline()[0][:40], process.memory_full_info().pss
-                except (psutil.Error, IndexError):
+                    kind, (size, of_files) = process.cmdline()[0][:40], proportional_bytes(process.pid)
+                except (psutil.Error, IndexError, OSError):
                     continue
-                total += size
+                total, mapped = total + size, mapped + of_files
                 self.processes[phase][kind] = max(self.processes[phase].get(kind, 0), size)
-            self.totals[phase] = max(self.totals[phase], total)
+            if total > self.totals[phase]:
+                self.totals[phase], self.mapped[phase] = total, mapped
+
+
+def proportional_bytes(pid: int) -> tuple[int, int]:
+    """Memory of a process in bytes, with its part of shared pages: all pages, and those of mapped files."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    fields = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+    return fields["Pss"], fields["Pss_File"]
 
 
 def make_job(
@@ -148,16 +159,17 @@ def print_table(prepared: PreparedJob, monitor: MemoryMonitor) -> None:
         sampling_processes=planned.sampling_processes,
         training_processes=plan.world_sizes[1],
     )
-    table = Table("phase", "GiB in use", "planned", "ratio", "largest processes")
+    table = Table("phase", "GiB in use", "of mapped files", "planned", "ratio", "largest processes")
     for phase, total in monitor.totals.items():
         largest = sorted(monitor.processes[phase].items(), key=lambda row: -row[1])[:4]
         names = ", ".join(f"{name.removeprefix('ray::')} {size / GIB:.2f}" for name, size in largest)
         planned_gib, ratio = "", ""
         if phase in needs:
             planned_gib, ratio = f"{needs[phase] / GIB:.2f}", f"{total / needs[phase]:.2f}"
-        table.add_row(phase, f"{total / GIB:.2f}", planned_gib, ratio, names)
+        mapped = f"{monitor.mapped[phase] / GIB:.2f}"
+        table.add_row(phase, f"{total / GIB:.2f}", mapped, planned_gib, ratio, names)
     peak, need = max(monitor.totals.values()), max(needs.values())
-    table.add_row("job", f"{peak / GIB:.2f}", f"{need / GIB:.2f}", f"{peak / need:.2f}", str(planned.choice.need))
+    table.add_row("job", f"{peak / GIB:.2f}", "", f"{need / GIB:.2f}", f"{peak / need:.2f}", str(planned.choice.need))
     Console(width=160).print(table)
 
 
