@@ -1,4 +1,4 @@
-"""The progress message that a trainer sends to the operator.
+"""The progress message that a trainer sends to the operator, and the reply to it.
 
 Trainer and operator may have different versions: unknown fields and invalid values are ignored, and the rest is kept.
 """
@@ -16,6 +16,8 @@ from pydantic_core import from_json
 from dreambooth_api.lenient import Lenient, parse_leniently
 from dreambooth_api.status import ClassImagesStatus, Commit, Count, Failure, OutputStatus, TrainerPhase
 
+# Longest interval between two progress reports. A third of the default progress deadline.
+MAX_REPORT_SECONDS = 600.0
 _PHASES = {phase.lower(): phase for phase in TrainerPhase}
 
 
@@ -78,6 +80,21 @@ class ProgressMessage(Lenient):
         return self.model_dump_json(by_alias=True, exclude_none=True).encode()
 
 
+class ProgressReply(Lenient):
+    """The operator's reply to a report that it accepted.
+
+    Attributes:
+        next_report_seconds: after how many seconds to report progress again; None from an operator that does not say.
+    """
+
+    message: str = ""
+    next_report_seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+
+    def to_json(self) -> bytes:
+        """The response body."""
+        return self.model_dump_json(by_alias=True, exclude_none=True).encode()
+
+
 def _finite(scores: dict[str, float | None]) -> dict[str, float | None]:
     return {name: value if value is not None and math.isfinite(value) else None for name, value in scores.items()}
 
@@ -104,3 +121,12 @@ def parse_message(body: bytes | str) -> tuple[ProgressMessage, list[str]]:
 def parse_fields(fields: Mapping[str, object]) -> tuple[ProgressMessage, list[str]]:
     """The message with these fields, and the paths of the invalid values that were ignored."""
     return parse_leniently(ProgressMessage, fields)
+
+
+def parse_reply(body: bytes) -> ProgressReply:
+    """Parse a response body. Never raises: a body that is not valid has no fields."""
+    try:
+        fields = from_json(body)
+    except ValueError:
+        return ProgressReply()
+    return parse_leniently(ProgressReply, cast("dict[str, object]", fields) if isinstance(fields, dict) else {})[0]

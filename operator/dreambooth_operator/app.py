@@ -76,7 +76,8 @@ async def run(options: Options) -> None:
         reconciler.on_event = lambda event: events.labels(event.reason).inc()
         metrics.gauge("queue_depth", "Number of jobs that wait to be reconciled.", lambda: len(reconciler.queue))
         metrics.gauge("jobs", "Number of DreamBoothJobs.", lambda: reconciler.job_count)
-        server = StatusServer(reports_api, TokenChecker(reports_api, AUDIENCE, clock=time.time), clock=time.monotonic)
+        tokens = TokenChecker(reports_api, AUDIENCE, clock=time.time)
+        server = StatusServer(reports_api, tokens, cached=reconciler.cached_job, now=lambda: datetime.now(UTC))
 
         async with (
             serving(health_app(metrics, lambda: reconciler.is_synced), options.host, options.health_port) as health,

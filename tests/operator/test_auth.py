@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import time
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
@@ -101,11 +101,27 @@ async def test_refusals_are_cached() -> None:
 
 
 async def test_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auth, "_MAX_CACHED", 10)
+    monkeypatch.setattr(auth, "_MAX_REFUSALS", 10)
     tokens = checker(Reviews(authenticated=False), Clock())
     for number in range(50):
         await tokens.check(token(str(number)))
-    assert len(tokens._known) == 10
+    assert len(tokens._refused) == 10
+
+
+async def test_tokens_of_ten_thousand_jobs_are_reviewed_once_whatever_else_arrives() -> None:
+    reviews = Reviews(authenticated=True)
+    tokens = checker(reviews, Clock())
+    valid = [token(f"valid{number}") for number in range(10_000)]
+    for each in valid:
+        assert await tokens.check(each)
+    assert reviews.count == 10_000
+    reviews.status["authenticated"] = False
+    for number in range(2 * auth._MAX_REFUSALS):
+        assert await tokens.check(token(f"invalid{number}")) is None
+    reviewed = reviews.count
+    for each in valid:
+        assert await tokens.check(each)
+    assert reviews.count == reviewed
 
 
 async def start_report(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -121,7 +137,7 @@ async def test_slow_and_excess_reports_are_answered_with_503(monkeypatch: pytest
     monkeypatch.setattr(server, "_MAX_IN_FLIGHT", 1)
     monkeypatch.setattr(server, "_REQUEST_SECONDS", 0.5)
     reviews: Any = Reviews(authenticated=True)
-    statuses = StatusServer(reviews, checker(reviews, Clock()), clock=time.monotonic)
+    statuses = StatusServer(reviews, checker(reviews, Clock()), cached=lambda _: None, now=lambda: datetime.now(UTC))
     async with serving(statuses.app(), "127.0.0.1", 0) as port, asyncio.timeout(20):
         slow, slow_writer = await start_report(port)
         while not statuses._in_flight:

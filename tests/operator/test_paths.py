@@ -7,6 +7,7 @@ import contextlib
 import socket
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -79,7 +80,8 @@ async def test_object_of_another_kind_is_an_error(api: Api, namespace: str) -> N
 @pytest.fixture
 async def port(api: Api) -> AsyncIterator[int]:
     """The status server, in this process, on the real API server."""
-    server = StatusServer(api, TokenChecker(api, AUDIENCE, clock=time.time), clock=time.monotonic)
+    tokens = TokenChecker(api, AUDIENCE, clock=time.time)
+    server = StatusServer(api, tokens, cached=lambda _: None, now=lambda: datetime.now(UTC))
     async with serving(server.app(), "127.0.0.1", 0) as port:
         yield port
 

@@ -22,19 +22,26 @@ from dreambooth_api.status import (
     TrainerPhase,
     fit_message,
     legal_reason,
+    parse_status,
 )
-from dreambooth_operator.statusserver.merge import merge, milestone_of
+from dreambooth_operator.statusserver.merge import is_milestone, merge
 
 NOW = datetime(2026, 11, 24, 7, 0, 0, 123, tzinfo=UTC)
 
 
 def merged_status(*reports: dict[str, object], attempts: tuple[int, ...] = (1, 1, 1)) -> ReportedStatus:
     """The status after a sequence of reports."""
-    status = JobStatus()
+    return [JobStatus(), *statuses(*reports, attempts=attempts)][-1]
+
+
+def statuses(*reports: dict[str, object], attempts: tuple[int, ...] = (1, 1, 1)) -> list[JobStatus]:
+    """The status after each report, as read from the API server."""
+    status, after = JobStatus(), list[JobStatus]()
     for report, attempt in zip(reports, attempts, strict=False):
         merged = merge(status, ProgressMessage.model_validate(report), attempt, NOW)
-        status = JobStatus.model_validate({**status.model_dump(), **merged.model_dump()})
-    return status
+        status = parse_status(merged.model_dump(mode="json", by_alias=True, exclude_none=True))
+        after.append(status)
+    return after
 
 
 def test_fields_that_are_not_reported_are_kept() -> None:
@@ -72,7 +79,6 @@ def test_the_saved_step_is_reported_and_kept_for_the_next_attempt() -> None:
     training = merged_status(*reports, attempts=(1, 2)).training
     assert training
     assert training.saved_step == 4
-    assert milestone_of(ProgressMessage(step=5, saved_step=4)) != milestone_of(ProgressMessage(step=6, saved_step=6))
 
 
 def test_remaining_time_is_removed_when_training_ends() -> None:
@@ -218,15 +224,36 @@ def test_scores_of_subjects_fit_into_the_status() -> None:
     assert merged_status({"scores": {"dino": 0.5}}).subject_scores is None
 
 
-def test_only_milestones_are_written_at_once() -> None:
-    def milestone(**report: object) -> object:
-        return milestone_of(ProgressMessage.model_validate(report))
+TRAINING: dict[str, object] = {"phase": "Train", "step": 1, "steps": 10, "loss": 3.0, "scores": {"dino": 0.1}}
 
-    assert milestone(phase="Train", step=1, loss=3.0) == milestone(phase="train", step=2, loss=float("nan"))
-    assert milestone(phase="Train") != milestone(phase="Evaluate")
-    assert milestone(step=9, steps=10) == milestone(step=8, steps=10) != milestone(step=10, steps=10), (
-        "the last step is final"
-    )
-    assert milestone(class_images={"wanted": 2}) != milestone() != milestone(class_images={"wanted": 2, "generated": 2})
-    assert milestone(scores={"dino": float("nan")}) == milestone(scores={"dino": float("nan")})
-    assert milestone(phase="Train", scores={"dino": 0.1}) != milestone(phase="Train", scores={"dino": 0.2})
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, False),
+        ({"phase": "train", "step": 2, "loss": float("nan"), "etaSeconds": 9, "samples": 8}, False),
+        ({"step": 9, "steps": 10}, False),
+        ({"scores": {"dino": 0.1, "pres": float("nan")}}, False),
+        ({"classImages": None}, False),
+        ({"phase": "Evaluate"}, True),
+        ({"step": 10, "steps": 10}, True),
+        ({"step": 5, "savedStep": 4}, True),
+        ({"classImages": {"wanted": 2}}, True),
+        ({"scores": {"dino": 0.2}}, True),
+        ({"subjectScores": {"sks": {"dino": 0.2}}}, True),
+        ({"output": {"uri": "s3://b/x"}}, True),
+        ({"failure": {"reason": "Boom"}}, True),
+        ({"modelCommit": "a" * 40}, True),
+    ],
+)
+def test_only_milestones_are_written_at_once(change: dict[str, object], expected: bool) -> None:
+    before, after, again = statuses(TRAINING, TRAINING | change, TRAINING | change)
+    assert is_milestone(before, after) == expected
+    assert not is_milestone(after, again), "the same report is a milestone once"
+
+
+def test_first_step_and_first_report_of_an_attempt_are_milestones() -> None:
+    phase, step, next_attempt = statuses({"phase": "Train"}, {"step": 1}, {"step": 1}, attempts=(1, 1, 2))
+    assert is_milestone(JobStatus(), phase)
+    assert is_milestone(phase, step)
+    assert is_milestone(step, next_attempt)

@@ -12,9 +12,11 @@ from pydantic_core import from_json
 
 from dreambooth_operator.machinery.client import Api
 from dreambooth_operator.machinery.resources import TOKEN_REVIEWS, Json, part
+from dreambooth_operator.machinery.ttlcache import TtlCache
 
 _CACHE_SECONDS = 60
-_MAX_CACHED = 5000
+_MAX_CALLERS = 20_000
+_MAX_REFUSALS = 5_000
 _MAX_TOKEN_LENGTH = 16 * 1024
 _MAX_SKEW_SECONDS = 60  # between the clocks of this node and of the API server
 _JWT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
@@ -54,6 +56,7 @@ def may_be_valid(token: str, audience: str, now: float) -> bool:
 class TokenChecker:
     """Authenticates by TokenReview. The answers are cached for a minute, refusals too.
 
+    Refusals have a cache of their own, so that invalid tokens, of which anybody can make many, displace no valid one.
     Tokens that cannot be valid cause no request, so that any pod that reaches the port cannot make the operator flood
     the API server. `clock` is the time since the epoch, in seconds.
     """
@@ -62,22 +65,26 @@ class TokenChecker:
         self._api = api
         self._audience = audience
         self._clock = clock
-        self._known: dict[bytes, tuple[float, Caller | None]] = {}
+        self._callers: TtlCache[bytes, Caller] = TtlCache(
+            ttl_seconds=_CACHE_SECONDS, max_entries=_MAX_CALLERS, clock=clock
+        )
+        self._refused: TtlCache[bytes, bool] = TtlCache(
+            ttl_seconds=_CACHE_SECONDS, max_entries=_MAX_REFUSALS, clock=clock
+        )
 
     async def check(self, token: str) -> Caller | None:
         """The caller that a token authenticates; None if it is not valid for the audience."""
-        now = self._clock()
-        if not may_be_valid(token, self._audience, now):
+        if not may_be_valid(token, self._audience, self._clock()):
             return None
         digest = hashlib.sha256(token.encode()).digest()
-        known = self._known.get(digest)
-        if known and known[0] > now:
-            return known[1]
+        caller = self._callers.get(digest)
+        if caller or self._refused.get(digest):
+            return caller
         caller = await self._review(token)
-        self._known.pop(digest, None)
-        while len(self._known) >= _MAX_CACHED:
-            del self._known[next(iter(self._known))]  # the oldest
-        self._known[digest] = (now + _CACHE_SECONDS, caller)
+        if caller:
+            self._callers.set(digest, caller)
+        else:
+            self._refused.set(digest, True)
         return caller
 
     async def _review(self, token: str) -> Caller | None:

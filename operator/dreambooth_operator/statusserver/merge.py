@@ -45,13 +45,19 @@ def merge(status: JobStatus, report: ProgressMessage, attempt: int, now: datetim
     )
 
 
-def milestone_of(report: ProgressMessage) -> object:
-    """The part of a report that is written at once if it changes. Of the steps: first, last and saved."""
-    scores = tuple(sorted((name, str(value)) for name, value in (report.scores or {}).items()))
-    is_last = report.step is not None and report.step == report.steps
-    steps = (bool(report.step), is_last, report.saved_step)
-    subjects, commit = str(report.subject_scores), report.model_commit
-    return (report.phase, steps, report.class_images, report.failure, report.output, scores, subjects, commit)
+def is_milestone(old: ReportedStatus, new: ReportedStatus) -> bool:
+    """Whether the change from `old` to `new` is written at once. Of the steps: first, last and saved."""
+    return _milestone(old) != _milestone(new)
+
+
+def _milestone(status: ReportedStatus) -> object:
+    report, training = status.report or Report(), status.training or TrainingStatus()
+    is_last = training.step is not None and training.step == training.steps
+    return (
+        (report.attempt, report.phase, report.failure),
+        (bool(training.step), is_last, training.saved_step),
+        (status.class_images, status.scores, status.subject_scores, status.output, status.model_commit),
+    )
 
 
 def _training(old: TrainingStatus, report: ProgressMessage, phase: OpenTrainerPhase | None) -> TrainingStatus | None:

@@ -1,9 +1,13 @@
 """HTTP server for progress reports: `POST /v1/jobs/<namespace>/<name>/attempts/<n>`.
 
 A report is applied to the job's status, with a separate field manager, before the response is sent: a report that was
-answered with 202 is durable. Progress within a phase is written at most every ten seconds; other reports in between
-cost no request to the API server. A new phase, class images, the last step, scores, an output and a failure are written
-at once.
+answered with 202 is durable. A new phase, class images, the last step, scores, an output and a failure are written at
+once. Progress within a phase is written once per interval, so that all jobs together stay within a budget of writes
+(see `budget`); other reports in between cost no request to the API server. The reply contains the interval as
+`nextReportSeconds`.
+
+The job is taken from the cache. A stale one cannot be written, because the write is a compare-and-swap, and cannot
+cause a rejection: in both cases, or if the cache has no such job, it is read from the API server.
 
 The latest attempt may still report after its RayJob has ended, because its last report may be delayed. Its reports
 count until the next attempt starts or the job is deleted.
@@ -22,28 +26,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
 
 from aiohttp import web
 
 from dreambooth_api.fields import DNS_LABEL
-from dreambooth_api.progress import ProgressMessage, parse_message, report_path
+from dreambooth_api.progress import ProgressMessage, ProgressReply, parse_message, report_path
 from dreambooth_api.status import ReportedStatus
 from dreambooth_operator.controller.names import attempt_name, base_name
 from dreambooth_operator.controller.observed import Job, read_job
 from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiError
 from dreambooth_operator.machinery.resources import Json, Key
+from dreambooth_operator.machinery.ttlcache import TtlCache
 from dreambooth_operator.resources import JOBS
 from dreambooth_operator.statusserver.auth import Caller, TokenChecker
-from dreambooth_operator.statusserver.merge import merge, milestone_of
+from dreambooth_operator.statusserver.budget import COUNTED_SECONDS, is_due, report_interval_seconds
+from dreambooth_operator.statusserver.merge import is_milestone, merge
 
 log = logging.getLogger(__name__)
 FIELD_MANAGER = "dreambooth-progress"
 _MAX_BYTES = 64 * 1024
-_WRITE_SECONDS = 10.0
 _MAX_TRIES = 5
+_MAX_REPORTING_JOBS = 100_000
 _MAX_IN_FLIGHT = 256
 _REQUEST_SECONDS = 10  # twice what the trainer waits
 # Matched against the raw path, in which %2F stays encoded: invalid names get 404 before any request is made.
@@ -51,23 +56,19 @@ _LABEL = DNS_LABEL.strip("^$")
 _ROUTE = report_path(f"{{namespace:{_LABEL}}}", f"{{name:{_LABEL}}}", "{attempt:[0-9]{1,6}}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Written:
-    """The last written report of an attempt: when it was written, who sent it, and its milestone."""
-
-    time: float
-    caller: Caller
-    milestone: object
-
-
 class StatusServer:
-    """The HTTP server. `clock` is monotonic, in seconds."""
+    """The HTTP server. `cached` returns a job as cached, or None; `now` returns the time of the wall clock, in UTC."""
 
-    def __init__(self, api: Api, tokens: TokenChecker, *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, api: Api, tokens: TokenChecker, *, cached: Callable[[Key], Job | None], now: Callable[[], datetime]
+    ) -> None:
         self._api = api
         self._tokens = tokens
-        self._clock = clock
-        self._written: dict[tuple[Key, int], _Written] = {}
+        self._cached = cached
+        self._now = now
+        self._reporting: TtlCache[Key, bool] = TtlCache(
+            ttl_seconds=COUNTED_SECONDS, max_entries=_MAX_REPORTING_JOBS, clock=lambda: now().timestamp()
+        )
         self._in_flight = 0
 
     def app(self) -> web.Application:
@@ -117,27 +118,33 @@ class StatusServer:
             return _respond(503, "the API server is not available; retry")
 
     async def _accept(self, key: Key, attempt: int, caller: Caller, report: ProgressMessage) -> web.Response:
-        last, milestone = self._written.get((key, attempt)), milestone_of(report)
-        if (
-            last
-            and last.caller == caller
-            and last.milestone == milestone
-            and self._clock() - last.time < _WRITE_SECONDS
-        ):
-            return _respond(202, "accepted; not written, because the last write was too recent")
-        for _ in range(_MAX_TRIES):
-            job = read_job(await self._api.get(JOBS, key))
+        async for job, is_cached in self._versions(key):
             if rejection := _reject(job, attempt, caller):
+                if is_cached:
+                    continue
                 return rejection
+            self._reporting.set(key, True)
+            seconds = report_interval_seconds(len(self._reporting), job.valid_run_policy.progress_deadline_seconds)
+            now = self._now()
+            merged = merge(job.status, report, attempt, now)
+            written = job.status.report.time if job.status.report else None
+            if not is_milestone(job.status, merged) and not is_due(written, now, seconds):
+                return _accepted("accepted; not written, because the last write was too recent", seconds)
             try:
-                await self._write(job, merge(job.status, report, attempt, datetime.now(UTC)))
+                await self._write(job, merged)
             except ApiError as error:
                 if error.is_conflict:
                     continue
                 raise
-            self._remember((key, attempt), _Written(self._clock(), caller, milestone))
-            return _respond(202, "written")
+            return _accepted("written", seconds)
         return _respond(503, "the job changes too often; retry")
+
+    async def _versions(self, key: Key) -> AsyncIterator[tuple[Job, bool]]:
+        """The job as cached, then, while the caller needs a newer one, as the API server has it."""
+        if job := self._cached(key):
+            yield job, True
+        for _ in range(_MAX_TRIES):
+            yield read_job(await self._api.get(JOBS, key)), False
 
     async def _write(self, job: Job, status: ReportedStatus) -> None:
         obj: Json = {
@@ -147,12 +154,6 @@ class StatusServer:
             "status": status.model_dump(mode="json", by_alias=True, exclude_none=True),
         }
         await self._api.apply(JOBS, obj, manager=FIELD_MANAGER, subresource="status")
-
-    def _remember(self, attempt: tuple[Key, int], written: _Written) -> None:
-        if len(self._written) > 10_000:
-            oldest = written.time - _WRITE_SECONDS
-            self._written = {key: old for key, old in self._written.items() if old.time > oldest}
-        self._written[attempt] = written
 
 
 def _reject(job: Job, attempt: int, caller: Caller) -> web.Response | None:
@@ -166,6 +167,11 @@ def _reject(job: Job, attempt: int, caller: Caller) -> web.Response | None:
     if job.deleted:
         return _respond(409, f"DreamBoothJob {job.key} is being deleted; stop")
     return None
+
+
+def _accepted(message: str, next_report_seconds: int) -> web.Response:
+    reply = ProgressReply(message=message, next_report_seconds=next_report_seconds)
+    return web.Response(body=reply.to_json(), status=202, content_type="application/json")
 
 
 def _respond(status: int, message: str) -> web.Response:

@@ -1,6 +1,7 @@
 """Reports progress to the operator in small JSON messages, authenticated by the pod's projected token.
 
-During a run, a message that cannot be delivered is replaced by the next one, and the run is not delayed. The last
+During a run, a message that cannot be delivered is replaced by the next one, and the run is not delayed. New phases
+and results are sent at once; progress within a phase is sent at the interval that the operator asks for. The last
 message is essential, because scores, output and failure are only in there: the process does not exit until the
 operator has acknowledged or rejected it, or five minutes have passed.
 """
@@ -12,6 +13,7 @@ import enum
 import http.client
 import itertools
 import os
+import random
 import ssl
 import threading
 import time
@@ -26,10 +28,11 @@ from pydantic import JsonValue
 from dreambooth_api import environment
 from dreambooth_api.job import BaseModelRef
 from dreambooth_api.metrics import METRICS
-from dreambooth_api.progress import ProgressMessage, parse_fields
+from dreambooth_api.progress import MAX_REPORT_SECONDS, ProgressMessage, ProgressReply, parse_fields, parse_reply
 from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.progress.console import PhaseProgress, Reporter
 
+# Between any two messages, so that changes at nearly the same time are one message.
 MIN_INTERVAL_SECONDS = 2.0
 REQUEST_TIMEOUT_SECONDS = 5.0
 # Deadline of the last message. All replicas of the operator may be restarting on a busy node.
@@ -37,6 +40,7 @@ LAST_MESSAGE_SECONDS = 300.0
 # Deadline of the last message of an interrupted process: the default grace period of a pod is 30 seconds.
 INTERRUPTED_SECONDS = 10.0
 MAX_BACKOFF_SECONDS = 10.0
+MAX_REPLY_BYTES = 64 * 1024
 # The operator closes an attempt that does not report for spec.runPolicy.progressDeadlineSeconds.
 PROGRESS_INTERVAL_SECONDS = 60.0
 # Client errors after which a retry may succeed; all other 4xx status codes are final.
@@ -52,6 +56,14 @@ class Delivery(enum.Enum):
 
 
 @dataclass(frozen=True)
+class Answer:
+    """Outcome of sending a message, and the operator's reply, which is empty if there is none."""
+
+    delivery: Delivery
+    reply: ProgressReply = field(default_factory=ProgressReply)
+
+
+@dataclass(frozen=True)
 class Operator:
     """Endpoint of the operator, and the credentials for it.
 
@@ -64,7 +76,7 @@ class Operator:
     token_file: Path
     ca_file: Path | None = None
 
-    def send(self, message: ProgressMessage) -> Delivery:
+    def send(self, message: ProgressMessage) -> Answer:
         """Send a message. Does not raise errors of the network or the operator."""
         try:
             token = self.token_file.read_text().strip()
@@ -75,13 +87,23 @@ class Operator:
                 method="POST",
             )
             context = ssl.create_default_context(cafile=self.ca_file) if self.url.startswith("https") else None
-            with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_SECONDS, context=context):  # noqa: S310
-                return Delivery.ACKNOWLEDGED
+            with urllib.request.urlopen(  # noqa: S310
+                request, timeout=REQUEST_TIMEOUT_SECONDS, context=context
+            ) as response:
+                return Answer(Delivery.ACKNOWLEDGED, _read_reply(response))
         except urllib.error.HTTPError as error:
             final = 400 <= error.code < 500 and error.code not in RETRYABLE_STATUS
-            return Delivery.REJECTED if final else Delivery.FAILED
+            return Answer(Delivery.REJECTED if final else Delivery.FAILED)
         except (OSError, http.client.HTTPException):
-            return Delivery.FAILED
+            return Answer(Delivery.FAILED)
+
+
+def _read_reply(response: http.client.HTTPResponse) -> ProgressReply:
+    """The reply. The message was accepted, even if the rest of the response does not arrive."""
+    try:
+        return parse_reply(response.read(MAX_REPLY_BYTES))
+    except (OSError, http.client.HTTPException):
+        return ProgressReply()
 
 
 def external_uri(uri: str) -> str:
@@ -99,12 +121,16 @@ def operator_from_environment() -> Operator | None:
 
 @dataclass
 class OperatorReporter:
-    """Forwards progress to another reporter and, from a background thread, to the operator."""
+    """Forwards progress to another reporter and, from a background thread, to the operator.
+
+    `_changed` is set if the message has not been delivered, `_urgent` if it must not wait for the interval.
+    """
 
     inner: Reporter
     operator: Operator
     _message: ProgressMessage = field(default_factory=ProgressMessage)
     _changed: threading.Event = field(default_factory=threading.Event)
+    _urgent: threading.Event = field(default_factory=threading.Event)
     _closed: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
@@ -116,6 +142,7 @@ class OperatorReporter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Deliver the last message. The deadline is short if the run was interrupted."""
         self._closed.set()
+        self._urgent.set()
         self._changed.set()
         if self._thread is not None:
             self._thread.join(2 * REQUEST_TIMEOUT_SECONDS)
@@ -125,7 +152,7 @@ class OperatorReporter:
     def _deliver(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         for attempt in itertools.count():
-            delivery = self.operator.send(self._message)
+            delivery = self.operator.send(self._message).delivery
             if delivery is Delivery.ACKNOWLEDGED:
                 return
             remaining = deadline - time.monotonic()
@@ -169,20 +196,40 @@ class OperatorReporter:
     def note(self, text: str) -> None:
         self.inner.note(text)
 
-    def _update(self, **changes: JsonValue) -> None:
+    def _update(self, *, urgent: bool = True, **changes: JsonValue) -> None:
         # Invalid values are dropped, because reporting must not fail a run.
         self._message, _ = parse_fields({**self._message.model_dump(), **changes})
+        if urgent:
+            self._urgent.set()
         self._changed.set()
 
     def _send_changes(self) -> None:
-        while not self._closed.is_set():
+        """Send changes until closed. A message that fails is sent again after a delay that doubles each time."""
+        interval, failures, due = MIN_INTERVAL_SECONDS, 0, time.monotonic()
+        while True:
             self._changed.wait()
-            self._changed.clear()
+            self._urgent.wait(due - time.monotonic())
             if self._closed.is_set():
                 return
-            if self.operator.send(self._message) is Delivery.FAILED:
+            self._changed.clear()
+            self._urgent.clear()
+            answer = self.operator.send(self._message)
+            if answer.delivery is Delivery.FAILED:
+                failures += 1
                 self._changed.set()
+                backoff = min(MIN_INTERVAL_SECONDS * 2 ** min(failures, 10), max(interval, MAX_BACKOFF_SECONDS))
+                due = time.monotonic() + backoff * random.uniform(0.5, 1)  # noqa: S311 - spreads load
+            else:
+                failures = 0
+                if answer.delivery is Delivery.ACKNOWLEDGED:
+                    interval = _interval_seconds(answer.reply)
+                due = time.monotonic() + interval
             self._closed.wait(MIN_INTERVAL_SECONDS)
+
+
+def _interval_seconds(reply: ProgressReply) -> float:
+    """The interval between two progress messages. An older operator does not ask for one."""
+    return min(max(reply.next_report_seconds or 0, MIN_INTERVAL_SECONDS), MAX_REPORT_SECONDS)
 
 
 @dataclass
@@ -204,7 +251,7 @@ class _ForwardedProgress:
         if self.name is not TrainerPhase.TRAIN:
             if now - self.sent >= PROGRESS_INTERVAL_SECONDS:
                 self.sent = now
-                self.reporter._update()
+                self.reporter._update(urgent=False)
             return
         self.first = self.first or (now, count)
         seconds, completed = now - self.first[0], count - self.first[1]
@@ -213,4 +260,4 @@ class _ForwardedProgress:
         changes |= {name: facts[name] for name in ("loss", "samples", "world_size", "saved_step") if name in facts}
         if rate is not None:
             changes |= {"steps_per_second": round(rate, 3), "eta_seconds": round((self.steps - count) / rate)}
-        self.reporter._update(**changes)
+        self.reporter._update(urgent=False, **changes)

@@ -1,6 +1,7 @@
 """`spec.runPolicy.progressDeadlineSeconds`: closes the attempt of a trainer that does not report progress. Pure.
 
-The trainer reports its phases, its training steps, and at least every minute that a phase progresses.
+The trainer reports its phases, its training steps and that a phase progresses, at an interval of at most a third of the
+deadline (see `statusserver.budget`).
 """
 
 from __future__ import annotations
