@@ -34,6 +34,7 @@ from urllib.parse import urlsplit
 from devcluster import ControlPlane, kuberay_crds
 
 from dreambooth_api.status import Phase
+from dreambooth_operator.app import CA_SECRET
 from dreambooth_operator.controller.actions import WriteStatus
 from dreambooth_operator.controller.children.attempt import attempt_children
 from dreambooth_operator.controller.decide import decide
@@ -62,6 +63,7 @@ RUNTIME: Json = {
     "metadata": {"name": "default", "finalizers": [RUNTIME_FINALIZER]},
     "spec": {"image": "trainer:1", "storage": {"claimName": "work"}, "bounds": {"outputs": ["s3://models"]}},
 }
+SYSTEM = Settings().operator_namespace
 SINCE_TIME = datetime.now(UTC).replace(microsecond=0)
 SINCE = SINCE_TIME.isoformat().replace("+00:00", "Z")
 MAX_ADOPT_SECONDS, MAX_MIB = 5, 95
@@ -124,7 +126,8 @@ def prepare(plane: ControlPlane) -> None:
     """Namespaces, a runtime, and an account for the operator."""
     plane.install_crds(kuberay_crds(), ROOT / "manifests" / "crd")
     names = [f"n{number}" for number in range(NAMESPACES)]
-    plane.apply(*({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in names))
+    namespaces = ({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in (*names, SYSTEM))
+    plane.apply(*namespaces)
     accounts = [
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": name}}
         for name in (*names, "default")
@@ -136,7 +139,8 @@ def prepare(plane: ControlPlane) -> None:
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
         "subjects": [{"kind": "ServiceAccount", "name": "default", "namespace": "default"}],
     }
-    plane.apply(RUNTIME, binding, *accounts)
+    secret: Json = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": CA_SECRET, "namespace": SYSTEM}}
+    plane.apply(RUNTIME, binding, secret, *accounts)
 
 
 async def concurrently(count: int, work: Callable[[int], Awaitable[None]]) -> None:

@@ -18,13 +18,15 @@ STORE: Final = "DREAMBOOTH_STORE"  # where jobs share class images
 STORE_KEY: Final = "DREAMBOOTH_STORE_KEY"  # signs class images that jobs of several namespaces share
 PROGRESS_URL: Final = "DREAMBOOTH_PROGRESS_URL"  # where to send progress messages
 PROGRESS_TOKEN_FILE: Final = "DREAMBOOTH_PROGRESS_TOKEN_FILE"  # noqa: S105 - a variable name
-PROGRESS_CA_FILE: Final = "DREAMBOOTH_PROGRESS_CA_FILE"  # CA certificates for that URL
+PROGRESS_CA_FILE: Final = "DREAMBOOTH_PROGRESS_CA_FILE"  # certificates by which that server is verified
 DEBUG: Final = "DREAMBOOTH_DEBUG"  # if not empty, print all logs and tracebacks
 
 # Paths in the trainer's containers.
 JOB_PATH: Final = "/etc/dreambooth"
 JOB_FILE_NAME: Final = "job.yaml"
 JOB_FILE: Final = f"{JOB_PATH}/{JOB_FILE_NAME}"
+PROGRESS_CA_NAME: Final = "ca.crt"
+PROGRESS_CA: Final = f"{JOB_PATH}/{PROGRESS_CA_NAME}"
 IMAGES_PATH: Final = "/dreambooth/images"
 OUTPUT_PATH: Final = "/dreambooth/output"
 MODELS_PATH: Final = "/dreambooth/models"

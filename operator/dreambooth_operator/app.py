@@ -15,6 +15,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from dreambooth_operator.controller.reconciler import Reconciler
 from dreambooth_operator.controller.settings import (
@@ -30,11 +31,14 @@ from dreambooth_operator.machinery.metrics import Metrics
 from dreambooth_operator.machinery.reflector import Reflector
 from dreambooth_operator.machinery.resources import Key
 from dreambooth_operator.machinery.serving import health_app, serving
+from dreambooth_operator.machinery.tls import ServerTls
 from dreambooth_operator.machinery.workers import run_workers
 from dreambooth_operator.statusserver.auth import TokenChecker
 from dreambooth_operator.statusserver.server import StatusServer
 
 log = logging.getLogger("dreambooth_operator")
+# In the operator's namespace: the authority of the status server's certificates. The chart creates it.
+CA_SECRET = "dreambooth-operator-ca"  # noqa: S105 - a name
 
 
 @dataclass(frozen=True)
@@ -71,20 +75,21 @@ async def run(options: Options) -> None:
         # A client of its own, so that reports never use up the connections of the reconciler and of the lease.
         await Api.connect(options.kubeconfig) as reports_api,
     ):
-        reconciler = Reconciler(api, options.settings, now=lambda: datetime.now(UTC))
+        tls = ServerTls(api, Key(options.settings.operator_namespace, CA_SECRET), _host(options.settings), now=_now)
+        reconciler = Reconciler(api, options.settings, now=_now, progress_ca=tls.trusted)
         events = metrics.counter("events", "Recorded events by reason.", "reason")
         reconciler.on_event = lambda event: events.labels(event.reason).inc()
         metrics.gauge("queue_depth", "Number of jobs that wait to be reconciled.", lambda: len(reconciler.queue))
         metrics.gauge("jobs", "Number of DreamBoothJobs.", lambda: reconciler.job_count)
         tokens = TokenChecker(reports_api, AUDIENCE, clock=time.time)
-        server = StatusServer(reports_api, tokens, cached=reconciler.cached_job, now=lambda: datetime.now(UTC))
+        server = StatusServer(reports_api, tokens, cached=reconciler.cached_job, now=_now)
 
-        async with (
-            serving(health_app(metrics, lambda: reconciler.is_synced), options.host, options.health_port) as health,
-            serving(server.app(), options.host, options.progress_port) as progress,
-        ):
-            log.info("health on port %d, progress on port %d", health, progress)
-            await _run_with_reflectors(reconciler, _work(api, reconciler, metrics, options))
+        health_checks = health_app(metrics, lambda: reconciler.is_synced)
+        async with serving(health_checks, options.host, options.health_port) as health:
+            await tls.start()
+            async with serving(server.app(), options.host, options.progress_port, tls=tls.context) as progress:
+                log.info("health on port %d, progress on port %d", health, progress)
+                await _run_with_reflectors(reconciler, tls.run(), _work(api, reconciler, metrics, options))
 
 
 async def _work(api: Api, reconciler: Reconciler, metrics: Metrics, options: Options) -> None:
@@ -103,7 +108,7 @@ async def _work(api: Api, reconciler: Reconciler, metrics: Metrics, options: Opt
         await reconcile()
 
 
-async def _run_with_reflectors(reconciler: Reconciler, work: Coroutine[None, None, None]) -> None:
+async def _run_with_reflectors(reconciler: Reconciler, *work: Coroutine[None, None, None]) -> None:
     """Run the reflectors and `work` until the first of them ends, then cancel the others."""
 
     async def run_reflector(reflector: Reflector[Any]) -> None:
@@ -112,7 +117,7 @@ async def _run_with_reflectors(reconciler: Reconciler, work: Coroutine[None, Non
         except Exception as error:
             raise MirrorError(f"the reflector of {reflector.resource.plural} stopped: {error!r}") from error
 
-    tasks = [asyncio.ensure_future(each) for each in (*map(run_reflector, reconciler.reflectors), work)]
+    tasks = [asyncio.ensure_future(each) for each in (*map(run_reflector, reconciler.reflectors), *work)]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -121,6 +126,15 @@ async def _run_with_reflectors(reconciler: Reconciler, work: Coroutine[None, Non
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _host(settings: Settings) -> str:
+    """The host name by which trainers reach the status server."""
+    return urlsplit(settings.progress_url).hostname or ""
 
 
 def _lease(api: Api, options: Options) -> Lease:
@@ -167,7 +181,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--progress-port", type=int, default=defaults.progress_port, help="port of the status server")
     parser.add_argument(
-        "--progress-url", default=defaults.settings.progress_url, help="URL of the status server as trainers reach it"
+        "--progress-url",
+        type=_https_url,
+        default=defaults.settings.progress_url,
+        help="HTTPS URL of the status server as trainers reach it",
     )
     parser.add_argument("--workers", type=int, default=defaults.workers, help="number of jobs reconciled concurrently")
     parser.add_argument(
@@ -232,6 +249,13 @@ def _add_selector(parser: argparse.ArgumentParser, name: str, default: str) -> N
     parser.add_argument(
         f"--{name}-pod-labels", type=_labels, help=f"labels of these pods, as key=value,key=value; default: {default}"
     )
+
+
+def _https_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme != "https" or not parts.hostname:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be an HTTPS URL, such as {Settings().progress_url}")
+    return text
 
 
 def _labels(text: str) -> dict[str, str]:

@@ -20,8 +20,9 @@ SYSTEM = "dreambooth-system"
 ACCOUNT = f"system:serviceaccount:{SYSTEM}:dreambooth-operator"
 CRDS = ("dreamboothjobs.dreambooth.dev", "dreamboothruntimes.dreambooth.dev")
 FORBIDDEN = (
-    "get secrets", "get pods", "delete pods", "patch pods", "create pods", "get pods/log",
-    "create pods/exec", "update rayjobs.ray.io", "patch rayjobs.ray.io", "create dreamboothjobs.dreambooth.dev",
+    "get secrets", "create secrets", "update secrets", "get pods", "delete pods", "patch pods", "create pods",
+    "get pods/log", "create pods/exec", "update rayjobs.ray.io", "patch rayjobs.ray.io",
+    "create dreamboothjobs.dreambooth.dev",
     "update dreamboothruntimes.dreambooth.dev",
     "delete configmaps", "get configmaps", "create clusterroles", "impersonate users", "delete namespaces",
     "update leases.coordination.k8s.io", "create serviceaccounts/token",

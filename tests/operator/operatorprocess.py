@@ -33,7 +33,7 @@ class Operator:
         command = [
             sys.executable, "-m", "dreambooth_operator", f"--kubeconfig={kubeconfig}", f"--namespace={SYSTEM}",
             "--host=127.0.0.1", f"--health-port={self.health}", f"--progress-port={self.progress}",
-            f"--progress-url=http://127.0.0.1:{self.progress}", "--lease-seconds=4", "--retry-seconds=1",
+            f"--progress-url=https://127.0.0.1:{self.progress}", "--lease-seconds=4", "--retry-seconds=1",
             "--head-grace-seconds=10", *flags,
         ]  # fmt: skip
         self.process = Process(plane.folder, name, command)

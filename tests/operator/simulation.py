@@ -81,7 +81,7 @@ def attempt_objects(job: Job, attempt: int, resolved: ResolvedJob) -> list[tuple
     made = attempt_children(job, attempt, resolved, SETTINGS)
     obj = made[-1][1]
     ray_job = read_ray_job({**obj, "metadata": {**obj["metadata"], "uid": "r1"}})
-    config_map = attempt_config_map(job, attempt, resolved, ray_job)
+    config_map = attempt_config_map(job, attempt, resolved, ray_job, "a certificate")
     assert config_map
     return [(CONFIG_MAPS, config_map), *made]
 

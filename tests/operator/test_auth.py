@@ -162,7 +162,7 @@ async def closed(reader: asyncio.StreamReader) -> bool:
 async def test_connections_without_a_request_are_closed() -> None:
     limits = ConnectionLimits(max_open=3, first_request_seconds=0.5)
     health = health_app(Metrics("limits"), lambda: True)
-    async with serving(health, "127.0.0.1", 0, limits) as port:
+    async with serving(health, "127.0.0.1", 0, limits=limits) as port:
         used, used_writer = await asyncio.open_connection("127.0.0.1", port)
         used_writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b" 200 " in await used.readline()

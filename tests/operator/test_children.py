@@ -78,7 +78,10 @@ def test_pods_mount_the_job_file_that_the_trainer_reads() -> None:
     assert env[environment.ATTEMPT] == "1"
     assert env[environment.STORE] == f"{environment.OUTPUT_PATH}/.class-images"
     assert head["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
-    assert env[environment.PROGRESS_URL].endswith(":8082/v1/jobs/team/dog/attempts/1")
+    assert env[environment.PROGRESS_URL].endswith(".svc:8082/v1/jobs/team/dog/attempts/1")
+    assert env[environment.PROGRESS_URL].startswith("https://")
+    assert env[environment.PROGRESS_CA_FILE] == f"{environment.JOB_PATH}/ca.crt"
+    assert made["ConfigMap"]["data"]["ca.crt"] == "a certificate"
     claims = {
         v["name"]: v["persistentVolumeClaim"]["claimName"] for v in head["volumes"] if "persistentVolumeClaim" in v
     }

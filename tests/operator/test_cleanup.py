@@ -189,7 +189,7 @@ async def test_network_policy_of_somebody_else_is_not_deleted(case: str) -> None
         policy["metadata"]["ownerReferences"][0]["uid"] = "u2"
     api: Any = Found(None if case == "missing" else policy)
     key = Key("team", policy["metadata"]["name"])
-    await Reconciler(cast("Api", api), SETTINGS, now=lambda: START)._carry_out(
+    await Reconciler(cast("Api", api), SETTINGS, now=lambda: START, progress_ca=str)._carry_out(
         job, Decision((Delete(NETWORK_POLICIES, key, ""),)), _Known()
     )
     assert api.deleted == ([key] if case == "own" else [])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import ssl
 import urllib.error
 import urllib.request
 from typing import Any
@@ -44,6 +46,12 @@ class Job:
     @property
     def status(self) -> dict[str, Any]:
         return self.plane.get("dbj", self.name, "-n", self.namespace).get("status", {})
+
+    @functools.cached_property
+    def tls(self) -> ssl.SSLContext:
+        """The settings of a trainer, which trusts what the ConfigMap of its attempt contains."""
+        data = self.plane.get("configmap", self.status["rayJobName"], "-n", self.namespace)["data"]
+        return ssl.create_default_context(cadata=data["ca.crt"])
 
     def condition(self, kind: str) -> dict[str, Any]:
         return next((c for c in self.status.get("conditions", []) if c["type"] == kind), {})
@@ -306,12 +314,12 @@ def report(
     token = token or token_of(plane, job)
     path = f"/v1/jobs/{job.namespace}/{job.name}/attempts/{attempt or job.status['attempts']}"
     request = urllib.request.Request(
-        f"http://127.0.0.1:{operator.progress}{path}",
+        f"https://127.0.0.1:{operator.progress}{path}",
         data=json.dumps(body).encode(),
         headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=20, context=job.tls) as answer:
             return answer.status, json.load(answer)["message"]
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)["message"]

@@ -78,7 +78,7 @@ async def test_workload_is_selected_by_the_uid_of_the_ray_job(tmp_path: Any) -> 
         path = tmp_path / "config"
         path.write_text(json.dumps(config))
         async with await Api.connect(str(path)) as api:
-            reconciler = Reconciler(api, SETTINGS, now=lambda: START)
+            reconciler = Reconciler(api, SETTINGS, now=lambda: START, progress_ca=str)
             assert await reconciler._queue_reason(world.job) == f"Kueue: Pending: {NO_QUOTA}"
             assert await reconciler._queue_reason(world.job) == "", "Kueue is not installed"
     uid = world.status.ray_job_uid

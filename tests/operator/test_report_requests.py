@@ -84,7 +84,7 @@ class Trainer:
 @pytest.fixture
 async def trainer(plane: ControlPlane, namespace: str, api: Api) -> AsyncIterator[Trainer]:
     async with CountingApi(await find_connection(str(plane.kubeconfig))) as counting:
-        reconciler = Reconciler(api, SETTINGS, now=lambda: datetime.now(UTC))
+        reconciler = Reconciler(api, SETTINGS, now=lambda: datetime.now(UTC), progress_ca=str)
         tokens = TokenChecker(counting, AUDIENCE, clock=time.time)
         server = StatusServer(counting, tokens, cached=reconciler.cached_job, now=lambda: datetime.now(UTC))
         async with serving(server.app(), "127.0.0.1", 0) as port:

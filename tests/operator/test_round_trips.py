@@ -94,7 +94,7 @@ def server() -> Server:
 
 @pytest.fixture
 def reconciler(server: Server) -> Reconciler:
-    made = Reconciler(cast("Api", server), SETTINGS, now=lambda: START)
+    made = Reconciler(cast("Api", server), SETTINGS, now=lambda: START, progress_ca=str)
     made._runtimes.cache[Key("", "default")] = RUNTIME
     deliver(made, server)
     return made
@@ -187,7 +187,7 @@ PROGRESS = {"attempt": 1, "phase": "Train", "time": "2026-11-24T06:01:00Z"}
     ],
 )
 async def test_only_reports_that_decisions_depend_on_are_reconciled(change: Json, reconciled: bool) -> None:
-    reconciler = Reconciler(cast("Api", None), SETTINGS, now=lambda: START)
+    reconciler = Reconciler(cast("Api", None), SETTINGS, now=lambda: START, progress_ca=str)
 
     def observe(version: str, status: Json) -> None:
         job = copy.deepcopy({**JOB, "status": status})

@@ -77,7 +77,7 @@ class Existing:
 async def create(resource: Resource, wanted: Json, existing: Json) -> None:
     """Create a child whose name is taken."""
     api: Any = Existing(existing)
-    reconciler = Reconciler(cast("Api", api), SETTINGS, now=lambda: START)
+    reconciler = Reconciler(cast("Api", api), SETTINGS, now=lambda: START, progress_ca=str)
     await reconciler._carry_out(JOB, Decision((Create(resource, wanted),)), _Known(fresh=True))
 
 

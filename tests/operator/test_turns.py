@@ -91,7 +91,7 @@ def running_jobs(count: int) -> Reconciler:
     assert world.job.spec
     status = world.status.model_dump(mode="json", by_alias=True, exclude_none=True)
     spec = world.job.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
-    reconciler = Reconciler(cast("Api", None), SETTINGS, now=lambda: START + timedelta(seconds=60))
+    reconciler = Reconciler(cast("Api", None), SETTINGS, now=lambda: START + timedelta(seconds=60), progress_ca=str)
     reconciler._runtimes.cache[Key("", "default")] = RUNTIME
     for number in range(count):
         name = f"dog-{number}"

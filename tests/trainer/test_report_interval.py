@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_progress_http import Listener, silent
+from test_progress_http import AUTHORITY, Listener, silent
 
 from dreambooth_api.progress import MAX_REPORT_SECONDS, ProgressReply, parse_reply
 from dreambooth_api.status import TrainerPhase
@@ -23,6 +23,13 @@ def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(http, "MIN_INTERVAL_SECONDS", SHORT_SECONDS)
     path = tmp_path / "token"
     path.write_text("token")
+    return path
+
+
+@pytest.fixture
+def ca_file(tmp_path: Path) -> Path:
+    path = tmp_path / "ca.crt"
+    path.write_text(AUTHORITY.trusted())
     return path
 
 
@@ -47,9 +54,9 @@ def train(reporter: OperatorReporter, steps: int) -> None:
             time.sleep(SHORT_SECONDS)
 
 
-def test_progress_waits_for_the_interval_and_results_do_not(token: Path) -> None:
+def test_progress_waits_for_the_interval_and_results_do_not(token: Path, ca_file: Path) -> None:
     listener = Listener(reply=b'{"message": "written", "nextReportSeconds": 500}')
-    with OperatorReporter(silent(), Operator(listener.url, token)) as reporter:
+    with OperatorReporter(silent(), Operator(listener.url, token, ca_file)) as reporter:
         with reporter.phase(TrainerPhase.PREPARE):
             until("the phase is sent", lambda: has(listener, phase="Prepare"))
         train(reporter, 40)
@@ -72,19 +79,21 @@ def test_progress_waits_for_the_interval_and_results_do_not(token: Path) -> None
 
 
 @pytest.mark.parametrize("reply", [b"", b"{", b"[]", b'{"message": "written"}', b'{"nextReportSeconds": "never"}'])
-def test_progress_is_sent_at_the_shortest_interval_without_a_valid_one(token: Path, reply: bytes) -> None:
+def test_progress_is_sent_at_the_shortest_interval_without_a_valid_one(
+    token: Path, ca_file: Path, reply: bytes
+) -> None:
     listener = Listener(reply=reply)
-    with OperatorReporter(silent(), Operator(listener.url, token)) as reporter:
+    with OperatorReporter(silent(), Operator(listener.url, token, ca_file)) as reporter:
         train(reporter, 40)
         until("progress is sent", lambda: any(message.get("step", 0) > 5 for _, message in listener.received))
         assert len(listener.received) >= 3
     listener.server.shutdown()
 
 
-def test_urgent_message_that_fails_is_sent_again(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_urgent_message_that_fails_is_sent_again(token: Path, ca_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "MAX_BACKOFF_SECONDS", 0.05)
     listener = Listener(statuses=(503, 401, 500), reply=b'{"nextReportSeconds": 0.01}')
-    with OperatorReporter(silent(), Operator(listener.url, token)) as reporter:
+    with OperatorReporter(silent(), Operator(listener.url, token, ca_file)) as reporter:
         reporter.finished(TrainerPhase.EVALUATE, {**RESULT, "dino": 0.7})
         until("it is delivered", lambda: len(listener.received) >= 4)
         assert has(listener, scores={"dino": 0.7})

@@ -105,7 +105,7 @@ def monitor_attempt(
             close_attempt(builder, failure, policy, settings, counts=failure.reason != retries.QUOTA_EXCEEDED)
             return
         if not ray_job.has_started:
-            _adopt(builder, ray_job, resolution, policy, settings)
+            _adopt(builder, ray_job, resolution, policy, observed, settings)
             return
         builder.set_fields(ray_job_uid=ray_job.uid)
     if ray_job is not None and ray_job.ended:
@@ -133,12 +133,13 @@ def _adopt(
     ray_job: RayJob,
     resolution: ResolvedJob | ResolutionError,
     policy: RunPolicy,
+    observed: Observed,
     settings: Settings,
 ) -> None:
     """Create the ConfigMap of a RayJob that has been created, then record the RayJob."""
     status, found = builder.status, None
     if isinstance(resolution, ResolvedJob):
-        found = attempt_config_map(builder.job, status.attempts, resolution, ray_job)
+        found = attempt_config_map(builder.job, status.attempts, resolution, ray_job, observed.progress_ca)
     if found is None:
         message = f"The runtime changed while RayJob {ray_job.name} was created."
         close_attempt(builder, Failure(reason="RuntimeChanged", message=message), policy, settings, counts=False)

@@ -294,6 +294,7 @@ class Observed:
 
     `create_failure` is set if the API server has rejected a child of the open attempt. `reports_since` is when this
     operator began to receive progress reports. `queue_reason` is why the queue has not admitted the open attempt.
+    `progress_ca` is what its trainer must trust to report, in PEM.
     """
 
     ray_jobs: tuple[RayJob, ...] = ()
@@ -303,6 +304,7 @@ class Observed:
     pods: tuple[Pod, ...] = ()
     reports_since: datetime | None = None
     queue_reason: str = ""
+    progress_ca: str = ""
 
     def pods_of(self, attempt: int) -> list[Pod]:
         """The pods of an attempt, the head first."""

@@ -114,13 +114,19 @@ class _Known:
 
 
 class Reconciler:
-    """Reconciles DreamBoothJobs. `reflectors` fill `queue`; the caller runs them."""
+    """Reconciles DreamBoothJobs. `reflectors` fill `queue`; the caller runs them.
 
-    def __init__(self, api: Api, settings: Settings, *, now: Callable[[], datetime]) -> None:
+    `progress_ca` returns the certificates by which new trainers verify the status server, in PEM.
+    """
+
+    def __init__(
+        self, api: Api, settings: Settings, *, now: Callable[[], datetime], progress_ca: Callable[[], str]
+    ) -> None:
         self._api = api
         self._settings = settings
         self._now = now
         self._started = now()
+        self._progress_ca = progress_ca
         self._recorder = Recorder(api, "dreambooth-operator")
         self.queue: WorkQueue[Key] = WorkQueue()
         self.on_event: Callable[[Event], None] = lambda _: None
@@ -227,7 +233,13 @@ class Reconciler:
         pods = await self._observe_pods(job)
         reason = await self._queue_reason(job)
         return Observed(
-            tuple(ray_jobs), tuple(clusters), erase, pods=pods, reports_since=self._started, queue_reason=reason
+            tuple(ray_jobs),
+            tuple(clusters),
+            erase,
+            pods=pods,
+            reports_since=self._started,
+            queue_reason=reason,
+            progress_ca=self._progress_ca(),
         )
 
     async def _get_ray_job(self, key: Key) -> list[RayJob]:

@@ -1,32 +1,33 @@
-"""Limits of the connections to an HTTP server: their number, and the time until their first request."""
+"""Connections to an HTTP server: limits of their number, and of the time until their first request."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import socket
+import ssl
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
+log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class _Refused(asyncio.Protocol):
-    """Closes a connection at once."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.close()
+_BACKLOG = 100
+_PAUSE_SECONDS = 1.0
 
 
 class ConnectionLimits:
     """Closes connections beyond `max_open`, and those without a request after `first_request_seconds`.
 
     aiohttp limits the time between requests only, so that a client that sends nothing would hold its connections.
+    asyncio's servers do not tell how many TLS handshakes are in progress, each of which takes 256 KiB of memory.
     """
 
     def __init__(self, *, max_open: int, first_request_seconds: float) -> None:
         self._max_open = max_open
         self._seconds = first_request_seconds
         self._unused: dict[asyncio.BaseProtocol, asyncio.TimerHandle] = {}
+        self._handshakes: set[asyncio.Task[None]] = set()
 
     @web.middleware
     async def mark_used(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -35,16 +36,52 @@ class ConnectionLimits:
             timer.cancel()
         return await handler(request)
 
-    def new_protocol(self, server: web.Server) -> asyncio.BaseProtocol:
-        """The protocol of a new connection."""
-        if len(server.connections) >= self._max_open:
-            return _Refused()
+    async def accept(self, listener: socket.socket, server: web.Server, tls: ssl.SSLContext | None) -> None:
+        """Accept the connections of `listener` forever, and let `server` serve them, with `tls` if it is given."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                try:
+                    connection, _ = await loop.sock_accept(listener)
+                except OSError as error:  # for example, too many open files
+                    log.warning("connections are not accepted for %s s: %s", _PAUSE_SECONDS, error)
+                    await asyncio.sleep(_PAUSE_SECONDS)
+                    continue
+                if len(server.connections) + len(self._handshakes) >= self._max_open:
+                    connection.close()
+                    continue
+                task = loop.create_task(self._open(connection, server, tls))
+                self._handshakes.add(task)
+                task.add_done_callback(self._handshakes.discard)
+        finally:
+            for task in self._handshakes:
+                task.cancel()
+
+    async def _open(self, connection: socket.socket, server: web.Server, tls: ssl.SSLContext | None) -> None:
+        loop = asyncio.get_running_loop()
         protocol = server()
-        timer = asyncio.get_running_loop().call_later(self._seconds, self._close_unused, protocol)
+        timer = loop.call_later(self._seconds, self._close_unused, protocol)
         self._unused[protocol] = timer
-        return protocol
+        try:
+            await loop.connect_accepted_socket(
+                lambda: protocol, connection, ssl=tls, ssl_handshake_timeout=self._seconds if tls else None
+            )
+        except OSError as error:  # of TLS, too: the client does not trust the certificate, or does not use TLS
+            log.debug("connection closed: %s", error)
+            timer.cancel()
+            self._unused.pop(protocol, None)
 
     def _close_unused(self, protocol: web.RequestHandler) -> None:
         del self._unused[protocol]
-        if protocol.transport is not None:  # else the client has closed it
+        if protocol.transport is not None:  # else the client has closed it, or the handshake times out now
             protocol.transport.abort()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, on all addresses if `host` is empty. The system chooses the port if it is 0."""
+    family, dual = (socket.AF_INET6 if ":" in host else socket.AF_INET), False
+    if not host and socket.has_dualstack_ipv6():
+        family, dual = socket.AF_INET6, True
+    listener = socket.create_server((host, port), family=family, dualstack_ipv6=dual, backlog=_BACKLOG)
+    listener.setblocking(False)
+    return listener

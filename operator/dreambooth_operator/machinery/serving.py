@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from dreambooth_operator.machinery.connections import ConnectionLimits
+from dreambooth_operator.machinery.connections import ConnectionLimits, listen
 from dreambooth_operator.machinery.metrics import Metrics
 
 # Twice the reports that are handled at a time. Probes and Prometheus need few.
@@ -36,11 +37,16 @@ def health_app(metrics: Metrics, is_ready: Callable[[], bool]) -> web.Applicatio
 
 @asynccontextmanager
 async def serving(
-    app: web.Application, host: str, port: int, limits: ConnectionLimits | None = None
+    app: web.Application,
+    host: str,
+    port: int,
+    *,
+    limits: ConnectionLimits | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncGenerator[int]:
     """Serve `app` inside the context, on all addresses if `host` is empty. `limits` add a middleware to `app`.
 
-    Yields the port, which the system chooses if `port` is 0.
+    Without `tls` it serves plain HTTP. Yields the port, which the system chooses if `port` is 0.
     """
     limits = limits or ConnectionLimits(max_open=_MAX_OPEN, first_request_seconds=_FIRST_REQUEST_SECONDS)
     app.middlewares.append(limits.mark_used)
@@ -48,9 +54,11 @@ async def serving(
     await runner.setup()
     server = runner.server
     assert server is not None  # after setup
-    listener = await asyncio.get_running_loop().create_server(lambda: limits.new_protocol(server), host or None, port)
-    try:
-        yield listener.sockets[0].getsockname()[1]
-    finally:
-        listener.close()
-        await runner.cleanup()
+    with listen(host, port) as listener:
+        accepting = asyncio.create_task(limits.accept(listener, server, tls))
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            accepting.cancel()
+            await asyncio.gather(accepting, return_exceptions=True)
+            await runner.cleanup()

@@ -17,11 +17,10 @@ import random
 import ssl
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import JsonValue
 
@@ -53,6 +52,7 @@ class Delivery(enum.Enum):
     ACKNOWLEDGED = "acknowledged"
     REJECTED = "rejected"  # final: the attempt is not current, or the job does not exist
     FAILED = "failed"  # a retry may succeed
+    UNVERIFIED = "unverified"  # the same; the server is not the operator, or its authority has been replaced
 
 
 @dataclass(frozen=True)
@@ -68,34 +68,34 @@ class Operator:
     """Endpoint of the operator, and the credentials for it.
 
     Attributes:
+        url: of scheme https. Proxies of the environment are not used for it, because it is in the cluster.
         token_file: read for every message, because the kubelet rotates the token.
-        ca_file: CA certificates; None for those of the system.
+        ca_file: the only certificates by which the server is verified.
     """
 
     url: str
     token_file: Path
-    ca_file: Path | None = None
+    ca_file: Path
 
     def send(self, message: ProgressMessage) -> Answer:
         """Send a message. Does not raise errors of the network or the operator."""
         try:
             token = self.token_file.read_text().strip()
-            request = urllib.request.Request(  # noqa: S310 - the operator wrote the URL
-                self.url,
-                data=message.to_json(),
-                headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
-                method="POST",
-            )
-            context = ssl.create_default_context(cafile=self.ca_file) if self.url.startswith("https") else None
-            with urllib.request.urlopen(  # noqa: S310
-                request, timeout=REQUEST_TIMEOUT_SECONDS, context=context
-            ) as response:
-                return Answer(Delivery.ACKNOWLEDGED, _read_reply(response))
-        except urllib.error.HTTPError as error:
-            final = 400 <= error.code < 500 and error.code not in RETRYABLE_STATUS
-            return Answer(Delivery.REJECTED if final else Delivery.FAILED)
+            tls = ssl.create_default_context(cafile=self.ca_file)
+            server = urlsplit(self.url)
+            connection = http.client.HTTPSConnection(server.netloc, timeout=REQUEST_TIMEOUT_SECONDS, context=tls)
+            with contextlib.closing(connection):
+                headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+                connection.request("POST", server.path, message.to_json(), headers)
+                response = connection.getresponse()
+                if 200 <= response.status < 300:
+                    return Answer(Delivery.ACKNOWLEDGED, _read_reply(response))
+        except ssl.SSLCertVerificationError:
+            return Answer(Delivery.UNVERIFIED)
         except (OSError, http.client.HTTPException):
             return Answer(Delivery.FAILED)
+        is_final = 400 <= response.status < 500 and response.status not in RETRYABLE_STATUS
+        return Answer(Delivery.REJECTED if is_final else Delivery.FAILED)
 
 
 def _read_reply(response: http.client.HTTPResponse) -> ProgressReply:
@@ -116,7 +116,7 @@ def operator_from_environment() -> Operator | None:
     """The operator that started this pod; None outside a pod."""
     url, token = os.environ.get(environment.PROGRESS_URL), os.environ.get(environment.PROGRESS_TOKEN_FILE)
     ca_file = os.environ.get(environment.PROGRESS_CA_FILE)
-    return Operator(url, Path(token), Path(ca_file) if ca_file else None) if url and token else None
+    return Operator(url, Path(token), Path(ca_file)) if url and token and ca_file else None
 
 
 @dataclass
@@ -162,7 +162,9 @@ class OperatorReporter:
                 self.inner.note(f"The last progress report was not delivered: the operator {reason}.")
                 return
             if attempt == 0:
-                self.inner.note("The operator does not respond. Retrying the last progress report.")
+                unverified = "cannot be verified by the certificates that this attempt was started with"
+                problem = unverified if delivery is Delivery.UNVERIFIED else "does not respond"
+                self.inner.note(f"The operator {problem}. Retrying the last progress report.")
             time.sleep(min(MAX_BACKOFF_SECONDS, 0.5 * 2 ** min(attempt, 10), remaining))
 
     @contextlib.contextmanager
@@ -214,7 +216,7 @@ class OperatorReporter:
             self._changed.clear()
             self._urgent.clear()
             answer = self.operator.send(self._message)
-            if answer.delivery is Delivery.FAILED:
+            if answer.delivery in (Delivery.FAILED, Delivery.UNVERIFIED):
                 failures += 1
                 self._changed.set()
                 backoff = min(MIN_INTERVAL_SECONDS * 2 ** min(failures, 10), max(interval, MAX_BACKOFF_SECONDS))

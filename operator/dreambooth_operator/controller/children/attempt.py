@@ -27,8 +27,8 @@ def attempt_children(job: Job, attempt: int, resolved: ResolvedJob, settings: Se
     ]
 
 
-def attempt_config_map(job: Job, attempt: int, resolved: ResolvedJob, ray_job: RayJob) -> Json | None:
+def attempt_config_map(job: Job, attempt: int, resolved: ResolvedJob, ray_job: RayJob, progress_ca: str) -> Json | None:
     """The ConfigMap of an attempt; None if the job file is not that of the RayJob, because the runtime has changed."""
     if job_file_digest(job, resolved) != ray_job.job_sha256:
         return None
-    return build_config_map(job, attempt_name(job, attempt), resolved, ray_job=ray_job)
+    return build_config_map(job, attempt_name(job, attempt), resolved, ray_job=ray_job, progress_ca=progress_ca)

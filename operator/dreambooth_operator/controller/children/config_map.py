@@ -1,4 +1,4 @@
-"""ConfigMap with the resolved job file, which all pods of an attempt mount."""
+"""ConfigMap with the resolved job file and the certificates of the operator, which all pods of an attempt mount."""
 
 from __future__ import annotations
 
@@ -17,14 +17,23 @@ from dreambooth_operator.machinery.resources import CONFIG_MAPS, Json
 _NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 
-def build_config_map(job: Job, name: str, resolved: ResolvedJob, *, ray_job: RayJob | None = None) -> Json:
-    """Immutable, because an attempt must not change while it runs. That of an attempt belongs to its RayJob."""
+def build_config_map(
+    job: Job, name: str, resolved: ResolvedJob, *, ray_job: RayJob | None = None, progress_ca: str = ""
+) -> Json:
+    """Immutable, because an attempt must not change while it runs. That of an attempt belongs to its RayJob.
+
+    Args:
+        progress_ca: the certificates by which a trainer that reports progress verifies the operator, in PEM.
+    """
+    data = {environment.JOB_FILE_NAME: job_file(job, resolved)}
+    if progress_ca:
+        data[environment.PROGRESS_CA_NAME] = progress_ca
     return {
         "apiVersion": CONFIG_MAPS.api_version,
         "kind": CONFIG_MAPS.kind,
         "metadata": child_metadata(job, name, ray_job=ray_job),
         "immutable": True,
-        "data": {environment.JOB_FILE_NAME: job_file(job, resolved)},
+        "data": data,
     }
 
 

@@ -128,4 +128,5 @@ def _variables(job: Job, attempt: int, resolved: ResolvedJob, settings: Settings
         {"name": environment.STORE, "value": resolved.store},
         {"name": environment.PROGRESS_URL, "value": url},
         {"name": environment.PROGRESS_TOKEN_FILE, "value": environment.TOKEN_FILE},
+        {"name": environment.PROGRESS_CA_FILE, "value": environment.PROGRESS_CA},
     ]
