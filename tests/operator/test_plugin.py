@@ -53,7 +53,8 @@ def test_status_suspend_resume_and_events(plane: ControlPlane, namespace: str) -
 def test_errors_are_single_lines(plane: ControlPlane, namespace: str) -> None:
     missing = run(plane, namespace, "status", "nobody")
     assert missing.exit_code == 1
-    assert missing.output.strip() == 'Error: dreamboothjobs.dreambooth.dev "nobody" not found'
+    found = 'Error: dreamboothjobs.dreambooth.dev "nobody" not found; to list jobs, run kubectl dreambooth list, with'
+    assert missing.output.strip() == f"{found} -n for another namespace"
     assert run(plane, namespace, "logs", "nobody").output == missing.output
     plane.kubectl("create", "-n", namespace, "-f", "-", stdin=yaml.safe_dump(MINIMAL))
     assert "has not started; to see why, run" in run(plane, namespace, "logs", "my-dog").output

@@ -78,6 +78,16 @@ class Api:
         """Connect with `kubeconfig`, else with $KUBECONFIG, else with the pod's service account."""
         return cls(await find_connection(kubeconfig, context))
 
+    @property
+    def host(self) -> str:
+        """URL of the API server."""
+        return self._connection.host
+
+    @property
+    def namespace(self) -> str:
+        """Namespace of the kubeconfig's context, or of the pod."""
+        return self._connection.namespace
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -1,0 +1,107 @@
+"""Commands that show a job: status, logs, events, images."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.live import Live
+
+from dreambooth_operator.kubectl_plugin.connect import Cluster, connection_options, label, run
+from dreambooth_operator.kubectl_plugin.fetch import fetch
+from dreambooth_operator.kubectl_plugin.logs import running_head, stored_log, stream
+from dreambooth_operator.kubectl_plugin.render import event_rows, is_finished, render
+from dreambooth_operator.machinery.resources import EVENTS, Json, Key
+from dreambooth_operator.resources import JOBS
+
+
+@click.command()
+@click.argument("name", callback=label)
+@click.option("--watch", "-w", is_flag=True, help="Watch until the job finishes.")
+@connection_options
+def status(name: str, watch: bool) -> None:
+    """Show a job's phase, progress, conditions and scores."""
+
+    async def show(cluster: Cluster) -> None:
+        if watch:
+            await watch_job(cluster, name)
+        else:
+            Console().print(render(await cluster.api.get(JOBS, Key(cluster.namespace, name)), _now()))
+
+    run(show)
+
+
+async def watch_job(cluster: Cluster, name: str) -> Json:
+    """Show a job's status until it has finished, and return the job."""
+    key = Key(cluster.namespace, name)
+    job = await cluster.api.get(JOBS, key)
+    with Live(render(job, _now()), console=Console()) as live:
+        while not is_finished(job):
+            await asyncio.sleep(1)
+            job = await cluster.api.get(JOBS, key)
+            live.update(render(job, _now()))
+    return job
+
+
+@click.command()
+@click.argument("name", callback=label)
+@click.option("--tail", default=200, show_default=True, help="Number of lines from the end.")
+@click.option("--follow", "-f", is_flag=True, help="Stream new output.")
+@connection_options
+def logs(name: str, tail: int, follow: bool) -> None:
+    """Print the output of a job's trainer. Once its pods are gone, print the log beside the job's output."""
+
+    async def find(cluster: Cluster) -> list[str] | str:
+        key = Key(cluster.namespace, name)
+        head = await running_head(cluster.api, key)
+        if head is None:
+            return await stored_log(cluster.api, key, tail, list(cluster.kubectl))
+        pod, file = head
+        command = [*cluster.kubectl, "exec", "-n", cluster.namespace, pod, "-c", "ray-head", "--"]
+        return [*command, "tail", "-n", str(tail), *["-f"] * follow, file]
+
+    found = run(find)
+    if isinstance(found, str):
+        click.echo(found, nl=False)
+        return
+    sys.exit(stream(found))
+
+
+@click.command()
+@click.argument("name", callback=label)
+@connection_options
+def events(name: str) -> None:
+    """List the events of a job."""
+
+    async def show(cluster: Cluster) -> None:
+        selector = f"involvedObject.name={name},involvedObject.kind={JOBS.kind}"
+        found = await cluster.api.request("GET", EVENTS.path(cluster.namespace), query={"fieldSelector": selector})
+        if found["items"]:
+            Console().print(event_rows(found["items"], _now()))
+        else:
+            click.echo(f"No events found for {name} in {cluster.namespace} namespace.", err=True)
+
+    run(show)
+
+
+@click.command()
+@click.argument("name", callback=label)
+@click.option("--out", type=click.Path(path_type=Path), help="Destination folder. Defaults to the job's name.")
+@connection_options
+def images(name: str, out: Path | None) -> None:
+    """Fetch the images and the report of a published job."""
+
+    async def copy(cluster: Cluster) -> list[Path]:
+        key = Key(cluster.namespace, name)
+        return await fetch(cluster.api, key, out or Path(name), list(cluster.kubectl))
+
+    for path in run(copy):
+        click.echo(path)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
