@@ -7,6 +7,8 @@ from dreambooth_operator.machinery.resources import Resource
 
 GROUP, _, _VERSION = API_VERSION.partition("/")
 JOBS = Resource(GROUP, _VERSION, "dreamboothjobs", KIND)
+QUALIFIED_KIND = f"{KIND.lower()}.{GROUP}"
+"""How kubectl names a kind in its messages."""
 RUNTIMES = Resource(GROUP, _VERSION, "dreamboothruntimes", RUNTIME_KIND)
 RAY_JOBS = Resource("ray.io", "v1", "rayjobs", "RayJob")
 RAY_CLUSTERS = Resource("ray.io", "v1", "rayclusters", "RayCluster")

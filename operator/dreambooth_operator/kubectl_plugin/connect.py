@@ -47,6 +47,11 @@ def label(_context: click.Context, _parameter: click.Parameter, value: str) -> s
     return value
 
 
+def optional_label(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Validate a name that may be left out."""
+    return None if value is None else label(context, parameter, value)
+
+
 def labels(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
     """Validate several names."""
     return tuple(label(context, parameter, name) for name in value)

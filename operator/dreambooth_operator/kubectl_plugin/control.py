@@ -1,12 +1,16 @@
-"""Commands that change a job: suspend and resume."""
+"""Commands that change jobs: suspend, resume and delete."""
 
 from __future__ import annotations
 
+import asyncio
+import sys
+
 import click
 
-from dreambooth_operator.kubectl_plugin.connect import Cluster, connection_options, label, run
-from dreambooth_operator.machinery.resources import Key
-from dreambooth_operator.resources import JOBS
+from dreambooth_operator.kubectl_plugin.connect import Cluster, connection_options, label, labels, run
+from dreambooth_operator.machinery.client import ApiError
+from dreambooth_operator.machinery.resources import Key, part
+from dreambooth_operator.resources import JOBS, QUALIFIED_KIND
 
 
 @click.command()
@@ -25,6 +29,45 @@ def resume(name: str) -> None:
     """Resume a suspended job from its last checkpoint."""
     namespace = _set_suspend(name, to=False)
     click.echo(f"{name} is resumed; to watch it, run kubectl dreambooth status {name} -n {namespace} --watch")
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", callback=labels)
+@click.option("--wait", is_flag=True, help="Wait until the jobs are gone, and their data with deletionPolicy Delete.")
+@connection_options
+def delete(names: tuple[str, ...], wait: bool) -> None:
+    """Delete jobs. Their data are deleted too if `spec.output.deletionPolicy` is Delete."""
+
+    async def remove(cluster: Cluster) -> int:
+        removed: list[tuple[Key, str]] = []
+        for name in names:
+            key = Key(cluster.namespace, name)
+            try:
+                uid = part(await cluster.api.get(JOBS, key), "metadata").get("uid", "")
+            except ApiError as error:
+                if not error.is_not_found:
+                    raise
+                click.echo(f"Error: job {name} does not exist in {cluster.namespace} namespace", err=True)
+                continue
+            await cluster.api.delete(JOBS, key, uid=uid)
+            click.echo(f'{QUALIFIED_KIND} "{name}" deleted from {cluster.namespace} namespace')
+            removed.append((key, uid))
+        for key, uid in removed if wait else ():
+            await _until_gone(cluster, key, uid)
+        return len(names) - len(removed)
+
+    if run(remove):
+        sys.exit(1)
+
+
+async def _until_gone(cluster: Cluster, key: Key, uid: str) -> None:
+    """Wait until the job of that uid is gone. A job that was created again under its name is another one."""
+    try:
+        while part(await cluster.api.get(JOBS, key), "metadata").get("uid") == uid:
+            await asyncio.sleep(1)
+    except ApiError as error:
+        if not error.is_not_found:
+            raise
 
 
 def _set_suspend(name: str, *, to: bool) -> str:

@@ -1,0 +1,152 @@
+"""Command that waits for a condition or a phase of a job, or for its deletion, with the options of `kubectl wait`."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from dataclasses import dataclass
+
+import click
+
+from dreambooth_api.status import Phase, printable
+from dreambooth_operator.kubectl_plugin.connect import Cluster, connection_options, label, run
+from dreambooth_operator.kubectl_plugin.render import is_finished
+from dreambooth_operator.machinery.client import ApiError
+from dreambooth_operator.machinery.resources import Json, Key, part, parts
+from dreambooth_operator.resources import JOBS, QUALIFIED_KIND
+
+_POLL_SECONDS = 1
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to wait for.
+
+    Attributes:
+        kind: condition, phase or delete.
+        name: the condition's type, or the phase.
+        status: status that the condition must have.
+    """
+
+    kind: str
+    name: str = ""
+    status: str = "true"
+
+
+def parse_wanted(text: str) -> Wanted:
+    """Parse the value of --for. Case of names is ignored, as in kubectl. Pure.
+
+    Raises:
+        ValueError: it is none of the forms.
+    """
+    kind, _, rest = text.partition("=")
+    name, _, status = rest.partition("=")
+    if text == "delete":
+        return Wanted("delete")
+    if kind == "condition" and name:
+        return Wanted(kind, name.lower(), (status or "true").lower())
+    phases = {phase.lower() for phase in Phase}
+    if kind == "phase" and rest.lower() in phases:
+        return Wanted(kind, rest.lower())
+    raise ValueError(
+        f"{text!r} is none of condition=TYPE, condition=TYPE=STATUS, phase=PHASE, delete; "
+        f"for example condition=Succeeded. Phases: {', '.join(Phase)}"
+    )
+
+
+def is_met(job: Json, wanted: Wanted) -> bool:
+    """Whether a job has the condition or the phase. Pure."""
+    status = part(job, "status")
+    if wanted.kind == "phase":
+        return str(status.get("phase", "")).lower() == wanted.name
+    return any(
+        (str(c.get("type")).lower(), str(c.get("status")).lower()) == (wanted.name, wanted.status)
+        for c in parts(status, "conditions")
+    )
+
+
+def parse_seconds(text: str) -> int:
+    """Seconds of a duration such as 30s, 5m or 1h30m. Pure.
+
+    Raises:
+        ValueError: it is not a duration.
+    """
+    match = _DURATION.fullmatch(text)
+    if not match or not text:
+        raise ValueError(f"{text!r} is not a duration; write, for example, 30s, 5m or 1h30m")
+    hours, minutes, seconds = (int(number or 0) for number in match.groups())
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def _parsed_for(_context: click.Context, _parameter: click.Parameter, value: str) -> Wanted:
+    try:
+        return parse_wanted(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _parsed_timeout(_context: click.Context, _parameter: click.Parameter, value: str) -> int:
+    try:
+        return parse_seconds(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@click.command()
+@click.argument("name", callback=label)
+@click.option(
+    "--for",
+    "wanted",
+    required=True,
+    metavar="condition=TYPE|phase=PHASE|delete",
+    callback=_parsed_for,
+    help="What to wait for. A condition may have a status: condition=Queued=False.",
+)
+@click.option(
+    "--timeout",
+    metavar="DURATION",
+    default="30s",
+    show_default=True,
+    callback=_parsed_timeout,
+    help="How long to wait, for example 30s, 5m or 2h. 0 checks once.",
+)
+@connection_options
+def wait(name: str, wanted: Wanted, timeout: int) -> None:
+    """Wait for a condition or a phase of a job, or for its deletion.
+
+    Exit code 1 if the time is over, or if the job has finished otherwise, so that waiting cannot succeed any more.
+    """
+    run(lambda cluster: wait_for(cluster, Key(cluster.namespace, name), wanted, timeout))
+    click.echo(f"{QUALIFIED_KIND}/{name} condition met")
+
+
+async def wait_for(cluster: Cluster, key: Key, wanted: Wanted, seconds: float) -> None:
+    """Wait until `wanted` is met.
+
+    Raises:
+        click.ClickException: it was not met in time, or cannot be met any more.
+        ApiError: the job does not exist, or the API server returned another error.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        job = await _get(cluster, key) if wanted.kind == "delete" else await cluster.api.get(JOBS, key)
+        if job is None or (wanted.kind != "delete" and is_met(job, wanted)):
+            return
+        phase, message = part(job, "status").get("phase", "Pending"), part(job, "status").get("message", "")
+        state = printable(f"phase {phase}: {message}" if message else f"phase {phase}")
+        if wanted.kind != "delete" and is_finished(job) and not part(job, "metadata").get("deletionTimestamp"):
+            raise click.ClickException(f"job {key.name} has finished without reaching it; {state}")
+        if time.monotonic() >= deadline:
+            raise click.ClickException(f"timed out waiting for job {key.name}; {state}; to wait longer, set --timeout")
+        await asyncio.sleep(min(_POLL_SECONDS, max(0, deadline - time.monotonic())))
+
+
+async def _get(cluster: Cluster, key: Key) -> Json | None:
+    try:
+        return await cluster.api.get(JOBS, key)
+    except ApiError as error:
+        if error.is_not_found:
+            return None
+        raise
