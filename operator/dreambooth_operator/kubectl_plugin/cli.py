@@ -6,11 +6,12 @@ import click
 
 from dreambooth_operator.kubectl_plugin.connect import connection_options
 from dreambooth_operator.kubectl_plugin.control import delete, resume, suspend
+from dreambooth_operator.kubectl_plugin.create import create
 from dreambooth_operator.kubectl_plugin.listing import list_jobs
 from dreambooth_operator.kubectl_plugin.show import events, images, logs, status
 from dreambooth_operator.kubectl_plugin.wait import wait
 
-COMMANDS = (delete, events, images, list_jobs, logs, resume, status, suspend, wait)
+COMMANDS = (create, delete, events, images, list_jobs, logs, resume, status, suspend, wait)
 ALIASES = {"get": "list"}
 
 

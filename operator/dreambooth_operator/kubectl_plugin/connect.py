@@ -84,6 +84,11 @@ def connection_options(command: Command) -> Command:
     return command
 
 
+def selected_namespace() -> str:
+    """The namespace of the option; empty without it."""
+    return click.get_current_context().meta.get(_META, {}).get("namespace", "")
+
+
 def run(body: Callable[[Cluster], Coroutine[Any, Any, T]]) -> T:
     """Run `body` with the connection that the options select.
 
@@ -103,6 +108,8 @@ def run(body: Callable[[Cluster], Coroutine[Any, Any, T]]) -> T:
 
     try:
         return asyncio.run(connected())
+    except click.ClickException as error:
+        raise click.ClickException(printable(error.message)) from error
     except KubeconfigError as error:
         raise click.ClickException(printable(str(error))) from error
     except ApiError as error:

@@ -1,0 +1,122 @@
+"""Command that creates a job from a folder of photos."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import yaml
+
+from dreambooth_api.errors import UserError
+from dreambooth_api.status import printable
+from dreambooth_api.uris import BUILTIN, is_url
+from dreambooth_operator.kubectl_plugin.connect import Cluster, connection_options, label, run, selected_namespace
+from dreambooth_operator.kubectl_plugin.objects import (
+    explain_too_large,
+    job_object,
+    owned_by,
+    photos_name,
+    photos_object,
+)
+from dreambooth_operator.kubectl_plugin.photos import Packed, TooLargeError, pack
+from dreambooth_operator.kubectl_plugin.show import watch_job
+from dreambooth_operator.machinery.client import ApiError
+from dreambooth_operator.machinery.resources import CONFIG_MAPS, Json, Key, key_of, part
+from dreambooth_operator.resources import JOBS, QUALIFIED_KIND
+
+
+@click.command()
+@click.argument("name", callback=label)
+@click.option("--images", required=True, metavar="FOLDER", help="Folder of photos, or the URI of one: s3:// or gs://.")
+@click.option("--class", "class_", required=True, metavar="NOUN", help="Class noun of the subject, for example dog.")
+@click.option("--runtime", metavar="NAME", help="DreamBoothRuntime. Defaults to the one named default.")
+@click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="Field of spec: --set training.steps=200.")
+@click.option("--follow", is_flag=True, help="Show the job's status until it finishes. Exit code 1 if it fails.")
+@click.option(
+    "--dry-run",
+    type=click.Choice(["none", "client"]),
+    default="none",
+    show_default=True,
+    help="With client, nothing is sent to the cluster.",
+)
+@click.option("--output", "-o", type=click.Choice(["yaml", "json"]), help="Print the objects.")
+@connection_options
+def create(
+    name: str,
+    images: str,
+    class_: str,
+    runtime: str | None,
+    sets: tuple[str, ...],
+    follow: bool,
+    dry_run: str,
+    output: str | None,
+) -> None:
+    """Create a job from a folder of photos.
+
+    The photos are turned upright, shrunk, and stored without their metadata in the ConfigMap NAME-photos, which is
+    deleted with the job. It holds 1 MiB; if they do not fit, the command explains how to use a volume or a bucket.
+    """
+    remote = is_url(images) or images.startswith(BUILTIN)
+    source: Json = {"uri": images} if remote else {"configMap": {"name": photos_name(name)}}
+    key = Key(selected_namespace(), name)
+    try:
+        job = job_object(key, source, class_, runtime, sets)
+        photos = None if remote else pack(Path(images), part(job["spec"], "training").get("resolution"))
+    except UserError as error:
+        raise click.ClickException(printable(str(error))) from error
+    except TooLargeError as error:
+        raise click.ClickException(explain_too_large(error, name)) from error
+    except ImportError as error:
+        needs = "kubectl dreambooth create needs Pillow; run pip install 'dreambooth-operator[plugin]'"
+        raise click.ClickException(f"{needs}, or name a folder in a bucket with --images s3://") from error
+    objects = [*([photos_object(key, photos.files)] if photos else []), job]
+    if dry_run == "none":
+        objects = run(lambda cluster: _send(cluster, objects))
+    _report(name, photos, objects, output, " (dry run)" if dry_run == "client" else "")
+    if follow and dry_run == "none" and part(run(lambda c: watch_job(c, name)), "status").get("phase") == "Failed":
+        sys.exit(1)
+
+
+async def _send(cluster: Cluster, objects: Sequence[Json]) -> list[Json]:
+    """Create the photos, then the job, then the reference by which the photos are deleted with the job."""
+    *photos, job = ({**o, "metadata": {**o["metadata"], "namespace": cluster.namespace}} for o in objects)
+    try:
+        photos = [await cluster.api.create(CONFIG_MAPS, obj) for obj in photos]
+    except ApiError as error:
+        if not error.is_already_exists:
+            raise
+        name = job["metadata"]["name"]
+        remedy = f"delete the job that uses it with kubectl dreambooth delete {name}, or use another name"
+        raise click.ClickException(f"the ConfigMap {photos_name(name)} already exists; {remedy}") from error
+    try:
+        # Without validation, the API server drops fields that its CRD does not have.
+        path, query = JOBS.path(cluster.namespace), {"fieldValidation": "Strict"}
+        created = await cluster.api.request("POST", path, query=query, body=job)
+    except BaseException:
+        for obj in photos:
+            await cluster.api.delete(CONFIG_MAPS, key_of(obj), uid=obj["metadata"]["uid"])
+        raise
+    try:
+        photos = [await cluster.api.merge(CONFIG_MAPS, key_of(obj), owned_by(created)) for obj in photos]
+    except ApiError as error:
+        warning = f"Warning: the ConfigMap is not deleted with the job ({error.message}); delete it yourself"
+        click.echo(printable(warning), err=True)
+    return [*photos, created]
+
+
+def _report(name: str, photos: Packed | None, objects: Sequence[Json], output: str | None, suffix: str) -> None:
+    """Print what was created. The objects go to standard output, for kubectl; all else to standard error then."""
+    if photos:
+        count = f"{photos.count} photo{'s' * (photos.count != 1)}"
+        size = f"{count}, {photos.total:,} bytes, shorter side at most {photos.side} pixels"
+        click.echo(f"configmap/{photos_name(name)} created{suffix}: {size}", err=bool(output))
+    if output == "yaml":
+        click.echo(printable(yaml.safe_dump_all(objects, sort_keys=False)), nl=False)
+    elif output == "json":
+        listed = {"apiVersion": "v1", "kind": "List", "items": objects}
+        click.echo(printable(json.dumps(listed, indent=4)))
+    else:
+        click.echo(f"{QUALIFIED_KIND}/{name} created{suffix}")

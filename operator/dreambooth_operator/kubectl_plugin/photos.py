@@ -1,0 +1,194 @@
+"""Photos for a ConfigMap: upright, shrunk and recompressed, so that its 1 MiB holds them.
+
+Pillow is imported inside functions: only `create` needs it, and it is in the extra `plugin`.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dreambooth_api.errors import UserError, ValidationIssue
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_BYTES = 2**20
+"""Sum of the values of a ConfigMap, limited by the API server."""
+MAX_FILE_BYTES = 64 * 2**20
+MAX_FILES = 100
+# Shorter sides in pixels and JPEG qualities, best first. Models are trained at 512 to 1024 pixels.
+_SIDES = (1024, 768, 512)
+_QUALITIES = (95, 90, 85)
+# JPEG would damage images whose features are as small as its blocks, as the embedded base model's are.
+_LOSSLESS_SIDE = 128
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF")
+_ANIMATED = {"GIF", "WEBP", "PNG", "AVIF", "TIFF"}
+_EIGHT_BITS = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa"}
+_IGNORED = {".md", ".csv", ".yaml", ".yml", ".caption", ".npz", ".json", ".jsonl", ".xmp", ".aae", ".ini", ".db"}
+_INVALID_KEY = re.compile(r"[^-._a-zA-Z0-9]+")
+
+
+class TooLargeError(Exception):
+    """The photos do not fit into a ConfigMap.
+
+    Attributes:
+        count: number of photos.
+        total: their bytes, shrunk as far as is useful.
+    """
+
+    def __init__(self, count: int, total: int) -> None:
+        super().__init__(f"{count} photos have {total:,} bytes, more than {MAX_BYTES:,}")
+        self.count = count
+        self.total = total
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What a ConfigMap gets.
+
+    Attributes:
+        files: contents by valid key: images, and text files with captions.
+        count: number of images.
+        side: maximum length of the shorter side in pixels.
+    """
+
+    files: Mapping[str, bytes]
+    count: int
+    side: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of all files."""
+        return sum(map(len, self.files.values()))
+
+
+def pack(folder: Path, resolution: int | None = None) -> Packed:
+    """Prepare the images of a folder, and the captions beside them, at the best size and quality that fit.
+
+    Args:
+        resolution: side of the training images in pixels, if it is known. Photos are not made smaller.
+
+    Raises:
+        UserError: files cannot be used; all of them at once.
+        TooLargeError: they do not fit.
+        ImportError: Pillow is not installed.
+    """
+    sides = (resolution,) if resolution else _SIDES
+    images, captions = _read(folder, sides[0])
+    names = valid_keys([path.stem for path in images])
+    texts = {f"{names[path.stem]}.txt": content for path, content in captions.items()}
+    smallest = 0
+    for side in sides:
+        shrunk = [_shrink(image, side) for image in images.values()]
+        for quality in _QUALITIES:
+            encoded = [_encode(image, quality) for image in shrunk]
+            files = {f"{name}{suffix}": data for name, (suffix, data) in zip(names.values(), encoded, strict=True)}
+            packed = Packed({**files, **texts}, len(files), side)
+            if packed.total <= MAX_BYTES:
+                return packed
+            smallest = packed.total
+    raise TooLargeError(len(images), smallest)
+
+
+def valid_keys(stems: Sequence[str]) -> dict[str, str]:
+    """A key of a ConfigMap for each name without suffix: unique, without spaces and accents. Pure."""
+    keys: dict[str, str] = {}
+    for stem in stems:
+        base = _INVALID_KEY.sub("-", stem).strip("-.")[:200] or "photo"
+        key, number = base, 2
+        while key.lower() in {other.lower() for other in keys.values()}:
+            key, number = f"{base}-{number}", number + 1
+        keys[stem] = key
+    return keys
+
+
+def _read(folder: Path, side: int) -> tuple[dict[Path, Image.Image], dict[Path, bytes]]:
+    """Upright images by path, with a shorter side of at most `side`, and captions by the path of their image."""
+    if not folder.is_dir():
+        rule = "is not a folder"
+        raise UserError(ValidationIssue(f"--images {folder}", None, rule, "name the folder with 3-5 photos"))
+    files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
+    texts = {f.stem: f for f in files if f.suffix.lower() == ".txt"}
+    candidates = [f for f in files if f.suffix.lower() not in {*_IGNORED, ".txt"}]
+    if len(candidates) > MAX_FILES:
+        raise TooLargeError(len(candidates), sum(file.stat().st_size for file in candidates))
+    images: dict[Path, Image.Image] = {}
+    issues: list[ValidationIssue] = []
+    for file in candidates:
+        if any(file.stem == other.stem for other in images):
+            rule = "has the name of another image, apart from its suffix"
+            issues.append(ValidationIssue(file.name, None, rule, "rename one of them"))
+            continue
+        try:
+            images[file] = _shrink(_open(file, side), side)
+        except UserError as error:
+            issues += error.issues
+    if not candidates:
+        rule = "contains no images"
+        issues.append(ValidationIssue(f"--images {folder}", None, rule, "add 3-5 photos of the subject"))
+    if issues:
+        raise UserError(issues)
+    return images, {image: texts[image.stem].read_bytes() for image in images if image.stem in texts}
+
+
+def _open(file: Path, side: int) -> Image.Image:
+    """Decode an image and turn it upright. A color profile is kept, other metadata are not."""
+    from PIL import Image, ImageOps
+
+    if file.stat().st_size > MAX_FILE_BYTES:
+        rule = f"has more than {MAX_FILE_BYTES // 2**20} MiB"
+        raise UserError(ValidationIssue(file.name, None, rule, "reduce its size"))
+    try:
+        image = Image.open(file, formats=_FORMATS)
+        animated = image.format in _ANIMATED and getattr(image, "is_animated", False)
+        if not animated and image.mode in _EIGHT_BITS:
+            image.draft(None, (2 * side, 2 * side))  # decodes large JPEG files at a reduced scale
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # decoders raise many types: OSError, SyntaxError, struct.error, DecompressionBombError
+        rule = f"is not an image that can be read ({type(error).__name__})"
+        remedy = "export it as JPEG or PNG (HEIC photos too), or remove the file"
+        raise UserError(ValidationIssue(file.name, None, rule, remedy)) from error
+    rule = "is an animation" if animated else f"has {image.mode} pixels, not 8-bit color"
+    raise UserError(ValidationIssue(file.name, None, rule, "save it as a single 8-bit JPEG or PNG"))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """The image on white, with the profile of its colors if that still applies."""
+    from PIL import Image
+
+    profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA") else None
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    image.info = {"icc_profile": profile} if profile else {}
+    return image
+
+
+def _shrink(image: Image.Image, side: int) -> Image.Image:
+    """Scale an image down so that its shorter side has at most `side` pixels."""
+    from PIL import Image
+
+    scale = side / min(image.size)
+    if scale >= 1:
+        return image
+    size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
+    shrunk = image.resize(size, Image.Resampling.LANCZOS)
+    shrunk.info = dict(image.info)
+    return shrunk
+
+
+def _encode(image: Image.Image, quality: int) -> tuple[str, bytes]:
+    """Suffix and content of an image file."""
+    buffer, profile = io.BytesIO(), image.info.get("icc_profile")
+    if min(image.size) <= _LOSSLESS_SIDE:
+        image.save(buffer, "PNG", optimize=True, icc_profile=profile)
+        return ".png", buffer.getvalue()
+    # Colors at full resolution: reduced ones would be learned too.
+    image.save(buffer, "JPEG", quality=quality, optimize=True, subsampling=0, icc_profile=profile)
+    return ".jpg", buffer.getvalue()
