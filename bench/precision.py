@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dreambooth_trainer.families.registry import open_family
+from dreambooth_trainer.methods.base import Learner
 from dreambooth_trainer.sprites import WEIGHTS
 from dreambooth_trainer.sprites.examples import example_images
 from dreambooth_trainer.training.batches import DeterministicSampler
@@ -44,7 +45,8 @@ def load_data() -> tuple[DreamBoothModule, TrainingData]:
         images = [Image.fromarray(image) for image in example_images(subject)]
         ranges, prompts = torch.tensor([[0, len(images)]]), torch.zeros(len(images), dtype=torch.long)
         kinds.append(EncodedImages(stage.encode_images(images), stage.encode_prompts([prompt]), ranges, prompts))
-    return DreamBoothModule(stage, {"unet": stage.modules["unet"]}, 1.0), TrainingData(*kinds)
+    learner = Learner({"unet": stage.modules["unet"]}, [])  # the optimizers are made here
+    return DreamBoothModule(stage, learner, 1.0), TrainingData(*kinds)
 
 
 def batches(module: DreamBoothModule, data: TrainingData, seed: int) -> Callable[[int], Batch]:

@@ -21,6 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.families.stable_diffusion import StableDiffusionStage
+from dreambooth_trainer.methods.full import Full
 from dreambooth_trainer.planning.plan import Plan, fill_defaults
 from dreambooth_trainer.training import plain_engine
 from dreambooth_trainer.training.cache import EncodedImages, TrainingData
@@ -118,7 +119,7 @@ def trainer_step(unet: UNet2DConditionModel, plan: Plan, latent_side: int) -> Ca
 
     data = TrainingData(encoded(), encoded())
     stage = StableDiffusionStage({"unet": unet}, mock.Mock(), DDPMScheduler())
-    module = DreamBoothModule(stage, {"unet": unet}, 1.0)
+    module = DreamBoothModule(stage, Full().prepare(stage, plan, {}), 1.0)
     with mock.patch.object(plain_engine, "build_module", return_value=module):
         engine = plain_engine.PlainEngine(plan, None)
     steps = iter(range(10**6))

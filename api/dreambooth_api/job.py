@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, create_model, mode
 from pydantic.alias_generators import to_camel
 
 from dreambooth_api.fields import DNS_LABEL, UID, ObjectName, Quantity, Strict, Template, VolumeClaim, rule_error
+from dreambooth_api.methods import ADAPTER_METHODS
 from dreambooth_api.metrics import METRICS
 from dreambooth_api.subject import (
     MAX_SUBJECTS,
@@ -112,8 +113,8 @@ class Output(Strict):
         min_length=1,
         max_length=3,
         description="Formats to publish: diffusers is a folder and safetensors a single file of the complete model; "
-        "lora is the adapter, which only method LoRA trains. Defaults to [lora] for LoRA, and to "
-        "[diffusers, safetensors] for Full.",
+        f"lora is the adapter of method {' or '.join(ADAPTER_METHODS)}. Defaults to [lora] for methods with an "
+        "adapter, and to [diffusers, safetensors] for Full.",
     )
     keep_checkpoints: bool = Field(
         default=False, description="Whether to keep the training checkpoints after publishing."
@@ -346,8 +347,8 @@ class JobSpec(Strict):
         return self
 
     @model_validator(mode="after")
-    def _only_lora_trains_an_adapter(self) -> Self:
-        if "lora" in (self.output.formats or ()) and self.training.method != "LoRA":
+    def _adapters_are_of_methods_that_train_them(self) -> Self:
+        if "lora" in (self.output.formats or ()) and not self.training.traits.adapter:
             rule = f"contains lora, but training.method is {self.training.method}, which trains no adapter"
             raise rule_error("output.formats", rule, "remove lora, or set training.method: LoRA")
         return self

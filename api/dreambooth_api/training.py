@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Literal, Self, cast
 
 from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic.alias_generators import to_camel
 
 from dreambooth_api.deepspeed_keys import describe_issues, invalid_values, reserved_keys, unknown_keys
 from dreambooth_api.fields import Strict, rule_error
+from dreambooth_api.methods import MEMBERS, METHODS, MethodTraits, methods_with
 from dreambooth_api.nesting import MAX_DEPTH, is_deeper
 from dreambooth_api.uris import BUILTIN_SPRITES
 
@@ -29,7 +31,7 @@ class TextEncoder(Strict):
 
 
 class Lora(Strict):
-    """Settings of method LoRA."""
+    """Low-rank adapters."""
 
     rank: int = Field(default=16, ge=1, le=1024, description="Rank of the low-rank update.")
     alpha: float | None = Field(
@@ -85,7 +87,9 @@ class Training(Strict):
 
     method: Literal["Full", "LoRA"] = Field(
         default="Full",
-        description="Fine-tuning method: Full trains all weights of the denoiser, LoRA trains low-rank adapters.",
+        description="Fine-tuning method. "
+        + "; ".join(f"{name} {traits.description}" for name, traits in METHODS.items())
+        + ".",
     )
     steps: int | None = Field(
         default=None,
@@ -166,7 +170,9 @@ class Training(Strict):
         description="Whether to compile the denoiser with torch.compile. Auto compiles on a single GPU if the run is "
         "long enough to repay the compilation.",
     )
-    lora: Lora = Field(default_factory=Lora, description="Settings of method LoRA.")
+    lora: Lora | None = Field(
+        default=None, description=f"Settings of the adapters, for method {' or '.join(methods_with('lora'))}."
+    )
     deepspeed: DeepSpeed = Field(default_factory=DeepSpeed, description="DeepSpeed ZeRO settings.")
     checkpoint_every_steps: int | None = Field(
         default=None,
@@ -174,6 +180,26 @@ class Training(Strict):
         description="Number of steps between checkpoints, in addition to one every ten minutes.",
     )
     seed: int = Field(default=0, ge=0, lt=2**31, description="Seed for noise, data order and timesteps.")
+
+    @property
+    def traits(self) -> MethodTraits:
+        """What the method trains and publishes."""
+        return METHODS[self.method]
+
+    @property
+    def adapters(self) -> Lora:
+        """Settings of the adapters, with defaults."""
+        return self.lora or Lora()
+
+    @model_validator(mode="after")
+    def _only_members_of_the_method(self) -> Self:
+        for name in MEMBERS:
+            if name not in self.traits.members and getattr(self, name) is not None:
+                at = to_camel(name)
+                methods = " or ".join(methods_with(name))
+                rule = f"does not apply to method {self.method}"
+                raise rule_error(at, rule, f"remove {at}, or set method: {methods}")
+        return self
 
     @model_validator(mode="after")
     def _within_steps(self) -> Self:

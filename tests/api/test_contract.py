@@ -8,14 +8,18 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from dreambooth_api import environment, uris
 from dreambooth_api.job import API_VERSION
+from dreambooth_api.methods import MEMBERS, METHODS
 from dreambooth_api.progress import parse_message
 from dreambooth_api.status import TrainerPhase
+from dreambooth_api.training import Training
+from dreambooth_trainer.methods.registry import REGISTRY
+from dreambooth_trainer.planning.defaults import PAPER, SPRITES
 from dreambooth_trainer.runner import PHASES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,3 +116,11 @@ def test_the_contract_imports_pydantic_and_the_standard_library_only() -> None:
             modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for module in modules:
                 assert module.partition(".")[0] in allowed, f"{path}: {module}"
+
+
+def test_every_method_of_the_api_has_traits_and_an_implementation() -> None:
+    names = set(get_args(Training.model_fields["method"].annotation))
+    assert names == set(METHODS) == set(REGISTRY)
+    assert set(MEMBERS) < set(Training.model_fields)
+    for defaults in (PAPER, SPRITES):
+        assert set(defaults.learning_rates) == names

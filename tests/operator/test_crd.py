@@ -83,6 +83,9 @@ INVALID = {
     ),
     "two outputs": ("spec.output.pvc", {"claimName": "models"}, "set only one of uri and pvc"),
     "an adapter of method Full": ("spec.output.formats", ["lora"], "remove lora, or set training.method: LoRA"),
+    "settings of another method": (
+        "spec.training", {"lora": {"rank": 4}}, "lora does not apply to this method: remove lora, or set method: LoRA",
+    ),
     "a local output": ("spec.output.uri", "out/dog", "for a volume, set pvc: {claimName: ...}"),
     "maxWorkers less than minWorkers": (
         "spec.cluster.elastic", {"minWorkers": 4, "maxWorkers": 2}, "maxWorkers must not be less than minWorkers",
@@ -167,7 +170,8 @@ SUBJECT = {"images": {"uri": "s3://b/dog"}, "class": "dog"}
 SAME_JOBS: list[dict[str, Any]] = [
     {},
     {"training": {}},
-    {"training": {"deepspeed": {"stage": "2"}, "lora": {"rank": 4}, "textEncoder": {"train": True}}},
+    {"training": {"deepspeed": {"stage": "2"}, "textEncoder": {"train": True}}},
+    {"training": {"method": "LoRA", "lora": {"rank": 4}}},
     {"priorPreservation": {"enabled": False, "sampler": {"steps": 5}}},
     {"evaluation": {"thresholds": {"dino": 0.5}, "encoders": {"clip": "a/b"}}},
     {"output": {"pvc": {"claimName": "models"}}},

@@ -10,12 +10,13 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from randomtraining import random_result
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from test_plan import make_plan
 
 from dreambooth_api.errors import UserError
 from dreambooth_api.job import BaseModelRef
-from dreambooth_api.training import Training
 from dreambooth_trainer.families.base import AdapterInfo, Stage
 from dreambooth_trainer.families.ddpm import loss_target
 from dreambooth_trainer.families.identifiers import rare_identifier
@@ -26,6 +27,7 @@ from dreambooth_trainer.sprites.examples import EXAMPLES, example_images
 
 pytestmark = pytest.mark.trainer
 
+LORA = {"method": "LoRA", "lora": {"rank": 4, "alpha": 10}}
 INFO = AdapterInfo("my-dog", "stable-diffusion-v1-5", "a sks dog", 512)
 
 
@@ -218,21 +220,22 @@ def test_the_text_encoder_of_stable_diffusion_2_has_the_names_of_openclip(make_m
 
 def test_lora_starts_as_the_base_model_and_merges_into_it(tiny_model: Path) -> None:
     family, method = open_family(tiny_model), open_method("LoRA")
-    training = Training.model_validate({"method": "LoRA", "lora": {"rank": 4}})
+    plan = make_plan({"training": {"method": "LoRA", "lora": {"rank": 4}}})
     stage = open_all(tiny_model)
     unet, text = stage.modules["unet"], stage.encode_prompts(["a dog"])["text_embeds"]
     noisy = torch.randn(1, 4, 8, 8)
     with torch.no_grad():
         before = predict(unet, noisy, text)
         names = set(unet.state_dict())
-        method.prepare(unet, training, family.lora_target_modules()["unet"])
+        stage.modules = {"unet": unet}
+        method.prepare(stage, plan, family.lora_target_modules())
         torch.testing.assert_close(predict(unet, noisy, text), before)
         trained = {name: p + 0.05 for name, p in unet.named_parameters() if p.requires_grad}
         assert 0 < sum(p.numel() for p in trained.values()) < sum(p.numel() for p in unet.parameters()) / 2
         unet.load_state_dict(trained, strict=False)
         adapted = predict(unet, noisy, text)
         assert (adapted - before).abs().max() > 1e-3
-        merged = method.restore(unet, trained, training)
+        merged = method.result(stage, plan, {"unet": trained}).modules["unet"]
         assert set(merged.state_dict()) == names
         torch.testing.assert_close(predict(merged, noisy, text), adapted, atol=1e-4, rtol=1e-3)
 
@@ -242,21 +245,9 @@ def test_lora_starts_as_the_base_model_and_merges_into_it(tiny_model: Path) -> N
 def test_the_adapter_on_the_base_model_generates_the_same_images_as_the_merged_model(
     tiny_model: Path, trained: tuple[str, ...], tmp_path: Path
 ) -> None:
-    family, method = open_family(tiny_model), open_method("LoRA")
-    training = Training.model_validate({"method": "LoRA", "lora": {"rank": 4, "alpha": 10}})
-    modules = family.open(tiny_model, ("unet", "text_encoder")).modules
-    generator, adapters = torch.Generator().manual_seed(1), {}
-    for component in trained:
-        method.prepare(modules[component], training, family.lora_target_modules()[component])
-        weights = {
-            name: 0.1 * torch.randn(p.shape, generator=generator)
-            for name, p in modules[component].named_parameters()
-            if p.requires_grad
-        }
-        adapters[component] = method.adapter(modules[component], weights)
-        modules[component] = method.restore(modules[component], weights, training)
-    family.save(tiny_model, modules, tmp_path)
-    family.save_adapter(adapters, tmp_path)
+    family, result = open_family(tiny_model), random_result(tiny_model, LORA, trained)
+    family.save(tiny_model, result.modules, tmp_path)
+    family.save_adapter(result.adapters, tmp_path)
     # A published folder can also contain these files.
     family.save_single_file(tmp_path, tmp_path / "a-dog-merged.safetensors")
     family.save_kohya_adapter(tmp_path, tmp_path / "a-dog.safetensors", INFO)
@@ -287,16 +278,9 @@ def test_the_adapter_on_the_base_model_generates_the_same_images_as_the_merged_m
 def test_the_kohya_adapter_has_the_names_and_the_metadata_that_other_tools_read(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    family, method = open_family(tiny_model), open_method("LoRA")
-    training = Training.model_validate({"method": "LoRA", "lora": {"rank": 4, "alpha": 10}})
-    modules, adapters = family.open(tiny_model, ("unet", "text_encoder")).modules, {}
-    for component, module in modules.items():
-        method.prepare(module, training, family.lora_target_modules()[component])
-        trained = {name: weights for name, weights in module.named_parameters() if weights.requires_grad}
-        adapters[component] = method.adapter(module, trained)
-        method.restore(module, trained, training)
-    family.save(tiny_model, modules, tmp_path)
-    family.save_adapter(adapters, tmp_path)
+    family, result = open_family(tiny_model), random_result(tiny_model, LORA, ("unet", "text_encoder"))
+    family.save(tiny_model, result.modules, tmp_path)
+    family.save_adapter(result.adapters, tmp_path)
     family.save_kohya_adapter(tmp_path, tmp_path / "my-dog.safetensors", INFO)
     with safe_open(tmp_path / "my-dog.safetensors", "pt") as file:
         names, metadata = set(file.keys()), file.metadata()

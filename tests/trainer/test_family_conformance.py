@@ -12,14 +12,13 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
+from randomtraining import random_result
 from safetensors import safe_open
 from test_plan import make_plan
 from torch import Tensor
 
-from dreambooth_api.training import Training
 from dreambooth_trainer.families.base import AdapterInfo, Family, trained_modules
 from dreambooth_trainer.families.registry import open_family
-from dreambooth_trainer.methods.registry import open_method
 from dreambooth_trainer.models.files import ADAPTER_FILE
 from dreambooth_trainer.phases.encode import encode
 from dreambooth_trainer.phases.train import save_trained_model
@@ -27,12 +26,13 @@ from dreambooth_trainer.store.folder import JobFolder
 from dreambooth_trainer.training.cache import load_data
 from dreambooth_trainer.training.loop import run_step
 from dreambooth_trainer.training.memory_count import count_size
+from dreambooth_trainer.training.module import prepare_module
 from dreambooth_trainer.training.plain_engine import PlainEngine
 
 pytestmark = [pytest.mark.trainer, pytest.mark.usefixtures("one_thread")]
 
 PROMPTS = ["a sks dog", "a dog", "a dog on the beach"]
-LORA = Training.model_validate({"method": "LoRA", "lora": {"rank": 4, "alpha": 10}})
+LORA = {"method": "LoRA", "lora": {"rank": 4, "alpha": 10}}
 
 
 def sd_prediction(pipeline: Any, noisy: Tensor, timesteps: Tensor) -> Tensor:
@@ -115,9 +115,9 @@ def test_trained_text_encoders_give_the_loss_of_cached_embeddings(model: Path, i
 def test_every_module_with_lora_layers_learns(model: Path, images: list[Image.Image]) -> None:
     family, stage = open_all(model)
     names = trained_modules(family, text_encoders=True)
-    for part in names:
-        open_method("LoRA").prepare(stage.modules[part], LORA, family.lora_target_modules()[part])
     examples = stage.encode_images(images) | stage.encode_prompts(PROMPTS, family.text_encoders)
+    plan = make_plan({"model": {"id": str(model)}, "training": {**LORA, "textEncoder": {"train": True}}})
+    prepare_module(plan, family, stage)
     noise = random_noise(stage.noise_shapes(examples))
     stage.loss(stage.modules, examples, noise, torch.tensor([0.1, 0.5, 0.9])).sum().backward()
     for part in names:
@@ -147,21 +147,11 @@ def draw(model: Path | Any, adapter: Path | None = None) -> np.ndarray:
 
 
 def test_plain_diffusers_draws_the_same_with_every_published_format(name: str, model: Path, tmp_path: Path) -> None:
-    family, method = open_family(model), open_method("LoRA")
-    modules = family.open(model, trained_modules(family, text_encoders=True)).modules
-    generator, adapters = torch.Generator().manual_seed(1), {}
-    for part, module in modules.items():
-        method.prepare(module, LORA, family.lora_target_modules()[part])
-        weights = {
-            key: 0.1 * torch.randn(p.shape, generator=generator)
-            for key, p in module.named_parameters()
-            if p.requires_grad
-        }
-        adapters[part] = method.adapter(module, weights)
-        method.restore(module, weights, LORA)
+    family = open_family(model)
+    result = random_result(model, LORA, trained_modules(family, text_encoders=True))
     merged, kohya = tmp_path / "merged", tmp_path / "my-dog.safetensors"
-    family.save(model, modules, merged)
-    family.save_adapter({part: adapter for part, adapter in adapters.items() if adapter}, tmp_path)
+    family.save(model, result.modules, merged)
+    family.save_adapter(result.adapters, tmp_path)
     family.save_kohya_adapter(tmp_path_with_configs(tmp_path, merged), kohya, AdapterInfo("my-dog", "b", "a dog", 32))
     images = draw(merged)
     assert np.abs(draw(model) - images).max() > 10 / 255

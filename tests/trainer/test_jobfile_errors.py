@@ -120,6 +120,10 @@ ERRORS = {
         "spec.output.formats (line 9): contains lora, but training.method is Full, which trains no adapter; remove "
         "lora, or set training.method: LoRA",
     ),
+    "settings of another method": (
+        spec("training: {method: Full, lora: {rank: 4}}"),
+        "spec.training.lora (line 9): does not apply to method Full; remove lora, or set method: LoRA",
+    ),
     "output to the built-in subjects": (
         spec("output: {uri: 'builtin:sprites/dog'}"),
         "spec.output.uri (line 9): 'builtin:sprites/dog': must be a local folder, s3://bucket/folder or "

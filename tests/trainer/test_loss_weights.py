@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dreambooth_trainer.families.ddpm import loss_target, min_snr_weights
 from dreambooth_trainer.families.stable_diffusion import StableDiffusionStage
+from dreambooth_trainer.methods.base import Learner
 from dreambooth_trainer.training.module import Batch, DreamBoothModule
 
 
@@ -52,7 +53,7 @@ def test_instance_and_class_images_are_weighted_alike(prediction_type: str) -> N
 
     def losses(gamma: float | None) -> Tensor:
         stage = StableDiffusionStage({}, tokenizer, scheduler)
-        return DreamBoothModule(stage, {"unet": Zero()}, 0.5, gamma)(batch)
+        return DreamBoothModule(stage, Learner({"unet": Zero()}, []), 0.5, gamma)(batch)
 
     errors = loss_target(scheduler, latents, noise, timesteps).square().mean(dim=(1, 2, 3))
     weighted = errors * min_snr_weights(scheduler.alphas_cumprod[timesteps], 5.0, prediction_type)

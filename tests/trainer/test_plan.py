@@ -69,7 +69,7 @@ def test_models_other_than_the_embedded_one_get_the_defaults_of_the_paper() -> N
 
 def test_the_embedded_model_has_its_own_defaults() -> None:
     plan = make_plan()
-    assert (plan.steps, plan.learning_rate, plan.resolution) == (SPRITES.steps, SPRITES.learning_rate, 32)
+    assert (plan.steps, plan.learning_rate, plan.resolution) == (SPRITES.steps, SPRITES.learning_rates["Full"], 32)
     assert [(s.instance_prompt, s.class_prompt, s.noun) for s in plan.subjects] == [("a sks dog", "a dog", "sks dog")]
 
 
@@ -104,7 +104,7 @@ def test_the_plan_states_that_training_uses_fewer_class_images(wanted: int | Non
 
 
 @pytest.mark.parametrize(
-    ("model", "rate"), [(None, SPRITES.lora_learning_rate), ({"id": "some/model"}, 1e-4)], ids=["built-in", "other"]
+    ("model", "rate"), [(None, SPRITES.learning_rates["LoRA"]), ({"id": "some/model"}, 1e-4)], ids=["built-in", "other"]
 )
 def test_lora_has_its_own_default_learning_rate(model: dict | None, rate: float) -> None:
     lora = {"method": "LoRA", "textEncoder": {"train": True}}

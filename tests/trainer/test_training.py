@@ -323,12 +323,12 @@ def test_lora_trains_adapters_in_denoiser_and_text_encoder(runs: dict) -> None:
 
 
 def test_lora_trains_adapters_only_with_the_learning_rates_of_the_plan(tiny_model: Path) -> None:
-    from dreambooth_trainer.training.model import build_module, optimizer_groups
+    from dreambooth_trainer.training.model import build_module, build_optimizer
 
     plan = make_plan(tiny_model, **{**LORA, "textEncoder": {"train": True, "learningRate": 1e-5}})
     module = build_module(plan)
     names = {p: name for name, p in module.named_parameters()}
-    denoiser, text_encoder = optimizer_groups(plan, module)
+    denoiser, text_encoder = build_optimizer(plan, module).param_groups
     assert (denoiser["lr"], text_encoder["lr"]) == (1e-3, 1e-5)
     for group, prefix in ((denoiser, "trained.unet."), (text_encoder, "trained.text_encoder.")):
         found = [names[p] for p in group["params"]]

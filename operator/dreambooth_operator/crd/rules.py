@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic.alias_generators import to_camel
+
 from dreambooth_api.fields import MAX_IDENTIFIER_LENGTH
+from dreambooth_api.methods import ADAPTER_METHODS, MEMBERS, methods_with
 from dreambooth_api.metrics import METRICS
 from dreambooth_api.uris import BUILTIN, BUILTIN_SUBJECT, OBJECT_STORE, OBJECT_STORES
 
@@ -37,6 +40,15 @@ def _immutable(field: str) -> Rule:
         "rule": f"!({_STARTED}) || ({same})",
         "message": f"spec.{field} is immutable once the job has started: create another job, or change only "
         "spec.runPolicy",
+    }
+
+
+def _member(name: str) -> Rule:
+    """A field of `spec.training` belongs to some methods only: a union with discriminator `method`."""
+    field, methods = to_camel(name), methods_with(name)
+    return {
+        "rule": f"!has(self.{field}) || self.method in {list(methods)}",
+        "message": f"{field} does not apply to this method: remove {field}, or set method: {' or '.join(methods)}",
     }
 
 
@@ -118,8 +130,8 @@ JOB_RULES: dict[str, list[Rule]] = {
         },
         {
             "rule": "!has(self.output) || !has(self.output.formats) || !('lora' in self.output.formats) || "
-            "(has(self.training) && has(self.training.method) && self.training.method == 'LoRA')",
-            "message": "output.formats contains lora, and only method LoRA trains an adapter: remove lora, or set "
+            f"(has(self.training) && has(self.training.method) && self.training.method in {list(ADAPTER_METHODS)})",
+            "message": "output.formats contains lora, and training.method trains no adapter: remove lora, or set "
             "training.method: LoRA",
         },
     ],
@@ -143,6 +155,7 @@ JOB_RULES: dict[str, list[Rule]] = {
             "rule": "!has(self.checkpointEverySteps) || !has(self.steps) || self.checkpointEverySteps <= self.steps",
             "message": "checkpointEverySteps must not exceed steps, or no checkpoint is saved: decrease it",
         },
+        *(_member(name) for name in MEMBERS),
     ],
     "spec.evaluation": [
         {

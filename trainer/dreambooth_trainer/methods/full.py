@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from dreambooth_api.training import Training
+from dreambooth_trainer.methods.base import Learner, Result, Targets, Trainee, groups_by_module
+from dreambooth_trainer.planning.plan import Plan
 
 
 class Full:
-    """Trains all weights of a module."""
+    """Trains all weights of the modules."""
 
-    def prepare(self, module: nn.Module, training: Training, target_modules: Sequence[str]) -> None:
-        del training, target_modules
-        module.requires_grad_(True)
+    def prepare(self, stage: Trainee, plan: Plan, targets: Targets) -> Learner:
+        del targets
+        for module in stage.modules.values():
+            module.requires_grad_(True)
+        return Learner(stage.modules, groups_by_module(stage, plan))
 
-    def adapter(self, module: nn.Module, trained: Mapping[str, Tensor]) -> None:
-        del module, trained
-
-    def restore(self, module: nn.Module, trained: Mapping[str, Tensor], training: Training) -> nn.Module:
-        del training
-        module.load_state_dict(dict(trained))
-        return module
+    def result(self, stage: Trainee, plan: Plan, weights: Mapping[str, Mapping[str, Tensor]]) -> Result:
+        del plan
+        for name, trained in weights.items():
+            stage.modules[name].load_state_dict(dict(trained))
+        return Result({name: stage.modules[name] for name in weights})

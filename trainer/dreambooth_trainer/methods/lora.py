@@ -9,39 +9,52 @@ from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, inject_adapt
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from dreambooth_api.training import Training
+from dreambooth_api.training import Lora as Settings
+from dreambooth_trainer.methods.base import Learner, Result, Targets, Trainee, groups_by_module
+from dreambooth_trainer.planning.plan import Plan
 
 
 class Lora:
-    """Trains adapters of the LoRA target modules. `restore` merges them into the weights."""
+    """Trains adapters of the LoRA target modules. `result` merges them into the weights."""
 
-    def prepare(self, module: nn.Module, training: Training, target_modules: Sequence[str]) -> None:
-        module.requires_grad_(False)
-        rank = training.lora.rank
-        config = LoraConfig(
-            r=rank,
-            lora_alpha=training.lora.alpha or rank,  # pyright: ignore[reportArgumentType] - PEFT accepts any number
-            target_modules=list(target_modules),
-        )
-        inject_adapter_in_model(config, module)
+    def prepare(self, stage: Trainee, plan: Plan, targets: Targets) -> Learner:
+        for name, module in stage.modules.items():
+            module.requires_grad_(False)
+            add_adapters(module, plan.spec.training.adapters, targets[name])
+        return Learner(stage.modules, groups_by_module(stage, plan))
 
-    def adapter(
-        self, module: nn.Module, trained: Mapping[str, Tensor]
-    ) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-        # The configuration is needed for alpha, which cannot be derived from the weights.
-        config: dict[str, PeftConfig] = module.peft_config  # pyright: ignore[reportAssignmentType] - set by PEFT
-        (adapter,) = config.values()
-        weights = get_peft_model_state_dict(module, state_dict=dict(trained), save_embedding_layers=False)
-        return weights, adapter.to_dict()
+    def result(self, stage: Trainee, plan: Plan, weights: Mapping[str, Mapping[str, Tensor]]) -> Result:
+        del plan
+        adapters = {name: adapter(stage.modules[name], trained) for name, trained in weights.items()}
+        return Result({name: merge(stage.modules[name], trained) for name, trained in weights.items()}, adapters)
 
-    def restore(self, module: nn.Module, trained: Mapping[str, Tensor], training: Training) -> nn.Module:
-        del training
-        unknown = module.load_state_dict(dict(trained), strict=False).unexpected_keys
-        if unknown:
-            raise ValueError(f"trained weights do not match the model: {unknown[:3]}")
-        for name, layer in list(module.named_modules()):
-            if isinstance(layer, BaseTunerLayer):
-                layer.merge()
-                parent = module.get_submodule(name.rpartition(".")[0])
-                setattr(parent, name.rpartition(".")[2], layer.get_base_layer())
-        return module
+
+def add_adapters(module: nn.Module, settings: Settings, target_modules: Sequence[str]) -> None:
+    """Add trainable adapters to the layers of a frozen module whose names end with `target_modules`."""
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha or settings.rank,  # pyright: ignore[reportArgumentType] - PEFT accepts any number
+        target_modules=list(target_modules),
+    )
+    inject_adapter_in_model(config, module)
+
+
+def adapter(module: nn.Module, trained: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+    """The trained weights of a module with adapters, with PEFT's names, and PEFT's configuration."""
+    # The configuration is needed for alpha, which cannot be derived from the weights.
+    configs: dict[str, PeftConfig] = module.peft_config  # pyright: ignore[reportAssignmentType] - set by PEFT
+    (config,) = configs.values()
+    return get_peft_model_state_dict(module, state_dict=dict(trained), save_embedding_layers=False), config.to_dict()
+
+
+def merge(module: nn.Module, trained: Mapping[str, Tensor]) -> nn.Module:
+    """Load trained adapters into a module, and merge them into its weights."""
+    unknown = module.load_state_dict(dict(trained), strict=False).unexpected_keys
+    if unknown:
+        raise ValueError(f"trained weights do not match the model: {unknown[:3]}")
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            parent = module.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], layer.get_base_layer())
+    return module

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from dreambooth_trainer.methods.base import Method
 
+REGISTRY = {
+    "Full": "dreambooth_trainer.methods.full:Full",
+    "LoRA": "dreambooth_trainer.methods.lora:Lora",
+}
+
 
 def open_method(name: str) -> Method:
-    """The fine-tuning method with this name in `spec.training.method`.
-
-    Raises:
-        ValueError: there is no such method.
-    """
-    match name:
-        case "Full":
-            from dreambooth_trainer.methods.full import Full
-
-            return Full()
-        case "LoRA":
-            from dreambooth_trainer.methods.lora import Lora
-
-            return Lora()
-        case _:
-            raise ValueError(f"unknown training method {name!r}")
+    """The fine-tuning method with this name in `spec.training.method`. Imports its libraries."""
+    module, _, attribute = REGISTRY[name].partition(":")
+    return getattr(__import__(module, fromlist=[attribute]), attribute)()

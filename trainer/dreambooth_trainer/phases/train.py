@@ -171,17 +171,14 @@ def save_trained_model(plan: Plan, checkpoint: Path, folder: JobFolder) -> None:
 
     base = local_folder(plan.model)
     family, method = open_family(base), open_method(plan.spec.training.method)
-    weights, training = trained_weights(checkpoint), plan.spec.training
-    modules, adapters = {}, {}
+    weights, modules, adapters = trained_weights(checkpoint), {}, {}
     for name in trained_modules(family, text_encoders=plan.train_text_encoder):
         # One module at a time, each cast to fp16 before the next one is loaded.
-        module = family.open(base, [name]).modules[name]
-        trained = _pop_prefix(weights, f"trained.{name}.")
-        method.prepare(module, training, family.lora_target_modules()[name])
-        adapter = method.adapter(module, trained)
-        if adapter is not None:
-            adapters[name] = adapter
-        modules[name] = method.restore(module, trained, training).to(stored_dtype(base / name))
+        stage = family.open(base, [name])
+        method.prepare(stage, plan, family.lora_target_modules())
+        result = method.result(stage, plan, {name: _pop_prefix(weights, f"trained.{name}.")})
+        modules[name] = result.modules[name].to(stored_dtype(base / name))
+        adapters |= result.adapters
     with atomic_directory(folder.trained) as draft:
         family.save(base, modules, draft)
         if adapters:

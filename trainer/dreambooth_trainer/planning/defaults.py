@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dreambooth_api.job import DEFAULT_CLIP, DEFAULT_DINO
@@ -16,10 +17,9 @@ class ModelDefaults:
 
     Attributes:
         resolution: side length of the training images in pixels, if the model's configuration has no sample size.
-        learning_rate: of method Full.
-        lora_learning_rate: of method LoRA.
+        learning_rates: by method.
         batch_size: instance images per optimizer step, across all workers.
-        train_text_encoder: whether method Full trains the text encoder.
+        train_text_encoder: whether methods without adapters train the text encoder.
         class_images_per_image: class images per subject image, up to max_class_images in total.
         class_image_steps, class_image_guidance_scale: sampling settings for class images.
         sampling_steps, sampling_guidance_scale: sampling settings for the evaluation and the published model.
@@ -29,8 +29,7 @@ class ModelDefaults:
 
     resolution: int
     steps: int
-    learning_rate: float
-    lora_learning_rate: float
+    learning_rates: Mapping[str, float]
     batch_size: int
     train_text_encoder: bool
     class_images_per_image: int
@@ -47,8 +46,7 @@ class ModelDefaults:
 PAPER = ModelDefaults(
     resolution=512,
     steps=DEFAULT_STEPS,
-    learning_rate=5e-6,
-    lora_learning_rate=1e-4,
+    learning_rates={"Full": 5e-6, "LoRA": 1e-4},
     batch_size=1,
     train_text_encoder=False,
     class_images_per_image=200,
@@ -67,8 +65,7 @@ PAPER = ModelDefaults(
 SPRITES = ModelDefaults(
     resolution=32,
     steps=400,
-    learning_rate=1.5e-4,
-    lora_learning_rate=3e-3,
+    learning_rates={"Full": 1.5e-4, "LoRA": 3e-3},
     batch_size=4,
     train_text_encoder=True,
     class_images_per_image=50,

@@ -143,7 +143,7 @@ class Plan(Strict):
         """Formats to publish; defaults to what the method trains: a complete model, or an adapter."""
         if self.spec.output.formats is not None:
             return tuple(self.spec.output.formats)
-        return ("lora",) if self.spec.training.method == "LoRA" else ("diffusers", "safetensors")
+        return ("lora",) if self.spec.training.traits.adapter else ("diffusers", "safetensors")
 
     @property
     def instance_prompts(self) -> tuple[str, ...]:
@@ -195,11 +195,12 @@ def fill_defaults(
     defaults = model_defaults(model.id)
     training, text_encoder = spec.training, spec.training.text_encoder
     steps = _steps(spec, defaults.steps * len(identifiers))
-    rate = training.learning_rate or (
-        defaults.lora_learning_rate if training.method == "LoRA" else defaults.learning_rate
-    )
+    rate = training.learning_rate or defaults.learning_rates[training.method]
+    # Adapters of the denoiser suffice: the text encoder of an adapter method is trained only if the job asks for it.
     train_text_encoder = (
-        defaults.train_text_encoder and training.method == "Full" if text_encoder.train is None else text_encoder.train
+        defaults.train_text_encoder and not training.traits.adapter
+        if text_encoder.train is None
+        else text_encoder.train
     )
     prior = spec.prior_preservation
     batch_size = _batch_size(spec, gpus_per_worker, defaults.batch_size, steps, rate)

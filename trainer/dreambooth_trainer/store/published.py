@@ -125,6 +125,6 @@ def _open_model(folder: Path) -> Published:
 
 
 def single_file_name(plan: Plan) -> str:
-    """File name of the complete model. With method LoRA, `<name>.safetensors` is the adapter."""
-    merged = "-merged" if plan.spec.training.method == "LoRA" else ""
+    """File name of the complete model. If the method trains an adapter, `<name>.safetensors` is the adapter."""
+    merged = "-merged" if plan.spec.training.traits.adapter else ""
     return f"{plan.job.metadata.name}{merged}.safetensors"

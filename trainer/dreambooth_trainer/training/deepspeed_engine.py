@@ -71,7 +71,8 @@ class ZeroEngine:
             groups = [{**group, "params": []} for group in self._lr_scheduler.optimizer.param_groups]
             write_exchange(checkpoint, self._lr_scheduler.state_dict(), groups)
             tag = EXCHANGE
-        strict = self._plan.spec.training.method == "Full"
+        # Checkpoints do not contain frozen weights.
+        strict = all(p.requires_grad for p in self.module.parameters())
         with only_weights():
             engine.load_checkpoint(str(checkpoint), tag=tag, load_module_strict=strict)
         # ZeRO-3 loads the learning rate and the step counter of the first group into all groups, as one object.

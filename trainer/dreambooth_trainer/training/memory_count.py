@@ -74,10 +74,9 @@ def count_size(plan: Plan, folder: Path, images: int, encoding_batch: int) -> Mo
     """
     pipeline = _count_pipeline(folder, plan.resolution, plan.sampling_batch_size, encoding_batch, plan.precision)
     training, text = plan.spec.training, plan.train_text_encoder
-    rank = training.lora.rank if training.method == "LoRA" else None
     key = (
-        *(folder, text, rank, plan.resolution, images, plan.precision, training.gradient_checkpointing),
-        *(_autocast_dtype(plan), plan.gpus_per_worker > 0),
+        *(folder, text, training.method, training.adapters.rank, training.gradient_checkpointing),
+        *(plan.resolution, images, plan.precision, _autocast_dtype(plan), plan.gpus_per_worker > 0),
     )
     if key not in _training_counts:
         _training_counts[key] = _count_training(plan, folder, images)

@@ -24,20 +24,10 @@ def build_module(plan: Plan) -> DreamBoothModule:
     return prepare_module(plan, family, family.open(folder, names))
 
 
-def optimizer_groups(plan: Plan, module: DreamBoothModule) -> list[dict[str, Any]]:
-    """Parameter groups with the learning rates of the plan: the denoiser, then the text encoders that are trained."""
-    return [
-        {
-            "params": [p for p in part.parameters() if p.requires_grad],
-            "lr": plan.learning_rate if name == module.stage.denoiser else plan.text_encoder_learning_rate,
-        }
-        for name, part in module.trained.items()
-    ]
-
-
 def build_optimizer(plan: Plan, module: DreamBoothModule) -> Optimizer:
     """AdamW over the trainable parameters. The fused kernel updates all of them in one pass, also on CPUs."""
-    groups, weight_decay = optimizer_groups(plan, module), plan.spec.training.weight_decay
+    weight_decay = plan.spec.training.weight_decay
+    groups = [{"params": group.parameters, "lr": group.learning_rate} for group in module.groups]
     if plan.spec.training.optimizer == "AdamW8bit":
         from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports] - an extra
 

@@ -5,7 +5,6 @@ Legend: B instance images, and the same number of class images, per micro-batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dreambooth_trainer.families.base import Family, Stage, Tensors, trained_modules
+from dreambooth_trainer.methods.base import Learner
 from dreambooth_trainer.methods.registry import open_method
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.training.batches import DeterministicSampler, noise
@@ -36,17 +36,21 @@ class Batch:
 
 
 class DreamBoothModule(nn.Module):
-    """The modules that are trained, and the DreamBooth loss."""
+    """The modules of a learner, and the DreamBooth loss.
+
+    Attributes:
+        groups: the trainable parameters with their learning rates.
+    """
 
     def __init__(
         self,
         stage: Stage,
-        trained: Mapping[str, nn.Module],
+        learner: Learner,
         prior_loss_weight: float,
         min_snr_gamma: float | None = None,
     ) -> None:
         super().__init__()
-        self.stage, self.trained = stage, nn.ModuleDict(trained)
+        self.stage, self.trained, self.groups = stage, nn.ModuleDict(learner.modules), learner.groups
         self.prior_loss_weight, self.min_snr_gamma = prior_loss_weight, min_snr_gamma
 
     @property
@@ -69,18 +73,21 @@ class DreamBoothModule(nn.Module):
 
 
 def prepare_module(plan: Plan, family: Family, stage: Stage) -> DreamBoothModule:
-    """Prepare the modules that a plan trains with its fine-tuning method."""
-    method, targets = open_method(plan.spec.training.method), family.lora_target_modules()
+    """Prepare the modules that a plan trains with its fine-tuning method.
+
+    Args:
+        stage: with the denoiser, and the text encoders that are trained. Other modules are dropped.
+    """
     names = trained_modules(family, text_encoders=plan.train_text_encoder)
+    stage.modules = {name: stage.modules[name].train() for name in names}
+    learner = open_method(plan.spec.training.method).prepare(stage, plan, family.lora_target_modules())
     for name in names:
-        module: Any = stage.modules[name].train()
-        method.prepare(module, plan.spec.training, targets[name])
+        module: Any = learner.modules[name]
         if plan.spec.training.gradient_checkpointing and name == family.denoiser:
             module.enable_gradient_checkpointing()
         elif plan.spec.training.gradient_checkpointing:
             module.gradient_checkpointing_enable()  # text encoders are models of transformers
-    trained = {name: stage.modules[name] for name in names}
-    return DreamBoothModule(stage, trained, plan.spec.prior_preservation.loss_weight, plan.spec.training.min_snr_gamma)
+    return DreamBoothModule(stage, learner, plan.spec.prior_preservation.loss_weight, plan.spec.training.min_snr_gamma)
 
 
 def make_batch(
