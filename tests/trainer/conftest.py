@@ -151,6 +151,73 @@ def tiny_xl_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def tiny_t5(width: int) -> tuple[Any, Any]:
+    """A random T5 encoder, and a tokenizer that knows the letters."""
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+    letters = [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *letters]
+    tokenizer = T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=32)
+    config = T5Config(vocab_size=len(vocabulary), d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    return T5EncoderModel(config), tokenizer
+
+
+@pytest.fixture(scope="session")
+def make_sd3_model(tmp_path_factory: pytest.TempPathFactory):
+    """Build a random pipeline of Stable Diffusion 3's architecture."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+    from dreambooth_trainer.sprites import WEIGHTS
+
+    def make(*, t5: bool = True) -> Path:
+        torch.manual_seed(0)
+        tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
+        encoder, t5_tokenizer = tiny_t5(48) if t5 else (None, None)
+        pipeline = StableDiffusion3Pipeline(
+            vae=tiny_vae(scaling_factor=1.5, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False),
+            text_encoder=CLIPTextModelWithProjection(tiny_text_config(tokenizer, 16, "quick_gelu", 2)),
+            text_encoder_2=CLIPTextModelWithProjection(tiny_text_config(tokenizer, 24, "gelu", 2)),
+            text_encoder_3=encoder,
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer,
+            tokenizer_3=t5_tokenizer,
+            transformer=SD3Transformer2DModel(
+                sample_size=8,
+                in_channels=4,
+                out_channels=4,
+                num_layers=2,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                joint_attention_dim=48,
+                caption_projection_dim=16,
+                pooled_projection_dim=40,
+                pos_embed_max_size=16,
+                dual_attention_layers=(0,),
+                qk_norm="rms_norm",
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        )
+        folder = tmp_path_factory.mktemp("model-sd3")
+        pipeline.save_pretrained(folder, safe_serialization=True)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3_model(make_sd3_model) -> Path:
+    """A random pipeline of Stable Diffusion 3's architecture, with all three text encoders."""
+    return make_sd3_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3_model_without_t5(make_sd3_model) -> Path:
+    """As `tiny_sd3_model`, without T5."""
+    return make_sd3_model(t5=False)
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub that this process uses, with an empty cache and without delays between retries."""

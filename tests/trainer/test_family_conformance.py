@@ -10,14 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    DDPMScheduler,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from PIL import Image
 from randomtraining import random_result
 from safetensors import safe_open
 from test_plan import make_plan
 from torch import Tensor
 
-from dreambooth_trainer.families.base import AdapterInfo, Family, trained_modules
+from dreambooth_trainer.families.base import AdapterInfo, Family, KohyaWriter, SingleFileWriter, trained_modules
 from dreambooth_trainer.families.registry import open_family
 from dreambooth_trainer.models.files import ADAPTER_FILE
 from dreambooth_trainer.phases.encode import encode
@@ -35,23 +42,55 @@ PROMPTS = ["a sks dog", "a dog", "a dog on the beach"]
 LORA = {"method": "LoRA", "lora": {"rank": 4, "alpha": 10}}
 
 
-def sd_prediction(pipeline: Any, noisy: Tensor, timesteps: Tensor) -> Tensor:
+U = torch.tensor([0.0, 0.5, 0.999])
+
+
+def ddpm_loss(pipeline: Any, clean: Tensor, noise: Tensor, predict: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The loss of the example scripts for Stable Diffusion 1, 2 and XL."""
+    scheduler, timesteps = DDPMScheduler.from_config(pipeline.scheduler.config), torch.tensor([0, 500, 999])
+    noisy: Any = scheduler.add_noise(clean, noise, timesteps)  # type: ignore[arg-type]
+    return (predict(noisy, timesteps) - noise).square().mean(dim=(1, 2, 3))
+
+
+def sd_loss(pipeline: Any, clean: Tensor, noise: Tensor) -> Tensor:
     text, _ = pipeline.encode_prompt(PROMPTS, "cpu", 1, False)
-    return pipeline.unet(noisy, timesteps, text).sample
+    return ddpm_loss(pipeline, clean, noise, lambda noisy, t: pipeline.unet(noisy, t, text).sample)
 
 
-def xl_prediction(pipeline: Any, noisy: Tensor, timesteps: Tensor) -> Tensor:
+def xl_loss(pipeline: Any, clean: Tensor, noise: Tensor) -> Tensor:
     """As in diffusers' train_text_to_image_sdxl.py, without crops."""
     text, _, pooled, _ = pipeline.encode_prompt(PROMPTS, do_classifier_free_guidance=False)
     time_ids = torch.tensor([[32.0, 32, 0, 0, 32, 32]] * len(PROMPTS))
     conditions = {"text_embeds": pooled, "time_ids": time_ids}
-    return pipeline.unet(noisy, timesteps, text, added_cond_kwargs=conditions).sample
+
+    def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
+        return pipeline.unet(noisy, timesteps, text, added_cond_kwargs=conditions).sample
+
+    return ddpm_loss(pipeline, clean, noise, predict)
 
 
-# By fixture: the plain pipeline, and its prediction in the example script.
+def noise_levels(pipeline: Any, position: Tensor) -> tuple[Tensor, Tensor]:
+    """Sigmas [N, 1, 1, 1] and timesteps [N] of positions in a flow matching schedule, as in the example scripts."""
+    scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    indices = (position * 1000).long()
+    return scheduler.sigmas[indices].view(-1, 1, 1, 1), scheduler.timesteps[indices]
+
+
+def sd3_loss(pipeline: Any, clean: Tensor, noise: Tensor) -> Tensor:
+    """As in diffusers' train_dreambooth_sd3.py, with its defaults: logit-normal density, preconditioned outputs."""
+    text, _, pooled, _ = pipeline.encode_prompt(PROMPTS, None, None, do_classifier_free_guidance=False)
+    sigmas, timesteps = noise_levels(pipeline, torch.sigmoid(torch.distributions.Normal(0.0, 1.0).icdf(U)))
+    noisy = (1 - sigmas) * clean + sigmas * noise
+    prediction = pipeline.transformer(noisy, text, pooled, timesteps).sample
+    return (prediction * -sigmas + noisy - clean).square().mean(dim=(1, 2, 3))
+
+
+# By fixture: the plain pipeline, and the loss of the example script for each of PROMPTS, at the positions U.
 FAMILIES: dict[str, tuple[Any, Callable[[Any, Tensor, Tensor], Tensor]]] = {
-    "tiny_model": (StableDiffusionPipeline, sd_prediction),
-    "tiny_xl_model": (StableDiffusionXLPipeline, xl_prediction),
+    "tiny_model": (StableDiffusionPipeline, sd_loss),
+    "tiny_xl_model": (StableDiffusionXLPipeline, xl_loss),
+    "tiny_sd3_model": (StableDiffusion3Pipeline, sd3_loss),
+    "tiny_sd3_model_without_t5": (StableDiffusion3Pipeline, sd3_loss),
 }
 
 
@@ -85,16 +124,15 @@ def test_the_loss_is_that_of_the_example_script(name: str, model: Path, images: 
     _, stage = open_all(model)
     examples = stage.encode_images(images) | stage.encode_prompts(PROMPTS)
     noise = random_noise(stage.noise_shapes(examples))
-    loss = stage.loss(stage.modules, examples, noise, torch.tensor([0.0, 0.5, 0.999]))
-    pipeline_class, predict = FAMILIES[name]
-    pipeline = pipeline_class.from_pretrained(model)
-    scheduler, timesteps = DDPMScheduler.from_config(pipeline.scheduler.config), torch.tensor([0, 500, 999])
+    loss = stage.loss(stage.modules, examples, noise, U)
+    pipeline_class, example_loss = FAMILIES[name]
+    pipeline = plain(pipeline_class, model)
     with torch.no_grad():
         pixels = torch.stack([torch.tensor(np.asarray(image)) for image in images]).permute(0, 3, 1, 2) / 127.5 - 1
         latents = pipeline.vae.encode(pixels).latent_dist
-        clean = (latents.mean + latents.std * noise["latent"]) * pipeline.vae.config.scaling_factor
-        noisy: Any = scheduler.add_noise(clean, noise["noise"], timesteps)  # type: ignore[arg-type]
-        expected = (predict(pipeline, noisy, timesteps) - noise["noise"]).square().mean(dim=(1, 2, 3))
+        sample, config = latents.mean + latents.std * noise["latent"], pipeline.vae.config
+        clean = (sample - (config.shift_factor or 0)) * config.scaling_factor
+        expected = example_loss(pipeline, clean, noise["noise"])
     torch.testing.assert_close(loss.detach(), expected)
 
 
@@ -103,19 +141,20 @@ def test_trained_text_encoders_give_the_loss_of_cached_embeddings(model: Path, i
     encoded = stage.encode_images(images)
     assert {key: tuple(t.shape[1:]) for key, t in encoded.items()} == family.image_shapes(model, 32)
     u, losses = torch.tensor([0.1, 0.5, 0.9]), []
-    for live in ((), family.text_encoders):
+    for live in ((), family.trainable_text_encoders):
         examples = encoded | stage.encode_prompts(PROMPTS, live)
         losses.append(stage.loss(stage.modules, examples, random_noise(stage.noise_shapes(examples)), u))
     torch.testing.assert_close(losses[0], losses[1])
     # Only the token IDs are needed of encoders that are trained.
-    tokens = family.open(model, family.image_encoders).encode_prompts(PROMPTS, family.text_encoders)
-    assert all(not tensor.is_floating_point() for tensor in tokens.values())
+    frozen = set(family.text_encoders) - set(family.trainable_text_encoders)
+    tokens = family.open(model, frozen).encode_prompts(PROMPTS, family.trainable_text_encoders)
+    assert any(not tensor.is_floating_point() for tensor in tokens.values())
 
 
 def test_every_module_with_lora_layers_learns(model: Path, images: list[Image.Image]) -> None:
     family, stage = open_all(model)
     names = trained_modules(family, text_encoders=True)
-    examples = stage.encode_images(images) | stage.encode_prompts(PROMPTS, family.text_encoders)
+    examples = stage.encode_images(images) | stage.encode_prompts(PROMPTS, family.trainable_text_encoders)
     plan = make_plan({"model": {"id": str(model)}, "training": {**LORA, "textEncoder": {"train": True}}})
     prepare_module(plan, family, stage)
     noise = random_noise(stage.noise_shapes(examples))
@@ -135,9 +174,16 @@ def test_the_plan_counts_the_parameters_of_the_model(model: Path) -> None:
     assert size.trainable == sum(sizes[part] for part in trained_modules(family, text_encoders=True))
 
 
+def plain(pipeline_class: Any, folder: Path) -> Any:
+    """A pipeline of plain diffusers, which requires components that a model lacks to be passed as None."""
+    index = json.loads((folder / "model_index.json").read_text())
+    missing = {name: None for name, kind in index.items() if kind == [None, None]}
+    return pipeline_class.from_pretrained(folder, dtype=torch.float32, **missing)
+
+
 def draw(model: Path | Any, adapter: Path | None = None) -> np.ndarray:
     """An image that a plain diffusers pipeline, or the one in a folder, draws."""
-    pipeline = DiffusionPipeline.from_pretrained(model, dtype=torch.float32) if isinstance(model, Path) else model
+    pipeline = plain(DiffusionPipeline, model) if isinstance(model, Path) else model
     if adapter is not None:
         pipeline.load_lora_weights(adapter)
     pipeline.set_progress_bar_config(disable=True)
@@ -152,13 +198,17 @@ def test_plain_diffusers_draws_the_same_with_every_published_format(name: str, m
     merged, kohya = tmp_path / "merged", tmp_path / "my-dog.safetensors"
     family.save(model, result.modules, merged)
     family.save_adapter(result.adapters, tmp_path)
-    family.save_kohya_adapter(tmp_path_with_configs(tmp_path, merged), kohya, AdapterInfo("my-dog", "b", "a dog", 32))
     images = draw(merged)
     assert np.abs(draw(model) - images).max() > 10 / 255
-    for adapter in (tmp_path / ADAPTER_FILE, kohya):
-        np.testing.assert_allclose(draw(model, adapter), images, rtol=0, atol=1 / 255)
-    with safe_open(kohya, "pt") as file:
-        assert file.metadata()["ss_network_dim"] == "4"
+    np.testing.assert_allclose(draw(model, tmp_path / ADAPTER_FILE), images, rtol=0, atol=1 / 255)
+    if isinstance(family, KohyaWriter):
+        info = AdapterInfo("my-dog", "b", "a dog", 32)
+        family.save_kohya_adapter(tmp_path_with_configs(tmp_path, merged), kohya, info)
+        np.testing.assert_allclose(draw(model, kohya), images, rtol=0, atol=1 / 255)
+        with safe_open(kohya, "pt") as file:
+            assert file.metadata()["ss_network_dim"] == "4"
+    if not isinstance(family, SingleFileWriter):
+        return
     single = tmp_path / "single" / "my-dog.safetensors"
     single.parent.mkdir()
     family.save_single_file(merged, single)

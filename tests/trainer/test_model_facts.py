@@ -14,7 +14,7 @@ from dreambooth_api.job import BaseModelRef
 from dreambooth_trainer.cluster.hardware import Hardware
 from dreambooth_trainer.planning.make_plan import JobFacts, make_plan
 from dreambooth_trainer.planning.memory import GIB, ModelSize
-from dreambooth_trainer.planning.model_facts import check_scheduler, native_resolution
+from dreambooth_trainer.planning.model_facts import check_model, check_scheduler, native_resolution
 from dreambooth_trainer.sprites import WEIGHTS
 
 FOUR_BLOCKS = {"block_out_channels": [128, 256, 512, 512]}
@@ -80,3 +80,51 @@ def test_an_unsupported_scheduler_is_rejected_before_training(tmp_path: Path, sc
         check_scheduler(folder)
     assert sentence in str(caught.value)
     assert caught.value.issues[0].path == "spec.model.id"
+
+
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+
+
+def write_transformer(folder: Path, config: dict[str, Any], scheduler: dict[str, Any]) -> Path:
+    """The configuration files of a model whose denoiser is a transformer."""
+    write_model(folder, {}, scheduler=scheduler)
+    (folder / "unet").rename(folder / "transformer")
+    (folder / "transformer" / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("config", "resolution"),
+    [({"sample_size": 128}, 1024), ({"sample_size": 64}, 512), ({}, 1024)],
+    ids=["1024 px", "512 px", "not set"],
+)
+def test_a_model_with_flow_matching_has_defaults_of_its_own(
+    tmp_path: Path, config: dict[str, Any], resolution: int
+) -> None:
+    folder = write_transformer(tmp_path, config, FLOW)
+    facts = JobFacts(BaseModelRef(id=str(folder)), folder, ("sks",), (4,), H100)
+    plan = make_plan(job_of({"model": {"id": str(folder)}}), facts, lambda plan, images: EMPTY).plan
+    assert plan.resolution == resolution
+    for sampler in (plan.sampler, plan.class_image_sampler):
+        assert (sampler.steps, sampler.guidance_scale, sampler.scheduler) == (28, 3.5, "Default")
+
+
+def test_settings_of_ddpm_schedules_are_rejected_for_models_with_flow_matching(tmp_path: Path) -> None:
+    spec = job_of(
+        {
+            "training": {"minSnrGamma": 5, "resolution": 520},
+            "priorPreservation": {"sampler": {"scheduler": "DPMSolverMultistep"}},
+        }
+    ).spec
+    check_model(write_model(tmp_path, {}), spec)
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(FLOW))
+    with pytest.raises(UserError) as caught:
+        check_model(tmp_path, spec)
+    assert [str(issue) for issue in caught.value.issues] == [
+        "spec.training.minSnrGamma: 5.0: does not apply to a model with flow matching, which has no DDPM noise "
+        "schedule; remove it",
+        "spec.priorPreservation.sampler.scheduler: 'DPMSolverMultistep': does not apply to a model with flow matching, "
+        "which is sampled with FlowMatchEulerDiscreteScheduler; remove it, or set Default",
+        "spec.training.resolution: 520: is not a multiple of 16, the side length of this model's patches in pixels; "
+        "set 512",
+    ]

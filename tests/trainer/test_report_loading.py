@@ -37,9 +37,9 @@ def test_the_default_formats_depend_on_the_method() -> None:
 @pytest.mark.parametrize(
     ("method", "formats", "line"),
     [
-        ("Full", None, "pipeline = StableDiffusionPipeline.from_pretrained('out')"),
-        ("LoRA", ["lora", "diffusers"], "pipeline = StableDiffusionPipeline.from_pretrained('out')"),
-        ("LoRA", None, "pipeline = StableDiffusionPipeline.from_pretrained('a/b', revision='abc')"),
+        ("Full", None, "pipeline = DiffusionPipeline.from_pretrained('out')"),
+        ("LoRA", ["lora", "diffusers"], "pipeline = DiffusionPipeline.from_pretrained('out')"),
+        ("LoRA", None, "pipeline = DiffusionPipeline.from_pretrained('a/b', revision='abc')"),
         ("LoRA", None, "pipeline.load_lora_weights('out', weight_name='pytorch_lora_weights.safetensors')"),
         ("Full", ["safetensors"], "from_single_file('out/my-dog.safetensors', config='a/b')"),
         ("LoRA", ["safetensors"], "from_single_file('out/my-dog-merged.safetensors', config='a/b')"),

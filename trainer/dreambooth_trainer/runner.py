@@ -20,8 +20,9 @@ from dreambooth_trainer.cluster.hardware import Hardware, check_cores, check_run
 from dreambooth_trainer.cluster.pool import WorkerPool
 from dreambooth_trainer.cluster.runtime_hardware import runtime_hardware
 from dreambooth_trainer.cluster.session import has_address, ray_cluster
+from dreambooth_trainer.families.capabilities import capability_issues
 from dreambooth_trainer.families.identifiers import select_identifiers
-from dreambooth_trainer.families.registry import config_folder, family_module, pinned
+from dreambooth_trainer.families.registry import config_folder, family_module, open_family, pinned
 from dreambooth_trainer.images.sources import RawImage, read_images
 from dreambooth_trainer.images.subjects import each_subject, located_warnings, read_subjects, with_captions
 from dreambooth_trainer.jobfile.load import dump_job
@@ -100,6 +101,7 @@ def _plan(job: DreamBoothJob, image_counts: tuple[int, ...], hardware: Hardware)
     facts = JobFacts(model, folder, select_identifiers(job, folder), image_counts, hardware)
     planned = make_plan(job, facts, partial(_count_size, folder, sum(image_counts)))
     issues, warnings = check_prompts(planned.plan, folder)
+    issues += capability_issues(planned.plan, open_family(folder))
     if issues:
         raise UserError(issues)
     notes = [hardware.note] if hardware.note else []

@@ -16,7 +16,7 @@ from dreambooth_trainer.images.prepare import prepare_images
 from dreambooth_trainer.images.sources import RawImages, read_folder
 from dreambooth_trainer.images.subjects import each_subject, located_warnings, with_captions
 from dreambooth_trainer.planning.defaults import model_defaults
-from dreambooth_trainer.planning.model_facts import check_scheduler, native_resolution
+from dreambooth_trainer.planning.model_facts import check_model, is_flow_matching, native_resolution
 from dreambooth_trainer.planning.plan import encoder_names, fill_defaults, model_ref
 from dreambooth_trainer.sampling.prompt_check import check_prompts
 
@@ -31,7 +31,7 @@ def check_plan(job: DreamBoothJob) -> list[str]:
     # A runtime can give workers more GPUs. A batch that cannot be split with one each cannot be split then either.
     gpus, folder = job.spec.cluster.resources.gpu or 0, _known_folder(job)
     if folder is not None:
-        check_scheduler(folder)
+        check_model(folder, job.spec)
         job = _with_local_captions(job)
     subjects = job.spec.all_subjects
     plan = fill_defaults(
@@ -61,7 +61,8 @@ def check_images(job: DreamBoothJob) -> list[str]:
         UserError: some images cannot be used.
     """
     folder = _known_folder(job)
-    default = model_defaults(model_ref(job).id).resolution
+    flow_matching = folder is not None and is_flow_matching(folder)
+    default = model_defaults(model_ref(job).id, flow_matching=flow_matching).resolution
     resolution = job.spec.training.resolution or (folder and native_resolution(folder)) or default
 
     def check(_: int, subject: Subject) -> list[str]:

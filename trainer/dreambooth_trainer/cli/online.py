@@ -6,7 +6,7 @@ from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.families.registry import config_folder, pinned
 from dreambooth_trainer.metrics.encoder_files import pinned_commits
-from dreambooth_trainer.planning.model_facts import check_scheduler
+from dreambooth_trainer.planning.model_facts import check_model
 from dreambooth_trainer.planning.plan import encoder_names, model_ref
 
 
@@ -25,7 +25,7 @@ def check_models(job: DreamBoothJob) -> list[str]:
     try:
         model = pinned(model_ref(job))
         folder = config_folder(model)
-        check_scheduler(folder)
+        check_model(folder, job.spec)
         if model.revision == folder.name:  # a snapshot of the Hub
             commits[model.id] = folder.name
     except UserError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -88,17 +88,19 @@ class Family(Protocol):
     """One architecture of text-to-image diffusion models.
 
     Attributes:
-        text_encoders: names of the text encoders. They can be trained with the denoiser.
+        text_encoders: names of the text encoders. A model may lack some: `open` leaves them out.
+        trainable_text_encoders: those that can be trained with the denoiser.
         image_encoders: names of the modules that `Stage.encode_images` needs.
     """
 
     name: str
     denoiser: str
     text_encoders: tuple[str, ...]
+    trainable_text_encoders: tuple[str, ...]
     image_encoders: tuple[str, ...]
 
     def open(self, folder: Path, modules: Collection[str], *, empty: bool = False) -> Stage:
-        """Open a diffusers folder for training, with some of its modules in fp32 on the CPU.
+        """Open a diffusers folder for training, with some of its modules on the CPU, in fp32 or in bf16 as stored.
 
         Args:
             modules: names of the modules to load.
@@ -155,6 +157,11 @@ class Family(Protocol):
         """
         ...
 
+
+@runtime_checkable
+class KohyaWriter(Protocol):
+    """A family whose adapters have a layout of kohya's sd-scripts. Families without it do not publish that file."""
+
     def save_kohya_adapter(self, folder: Path, target: Path, info: AdapterInfo) -> None:
         """Write the adapter of a trained model in kohya's layout, which ComfyUI and AUTOMATIC1111 read.
 
@@ -164,6 +171,11 @@ class Family(Protocol):
         """
         ...
 
+
+@runtime_checkable
+class SingleFileWriter(Protocol):
+    """A family that can be written as a single file. Families without it do not publish that format."""
+
     def save_single_file(self, folder: Path, target: Path) -> None:
         """Write a diffusers folder as one safetensors file in the original layout, which other tools read."""
         ...
@@ -171,4 +183,4 @@ class Family(Protocol):
 
 def trained_modules(family: Family, *, text_encoders: bool) -> tuple[str, ...]:
     """Names of the modules that are trained: the denoiser, and the text encoders if they are trained."""
-    return (family.denoiser, *(family.text_encoders if text_encoders else ()))
+    return (family.denoiser, *(family.trainable_text_encoders if text_encoders else ()))

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
-from transformers import CLIPTokenizer
+from transformers import PreTrainedTokenizerBase
 
 
-def token_ids(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
-    """Token IDs of prompts, [N, L], padded and truncated to the length of the model."""
+def token_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int | None = None) -> Tensor:
+    """Token IDs of prompts, [N, L], padded and truncated to a length, which defaults to that of the model."""
     return tokenizer(
         list(prompts),
         padding="max_length",
-        max_length=tokenizer.model_max_length,
+        max_length=length or tokenizer.model_max_length,
         truncation=True,
         return_tensors="pt",
     ).input_ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -13,22 +14,29 @@ from transformers import PreTrainedModel
 
 from dreambooth_trainer.families.autoencoder import in_tiles
 from dreambooth_trainer.families.stored_dtype import stored_dtype
+from dreambooth_trainer.models.files import INDEX
 
 
-def open_module(module_class: Any, folder: Path, *, empty: bool) -> nn.Module:
-    """A module in fp32 on the CPU.
+def open_module(module_class: Any, folder: Path, *, empty: bool, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A module on the CPU.
 
     Args:
         module_class: of diffusers or transformers.
         empty: build the module from its configuration, on torch's default device, and read no weights.
     """
     if not empty:
-        module = module_class.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        module = module_class.from_pretrained(folder, dtype=dtype, use_safetensors=True)
     elif issubclass(module_class, PreTrainedModel):
         module = module_class(cast("Any", module_class.config_class).from_pretrained(folder))
     else:
         module = module_class.from_config(module_class.load_config(folder))
     return in_tiles(module) if isinstance(module, AutoencoderKL) else module
+
+
+def has_module(folder: Path, name: str) -> bool:
+    """Whether a diffusers folder has a module, according to its index."""
+    kind: object = json.loads((folder / INDEX).read_text()).get(name)
+    return isinstance(kind, list) and None not in kind
 
 
 def open_ddpm_scheduler(folder: Path) -> DDPMScheduler:

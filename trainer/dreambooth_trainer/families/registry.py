@@ -22,7 +22,7 @@ from dreambooth_trainer.models.files import (
     without_safetensors,
 )
 from dreambooth_trainer.models.hub import Repository, cached_snapshot, fetch, open_repository
-from dreambooth_trainer.planning.model_facts import CONFIGS
+from dreambooth_trainer.planning.model_facts import has_configs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,6 +32,7 @@ PATH = "spec.model.id"
 FAMILIES = {
     "StableDiffusionPipeline": "dreambooth_trainer.families.stable_diffusion:StableDiffusion",
     "StableDiffusionXLPipeline": "dreambooth_trainer.families.stable_diffusion_xl:StableDiffusionXL",
+    "StableDiffusion3Pipeline": "dreambooth_trainer.families.stable_diffusion_3:StableDiffusion3",
 }
 
 
@@ -69,7 +70,7 @@ def known_config_folder(model: BaseModelRef) -> Path | None:
     if _on_disk(model) is not None:
         return config_folder(model)
     folder = None if os.path.isabs(model.id) else cached_snapshot(model.id, model.revision, INDEX)  # noqa: PTH117
-    if folder is None or not all((folder / name).is_file() for name in CONFIGS) or not _has_tokenizer(folder):
+    if folder is None or not has_configs(folder) or not _has_tokenizer(folder):
         return None
     _known_family(_read_index(folder), (), model.id)
     return folder

@@ -88,6 +88,7 @@ class StableDiffusion:
     name = "stable-diffusion"
     denoiser = "unet"
     text_encoders = ("text_encoder",)
+    trainable_text_encoders = text_encoders
     image_encoders = ("vae",)
 
     def open(self, folder: Path, modules: Collection[str], *, empty: bool = False) -> StableDiffusionStage:

@@ -108,6 +108,7 @@ class StableDiffusionXL:
     name = "stable-diffusion-xl"
     denoiser = "unet"
     text_encoders = tuple(TEXT_ENCODERS)
+    trainable_text_encoders = text_encoders
     image_encoders = ("vae",)
 
     def open(self, folder: Path, modules: Collection[str], *, empty: bool = False) -> StableDiffusionXLStage:

@@ -93,3 +93,15 @@ def groups_by_module(stage: Trainee, plan: Plan) -> list[ParameterGroup]:
         for name, module in stage.modules.items()
     ]
     return [group for group in groups if group.parameters]
+
+
+def load_trained(module: nn.Module, trained: Mapping[str, Tensor]) -> None:
+    """Load trained weights into a prepared module. Frozen weights, and buffers like position embeddings, stay.
+
+    Raises:
+        ValueError: trained weights are missing, or are of another model.
+    """
+    found = module.load_state_dict(dict(trained), strict=False)
+    missing = {name for name, parameter in module.named_parameters() if parameter.requires_grad} - trained.keys()
+    if found.unexpected_keys or missing:
+        raise ValueError(f"trained weights do not match the model: {[*found.unexpected_keys, *missing][:3]}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from dreambooth_trainer.methods.base import Learner, Result, Targets, Trainee, groups_by_module
+from dreambooth_trainer.methods.base import Learner, Result, Targets, Trainee, groups_by_module, load_trained
 from dreambooth_trainer.planning.plan import Plan
 
 
@@ -22,5 +22,5 @@ class Full:
     def result(self, stage: Trainee, plan: Plan, weights: Mapping[str, Mapping[str, Tensor]]) -> Result:
         del plan
         for name, trained in weights.items():
-            stage.modules[name].load_state_dict(dict(trained))
+            load_trained(stage.modules[name], trained)
         return Result({name: stage.modules[name] for name in weights})

@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from dreambooth_api.training import Lora as Settings
-from dreambooth_trainer.methods.base import Learner, Result, Targets, Trainee, groups_by_module
+from dreambooth_trainer.methods.base import Learner, Result, Targets, Trainee, groups_by_module, load_trained
 from dreambooth_trainer.planning.plan import Plan
 
 
@@ -49,9 +49,7 @@ def adapter(module: nn.Module, trained: Mapping[str, Tensor]) -> tuple[Mapping[s
 
 def merge(module: nn.Module, trained: Mapping[str, Tensor]) -> nn.Module:
     """Load trained adapters into a module, and merge them into its weights."""
-    unknown = module.load_state_dict(dict(trained), strict=False).unexpected_keys
-    if unknown:
-        raise ValueError(f"trained weights do not match the model: {unknown[:3]}")
+    load_trained(module, trained)
     for name, layer in list(module.named_modules()):
         if isinstance(layer, BaseTunerLayer):
             layer.merge()

@@ -121,7 +121,7 @@ def encode(plan: Plan, folder: JobFolder, prompts: list[list[str]], class_images
     unload_models()  # the process may not have memory for two models
     base = local_folder(plan.model)
     family = open_family(base)
-    live = family.text_encoders if plan.train_text_encoder else ()
+    live = family.trainable_text_encoders if plan.train_text_encoder else ()
     encoders = [name for name in family.text_encoders if name not in live]
     stage = family.open(base, [*encoders, *family.image_encoders])
     for module in stage.modules.values():

@@ -15,7 +15,7 @@ from dreambooth_api.errors import UserError
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.status import TrainerPhase
 from dreambooth_api.uris import is_url
-from dreambooth_trainer.families.base import AdapterInfo
+from dreambooth_trainer.families.base import AdapterInfo, KohyaWriter, SingleFileWriter
 from dreambooth_trainer.families.registry import open_family
 from dreambooth_trainer.models.files import ADAPTER_FILE, INDEX
 from dreambooth_trainer.phases.base import Context, Phase
@@ -64,7 +64,7 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     folder, plan = context.folder, context.plan
     report = collect_report(folder)
     with atomic_directory(folder.model) as draft:
-        _write_model_folder(draft, context, report)
+        notes = _write_model_folder(draft, context, report)
         manifest = build_manifest(plan, context.base_digest, draft)
         (draft / MANIFEST).write_text(manifest.model_dump_json(by_alias=True, indent=2))
         if issues := model_issues(folder.model, plan.job):
@@ -77,20 +77,23 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
         upload(folder.model, manifest, remote, plan.job, progress)
     if not plan.spec.output.keep_checkpoints:
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
-    return {"uri": uri, "digest": contents_digest(manifest)}
+    return {"uri": uri, "digest": contents_digest(manifest), "warnings": list[JsonValue](notes)}
 
 
-def _write_model_folder(draft: Path, context: Context, report: Report) -> None:
+def _write_model_folder(draft: Path, context: Context, report: Report) -> list[str]:
+    """Write all files but the manifest; returns messages about files that the family of the model cannot have."""
     from dreambooth_trainer.report.card import model_card
     from dreambooth_trainer.report.grids import comparison_grid
     from dreambooth_trainer.report.page import write_report
 
-    folder, plan = context.folder, context.plan
+    folder, plan, notes = context.folder, context.plan, list[str]()
     if "diffusers" in plan.formats:
         ignored = shutil.ignore_patterns(ADAPTER_FILE)
         shutil.copytree(folder.trained, draft, ignore=ignored, copy_function=link_or_copy, dirs_exist_ok=True)
     if "safetensors" in plan.formats:
-        context.pool.call(_save_single_file, folder.trained, draft / single_file_name(plan))
+        written = context.pool.call(_save_single_file, folder.trained, draft / single_file_name(plan))
+        if not written:
+            notes.append("no single file was published: the format is not available for this family of models")
     if "lora" in plan.formats:
         link_or_copy(str(folder.trained / ADAPTER_FILE), str(draft / ADAPTER_FILE))
         context.pool.call(_save_kohya_adapter, plan, folder.trained, draft / f"{plan.job.metadata.name}.safetensors")
@@ -107,15 +110,24 @@ def _write_model_folder(draft: Path, context: Context, report: Report) -> None:
     comparison_grid(list(classes.values())).save(draft / layout.CLASS)
     model_card(report, layout.COMPARISON, lora="lora" in plan.formats).save(draft / "README.md")
     write_report(report, draft / layout.REPORT)
+    return notes
 
 
 def _save_kohya_adapter(plan: Plan, model: Path, target: Path) -> None:
+    family = open_family(model)
+    if not isinstance(family, KohyaWriter):
+        return  # tools read diffusers' adapter of these families
     info = AdapterInfo(plan.job.metadata.name, plan.model.id, ", ".join(plan.instance_prompts), plan.resolution)
-    open_family(model).save_kohya_adapter(model, target, info)
+    family.save_kohya_adapter(model, target, info)
 
 
-def _save_single_file(model: Path, target: Path) -> None:
-    open_family(model).save_single_file(model, target)
+def _save_single_file(model: Path, target: Path) -> bool:
+    """Write a single file; returns whether the family of the model has that format."""
+    family = open_family(model)
+    if isinstance(family, SingleFileWriter):
+        family.save_single_file(model, target)
+        return True
+    return False
 
 
 def upload(model: Path, manifest: ModelManifest, uri: str, job: DreamBoothJob, progress: PhaseProgress) -> None:

@@ -168,6 +168,7 @@ def save_trained_model(plan: Plan, checkpoint: Path, folder: JobFolder) -> None:
     """Write the base model with the trained weights as a diffusers folder, with the LoRA adapter if there is one."""
     from dreambooth_trainer.families.stored_dtype import stored_dtype
     from dreambooth_trainer.training.checkpoint import trained_weights
+    from dreambooth_trainer.training.module import set_training_dtypes
 
     base = local_folder(plan.model)
     family, method = open_family(base), open_method(plan.spec.training.method)
@@ -176,6 +177,7 @@ def save_trained_model(plan: Plan, checkpoint: Path, folder: JobFolder) -> None:
         # One module at a time, each cast to fp16 before the next one is loaded.
         stage = family.open(base, [name])
         method.prepare(stage, plan, family.lora_target_modules())
+        set_training_dtypes(stage.modules[name], plan.precision)
         result = method.result(stage, plan, {name: _pop_prefix(weights, f"trained.{name}.")})
         modules[name] = result.modules[name].to(stored_dtype(base / name))
         adapters |= result.adapters

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dreambooth_api.job import DEFAULT_CLIP, DEFAULT_DINO
 from dreambooth_api.subject import MAX_DEFAULT_CLASS_IMAGES
@@ -83,6 +83,20 @@ SPRITES = ModelDefaults(
 DPM_SOLVER_STEPS = 25
 
 
-def model_defaults(model_id: str) -> ModelDefaults:
-    """`SPRITES` for the embedded base model, `PAPER` for all others."""
-    return SPRITES if model_id == BUILTIN_SPRITES else PAPER
+# Models with flow matching are sampled in fewer steps and with a lower scale: the values for Stable Diffusion 3.5 Large
+# and FLUX.1 dev. For FLUX.1, the scale is an input of the transformer.
+FLOW_MATCHING = replace(
+    PAPER,
+    resolution=1024,
+    class_image_steps=28,
+    class_image_guidance_scale=3.5,
+    sampling_steps=28,
+    sampling_guidance_scale=3.5,
+)
+
+
+def model_defaults(model_id: str, *, flow_matching: bool = False) -> ModelDefaults:
+    """`SPRITES` for the embedded base model, otherwise `FLOW_MATCHING` or `PAPER`."""
+    if model_id == BUILTIN_SPRITES:
+        return SPRITES
+    return FLOW_MATCHING if flow_matching else PAPER

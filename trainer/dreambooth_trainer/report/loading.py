@@ -17,7 +17,9 @@ def loading_code(plan: Plan, location: str) -> str:
     Args:
         location: folder of the model, or its URI for users outside the pod.
     """
-    imports, lines, folder = ["from diffusers import StableDiffusionPipeline"], list[str](), location
+    single_file = not {"diffusers", "lora"}.intersection(plan.formats)
+    pipeline = "StableDiffusionPipeline" if single_file else "DiffusionPipeline"
+    imports, lines, folder = [f"from diffusers import {pipeline}"], list[str](), location
     if location.startswith(VOLUME):
         lines.append(f"# {location!r} is on a PersistentVolumeClaim: replace it by the path of the mounted folder.")
     elif is_url(location):
@@ -33,13 +35,13 @@ def loading_code(plan: Plan, location: str) -> str:
         imports.append("from dreambooth_trainer.sprites import WEIGHTS")
     # !r: prompts and paths may contain quotes.
     if "diffusers" in plan.formats:
-        lines.append(f"pipeline = StableDiffusionPipeline.from_pretrained({folder!r})")
+        lines.append(f"pipeline = {pipeline}.from_pretrained({folder!r})")
     elif "lora" in plan.formats:
-        lines.append(f"pipeline = StableDiffusionPipeline.from_pretrained({base}{revision})")
+        lines.append(f"pipeline = {pipeline}.from_pretrained({base}{revision})")
         lines.append(f"pipeline.load_lora_weights({folder!r}, weight_name={ADAPTER_FILE!r})")
     else:
         path = f"{folder.rstrip('/')}/{single_file_name(plan)}"
-        lines.append(f"pipeline = StableDiffusionPipeline.from_single_file({path!r}, config={base})")
+        lines.append(f"pipeline = {pipeline}.from_single_file({path!r}, config={base})")
     files = ["image.png"] if len(plan.subjects) == 1 else [f"image-{n + 1}.png" for n in range(len(plan.subjects))]
     for prompt, file in zip(plan.instance_prompts, files, strict=True):
         lines.append(f"pipeline({prompt!r}).images[0].save({file!r})")

@@ -94,13 +94,15 @@ def _autocast_dtype(plan: Plan) -> torch.dtype | None:
 
 def _count_training(plan: Plan, folder: Path, images: int) -> dict[str, int]:
     family, low = open_family(folder), _autocast_dtype(plan)
-    live = family.text_encoders if plan.train_text_encoder else ()
+    live = family.trainable_text_encoders if plan.train_text_encoder else ()
     with torch.device("meta"), fused_attention():
         stage = _open(family, folder, DTYPES[plan.precision] if low is None else torch.float32)
         batch = _meta_batch(stage, family.image_shapes(folder, plan.resolution), images, live)
         module = prepare_module(plan, family, stage)
         if low is not None:
             cast_frozen_matrices(module, low)
+        else:
+            module.to(DTYPES[plan.precision])
         parameters = list(module.parameters())
         trainable = [parameter for parameter in parameters if parameter.requires_grad]
         autocast = None if low is None else MetaAutocast(low, gpu=plan.gpus_per_worker > 0)
@@ -177,8 +179,9 @@ def _open(family: Family, folder: Path, dtype: torch.dtype) -> Stage:
         rule = f"has a module whose configuration is not valid: {str(error).partition(chr(10))[0]}"
         remedy = "set the folder of a complete diffusers model"
         raise UserError(ValidationIssue("spec.model.id", str(folder), rule, remedy)) from error
-    for name in (family.denoiser, *family.text_encoders):
-        nn.Module.to(stage.modules[name], dtype)  # diffusers' own method logs a warning
+    for name, module in stage.modules.items():
+        if name not in family.image_encoders:
+            nn.Module.to(module, dtype)  # diffusers' own method logs a warning
     return stage
 
 

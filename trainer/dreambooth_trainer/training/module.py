@@ -83,11 +83,19 @@ def prepare_module(plan: Plan, family: Family, stage: Stage) -> DreamBoothModule
     learner = open_method(plan.spec.training.method).prepare(stage, plan, family.lora_target_modules())
     for name in names:
         module: Any = learner.modules[name]
+        set_training_dtypes(module, plan.precision)
         if plan.spec.training.gradient_checkpointing and name == family.denoiser:
             module.enable_gradient_checkpointing()
         elif plan.spec.training.gradient_checkpointing:
             module.gradient_checkpointing_enable()  # text encoders are models of transformers
     return DreamBoothModule(stage, learner, plan.spec.prior_preservation.loss_weight, plan.spec.training.min_snr_gamma)
+
+
+def set_training_dtypes(module: nn.Module, precision: str) -> None:
+    """Cast trainable weights to fp32, and frozen ones too unless the module is stored and trained in bf16."""
+    for parameter in module.parameters():
+        if parameter.requires_grad or precision != "bf16":
+            parameter.data = parameter.data.float()
 
 
 def make_batch(

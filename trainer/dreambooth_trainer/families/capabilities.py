@@ -1,0 +1,20 @@
+"""Checks that a model's family can do what a job asks for."""
+
+from __future__ import annotations
+
+from dreambooth_api.errors import ValidationIssue
+from dreambooth_trainer.families.base import Family, SingleFileWriter
+from dreambooth_trainer.planning.plan import Plan
+
+
+def capability_issues(plan: Plan, family: Family) -> list[ValidationIssue]:
+    """Issues of settings that the family of the base model does not support."""
+    issues: list[ValidationIssue] = []
+    if plan.train_text_encoder and not family.trainable_text_encoders:
+        rule = f"is not supported for {family.name}, whose text encoder is a language model"
+        field = "spec.training.textEncoder.train"
+        issues.append(ValidationIssue(field, True, rule, "remove it, or set false"))
+    if "safetensors" in (plan.spec.output.formats or ()) and not isinstance(family, SingleFileWriter):
+        rule = f"is not available for {family.name}: there is no converter to a single file"
+        issues.append(ValidationIssue("spec.output.formats", "safetensors", rule, "set diffusers, or lora with LoRA"))
+    return issues
