@@ -12,7 +12,7 @@ import yaml
 
 from dreambooth_api.errors import UserError
 from dreambooth_api.status import printable
-from dreambooth_api.uris import BUILTIN, is_url
+from dreambooth_api.uris import BUILTIN, OBJECT_STORES, is_url
 from dreambooth_operator.kubectl_plugin.connect import Cluster, connection_options, label, run, selected_namespace
 from dreambooth_operator.kubectl_plugin.objects import (
     explain_too_large,
@@ -30,7 +30,9 @@ from dreambooth_operator.resources import JOBS, QUALIFIED_KIND
 
 @click.command()
 @click.argument("name", callback=label)
-@click.option("--images", required=True, metavar="FOLDER", help="Folder of photos, or the URI of one: s3:// or gs://.")
+@click.option(
+    "--images", required=True, metavar="FOLDER", help=f"Folder of photos, or the URI of one: {OBJECT_STORES}."
+)
 @click.option("--class", "class_", required=True, metavar="NOUN", help="Class noun of the subject, for example dog.")
 @click.option("--runtime", metavar="NAME", help="DreamBoothRuntime. Defaults to the one named default.")
 @click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="Field of spec: --set training.steps=200.")
@@ -71,7 +73,7 @@ def create(
         raise click.ClickException(explain_too_large(error, name)) from error
     except ImportError as error:
         needs = "kubectl dreambooth create needs Pillow; run pip install 'dreambooth-operator[plugin]'"
-        raise click.ClickException(f"{needs}, or name a folder in a bucket with --images s3://") from error
+        raise click.ClickException(f"{needs}, or name a folder in a bucket ({OBJECT_STORES}) with --images") from error
     objects = [*([photos_object(key, photos.files)] if photos else []), job]
     if dry_run == "none":
         objects = run(lambda cluster: _send(cluster, objects))

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import JobSpec
+from dreambooth_api.uris import EXTRAS, OBJECT_STORES
 from dreambooth_operator.kubectl_plugin.photos import MAX_BYTES, TooLargeError
 from dreambooth_operator.machinery.resources import CONFIG_MAPS, Json, Key
 from dreambooth_operator.resources import JOB_LABEL, JOBS
@@ -74,7 +75,7 @@ spec:
 spec:
   subject:
     images:
-      uri: s3://BUCKET/{name}     # or gs://; the runtime supplies the credentials"""
+      uri: {next(iter(EXTRAS))}://BUCKET/{name}     # {OBJECT_STORES}; the runtime supplies the credentials"""
 
 
 def _metadata(key: Key) -> Json:
