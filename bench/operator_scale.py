@@ -19,6 +19,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -26,46 +27,22 @@ import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import urlsplit
 
-from devcluster import ControlPlane, kuberay_crds
+from devcluster import ControlPlane
+from devcluster.plane import free_ports
+from scale_jobs import ROOT, fill, job_object, prepare
 
-from dreambooth_api.status import Phase
-from dreambooth_operator.app import CA_SECRET
-from dreambooth_operator.controller.actions import WriteStatus
-from dreambooth_operator.controller.children.attempt import attempt_children
-from dreambooth_operator.controller.decide import decide
-from dreambooth_operator.controller.observed import (
-    Job,
-    Observed,
-    read_job,
-    read_ray_cluster,
-    read_ray_job,
-    read_runtime,
-)
-from dreambooth_operator.controller.observed_pods import read_pod
-from dreambooth_operator.controller.resolve import ResolvedJob, resolve
-from dreambooth_operator.controller.settings import Settings
 from dreambooth_operator.machinery.client import Api
-from dreambooth_operator.machinery.resources import PODS, Json, Key
-from dreambooth_operator.resources import JOBS, RAY_CLUSTERS, RAY_JOBS, RUNTIME_FINALIZER
+from dreambooth_operator.resources import JOBS, RAY_JOBS
 
-ROOT = Path(__file__).resolve().parents[1]
-NAMESPACES = 20
-HEALTH_PORT = 18081
-CONCURRENCY = 16
-RUNTIME: Json = {
-    "apiVersion": "dreambooth.dev/v1alpha1",
-    "kind": "DreamBoothRuntime",
-    "metadata": {"name": "default", "finalizers": [RUNTIME_FINALIZER]},
-    "spec": {"image": "trainer:1", "storage": {"claimName": "work"}, "bounds": {"outputs": ["s3://models"]}},
-}
-SYSTEM = Settings().operator_namespace
-SINCE_TIME = datetime.now(UTC).replace(microsecond=0)
-SINCE = SINCE_TIME.isoformat().replace("+00:00", "Z")
+HEALTH_PORT = free_ports(1)[0]
+CONCURRENCY = 64
+# A measurement without progress for so long has failed.
+STALLED_SECONDS = 120
+PRINT_SECONDS = 5
 MAX_ADOPT_SECONDS, MAX_MIB = 5, 95
 MIN_RAY_JOBS_PER_SECOND, MAX_P99_SECONDS = 100, 2
 # The operator as in a pod: the token and the CA certificate of a service account, in the folder of the first argument.
@@ -81,26 +58,26 @@ sys.exit(main())
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2000, help="running jobs to adopt")
-    parser.add_argument("--applies", type=int, default=1000, help="jobs to create while the operator runs")
+    parser.add_argument("--applies", type=int, default=1000, help="jobs to create while the operator runs; 0: none")
     parser.add_argument("--per-second", type=float, default=MIN_RAY_JOBS_PER_SECOND, help="rate of these creations")
     parser.add_argument("--quiet-seconds", type=int, default=60, help="period in which writes are counted")
     parser.add_argument("--kopf", metavar="PYTHON", help="also measure the kopf operator, with this Python")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, end)
     with ControlPlane() as plane:
         prepare(plane)
-        started = time.monotonic()
-        asyncio.run(fill(plane, given.jobs))
-        print(f"{given.jobs} jobs created in {time.monotonic() - started:.0f} s", flush=True)
+        fill(plane, given.jobs)
         before = writes(plane)
         with operator(plane) as process:
             ours = adopt(plane, "ours", process, our_count, given.jobs, given.quiet_seconds, before)
-            applied = asyncio.run(apply_jobs(plane, given.applies, given.per_second))
-        report(ours, applied)
+            report(adoption_rows(*ours))
+            if given.applies:
+                report(apply_rows(*asyncio.run(apply_jobs(plane, process, given.applies, given.per_second))))
         if given.kopf:
             script = ROOT / "bench" / "operator_kopf.py"
             command = [given.kopf, str(script), str(plane.kubeconfig), str(HEALTH_PORT)]
             before = writes(plane)
-            with running(command) as process:
+            with running(plane, "kopf", command) as process:
                 kopf = adopt(plane, "kopf", process, kopf_count, given.jobs, given.quiet_seconds, before)
             print(
                 f"kopf / ours: {kopf[0] / ours[0]:.1f} x the time, {kopf[1] / ours[1]:.1f} x the memory, "
@@ -108,39 +85,71 @@ def main() -> None:
             )
 
 
-def report(adopted: tuple[float, float, float], applied: tuple[float, float, float]) -> None:
+def end(*_: object) -> NoReturn:
+    """SIGTERM, for example of `timeout`, ends the processes of this run as well, and is reported."""
+    sys.exit("operator_scale.py: ended by SIGTERM before it was done")
+
+
+Row = tuple[str, float, float, float]
+
+
+def adoption_rows(seconds: float, mib: float, written: float) -> list[Row]:
+    return [
+        ("adoption, s", seconds, MAX_ADOPT_SECONDS, seconds / MAX_ADOPT_SECONDS),
+        ("memory, MiB", mib, MAX_MIB, mib / MAX_MIB),
+        ("writes", written, 0, written),
+    ]
+
+
+def apply_rows(per_second: float, p99: float) -> list[Row]:
+    return [
+        ("RayJobs / s", per_second, MIN_RAY_JOBS_PER_SECOND, MIN_RAY_JOBS_PER_SECOND / per_second),
+        ("apply to RayJob, p99, s", p99, MAX_P99_SECONDS, p99 / MAX_P99_SECONDS),
+    ]
+
+
+def report(rows: list[Row]) -> None:
     """Print each number beside its target. A ratio above 1 misses the target."""
-    rows = (
-        ("adoption, s", adopted[0], MAX_ADOPT_SECONDS, adopted[0] / MAX_ADOPT_SECONDS),
-        ("memory, MiB", adopted[1], MAX_MIB, adopted[1] / MAX_MIB),
-        ("writes", adopted[2], 0, adopted[2]),
-        ("RayJobs / s", applied[0], MIN_RAY_JOBS_PER_SECOND, MIN_RAY_JOBS_PER_SECOND / applied[0]),
-        ("apply to RayJob, p99, s", applied[2], MAX_P99_SECONDS, applied[2] / MAX_P99_SECONDS),
-    )
     print(f"{'':<26}{'measured':>10}{'target':>10}{'ratio':>8}")
     for name, measured, target, ratio in rows:
         print(f"{name:<26}{measured:>10.2f}{target:>10}{ratio:>8.2f}", flush=True)
 
 
-def prepare(plane: ControlPlane) -> None:
-    """Namespaces, a runtime, and an account for the operator."""
-    plane.install_crds(kuberay_crds(), ROOT / "manifests" / "crd")
-    names = [f"n{number}" for number in range(NAMESPACES)]
-    namespaces = ({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in (*names, SYSTEM))
-    plane.apply(*namespaces)
-    accounts = [
-        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": name}}
-        for name in (*names, "default")
-    ]
-    binding: Json = {
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "ClusterRoleBinding",
-        "metadata": {"name": "operator"},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
-        "subjects": [{"kind": "ServiceAccount", "name": "default", "namespace": "default"}],
-    }
-    secret: Json = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": CA_SECRET, "namespace": SYSTEM}}
-    plane.apply(RUNTIME, binding, secret, *accounts)
+class Progress:
+    """Progress of a measurement: prints it every few seconds, and raises TimeoutError if it stalls.
+
+    `process` is the operator, without which there is no progress; its log is printed if it has ended.
+    """
+
+    def __init__(self, what: str, total: int, process: Operator) -> None:
+        self._what, self._total, self._process = what, total, process
+        self._started = self._changed = self._printed = time.monotonic()
+        self._done = 0.0
+
+    def update(self, done: float) -> None:
+        now = time.monotonic()
+        if self._process.poll() is not None:
+            sys.exit(f"{self._what}: the operator exited ({self._process.returncode}):\n{self._process.log_tail()}")
+        if done != self._done:
+            self._done, self._changed = done, now
+        if now - self._changed > STALLED_SECONDS:
+            text = f"{self._what}: {done:.0f} of {self._total}, none in {STALLED_SECONDS} s"
+            raise TimeoutError(f"{text}; the operator's log ends:\n{self._process.log_tail()}")
+        if now - self._printed > PRINT_SECONDS:
+            self._printed = now
+            print(f"  {self._what}: {done:.0f} of {self._total} after {now - self._started:.0f} s", flush=True)
+
+
+class Operator(subprocess.Popen[bytes]):
+    """An operator process and its log."""
+
+    def __init__(self, command: list[str], log: Path, env: dict[str, str] | None, stdin: int | None = None) -> None:
+        self._log = log
+        with log.open("wb") as stderr:
+            super().__init__(command, stdin=stdin, stderr=stderr, env=env)
+
+    def log_tail(self) -> str:
+        return self._log.read_text(errors="replace")[-3000:]
 
 
 async def concurrently(count: int, work: Callable[[int], Awaitable[None]]) -> None:
@@ -154,104 +163,12 @@ async def concurrently(count: int, work: Callable[[int], Awaitable[None]]) -> No
     await asyncio.gather(*(worker() for _ in range(CONCURRENCY)))
 
 
-async def fill(plane: ControlPlane, count: int) -> None:
-    """Create running jobs that need no further action."""
-    async with await Api.connect(str(plane.kubeconfig)) as api:
-        runtime = read_runtime(RUNTIME)
-
-        async def create(number: int) -> None:
-            job = read_job(await api.create(JOBS, job_object(f"job-{number}", number)))
-            resolved = resolve(job, runtime, [])
-            assert isinstance(resolved, ResolvedJob)
-            _, ray_job = attempt_children(job, 1, resolved, Settings())[-1]
-            namespace, name = job.key.namespace, ray_job["metadata"]["name"]
-            made = await api.create(RAY_JOBS, ray_job)
-            ray_status = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING", "rayClusterName": name}
-            made = await api.merge(RAY_JOBS, Key(namespace, name), {"status": ray_status}, subresource="status")
-            await api.create(RAY_CLUSTERS, cluster_object(made))
-            cluster = await api.merge(RAY_CLUSTERS, Key(namespace, name), cluster_status(name), subresource="status")
-            pods: list[Json] = []
-            for group in ("head", "worker"):
-                pod = pod_object(made, group)
-                await api.create(PODS, pod)
-                key = Key(namespace, pod["metadata"]["name"])
-                pods.append(await api.merge(PODS, key, pod_status(), subresource="status"))
-            observed = Observed(
-                (read_ray_job(made),), (read_ray_cluster(cluster),), pods=tuple(read_pod(pod) for pod in pods)
-            )
-            await api.merge(JOBS, job.key, steady_status(job, resolved, observed), subresource="status")
-
-        await concurrently(count, create)
-
-
-def cluster_object(ray_job: Json) -> Json:
-    """The RayCluster that KubeRay makes of a RayJob."""
-    metadata = ray_job["metadata"]
-    labels = {**metadata["labels"], "ray.io/originated-from-cr-name": metadata["name"]}
-    return {
-        "apiVersion": RAY_CLUSTERS.api_version,
-        "kind": RAY_CLUSTERS.kind,
-        "metadata": {"name": metadata["name"], "namespace": metadata["namespace"], "labels": labels},
-        "spec": ray_job["spec"]["rayClusterSpec"],
-    }
-
-
-def cluster_status(name: str) -> Json:
-    kinds = {"HeadPodReady": "HeadPodRunningAndReady", "RayClusterProvisioned": "AllPodRunningAndReadyFirstTime"}
-    conditions = [
-        {"type": kind, "status": "True", "reason": reason, "message": "", "lastTransitionTime": SINCE}
-        for kind, reason in kinds.items()
-    ]
-    ready = {"readyWorkerReplicas": 1, "desiredWorkerReplicas": 1, "head": {"podName": f"{name}-head"}}
-    return {"status": {"state": "ready", "conditions": conditions, **ready}}
-
-
-def pod_object(ray_job: Json, group: str) -> Json:
-    """A pod of that cluster."""
-    metadata, cluster = ray_job["metadata"], ray_job["spec"]["rayClusterSpec"]
-    template = cluster["headGroupSpec" if group == "head" else "workerGroupSpecs"]
-    template = (template if group == "head" else template[0])["template"]
-    labels = {**metadata["labels"], **template["metadata"]["labels"], "ray.io/node-type": group}
-    spec = {**template["spec"], "nodeName": "node-1", "serviceAccountName": "default"}
-    name = {"name": f"{metadata['name']}-{group}", "namespace": metadata["namespace"]}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {**name, "labels": labels}, "spec": spec}
-
-
-def pod_status() -> Json:
-    kinds = ("Initialized", "Ready", "ContainersReady", "PodScheduled")
-    conditions = [{"type": kind, "status": "True", "lastTransitionTime": SINCE} for kind in kinds]
-    return {"status": {"phase": "Running", "hostIP": "10.0.0.1", "podIP": "10.0.0.2", "conditions": conditions}}
-
-
-def job_object(name: str, number: int) -> Json:
-    return {
-        "apiVersion": JOBS.api_version,
-        "kind": JOBS.kind,
-        "metadata": {"name": name, "namespace": f"n{number % NAMESPACES}"},
-        "spec": {
-            "subject": {"images": {"uri": f"s3://photos/{number}"}, "class": "dog"},
-            "output": {"uri": f"s3://models/{number}"},
-        },
-    }
-
-
-def steady_status(job: Job, resolved: ResolvedJob, observed: Observed) -> Json:
-    """The status that the operator gives a running job, from which no further write follows."""
-    status = job.status.model_copy(update={"phase": Phase.STARTING, "attempts": 1, "start_time": SINCE_TIME})
-    status = status.model_copy(update={"ray_job_name": observed.ray_jobs[0].name})
-    while True:
-        job = replace(job, status=status, finalizers=())
-        decision = decide(job, resolved, observed, SINCE_TIME, Settings())
-        writes = [action for action in decision.actions if isinstance(action, WriteStatus)]
-        if not writes:
-            return {"status": status.model_dump(mode="json", by_alias=True, exclude_none=True)}
-        status = writes[0].status
-
-
 @contextmanager
-def running(command: list[str], env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    plane: ControlPlane, name: str, command: list[str], env: dict[str, str] | None = None
+) -> Iterator[Operator]:
     """A process that is killed at the end."""
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=env) as process:
+    with Operator(command, plane.folder / f"{name}.log", env) as process:
         try:
             yield process
         finally:
@@ -259,7 +176,7 @@ def running(command: list[str], env: dict[str, str] | None = None) -> Iterator[s
 
 
 @contextmanager
-def operator(plane: ControlPlane) -> Iterator[subprocess.Popen[bytes]]:
+def operator(plane: ControlPlane) -> Iterator[Operator]:
     """The operator, with the credentials of a pod."""
     account = plane.folder / "account"
     account.mkdir(exist_ok=True)
@@ -271,13 +188,14 @@ def operator(plane: ControlPlane) -> Iterator[subprocess.Popen[bytes]]:
         sys.executable, "-c", IN_CLUSTER, str(account), "--namespace=", "--host=127.0.0.1",
         f"--health-port={HEALTH_PORT}", "--progress-port=0", "--log-level=WARNING",
     ]  # fmt: skip
-    with running(command, {**env, "HOME": str(plane.folder), "KUBECONFIG": ""}) as process:
+    with running(plane, "ours", command, {**env, "HOME": str(plane.folder), "KUBECONFIG": ""}) as process:
         yield process
 
 
-async def apply_jobs(plane: ControlPlane, count: int, per_second: float) -> tuple[float, float, float]:
-    """RayJobs per second, and the median and the 99th percentile of the seconds from a job's creation to its RayJob."""
+async def apply_jobs(plane: ControlPlane, process: Operator, count: int, per_second: float) -> tuple[float, float]:
+    """RayJobs per second, and the 99th percentile of the seconds from a job's creation to its RayJob."""
     created, seconds = dict[str, float](), dict[str, float]()
+    progress = Progress("applies", count, process)
     async with await Api.connect(str(plane.kubeconfig)) as api:
         watching = asyncio.create_task(watch_ray_jobs(api, created, seconds))
         await asyncio.sleep(1)
@@ -290,13 +208,22 @@ async def apply_jobs(plane: ControlPlane, count: int, per_second: float) -> tupl
             await api.create(JOBS, job_object(name, number))
 
         await concurrently(count, create)
+        created_seconds = time.monotonic() - started
         while len(seconds) < count:
+            if watching.done():  # raises its error
+                watching.result()
+                raise ConnectionError("the watch of RayJobs ended")
+            progress.update(len(seconds))
             await asyncio.sleep(0.01)
         total = time.monotonic() - started
         watching.cancel()
-    median, p99 = statistics.median(seconds.values()), statistics.quantiles(seconds.values(), n=100)[98]
-    print(f"{count} applies: {count / total:.0f} RayJobs/s, from apply to RayJob {median:.2f} s, p99 {p99:.2f} s")
-    return count / total, median, p99
+    values = sorted(seconds.values())
+    p99 = values[min(len(values) - 1, len(values) * 99 // 100)]
+    print(
+        f"{count} applies in {created_seconds:.1f} s: {count / total:.0f} RayJobs/s, "
+        f"from apply to RayJob {statistics.median(values):.2f} s, p99 {p99:.2f} s"
+    )
+    return count / total, p99
 
 
 async def watch_ray_jobs(api: Api, created: dict[str, float], seconds: dict[str, float]) -> None:
@@ -330,7 +257,7 @@ def fetch(path: str) -> str:
 def adopt(
     plane: ControlPlane,
     name: str,
-    process: subprocess.Popen[bytes],
+    process: Operator,
     count: Callable[[], float],
     jobs: int,
     quiet_seconds: int,
@@ -342,8 +269,9 @@ def adopt(
     """
     started = time.monotonic()
     done, slowest_seconds = 0.0, 0.0
+    progress = Progress(f"{name}: reconciled", jobs, process)
     while done < jobs:
-        assert process.poll() is None, f"{name} exited"
+        progress.update(done)
         requested = time.monotonic()
         done = count()
         if done:  # from now on the response time includes the latency of the event loop

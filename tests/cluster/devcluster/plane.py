@@ -61,10 +61,9 @@ class ControlPlane:
         self.authority = Authority(self.folder / "pki")
         etcd_port, peer_port, self.port = free_ports(3)
         self.url = f"https://{self.host}:{self.port}"
+        self.etcd_url = f"http://127.0.0.1:{etcd_port}"
         self.etcd = Process(self.folder, "etcd", self._etcd_command(etcd_port, peer_port))
-        self.apiserver = Process(
-            self.folder, "kube-apiserver", self._apiserver_command(f"http://127.0.0.1:{etcd_port}")
-        )
+        self.apiserver = Process(self.folder, "kube-apiserver", self._apiserver_command(self.etcd_url))
         self.kubeconfig = self.kubeconfig_for("admin", "/O=system:masters/CN=admin")
         self._others: dict[str, Process] = {}
 
