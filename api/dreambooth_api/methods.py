@@ -13,16 +13,20 @@ class MethodTraits:
         description: what it trains, for the API reference.
         members: fields of `spec.training` with its settings. Other methods reject them.
         adapter: whether it trains an adapter, which is published in format lora.
+        kohya: whether the adapter is also published in kohya's layout.
     """
 
     description: str
     members: tuple[str, ...] = ()
     adapter: bool = False
+    kohya: bool = False
 
 
 METHODS = {
     "Full": MethodTraits("trains all weights of the denoiser"),
-    "LoRA": MethodTraits("trains low-rank adapters", members=("lora",), adapter=True),
+    "LoRA": MethodTraits("trains low-rank adapters", members=("lora",), adapter=True, kohya=True),
+    # Not in kohya's layout: diffusers' conversion drops the magnitudes, and its loader of that layout ignores them.
+    "DoRA": MethodTraits("trains low-rank adapters and magnitudes", members=("lora",), adapter=True),
 }
 MEMBERS = tuple(dict.fromkeys(member for traits in METHODS.values() for member in traits.members))
 """All fields of `spec.training` that belong to methods."""

@@ -23,7 +23,7 @@ class TextEncoder(Strict):
     """
 
     train: bool | None = Field(
-        default=None, description="Whether to train the text encoder. With method LoRA, adapters are added to it."
+        default=None, description="Whether to train the text encoder. Methods LoRA and DoRA add LoRA adapters to it."
     )
     learning_rate: float | None = Field(
         default=None, gt=0, lt=1, description="Learning rate of the text encoder. Defaults to training.learningRate."
@@ -85,7 +85,7 @@ class DeepSpeed(Strict):
 class Training(Strict):
     """Fine-tuning hyperparameters. The loss is equation 2 of the paper."""
 
-    method: Literal["Full", "LoRA"] = Field(
+    method: Literal["Full", "LoRA", "DoRA"] = Field(
         default="Full",
         description="Fine-tuning method. "
         + "; ".join(f"{name} {traits.description}" for name, traits in METHODS.items())

@@ -36,7 +36,7 @@ def spec_of(subjects: list[dict[str, Any]], **more: object) -> dict[str, Any]:
 INVALID = {
     "an unknown field": ("spec.training.stpes", 5, 'unknown field "spec.training.stpes"'),
     "steps below one": ("spec.training.steps", 0, "should be greater than or equal to 1"),
-    "an unknown method": ("spec.training.method", "Lora", 'supported values: "Full", "LoRA"'),
+    "an unknown method": ("spec.training.method", "Lora", 'supported values: "Full", "LoRA", "DoRA"'),
     "two sources of images": ("spec.subject.images.uri", "s3://b/x", "set exactly one of uri, pvc, configMap, secret"),
     "no source of images": ("spec.subject.images", {}, "set exactly one of uri, pvc, configMap, secret"),
     "local images": (
@@ -252,7 +252,7 @@ def test_status_of_a_created_job_is_ignored(plane: ControlPlane, namespace: str)
 def test_every_field_has_a_description(plane: ControlPlane) -> None:
     text = plane.kubectl("explain", "dbj.spec.training")
     assert "Number of optimizer steps. Defaults to 1000, as in the paper" in text
-    assert "enum: Full, LoRA" in text
+    assert "enum: Full, LoRA, DoRA" in text
     for crd in ("dreamboothjobs.dreambooth.dev", "dreamboothruntimes.dreambooth.dev"):
         schema = plane.get("crd", crd)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
         assert list(_undescribed(schema["properties"]["spec"], "spec")) == []

@@ -24,6 +24,7 @@ from safetensors import safe_open
 from test_plan import make_plan
 from torch import Tensor
 
+from dreambooth_api.methods import METHODS
 from dreambooth_trainer.families.base import AdapterInfo, Family, KohyaWriter, SingleFileWriter, trained_modules
 from dreambooth_trainer.families.registry import open_family
 from dreambooth_trainer.models.files import ADAPTER_FILE
@@ -224,7 +225,21 @@ def tmp_path_with_configs(folder: Path, model: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", ["Full", "LoRA"])
+def test_a_dora_adapter_draws_the_images_of_the_merged_model(model: Path, tmp_path: Path) -> None:
+    family, merged = open_family(model), tmp_path / "merged"
+    result = random_result(model, {**LORA, "method": "DoRA"}, trained_modules(family, text_encoders=True))
+    with_magnitudes = {
+        part for part, (weights, _) in result.adapters.items() if "lora_magnitude_vector" in str(weights)
+    }
+    assert with_magnitudes == {family.denoiser}
+    family.save(model, result.modules, merged)
+    family.save_adapter(result.adapters, tmp_path)
+    images = draw(merged)
+    assert np.abs(draw(model) - images).max() > 10 / 255
+    np.testing.assert_allclose(draw(model, tmp_path / ADAPTER_FILE), images, rtol=0, atol=1 / 255)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_job_is_encoded_trained_and_saved(
     model: Path, images: list[Image.Image], tmp_path: Path, method: str
 ) -> None:
@@ -242,5 +257,5 @@ def test_a_job_is_encoded_trained_and_saved(
     engine.save_weights(checkpoint, 0)
     save_trained_model(plan, checkpoint, folder)
     assert np.abs(draw(folder.trained) - draw(model)).max() > 1 / 255
-    if method == "LoRA":
+    if METHODS[method].adapter:
         np.testing.assert_allclose(draw(model, folder.trained / ADAPTER_FILE), draw(folder.trained), atol=1 / 255)

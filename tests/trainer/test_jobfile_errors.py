@@ -37,7 +37,7 @@ ERRORS = {
     ),
     "an invalid enum value gets a suggestion": (
         spec("training: {method: lora}"),
-        "spec.training.method (line 9): 'lora': must be one of Full, LoRA; write method: LoRA",
+        "spec.training.method (line 9): 'lora': must be one of Full, LoRA, DoRA; write method: LoRA",
     ),
     "a stage that ZeRO does not have": (
         spec("training: {deepspeed: {stage: 4}}"),
@@ -122,7 +122,7 @@ ERRORS = {
     ),
     "settings of another method": (
         spec("training: {method: Full, lora: {rank: 4}}"),
-        "spec.training.lora (line 9): does not apply to method Full; remove lora, or set method: LoRA",
+        "spec.training.lora (line 9): does not apply to method Full; remove lora, or set method: LoRA or DoRA",
     ),
     "output to the built-in subjects": (
         spec("output: {uri: 'builtin:sprites/dog'}"),

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.trainer
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"method": "LoRA"},
+    {"method": "DoRA"},
     {"textEncoder": {"train": True}},
     {"gradientCheckpointing": True},
 ]

@@ -17,10 +17,13 @@ from dreambooth_trainer.planning.plan import Plan
 class Lora:
     """Trains adapters of the LoRA target modules. `result` merges them into the weights."""
 
+    use_dora = False
+
     def prepare(self, stage: Trainee, plan: Plan, targets: Targets) -> Learner:
         for name, module in stage.modules.items():
             module.requires_grad_(False)
-            add_adapters(module, plan.spec.training.adapters, targets[name])
+            dora = self.use_dora and name == stage.denoiser
+            add_adapters(module, plan.spec.training.adapters, targets[name], use_dora=dora)
         return Learner(stage.modules, groups_by_module(stage, plan))
 
     def result(self, stage: Trainee, plan: Plan, weights: Mapping[str, Mapping[str, Tensor]]) -> Result:
@@ -29,12 +32,15 @@ class Lora:
         return Result({name: merge(stage.modules[name], trained) for name, trained in weights.items()}, adapters)
 
 
-def add_adapters(module: nn.Module, settings: Settings, target_modules: Sequence[str]) -> None:
+def add_adapters(
+    module: nn.Module, settings: Settings, target_modules: Sequence[str], *, use_dora: bool = False
+) -> None:
     """Add trainable adapters to the layers of a frozen module whose names end with `target_modules`."""
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha or settings.rank,  # pyright: ignore[reportArgumentType] - PEFT accepts any number
         target_modules=list(target_modules),
+        use_dora=use_dora,
     )
     inject_adapter_in_model(config, module)
 

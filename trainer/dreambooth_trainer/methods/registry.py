@@ -7,6 +7,7 @@ from dreambooth_trainer.methods.base import Method
 REGISTRY = {
     "Full": "dreambooth_trainer.methods.full:Full",
     "LoRA": "dreambooth_trainer.methods.lora:Lora",
+    "DoRA": "dreambooth_trainer.methods.dora:Dora",
 }
 
 

@@ -96,7 +96,9 @@ def _write_model_folder(draft: Path, context: Context, report: Report) -> list[s
             notes.append("no single file was published: the format is not available for this family of models")
     if "lora" in plan.formats:
         link_or_copy(str(folder.trained / ADAPTER_FILE), str(draft / ADAPTER_FILE))
-        context.pool.call(_save_kohya_adapter, plan, folder.trained, draft / f"{plan.job.metadata.name}.safetensors")
+        if plan.spec.training.traits.kohya:
+            target = draft / f"{plan.job.metadata.name}.safetensors"
+            context.pool.call(_save_kohya_adapter, plan, folder.trained, target)
     (draft / "job.yaml").write_bytes((folder.root / "job.yaml").read_bytes())
     if plan.spec.evaluation.enabled:
         (draft / "scores.json").write_bytes(folder.scores.read_bytes())
