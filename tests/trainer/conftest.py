@@ -218,6 +218,57 @@ def tiny_sd3_model_without_t5(make_sd3_model) -> Path:
     return make_sd3_model(t5=False)
 
 
+@pytest.fixture(scope="session")
+def make_flux_model(tmp_path_factory: pytest.TempPathFactory):
+    """Build a random pipeline of FLUX.1's architecture: like dev, with a guidance scale as input, or like schnell."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    from dreambooth_trainer.sprites import WEIGHTS
+
+    def make(*, guidance: bool) -> Path:
+        torch.manual_seed(0)
+        tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
+        encoder, t5_tokenizer = tiny_t5(32)
+        pipeline = FluxPipeline(
+            vae=tiny_vae(scaling_factor=0.36, shift_factor=0.12, use_quant_conv=False, use_post_quant_conv=False),
+            text_encoder=CLIPTextModel(tiny_text_config(tokenizer, 16, "quick_gelu", 2)),
+            text_encoder_2=encoder,
+            tokenizer=tokenizer,
+            tokenizer_2=t5_tokenizer,
+            transformer=FluxTransformer2DModel(
+                in_channels=16,
+                num_layers=1,
+                num_single_layers=1,
+                attention_head_dim=16,
+                num_attention_heads=2,
+                joint_attention_dim=32,
+                pooled_projection_dim=16,
+                guidance_embeds=guidance,
+                axes_dims_rope=(4, 4, 8),
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=guidance),
+        )
+        folder = tmp_path_factory.mktemp("model-flux")
+        pipeline.save_pretrained(folder, safe_serialization=True)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_flux_model(make_flux_model) -> Path:
+    """A random pipeline of the architecture of FLUX.1 dev."""
+    return make_flux_model(guidance=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_schnell_model(make_flux_model) -> Path:
+    """A random pipeline of the architecture of FLUX.1 schnell."""
+    return make_flux_model(guidance=False)
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub that this process uses, with an empty cache and without delays between retries."""

@@ -14,6 +14,7 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
@@ -86,12 +87,31 @@ def sd3_loss(pipeline: Any, clean: Tensor, noise: Tensor) -> Tensor:
     return (prediction * -sigmas + noisy - clean).square().mean(dim=(1, 2, 3))
 
 
+def flux_loss(pipeline: Any, clean: Tensor, noise: Tensor) -> Tensor:
+    """As in diffusers' train_dreambooth_flux.py, with its defaults: uniform density, guidance scale 3.5."""
+    text, pooled, text_ids = pipeline.encode_prompt(PROMPTS)
+    sigmas, timesteps = noise_levels(pipeline, U)
+    noisy = (1 - sigmas) * clean + sigmas * noise
+    prediction = pipeline.transformer(
+        pipeline._pack_latents(noisy, *noisy.shape),
+        encoder_hidden_states=text,
+        pooled_projections=pooled,
+        timestep=timesteps / 1000,
+        img_ids=pipeline._prepare_latent_image_ids(3, 4, 4, "cpu", torch.float32),
+        txt_ids=text_ids,
+        guidance=torch.full([3], 3.5),
+    ).sample
+    unpacked = pipeline._unpack_latents(prediction, 32, 32, pipeline.vae_scale_factor)
+    return (unpacked - (noise - clean)).square().mean(dim=(1, 2, 3))
+
+
 # By fixture: the plain pipeline, and the loss of the example script for each of PROMPTS, at the positions U.
 FAMILIES: dict[str, tuple[Any, Callable[[Any, Tensor, Tensor], Tensor]]] = {
     "tiny_model": (StableDiffusionPipeline, sd_loss),
     "tiny_xl_model": (StableDiffusionXLPipeline, xl_loss),
     "tiny_sd3_model": (StableDiffusion3Pipeline, sd3_loss),
     "tiny_sd3_model_without_t5": (StableDiffusion3Pipeline, sd3_loss),
+    "tiny_flux_model": (FluxPipeline, flux_loss),
 }
 
 

@@ -27,7 +27,7 @@ from dreambooth_trainer.training.plain_engine import PlainEngine
 
 pytestmark = [pytest.mark.trainer, pytest.mark.usefixtures("one_thread")]
 
-MODELS = ["tiny_sd3_model"]
+MODELS = ["tiny_sd3_model", "tiny_schnell_model"]
 
 
 @pytest.fixture(params=MODELS)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from test_plan import job_of
 from test_plan import make_plan as plan_of
 from transformers import CLIPTokenizer
 
 from dreambooth_api.errors import UserError
+from dreambooth_api.job import BaseModelRef
+from dreambooth_trainer.cluster.hardware import Hardware
 from dreambooth_trainer.planning.fit import size_of
+from dreambooth_trainer.planning.make_plan import JobFacts, make_plan
 from dreambooth_trainer.planning.memory import GIB, ModelSize
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.sprites import WEIGHTS
@@ -141,3 +146,31 @@ def test_a_broken_configuration_is_reported_with_its_folder(tmp_path: Path) -> N
     with pytest.raises(UserError) as caught:
         count(folder, 1)
     assert str(caught.value).startswith(f"spec.model.id: '{folder}': has a module whose configuration is not valid: ")
+
+
+@pytest.mark.long
+def test_full_fine_tuning_of_flux_is_rejected_with_the_memory_that_it_and_lora_need(tmp_path: Path) -> None:
+    flux = {"guidance_embeds": True}
+    t5 = {"vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
+    write_model(tmp_path, UNET, TEXT)
+    (tmp_path / "unet").rename(tmp_path / "transformer")
+    FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True).save_pretrained(tmp_path / "scheduler")
+    shutil.copytree(tmp_path / "tokenizer", tmp_path / "tokenizer_2")
+    (tmp_path / "text_encoder_2").mkdir()
+    vae = {**VAE, "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
+    for part, config in (
+        ("transformer", flux),
+        ("text_encoder_2", {**t5, "feed_forward_proj": "gated-gelu"}),
+        ("vae", vae),
+    ):
+        (tmp_path / part / "config.json").write_text(json.dumps(config))
+    index = {name: ["transformers", "T5EncoderModel"] for name in ("text_encoder", "text_encoder_2")}
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline", **index}))
+    job = job_of({"model": {"id": str(tmp_path)}})
+    hardware = Hardware(1, "NVIDIA H100", 0.92 * 80 * GIB, bf16=True)
+    facts = JobFacts(BaseModelRef(id=str(tmp_path)), tmp_path, ("sks",), (4,), hardware)
+    with pytest.raises(UserError) as caught:
+        make_plan(job, facts, lambda plan, images: count_size(plan, tmp_path, images, encoding_batch=4))
+    message = str(caught.value)
+    assert "Full in bf16 at 1024 px needs 252.0 GiB" in message
+    assert "set method: LoRA and gradientCheckpointing: true (needs 28.3 GiB)" in message

@@ -33,6 +33,7 @@ FAMILIES = {
     "StableDiffusionPipeline": "dreambooth_trainer.families.stable_diffusion:StableDiffusion",
     "StableDiffusionXLPipeline": "dreambooth_trainer.families.stable_diffusion_xl:StableDiffusionXL",
     "StableDiffusion3Pipeline": "dreambooth_trainer.families.stable_diffusion_3:StableDiffusion3",
+    "FluxPipeline": "dreambooth_trainer.families.flux:Flux",
 }
 
 

@@ -1,0 +1,117 @@
+"""FLUX.1, and models with the same architecture (Black Forest Labs 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import FluxPipeline, FluxTransformer2DModel
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer, T5EncoderModel
+
+from dreambooth_trainer.families.autoencoder import sample_latents
+from dreambooth_trainer.families.base import Tensors
+from dreambooth_trainer.families.clip import token_ids
+from dreambooth_trainer.families.flow_matching import flow_matching_loss, open_flow_scheduler, refuse_min_snr
+from dreambooth_trainer.families.latent_transformer import LatentTransformer, LatentTransformerStage
+
+CLIP, T5 = "text_encoder", "text_encoder_2"
+# As in diffusers' pipeline.
+T5_TOKENS = 512
+# Input of models that are distilled from guided ones, as in diffusers' example script.
+GUIDANCE_SCALE = 3.5
+# The transformer gets patches of 2 x 2 latents.
+PATCH = 2
+
+
+@dataclass
+class FluxStage(LatentTransformerStage):
+    """A transformer conditioned on T5, on the pooled output of a CLIP text encoder, and possibly on a guidance scale.
+
+    Examples: `text_embeds` [N, L, D] of T5; `pooled` [N, E] of CLIP, or `input_ids` [N, K] if CLIP is trained.
+    """
+
+    tokenizer: CLIPTokenizer
+    t5_tokenizer: Any
+    has_guidance: bool
+
+    def encode_prompts(self, prompts: Sequence[str], live: Collection[str] = ()) -> dict[str, Tensor]:
+        ids, t5_ids = token_ids(self.tokenizer, prompts), token_ids(self.t5_tokenizer, prompts, T5_TOKENS)
+        clip, t5 = self.modules.get(CLIP), self.modules[T5]
+        with torch.no_grad():
+            examples = {"text_embeds": t5(t5_ids.to(next(t5.parameters()).device)).last_hidden_state}
+            if CLIP in live:
+                return examples | {"input_ids": ids}
+            assert clip is not None, "opened unless it is trained"
+            return examples | {"pooled": clip(ids.to(next(clip.parameters()).device)).pooler_output}
+
+    def loss(
+        self,
+        modules: Mapping[str, nn.Module],
+        examples: Tensors,
+        noise: Tensors,
+        u: Tensor,
+        min_snr_gamma: float | None = None,
+    ) -> Tensor:
+        refuse_min_snr(min_snr_gamma)
+        transformer = modules["transformer"]
+        dtype = next(transformer.parameters()).dtype
+        text = examples["text_embeds"].to(dtype)
+        pooled = examples["pooled"] if "pooled" in examples else modules[CLIP](examples["input_ids"]).pooler_output
+        clean = sample_latents(examples, noise["latent"])
+        size = clean.shape[-2] // PATCH, clean.shape[-1] // PATCH
+        positions = {
+            "img_ids": torch.cartesian_prod(*(torch.arange(float(n), device=u.device) for n in (1, *size))),
+            "txt_ids": torch.zeros(text.shape[1], 3, device=u.device),
+        }
+        guidance = torch.full_like(u, GUIDANCE_SCALE) if self.has_guidance else None
+
+        def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
+            patches = functional.pixel_unshuffle(noisy, PATCH).flatten(2).transpose(1, 2)
+            predicted = transformer(
+                patches.to(dtype),
+                encoder_hidden_states=text,
+                pooled_projections=pooled.to(dtype),
+                timestep=timesteps / 1000,
+                guidance=guidance,
+                **positions,
+            ).sample
+            return functional.pixel_shuffle(predicted.transpose(1, 2).unflatten(2, size), PATCH)
+
+        return flow_matching_loss(self.noise_scheduler, predict, clean, noise["noise"], u)
+
+
+class Flux(LatentTransformer):
+    """FLUX.1: see `FluxStage`."""
+
+    name = "flux"
+    pipeline_class: ClassVar[Any] = FluxPipeline
+    transformer_class: ClassVar[Any] = FluxTransformer2DModel
+    text_encoder_classes: ClassVar[Mapping[str, Any]] = {CLIP: CLIPTextModel, T5: T5EncoderModel}
+    text_encoders = (CLIP, T5)
+    trainable_text_encoders = (CLIP,)
+
+    def open(self, folder: Path, modules: Collection[str], *, empty: bool = False) -> FluxStage:
+        config: Any = FluxTransformer2DModel.load_config(folder / "transformer")
+        return FluxStage(
+            self.open_modules(folder, modules, empty=empty),
+            open_flow_scheduler(folder),
+            CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+            AutoTokenizer.from_pretrained(folder / "tokenizer_2"),
+            config.get("guidance_embeds", False),
+        )
+
+    def embed_prompts(self, pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            text, pooled, _ = pipeline.encode_prompt(list(prompts), device=pipeline.device)
+        dtype = pipeline.transformer.dtype
+        return {"prompt_embeds": text.to(dtype), "pooled_prompt_embeds": pooled.to(dtype)}
+
+    def lora_target_modules(self) -> dict[str, list[str]]:
+        attention = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
+        layers = ["ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"]
+        return {"transformer": [*attention, *layers], CLIP: ["q_proj", "k_proj", "v_proj", "out_proj"]}
