@@ -134,6 +134,20 @@ def test_all_unusable_files_are_reported_at_once(tmp_path: Path) -> None:
             pack(wrong)
 
 
+def test_links_to_other_folders_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("password")
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    photo(folder / "a.jpg", (64, 64))
+    (folder / "a.txt").symlink_to(tmp_path / "secret")
+    (folder / "b.jpg").symlink_to(folder / "a.jpg")
+    with pytest.raises(UserError) as caught:
+        pack(folder)
+    assert [issue.path for issue in caught.value.issues] == ["a.txt"]
+    (folder / "a.txt").unlink()
+    assert pack(folder).count == 2, "links inside the folder are"
+
+
 def test_dry_run_prints_objects_that_kubectl_can_create(tmp_path: Path) -> None:
     photo(tmp_path / "a.jpg", (200, 200))
     arguments = (

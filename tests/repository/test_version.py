@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-FILES = ("charts", "manifests", "docs", "README.md")
+FILES = ("charts", "manifests", "docs", "packaging", "README.md")
 
 
 def places() -> re.Pattern[str]:
@@ -49,14 +50,16 @@ def test_the_lock_has_the_version() -> None:
 
 def test_no_other_line_of_yaml_names_the_version() -> None:
     """A new place, which the pattern of `make version` does not find."""
-    for name in ("charts", "manifests"):
+    for name in ("charts", "manifests", "packaging"):
         for file in (ROOT / name).rglob("*.yaml"):
             rest = places().sub("", file.read_text())
             assert not re.search(rf"(?<![\d.]){re.escape(VERSION)}(?![\d.])", rest), file
 
 
 @pytest.mark.parametrize("program", ["dreambooth", "kubectl-dreambooth"])
-def test_the_command_prints_the_installed_version(program: str) -> None:
+def test_the_command_prints_the_installed_version(program: str, tmp_path: Path) -> None:
     command = [str(Path(sys.executable).parent / program), "--version"]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    # Without a kubeconfig: the plugin would also print the operator's version.
+    environment = {**os.environ, "HOME": str(tmp_path), "KUBECONFIG": ""}
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     assert printed == f"{program}, version {VERSION}\n"

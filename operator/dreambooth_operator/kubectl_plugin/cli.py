@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import click
 
-from dreambooth_operator.kubectl_plugin.connect import connection_options
 from dreambooth_operator.kubectl_plugin.control import delete, resume, suspend
 from dreambooth_operator.kubectl_plugin.create import create
+from dreambooth_operator.kubectl_plugin.dashboard import dashboard
 from dreambooth_operator.kubectl_plugin.listing import list_jobs
+from dreambooth_operator.kubectl_plugin.options import connection_options
 from dreambooth_operator.kubectl_plugin.show import events, images, logs, status
+from dreambooth_operator.kubectl_plugin.version import print_versions
 from dreambooth_operator.kubectl_plugin.wait import wait
 
-COMMANDS = (create, delete, events, images, list_jobs, logs, resume, status, suspend, wait)
+COMMANDS = (create, dashboard, delete, events, images, list_jobs, logs, resume, status, suspend, wait)
 ALIASES = {"get": "list"}
 
 
@@ -20,11 +22,18 @@ class _Group(click.Group):
         return super().get_command(ctx, ALIASES.get(cmd_name, cmd_name))
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="dreambooth-operator", prog_name="kubectl-dreambooth")
+@click.group(cls=_Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, help="Print the versions of the plugin and of the operator, and exit.")
 @connection_options
-def cli() -> None:
-    """Inspect and control DreamBoothJobs."""
+@click.pass_context
+def cli(context: click.Context, version: bool) -> None:
+    """Create, inspect and control DreamBoothJobs."""
+    if version:
+        print_versions()
+        context.exit()
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        context.exit(2)
 
 
 for _command in COMMANDS:

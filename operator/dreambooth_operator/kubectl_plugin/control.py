@@ -7,14 +7,15 @@ import sys
 
 import click
 
-from dreambooth_operator.kubectl_plugin.connect import Cluster, connection_options, label, labels, run
+from dreambooth_operator.kubectl_plugin.connect import Cluster, run
+from dreambooth_operator.kubectl_plugin.options import connection_options, job_argument, jobs_argument
 from dreambooth_operator.machinery.client import ApiError
 from dreambooth_operator.machinery.resources import Key, part
 from dreambooth_operator.resources import JOBS, QUALIFIED_KIND
 
 
 @click.command()
-@click.argument("name", callback=label)
+@job_argument
 @connection_options
 def suspend(name: str) -> None:
     """Suspend a job at its last checkpoint and delete its pods."""
@@ -23,7 +24,7 @@ def suspend(name: str) -> None:
 
 
 @click.command()
-@click.argument("name", callback=label)
+@job_argument
 @connection_options
 def resume(name: str) -> None:
     """Resume a suspended job from its last checkpoint."""
@@ -32,7 +33,7 @@ def resume(name: str) -> None:
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...", callback=labels)
+@jobs_argument
 @click.option("--wait", is_flag=True, help="Wait until the jobs are gone, and their data with deletionPolicy Delete.")
 @connection_options
 def delete(names: tuple[str, ...], wait: bool) -> None:

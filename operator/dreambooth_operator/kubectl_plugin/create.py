@@ -9,11 +9,13 @@ from pathlib import Path
 
 import click
 import yaml
+from click.shell_completion import CompletionItem
 
 from dreambooth_api.errors import UserError
 from dreambooth_api.status import printable
 from dreambooth_api.uris import BUILTIN, OBJECT_STORES, is_url
-from dreambooth_operator.kubectl_plugin.connect import Cluster, connection_options, label, run, selected_namespace
+from dreambooth_operator.kubectl_plugin.candidates import complete_runtimes
+from dreambooth_operator.kubectl_plugin.connect import Cluster, run, selection
 from dreambooth_operator.kubectl_plugin.objects import (
     explain_too_large,
     job_object,
@@ -21,6 +23,7 @@ from dreambooth_operator.kubectl_plugin.objects import (
     photos_name,
     photos_object,
 )
+from dreambooth_operator.kubectl_plugin.options import connection_options, new_job_argument
 from dreambooth_operator.kubectl_plugin.photos import Packed, TooLargeError, pack
 from dreambooth_operator.kubectl_plugin.show import watch_job
 from dreambooth_operator.machinery.client import ApiError
@@ -28,13 +31,26 @@ from dreambooth_operator.machinery.resources import CONFIG_MAPS, Json, Key, key_
 from dreambooth_operator.resources import JOBS, QUALIFIED_KIND
 
 
+def _complete_folders(*_: object) -> list[CompletionItem]:
+    return [CompletionItem("", type="dir")]
+
+
 @click.command()
-@click.argument("name", callback=label)
+@new_job_argument
 @click.option(
-    "--images", required=True, metavar="FOLDER", help=f"Folder of photos, or the URI of one: {OBJECT_STORES}."
+    "--images",
+    required=True,
+    metavar="FOLDER",
+    shell_complete=_complete_folders,
+    help=f"Folder of photos, or the URI of one: {OBJECT_STORES}.",
 )
 @click.option("--class", "class_", required=True, metavar="NOUN", help="Class noun of the subject, for example dog.")
-@click.option("--runtime", metavar="NAME", help="DreamBoothRuntime. Defaults to the one named default.")
+@click.option(
+    "--runtime",
+    metavar="NAME",
+    shell_complete=complete_runtimes,
+    help="DreamBoothRuntime. Defaults to the one named default.",
+)
 @click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="Field of spec: --set training.steps=200.")
 @click.option("--follow", is_flag=True, help="Show the job's status until it finishes. Exit code 1 if it fails.")
 @click.option(
@@ -63,7 +79,7 @@ def create(
     """
     remote = is_url(images) or images.startswith(BUILTIN)
     source: Json = {"uri": images} if remote else {"configMap": {"name": photos_name(name)}}
-    key = Key(selected_namespace(), name)
+    key = Key(selection(click.get_current_context()).get("namespace", ""), name)
     try:
         job = job_object(key, source, class_, runtime, sets)
         photos = None if remote else pack(Path(images), part(job["spec"], "training").get("resolution"))

@@ -10,7 +10,8 @@ import click
 import yaml
 
 from dreambooth_api.status import printable
-from dreambooth_operator.kubectl_plugin.connect import Cluster, connection_options, optional_label, run
+from dreambooth_operator.kubectl_plugin.connect import Cluster, run
+from dreambooth_operator.kubectl_plugin.options import connection_options, optional_job_argument
 from dreambooth_operator.machinery.client import Api
 from dreambooth_operator.machinery.resources import Json, part, parts
 from dreambooth_operator.resources import JOBS, QUALIFIED_KIND
@@ -20,7 +21,7 @@ OUTPUTS = ("table", "wide", "json", "yaml", "name")
 
 
 @click.command("list")
-@click.argument("name", required=False, callback=optional_label)
+@optional_job_argument
 @click.option("--output", "-o", type=click.Choice(OUTPUTS), default="table", show_default=True, help="Output format.")
 @click.option("--all-namespaces", "-A", is_flag=True, help="List the jobs of all namespaces.")
 @connection_options

@@ -10,6 +10,7 @@ import click
 
 from dreambooth_api import layout
 from dreambooth_api.status import printable
+from dreambooth_operator.kubectl_plugin.connect import missing_program
 from dreambooth_operator.kubectl_plugin.fetch import fetch_pod, folder_in_pod, running
 from dreambooth_operator.machinery.client import Api, ApiError
 from dreambooth_operator.machinery.resources import PODS, Json, Key, part
@@ -18,11 +19,16 @@ from dreambooth_operator.resources import JOB_LABEL, JOBS, RAY_JOBS
 _LOG = re.compile(r"attempt-(\d{1,9})\.log")
 
 
-async def running_head(api: Api, key: Key) -> tuple[str, str] | None:
-    """The head pod of a job that runs, and the file of the driver's output in it; None if there is none."""
+async def running_heads(api: Api, key: Key) -> list[Json]:
+    """The head pods of a job that run; of several attempts, the latest is the last."""
     selector = f"{JOB_LABEL}={key.name},ray.io/node-type=head"
     pods = (await api.request("GET", PODS.path(key.namespace), query={"labelSelector": selector}))["items"]
-    heads = [pod["metadata"]["name"] for pod in pods if part(pod, "status").get("phase") == "Running"]
+    return [pod for pod in pods if part(pod, "status").get("phase") == "Running"]
+
+
+async def running_head(api: Api, key: Key) -> tuple[str, str] | None:
+    """The head pod of a job that runs, and the file of the driver's output in it; None if there is none."""
+    heads = [pod["metadata"]["name"] for pod in await running_heads(api, key)]
     if not heads:
         return None
     job = await api.get(JOBS, key)
@@ -68,10 +74,13 @@ def latest_log(listed: str) -> str | None:
 
 def stream(command: list[str]) -> int:
     """Run a command and print its output without control characters; returns its exit code."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace") as process:  # noqa: S603 - no shell
-        assert process.stdout is not None
-        for line in process.stdout:
-            click.echo(printable(line), nl=False)
+    try:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace") as process:  # noqa: S603 - no shell
+            assert process.stdout is not None
+            for line in process.stdout:
+                click.echo(printable(line), nl=False)
+    except FileNotFoundError as error:
+        raise missing_program(error) from error
     return process.returncode
 
 

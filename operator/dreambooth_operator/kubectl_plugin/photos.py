@@ -118,8 +118,8 @@ def _read(folder: Path, side: int) -> tuple[dict[Path, Image.Image], dict[Path, 
     if len(candidates) > MAX_FILES:
         raise TooLargeError(len(candidates), sum(file.stat().st_size for file in candidates))
     images: dict[Path, Image.Image] = {}
-    issues: list[ValidationIssue] = []
-    for file in candidates:
+    issues = [_outside(f) for f in (*candidates, *texts.values()) if not f.resolve().is_relative_to(folder.resolve())]
+    for file in candidates if not issues else ():
         if any(file.stem == other.stem for other in images):
             rule = "has the name of another image, apart from its suffix"
             issues.append(ValidationIssue(file.name, None, rule, "rename one of them"))
@@ -136,6 +136,16 @@ def _read(folder: Path, side: int) -> tuple[dict[Path, Image.Image], dict[Path, 
     return images, {image: texts[image.stem].read_bytes() for image in images if image.stem in texts}
 
 
+def _outside(file: Path) -> ValidationIssue:
+    """A link that would publish a file of another folder."""
+    return ValidationIssue(
+        file.name,
+        None,
+        f"is a link to {file.resolve()}, outside of the folder",
+        "replace the link by a copy of the file",
+    )
+
+
 def _open(file: Path, side: int) -> Image.Image:
     """Decode an image and turn it upright. A color profile is kept, other metadata are not."""
     from PIL import Image, ImageOps
@@ -144,16 +154,16 @@ def _open(file: Path, side: int) -> Image.Image:
         rule = f"has more than {MAX_FILE_BYTES // 2**20} MiB"
         raise UserError(ValidationIssue(file.name, None, rule, "reduce its size"))
     try:
-        image = Image.open(file, formats=_FORMATS)
-        animated = image.format in _ANIMATED and getattr(image, "is_animated", False)
-        if not animated and image.mode in _EIGHT_BITS:
-            image.draft(None, (2 * side, 2 * side))  # decodes large JPEG files at a reduced scale
-            return _to_rgb(ImageOps.exif_transpose(image))
+        with Image.open(file, formats=_FORMATS) as image:
+            mode, animated = image.mode, image.format in _ANIMATED and getattr(image, "is_animated", False)
+            if not animated and mode in _EIGHT_BITS:
+                image.draft(None, (2 * side, 2 * side))  # decodes large JPEG files at a reduced scale
+                return _to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # decoders raise many types: OSError, SyntaxError, struct.error, DecompressionBombError
         rule = f"is not an image that can be read ({type(error).__name__})"
         remedy = "export it as JPEG or PNG (HEIC photos too), or remove the file"
         raise UserError(ValidationIssue(file.name, None, rule, remedy)) from error
-    rule = "is an animation" if animated else f"has {image.mode} pixels, not 8-bit color"
+    rule = "is an animation" if animated else f"has {mode} pixels, not 8-bit color"
     raise UserError(ValidationIssue(file.name, None, rule, "save it as a single 8-bit JPEG or PNG"))
 
 

@@ -11,16 +11,17 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from dreambooth_operator.kubectl_plugin.connect import Cluster, connection_options, label, run
+from dreambooth_operator.kubectl_plugin.connect import Cluster, run
 from dreambooth_operator.kubectl_plugin.fetch import fetch
 from dreambooth_operator.kubectl_plugin.logs import running_head, stored_log, stream
+from dreambooth_operator.kubectl_plugin.options import connection_options, job_argument
 from dreambooth_operator.kubectl_plugin.render import event_rows, is_finished, render
 from dreambooth_operator.machinery.resources import EVENTS, Json, Key
 from dreambooth_operator.resources import JOBS
 
 
 @click.command()
-@click.argument("name", callback=label)
+@job_argument
 @click.option("--watch", "-w", is_flag=True, help="Watch until the job finishes.")
 @connection_options
 def status(name: str, watch: bool) -> None:
@@ -48,7 +49,7 @@ async def watch_job(cluster: Cluster, name: str) -> Json:
 
 
 @click.command()
-@click.argument("name", callback=label)
+@job_argument
 @click.option("--tail", default=200, show_default=True, help="Number of lines from the end.")
 @click.option("--follow", "-f", is_flag=True, help="Stream new output.")
 @connection_options
@@ -72,7 +73,7 @@ def logs(name: str, tail: int, follow: bool) -> None:
 
 
 @click.command()
-@click.argument("name", callback=label)
+@job_argument
 @connection_options
 def events(name: str) -> None:
     """List the events of a job."""
@@ -89,7 +90,7 @@ def events(name: str) -> None:
 
 
 @click.command()
-@click.argument("name", callback=label)
+@job_argument
 @click.option("--out", type=click.Path(path_type=Path), help="Destination folder. Defaults to the job's name.")
 @connection_options
 def images(name: str, out: Path | None) -> None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import click
 
 from dreambooth_api.status import Phase, printable
-from dreambooth_operator.kubectl_plugin.connect import Cluster, connection_options, label, run
+from dreambooth_operator.kubectl_plugin.connect import Cluster, run
+from dreambooth_operator.kubectl_plugin.options import connection_options, job_argument
 from dreambooth_operator.kubectl_plugin.render import is_finished
 from dreambooth_operator.machinery.client import ApiError
 from dreambooth_operator.machinery.resources import Json, Key, part, parts
@@ -95,7 +96,7 @@ def _parsed_timeout(_context: click.Context, _parameter: click.Parameter, value:
 
 
 @click.command()
-@click.argument("name", callback=label)
+@job_argument
 @click.option(
     "--for",
     "wanted",
