@@ -121,9 +121,15 @@ version: | $(UV) ## Set the version everywhere: make version VERSION=0.2.0
 	@[[ "$${VERSION:-}" =~ ^[0-9]+\.[0-9]+\.[0-9]+$$ ]] || { echo 'Write make version VERSION=0.2.0' >&2; exit 2; }
 	$(UV) version --frozen "$$VERSION"
 	$(UV) lock
-	git grep -lE '$(VERSIONED)' -- charts manifests docs README.md | xargs sed -i -E "s/$(VERSIONED)/\1$$VERSION/"
+	git grep -lE '$(VERSIONED)' -- charts manifests docs packaging README.md | xargs sed -i -E "s/$(VERSIONED)/\1$$VERSION/"
 # Places of our version in YAML and in documentation. tests/repository/test_version.py finds them by the same words.
-VERSIONED := (dreambooth-(operator|trainer)(:| --version )|^(version|appVersion): |app\.kubernetes\.io\/version: )[0-9]+\.[0-9]+\.[0-9]+
+VERSIONED := (dreambooth-(operator|trainer)(:| --version )|^(version|appVersion): |^  version: v|releases/download/v|app\.kubernetes\.io\/version: )[0-9]+\.[0-9]+\.[0-9]+
+
+.PHONY: krew
+krew: | $(UV) ## Build the kubectl plugin for krew: make krew REPOSITORY=owner/name
+	@[[ "$${REPOSITORY:-}" == */* ]] || { echo 'Write make krew REPOSITORY=owner/name' >&2; exit 2; }
+	$(UV) build --wheel --out-dir dist
+	packaging/krew/build dist/dreambooth_operator-*.whl "$$REPOSITORY" dist
 
 .PHONY: images
 images: | $(UV) ## Build both images, tagged with the version; CONTAINER_TOOL=podman or buildah instead of docker
