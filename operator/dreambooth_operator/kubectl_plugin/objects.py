@@ -110,7 +110,7 @@ def _issue(detail: Mapping[str, Any]) -> ValidationIssue:
     """An error of pydantic, at its path in the job."""
     context = cast("Mapping[str, Any]", detail.get("ctx") or {})
     path = ".".join(filter(None, ["spec", *map(str, detail["loc"]), str(context.get("at") or "")]))
-    message = str(detail["msg"])
+    message = "is not a field of a job" if detail["type"] == "extra_forbidden" else str(detail["msg"])
     rule, _, remedy = message.partition("; ")
     value = detail["input"] if isinstance(detail["input"], (str, int, float, bool)) else None
     return ValidationIssue(path, value, rule, remedy or "see kubectl explain dreamboothjob.spec")

@@ -199,6 +199,7 @@ def _encode(image: Image.Image, quality: int) -> tuple[str, bytes]:
     if min(image.size) <= _LOSSLESS_SIDE:
         image.save(buffer, "PNG", optimize=True, icc_profile=profile)
         return ".png", buffer.getvalue()
-    # Colors at full resolution: reduced ones would be learned too.
-    image.save(buffer, "JPEG", quality=quality, optimize=True, subsampling=0, icc_profile=profile)
+    # Colors at full resolution: reduced ones would be learned too. Not optimized: Pillow's buffer for that is too small
+    # for pixels that cannot be compressed.
+    image.save(buffer, "JPEG", quality=quality, subsampling=0, icc_profile=profile)
     return ".jpg", buffer.getvalue()
