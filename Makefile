@@ -123,7 +123,7 @@ version: | $(UV) ## Set the version everywhere: make version VERSION=0.2.0
 	$(UV) lock
 	git grep -lE '$(VERSIONED)' -- charts manifests docs packaging README.md | xargs sed -i -E "s/$(VERSIONED)/\1$$VERSION/"
 # Places of our version in YAML and in documentation. tests/repository/test_version.py finds them by the same words.
-VERSIONED := (dreambooth-(operator|trainer)(:| --version )|^(version|appVersion): |^  version: v|releases/download/v|app\.kubernetes\.io\/version: )[0-9]+\.[0-9]+\.[0-9]+
+VERSIONED := (dreambooth-(operator|trainer)(:| --version )|dreambooth(-operator)?, version |dreambooth_operator-|^(version|appVersion): |^  version: v|releases/download/v|app\.kubernetes\.io\/version: )[0-9]+\.[0-9]+\.[0-9]+
 
 .PHONY: krew
 krew: | $(UV) ## Build the kubectl plugin for krew: make krew REPOSITORY=owner/name
