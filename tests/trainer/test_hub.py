@@ -24,6 +24,7 @@ from dreambooth_trainer.families.registry import (
 )
 from dreambooth_trainer.metrics.encoder_files import CLIP, DINO, pinned_commit
 from dreambooth_trainer.metrics.pretrained import load_dino
+from dreambooth_trainer.models.files import model_files
 
 MODEL = BaseModelRef(id="team/model")
 LOADED = {
@@ -68,10 +69,10 @@ def test_a_cached_commit_needs_no_request(hub: Hub, tiny_model: Path) -> None:
 
 
 def test_an_unsupported_family_is_rejected_before_weights_are_downloaded(hub: Hub, multi_format_model: Path) -> None:
-    (multi_format_model / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (multi_format_model / "model_index.json").write_text('{"_class_name": "PixArtPipeline"}')
     hub.serve(multi_format_model)
     with pytest.raises(
-        UserError, match=r"spec\.model\.id: 'team/model': is a FluxPipeline, which is not supported; use a"
+        UserError, match=r"spec\.model\.id: 'team/model': is a PixArtPipeline, which is not supported; use a"
     ):
         local_folder(MODEL)
     assert hub.downloaded == {"model_index.json"}
@@ -298,6 +299,11 @@ def test_a_model_with_pickled_weights_only_is_rejected(hub: Hub, multi_format_mo
     with pytest.raises(UserError, match="has no safetensors weights in unet; other formats can contain code; save the"):
         config_folder(MODEL if location == "hub" else BaseModelRef(id=str(multi_format_model)))
     assert hub.downloaded <= {"model_index.json"}
+
+
+def test_the_chat_template_of_a_tokenizer_is_loaded() -> None:
+    names = ["tokenizer.json", "chat_template.jinja", "tokenizer.py"]
+    assert model_files(names, lambda name: "") == ["chat_template.jinja", "tokenizer.json"]
 
 
 def test_only_the_shards_in_the_index_are_loaded(tiny_model: Path, tmp_path: Path) -> None:

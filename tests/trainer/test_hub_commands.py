@@ -95,13 +95,16 @@ def test_validate_ignores_an_incomplete_download(
 def test_validate_reports_the_issues_of_all_models(
     hub: Hub, job: Path, encoder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hub.model.files = {"model_index.json": b'{"_class_name": "FluxPipeline"}', "transformer/x.safetensors": b"x" * 1000}
+    hub.model.files = {
+        "model_index.json": b'{"_class_name": "PixArtPipeline"}',
+        "transformer/x.safetensors": b"x" * 1000,
+    }
     hub.serve(encoder, "team/dino").gated = True
     sets = ["--set", "evaluation.encoders={dino: team/dino, clip: team/missing}"]
     assert run_cli(["validate", "--online", str(job), *sets]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert len(errors) == 3
-    assert "spec.model.id: 'team/model': is a FluxPipeline, which is not supported; use a model" in errors[0]
+    assert "spec.model.id: 'team/model': is a PixArtPipeline, which is not supported; use a model" in errors[0]
     assert "spec.evaluation.encoders.dino: 'team/dino': is a gated model; accept its license at http" in errors[1]
     assert "spec.evaluation.encoders.clip: 'team/missing': was not found, neither as a local folder" in errors[2]
     assert sent_weights(hub) == []

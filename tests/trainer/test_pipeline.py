@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from diffusers import DPMSolverMultistepScheduler
 
 from dreambooth_trainer.planning.plan import SamplerSettings
@@ -83,3 +85,15 @@ def test_prompts_are_encoded_once_and_as_the_pipeline_encodes_them(
     assert sorted(encoded) == ["a cat", "a dog"]
     monkeypatch.setattr(loaded, "embed", lambda prompts: {"prompt": list(prompts)})
     assert np.abs(pixels(loaded, config, requests) - images).max() <= 1
+
+
+def test_embeddings_of_different_lengths_are_a_list() -> None:
+    class Embedder:
+        def embed_prompts(self, pipeline: Any, prompts: Sequence[str]) -> dict[str, list[torch.Tensor]]:
+            return {"prompt_embeds": [torch.full((len(prompt), 2), float(len(prompt))) for prompt in prompts]}
+
+    loaded = LoadedPipeline(None, cast("Any", Embedder()), None)
+    prompts = ["a dog", "a", "a dog", "a cat!"]
+    rows = loaded.embed(prompts)["prompt_embeds"]
+    assert [tuple(row.shape) for row in rows] == [(len(prompt), 2) for prompt in prompts]
+    assert [row[0, 0].item() for row in rows] == [len(prompt) for prompt in prompts]

@@ -122,10 +122,10 @@ def test_validate_does_not_judge_prompts_for_a_model_that_it_does_not_know(photo
 @pytest.mark.parametrize("command", ["validate", "plan"])
 def test_a_local_model_that_is_not_supported_is_an_error(photos: Path, tmp_path: Path, command: str) -> None:
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (tmp_path / "model" / "model_index.json").write_text('{"_class_name": "PixArtPipeline"}')
     code, text = dreambooth(command, str(photos.parent / "job.yaml"), "--set", f"model.id={tmp_path}/model")
     assert code == 2
-    assert text.count("is a FluxPipeline, which is not supported; use a model") == 1
+    assert text.count("is a PixArtPipeline, which is not supported; use a model") == 1
 
 
 def test_validate_does_not_require_images_on_this_machine(tmp_path: Path) -> None:

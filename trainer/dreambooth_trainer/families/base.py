@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Tensors: TypeAlias = "Mapping[str, Tensor]"
+Embeddings: TypeAlias = "Tensor | list[Tensor]"
 
 
 class Stage(Protocol):
@@ -115,10 +116,10 @@ class Family(Protocol):
         """
         ...
 
-    def embed_prompts(self, pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
+    def embed_prompts(self, pipeline: Any, prompts: Sequence[str]) -> Mapping[str, Embeddings]:
         """Text embeddings for calls of `pipeline`, by argument: of the prompts, and of no prompt for guidance.
 
-        Each has one row per prompt.
+        Each has one row per prompt: a tensor, or a list of tensors if their lengths differ.
         """
         ...
 

@@ -16,7 +16,8 @@ INDEX = "model_index.json"
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 # The safety checker is not loaded: users generate images of their own subject for their own use.
 UNUSED_COMPONENTS = {"safety_checker"}
-CONFIG_SUFFIXES = (".json", ".txt", ".model")
+# Chat templates of language models are in .jinja files; transformers runs them in a sandbox.
+CONFIG_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
 ReadText = Callable[[str], str]
 

@@ -18,9 +18,8 @@ from dreambooth_trainer.planning.plan import SamplerSettings
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor
 
-    from dreambooth_trainer.families.base import Family
+    from dreambooth_trainer.families.base import Embeddings, Family
 
 
 @dataclass(frozen=True)
@@ -60,26 +59,24 @@ class LoadedPipeline:
 
     Attributes:
         default_scheduler: the noise scheduler of the model's configuration.
-        embeddings: arguments of the pipeline's call by prompt, each [1, L, D].
+        embeddings: arguments of the pipeline's call by prompt, each of a batch of one.
     """
 
     pipeline: Any
     family: Family
     default_scheduler: Any
-    embeddings: dict[str, dict[str, Tensor]] = field(default_factory=dict[str, "dict[str, Tensor]"])
+    embeddings: dict[str, dict[str, Embeddings]] = field(default_factory=dict[str, "dict[str, Embeddings]"])
 
-    def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+    def embed(self, prompts: Sequence[str]) -> dict[str, Embeddings]:
         """The arguments of a pipeline call for a batch of prompts. A prompt is encoded once."""
-        import torch
-
         if new := sorted(set(prompts) - self.embeddings.keys()):
             encoded = self.family.embed_prompts(self.pipeline, new)
-            rows = {name: tensor.split(1) for name, tensor in encoded.items()}
+            rows = {name: [value[n : n + 1] for n in range(len(new))] for name, value in encoded.items()}
             self.embeddings |= {
                 prompt: {name: row[index] for name, row in rows.items()} for index, prompt in enumerate(new)
             }
         batch = [self.embeddings[prompt] for prompt in prompts]
-        return {name: torch.cat([row[name] for row in batch]) for name in batch[0]}
+        return {name: _joined([row[name] for row in batch]) for name in batch[0]}
 
     def use_scheduler(self, name: NoiseScheduler) -> None:
         """Select the noise scheduler of the next calls. Both use the model's noise schedule."""
@@ -92,6 +89,14 @@ class LoadedPipeline:
         # images of 25 steps of DDIM, or of 25 steps without these sigmas.
         config = self.default_scheduler.config
         self.pipeline.scheduler = DPMSolverMultistepScheduler.from_config(config, use_karras_sigmas=True)
+
+
+def _joined(parts: Sequence[Embeddings]) -> Embeddings:
+    import torch
+
+    if isinstance(parts[0], torch.Tensor):
+        return torch.cat([part for part in parts if isinstance(part, torch.Tensor)])
+    return [row for part in parts for row in part]
 
 
 def load_pipeline(folder: Path, precision: str, device: str, adapter: Path | None = None) -> LoadedPipeline:
