@@ -18,6 +18,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
+    ZImagePipeline,
 )
 from PIL import Image
 from randomtraining import random_result
@@ -105,6 +106,15 @@ def flux_loss(pipeline: Any, clean: Tensor, noise: Tensor) -> Tensor:
     return (unpacked - (noise - clean)).square().mean(dim=(1, 2, 3))
 
 
+def z_image_loss(pipeline: Any, clean: Tensor, noise: Tensor) -> Tensor:
+    """As in diffusers' train_dreambooth_lora_z_image.py, with its defaults: uniform density."""
+    text, _ = pipeline.encode_prompt(list(PROMPTS), do_classifier_free_guidance=False)
+    sigmas, timesteps = noise_levels(pipeline, U)
+    noisy = (1 - sigmas) * clean + sigmas * noise
+    prediction = pipeline.transformer(list(noisy.unsqueeze(2)), (1000 - timesteps) / 1000, text).sample
+    return (-torch.stack(prediction).squeeze(2) - (noise - clean)).square().mean(dim=(1, 2, 3))
+
+
 # By fixture: the plain pipeline, and the loss of the example script for each of PROMPTS, at the positions U.
 FAMILIES: dict[str, tuple[Any, Callable[[Any, Tensor, Tensor], Tensor]]] = {
     "tiny_model": (StableDiffusionPipeline, sd_loss),
@@ -112,6 +122,7 @@ FAMILIES: dict[str, tuple[Any, Callable[[Any, Tensor, Tensor], Tensor]]] = {
     "tiny_sd3_model": (StableDiffusion3Pipeline, sd3_loss),
     "tiny_sd3_model_without_t5": (StableDiffusion3Pipeline, sd3_loss),
     "tiny_flux_model": (FluxPipeline, flux_loss),
+    "tiny_z_image_model": (ZImagePipeline, z_image_loss),
 }
 
 

@@ -34,6 +34,7 @@ FAMILIES = {
     "StableDiffusionXLPipeline": "dreambooth_trainer.families.stable_diffusion_xl:StableDiffusionXL",
     "StableDiffusion3Pipeline": "dreambooth_trainer.families.stable_diffusion_3:StableDiffusion3",
     "FluxPipeline": "dreambooth_trainer.families.flux:Flux",
+    "ZImagePipeline": "dreambooth_trainer.families.z_image:ZImage",
 }
 
 
