@@ -62,6 +62,29 @@ BEYOND: dict[str, dict[str, Any]] = {
     "too little CPU": {"cluster": {"resources": {"cpu": "1m"}}},
     "a changed label": {"cluster": {"nodeSelector": {"pool": "other"}}},
 }
+TWO_SUBJECTS = {
+    "subject": None,
+    "subjects": [{"images": {"uri": "s3://b/x"}, "class": "dog", "identifier": i} for i in ("sks", "zwx")],
+}
+NO_CLASS_IMAGES = {"priorPreservation": {"enabled": False}}
+# Bounds and defaults of a runtime, fields of a job, and the message, which is empty if the job is accepted.
+OMITTED: dict[str, tuple[dict[str, int], dict[str, int], dict[str, Any], str]] = {
+    "steps": ({"maxSteps": 999}, {}, {}, "training.steps: is not set and defaults to up to 1000"),
+    "steps-within": ({"maxSteps": 1000}, {}, {}, ""),
+    "steps-of-the-runtime": ({"maxSteps": 10}, {"steps": 2000}, {}, ""),
+    "steps-of-subjects": (
+        {"maxSteps": 1999}, {}, TWO_SUBJECTS, "training.steps: is not set and defaults to up to 2000",
+    ),
+    "steps-of-subjects-within": ({"maxSteps": 2000}, {}, TWO_SUBJECTS, ""),
+    "images": (
+        {"maxClassImages": 999}, {}, {}, "priorPreservation.numClassImages: is not set and defaults to up to 1000",
+    ),
+    "images-of-the-runtime": ({"maxClassImages": 9}, {"numClassImages": 500}, {}, ""),
+    "no-images": ({"maxClassImages": 9}, {}, NO_CLASS_IMAGES, ""),
+    "resolution": ({"maxResolution": 512}, {}, {}, "training.resolution: is not set and has a default that depends on"),
+    "resolution-of-the-job": ({"maxResolution": 512}, {}, {"training": {"resolution": 512}}, ""),
+    "resolution-of-the-runtime": ({"maxResolution": 512}, {"resolution": 1024}, {}, ""),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +174,20 @@ def test_policy_agrees_with_the_operator(policy: ControlPlane, team: str, case: 
     known = {"training": {"steps": 10**5}}
     until("the runtime is known", lambda: "training.steps" in answer(policy, team, name, known), 30)
     assert (NAME in answer(policy, team, name, spec)) == (case in STILL_DENIED)
+
+
+@pytest.mark.parametrize("case", OMITTED)
+def test_omitted_fields_are_judged_by_their_defaults(policy: ControlPlane, namespace: str, case: str) -> None:
+    bounds, defaults, spec, message = OMITTED[case]
+    runtime = {"image": "trainer:1", "storage": {"claimName": "work"}, "bounds": bounds, "defaults": defaults}
+    assert operator_rejects(runtime, spec) == bool(message)
+    kind = {"apiVersion": "dreambooth.dev/v1alpha1", "kind": "DreamBoothRuntime", "metadata": {"name": case}}
+    policy.apply({**kind, "spec": runtime})
+    excess = {"training": {"steps": 1, "resolution": 64}, "cluster": {"workers": 99}, **NO_CLASS_IMAGES}
+    until("the runtime is known", lambda: "cluster.workers" in answer(policy, namespace, case, excess), 30)
+    found = answer(policy, namespace, case, spec)
+    assert (NAME in found) == bool(message), found
+    assert message in found
 
 
 def test_namespace_that_a_runtime_does_not_allow(policy: ControlPlane, namespace: str) -> None:

@@ -1,9 +1,9 @@
 """ValidatingAdmissionPolicy that reports the bounds of a runtime when a job is applied.
 
-The API server evaluates it for each runtime; it judges the jobs of that runtime. It covers what users set. Before a job
-starts, the operator checks the resolved spec, with the values that a job does not set (`controller/bounds.py`).
-Requests that do not change the spec are not judged: a bound that was lowered later must not prevent the operator from
-removing a finalizer.
+The API server evaluates it for each runtime; it judges the jobs of that runtime, also by the defaults of fields that
+they omit. Before a job starts, the operator checks the resolved spec (`controller/bounds.py`), because the runtime may
+have been created or changed since. Requests that do not change the spec are not judged: a bound that was lowered later
+must not prevent the operator from removing a finalizer.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 
 from dreambooth_api.job import DEFAULT_ENCODERS
 from dreambooth_api.runtime import DEFAULT_RUNTIME, NAMESPACE_PLACEHOLDER
+from dreambooth_api.subject import MAX_DEFAULT_CLASS_IMAGES
+from dreambooth_api.training import DEFAULT_STEPS
 from dreambooth_api.uris import VOLUME
 from dreambooth_operator.resources import GROUP, JOBS, RUNTIMES
 
@@ -39,6 +41,7 @@ def _larger_quantity(bound: str, own: str) -> str:
 
 _VARIABLES = {
     "runtime": f"has(object.spec.runtimeRef) ? object.spec.runtimeRef.name : '{DEFAULT_RUNTIME}'",
+    "subjects": "has(object.spec.subjects) ? object.spec.subjects.size() : 1",
     "by": "'the limit set by DreamBoothRuntime ' + params.metadata.name",
     "elastic": "has(object.spec.cluster.elastic)",
     "workers": "variables.elastic ? object.spec.cluster.elastic.maxWorkers : object.spec.cluster.workers",
@@ -54,11 +57,16 @@ _VARIABLES = {
     "nodeSelector": "has(params.spec.pods.nodeSelector) ? params.spec.pods.nodeSelector : {}",
     "tolerations": "has(params.spec.pods.tolerations) ? params.spec.pods.tolerations : []",
 }
-# Optional numbers of a job: path, and the CEL of their limit.
+# Optional numbers of a job: path, and the CEL of their limit. The deadline defaults to its limit.
 _NUMBERS = {
     "training.steps": _larger_default("maxSteps", "steps"),
     "priorPreservation.numClassImages": _larger_default("maxClassImages", "numClassImages"),
     "runPolicy.activeDeadlineSeconds": _larger_default("maxActiveDeadlineSeconds", "activeDeadlineSeconds"),
+}
+# The highest values that the trainer chooses for omitted fields: path, name of the runtime's default, and CEL.
+_DEFAULTS = {
+    "training.steps": ("steps", f"{DEFAULT_STEPS} * variables.subjects"),
+    "priorPreservation.numClassImages": ("numClassImages", str(MAX_DEFAULT_CLASS_IMAGES)),
 }
 _RESOURCES = {"cpu": _larger_quantity("maxCpu", "cpu"), "memory": _larger_quantity("maxMemory", "memory")}
 
@@ -105,6 +113,14 @@ def _exceeds(path: str, value: str, limit: str) -> str:
     return f"'spec.{path}: ' + string({value}) + ' exceeds ' + string({limit}) + ', ' + variables.by"
 
 
+def _omitted(path: str, rule: str, limit: str) -> str:
+    field = path.rpartition(".")[2]
+    remedy = f"set ' + string({limit}) + ' or less, or ask the platform team to set spec.defaults.{field}"
+    return f"'spec.{path}: is not set and {rule}, and DreamBoothRuntime ' + params.metadata.name + '" + (
+        f" sets the limit ' + string({limit}) + '; {remedy}'"
+    )
+
+
 def _not_allowed(path: str, value: str, bound: str) -> str:
     text = f"is not allowed by DreamBoothRuntime ' + params.metadata.name + '; see its spec.bounds.{bound}'"
     return f"'spec.{path}: ' + {value} + ' {text}"
@@ -119,6 +135,11 @@ def _numbers() -> list[tuple[str, str]]:
     default = "params.spec.defaults.resolution"
     within = f"{own} <= {limit} || (has({default}) && {own} <= {default})"
     found.append((f"!has({own}) || !has({limit}) || {within}", _exceeds("training.resolution", own, limit)))
+    for path, (field, chosen) in _DEFAULTS.items():
+        holds = f"has(object.spec.{path}) || has(params.spec.defaults.{field}) || {chosen} <= {_NUMBERS[path]}"
+        found.append((holds, _omitted(path, f"defaults to up to ' + string({chosen}) + '", _NUMBERS[path])))
+    message = _omitted("training.resolution", "has a default that depends on the model", limit)
+    found.append((f"has({own}) || !has({limit}) || has({default})", message))
     # A disabled phase needs no bound.
     path = "object.spec.priorPreservation"
     return [(f"!{path}.enabled || {holds}" if path in holds else holds, message) for holds, message in found]
