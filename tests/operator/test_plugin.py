@@ -112,11 +112,16 @@ def test_streamed_output_cannot_control_a_terminal(capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == "a b\nc\n"
 
 
-@pytest.mark.parametrize("verb", ["status", "logs", "events", "images", "suspend", "resume"])
+@pytest.mark.parametrize(
+    "verb", ["create", "dashboard", "delete", "events", "get", "images", "logs", "resume", "status", "suspend", "wait"]
+)
 @pytest.mark.parametrize(
     "bad", ["..", "../victim/dreamboothjobs/dog", "a,involvedObject.kind!=x", "a?x", "a#", "A", "a\n"]
 )
-def test_invalid_names_are_rejected(plane: ControlPlane, namespace: str, verb: str, bad: str) -> None:
-    for shown in (run(plane, namespace, verb, bad), run(plane, bad, verb, "dog")):
+def test_invalid_names_are_rejected(verb: str, bad: str) -> None:
+    """They are rejected before a connection is made."""
+    required = {"wait": ["--for=delete"], "create": ["--images=photos", "--class=dog"]}.get(verb, [])
+    for arguments in ([verb, *required, bad, "-n", "team"], [verb, *required, "dog", "-n", bad]):
+        shown = CliRunner(env={"KUBECONFIG": "/nonexistent"}).invoke(cli, arguments)
         assert shown.exit_code == 2
         assert "is not a Kubernetes name: at most 63" in shown.output.replace("\n", " ").replace("│ ", "")

@@ -84,6 +84,12 @@ def test_a_user_without_rights_learns_which_role_is_missing(plane: ControlPlane,
         )
 
 
+def test_a_user_without_rights_in_all_namespaces_is_told_to_select_one(plane: ControlPlane) -> None:
+    message = error_of(invoke("list", "-A", "--kubeconfig", str(plane.kubeconfig_for("nobody", "/CN=nobody"))))
+    assert 'User "nobody" cannot list resource' in message
+    assert message.endswith("select one namespace with -n, or ask an administrator for rights in all of them")
+
+
 def test_a_cluster_without_the_crd_is_one_sentence(plane: ControlPlane, namespace: str) -> None:
     """The API server's 404 for a resource type that does not exist, from a path that no CRD serves."""
     with pytest.MonkeyPatch.context() as patch:

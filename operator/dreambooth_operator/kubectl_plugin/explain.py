@@ -16,6 +16,8 @@ def explain_api_error(error: ApiError) -> str:
             f"the API server does not accept your credentials ({message or 'Unauthorized'}); log in to the cluster "
             "again, or select another user with --context"
         )
+    if error.status == 403 and "at the cluster scope" in message:
+        return f"{message}; select one namespace with -n, or ask an administrator for rights in all of them"
     if error.status == 403:
         return f"{message}; ask an administrator for the role edit or view in this namespace, or select one with -n"
     if error.is_not_found and _names_no_object(message):
