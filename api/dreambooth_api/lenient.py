@@ -27,12 +27,14 @@ def parse_leniently(model: type[M], fields: Mapping[str, object]) -> tuple[M, li
     Raises:
         ValidationError: a required field of the model itself is missing or invalid.
     """
-    left = copy.deepcopy(dict(fields))
+    left: dict[str, object] | None = None
     dropped: list[str] = []
     while True:
         try:
-            return model.model_validate(left), dropped
+            return model.model_validate(dict(fields) if left is None else left), dropped
         except ValidationError as error:
+            if left is None:  # nearly all fields are valid, and a copy takes longer than their validation
+                left = copy.deepcopy(dict(fields))
             paths = [_existing(left, issue["loc"]) for issue in error.errors(include_url=False, include_input=False)]
             invalid = dict.fromkeys(path for path in paths if path)
             if not invalid:

@@ -74,6 +74,8 @@ class DeepSpeed(Strict):
 
     @model_validator(mode="after")
     def _config_does_not_contradict_the_job(self) -> Self:
+        if not self.config:  # as in nearly all jobs, which are parsed often
+            return self
         if not isinstance(self.config.get("zero_optimization", {}), dict):
             raise rule_error("config.zero_optimization", "must be a mapping", "set training.deepspeed.stage instead")
         found = reserved_keys(self.config), unknown_keys(self.config), invalid_values(self.config)

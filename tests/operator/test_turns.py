@@ -59,8 +59,8 @@ def object_of(number: int) -> Json:
 class Pages:
     """An API server whose responses are available at once, so that no await suspends."""
 
-    async def request(self, method: str, path: str, *, query: dict[str, str]) -> Json:
-        del method, path
+    async def request(self, method: str, path: str, *, query: dict[str, str], partial: object) -> Json:
+        del method, path, partial
         return {"items": [object_of(n) for n in range(int(query["limit"]))], "metadata": {"resourceVersion": "1"}}
 
     async def lines(self, path: str, query: dict[str, str]) -> AsyncIterator[bytes]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from dreambooth_operator.machinery.client import Api
+from dreambooth_operator.machinery.partial import Fields, PartialParser
 from dreambooth_operator.machinery.reflector import Reflector
 from dreambooth_operator.machinery.resources import Json, Key, Resource
 from dreambooth_operator.resources import JOB_LABEL
@@ -49,12 +50,23 @@ class ChildIndex:
 
 
 def watch_children(
-    api: Api, resource: Resource, project: Callable[[Json], T], index: ChildIndex, namespace: str
+    api: Api, resource: Resource, project: Callable[[Json], T], fields: Fields, index: ChildIndex, namespace: str
 ) -> Reflector[T]:
-    """A cache of the objects of one kind that have the label of a job. Changes go to the index."""
+    """A cache of the objects of one kind that have the label of a job. Changes go to the index.
+
+    `fields` are those that `project` reads.
+    """
 
     def changed(key: Key) -> None:
         index.changed(key, children.cache.get(key))
 
-    children = Reflector(api, resource, project=project, on_change=changed, namespace=namespace, selector=JOB_LABEL)
+    children = Reflector(
+        api,
+        resource,
+        project=project,
+        on_change=changed,
+        namespace=namespace,
+        selector=JOB_LABEL,
+        parser=PartialParser(fields),
+    )
     return children

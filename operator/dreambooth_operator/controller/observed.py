@@ -16,11 +16,15 @@ from dreambooth_api.job import DreamBoothJob, JobSpec, RunPolicy
 from dreambooth_api.lenient import parse_leniently
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_api.status import Failure, JobStatus, fit_message, parse_status
-from dreambooth_operator.controller.observed_pods import Pod, one_line
+from dreambooth_operator.controller.observed_pods import METADATA_FIELDS, Pod, one_line
+from dreambooth_operator.machinery.partial import Fields
 from dreambooth_operator.machinery.resources import Json, Key, part, parts
 from dreambooth_operator.resources import JOB_LABEL, JOB_SHA256_ANNOTATION, JOBS
 
 _MAX_CONFIG_BYTES = 8192
+# The fields that read_ray_cluster and read_erase_job read, and those of read_ray_job.
+CHILD_FIELDS: Fields = {"metadata": METADATA_FIELDS, "status": None}
+RAY_JOB_FIELDS: Fields = {**CHILD_FIELDS, "spec": {"suspend": None}}
 # Reported fields of the status that no decision depends on. The time of a report matters only when a deadline passes.
 _PROGRESS_FIELDS = ("training", "classImages", "subjectScores")
 

@@ -8,9 +8,22 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from dreambooth_api.status import printable
+from dreambooth_operator.machinery.partial import Fields
 from dreambooth_operator.machinery.resources import Json, part, parts
 from dreambooth_operator.resources import ATTEMPT_LABEL, JOB_LABEL, RAY_CONTAINERS
 
+# The fields of all children that are read, and those of pods.
+METADATA_FIELDS: Fields = dict.fromkeys(
+    (
+        *("name", "namespace", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp"),
+        *("labels", "annotations", "ownerReferences"),
+    )
+)
+POD_FIELDS: Fields = {
+    "metadata": METADATA_FIELDS,
+    "spec": {"nodeName": None, "containers": [dict.fromkeys(("name", "image", "resources"))]},
+    "status": None,
+}
 _MAX_TEXT_LENGTH = 600  # of a message of the kubelet or the scheduler
 # Reasons of every new container; the kubelet explains a long wait only in events.
 _STARTING = ("", "ContainerCreating", "PodInitializing")

@@ -34,6 +34,8 @@ from dreambooth_operator.controller.child_index import ChildIndex, watch_childre
 from dreambooth_operator.controller.decide import decide
 from dreambooth_operator.controller.names import erase_name
 from dreambooth_operator.controller.observed import (
+    CHILD_FIELDS,
+    RAY_JOB_FIELDS,
     CachedJob,
     Job,
     Observed,
@@ -46,7 +48,7 @@ from dreambooth_operator.controller.observed import (
     read_ray_job,
     read_runtime,
 )
-from dreambooth_operator.controller.observed_pods import Pod, explain_by_events, needs_event, read_pod
+from dreambooth_operator.controller.observed_pods import POD_FIELDS, Pod, explain_by_events, needs_event, read_pod
 from dreambooth_operator.controller.ownership import COMPARED, controller_uid, name_conflict
 from dreambooth_operator.controller.policies.retries import QUOTA_EXCEEDED
 from dreambooth_operator.controller.queueing.workload import JOB_UID_LABEL, WORKLOADS, waiting_reason
@@ -143,10 +145,10 @@ class Reconciler:
             api, RUNTIMES, project=read_runtime, on_change=self._runtime_changed
         )
         self._protection = RuntimeProtection(api, self._recorder, self._runtimes.cache, self._jobs.cache)
-        self._ray_jobs = watch_children(api, RAY_JOBS, read_ray_job, self._ray_jobs_of, first)
-        self._clusters = watch_children(api, RAY_CLUSTERS, read_ray_cluster, self._clusters_of, first)
-        self._erase_jobs = watch_children(api, BATCH_JOBS, read_erase_job, self._erase_of, first)
-        self._pods = watch_children(api, PODS, read_pod, self._pods_of, first)
+        self._ray_jobs = watch_children(api, RAY_JOBS, read_ray_job, RAY_JOB_FIELDS, self._ray_jobs_of, first)
+        self._clusters = watch_children(api, RAY_CLUSTERS, read_ray_cluster, CHILD_FIELDS, self._clusters_of, first)
+        self._erase_jobs = watch_children(api, BATCH_JOBS, read_erase_job, CHILD_FIELDS, self._erase_of, first)
+        self._pods = watch_children(api, PODS, read_pod, POD_FIELDS, self._pods_of, first)
         namespaced = (self._jobs, self._ray_jobs, self._clusters, self._erase_jobs, self._pods)
         more = [reflector.also_in(namespace) for reflector in namespaced for namespace in others]
         self.reflectors = (self._runtimes, *namespaced, *more)

@@ -7,7 +7,7 @@ from typing import Self
 from urllib.parse import urlencode
 
 import aiohttp
-from pydantic_core import from_json, to_json
+from pydantic_core import SchemaValidator, from_json, to_json
 
 from dreambooth_operator.machinery.connection import Connection, find_connection
 from dreambooth_operator.machinery.jsontext import parse_json
@@ -109,8 +109,9 @@ class Api:
         content_type: str = "application/json",
         headers: Mapping[str, str] | None = None,
         seconds: float = _REQUEST_SECONDS,
+        partial: SchemaValidator | None = None,
     ) -> Json:
-        """Send a request and return the parsed response.
+        """Send a request and return the parsed response; with `partial`, the fields that it selects.
 
         Raises:
             ApiError: the server responded with an error.
@@ -124,7 +125,7 @@ class Api:
             text = await response.read()
         if response.status >= 400:
             raise _error(response.status, text)
-        return await parsed(text) if text else {}
+        return await parsed(text, partial) if text else {}
 
     async def text(self, path: str, *, query: Mapping[str, str] | None = None) -> str:
         """A GET of text, for example a pod's log."""
@@ -229,14 +230,14 @@ class Api:
         return f"{self._connection.host}{path}?{urlencode(query)}" if query else f"{self._connection.host}{path}"
 
 
-async def parsed(text: bytes) -> Json:
+async def parsed(text: bytes, partial: SchemaValidator | None = None) -> Json:
     """Parse a response, or an event of a watch. Its nesting is limited (see `jsontext`).
 
     Raises:
         ApiError: the text is not JSON.
     """
     try:
-        return await parse_json(text)
+        return await parse_json(text, partial)
     except ValueError as error:
         raise ApiError(502, "Unreadable", f"the response of the API server is not JSON: {error}") from error
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 
-from pydantic_core import from_json
+from pydantic_core import SchemaValidator, ValidationError, from_json
 
 from dreambooth_operator.machinery.resources import Json
 
@@ -19,12 +19,19 @@ TOO_DEEP = f"(nested deeper than {MAX_DEPTH} levels)"
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 
 
-async def parse_json(text: bytes) -> Json:
+async def parse_json(text: bytes, partial: SchemaValidator | None = None) -> Json:
     """Parse `text`. Values nested deeper than MAX_DEPTH are replaced by the text TOO_DEEP.
+
+    With `partial`, only the fields that it selects are parsed, unless an object has not the expected structure.
 
     Raises:
         ValueError: the text is not JSON.
     """
+    try:
+        if partial:
+            return partial.validate_json(text)
+    except ValidationError:
+        pass
     try:
         return from_json(text)
     except ValueError:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Generic, NoReturn, TypeVar
 
 from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiError, parsed
+from dreambooth_operator.machinery.partial import PartialParser
 from dreambooth_operator.machinery.resources import Json, Key, Resource, key_of
 
 T = TypeVar("T")
@@ -33,7 +34,9 @@ class Reflector(Generic[T]):
         project: returns what is cached of an object. It may modify its argument.
         on_change: called with the key of each object that was added, changed or deleted.
         selector: a label selector; empty for all objects.
-        page: maximum number of objects per response of a list, which bounds the memory of parsed objects.
+        parser: parses the fields that `project` reads; None for all.
+        page: maximum number of objects per response of a list. It bounds the memory of parsed objects, and the time of
+            parsing, in which no other task runs. With 500, parsing takes 1.7 times as long per object as with 100.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Reflector(Generic[T]):
         on_change: Callable[[Key], None],
         namespace: str = "",
         selector: str = "",
+        parser: PartialParser | None = None,
         page: int = 100,
     ) -> None:
         self._api = api
@@ -54,6 +58,7 @@ class Reflector(Generic[T]):
         self._project = project
         self._on_change = on_change
         self._query = {"labelSelector": selector} if selector else {}
+        self._parser = parser
         self._page = page
         self._version: str | None = None  # the version to watch from; None if a list is needed
         self.cache: dict[Key, T] = {}
@@ -96,7 +101,7 @@ class Reflector(Generic[T]):
         query = {**self._query, "limit": str(self._page)}
         seen: set[Key] = set()
         while True:
-            answer = await self._api.request("GET", self._path, query=query)
+            answer = await self._api.request("GET", self._path, query=query, partial=self._parser and self._parser.page)
             for obj in answer["items"]:
                 key = key_of(obj)
                 seen.add(key)
@@ -122,7 +127,7 @@ class Reflector(Generic[T]):
             "timeoutSeconds": str(round(480 * _jitter())),  # spreads the reconnects of many clients
         }
         async for line in self._api.lines(self._path, query):
-            event = await parsed(line)
+            event = await parsed(line, self._parser and self._parser.event)
             obj = event["object"]
             if event["type"] == "ERROR":
                 raise ApiError(obj.get("code", 500), obj.get("reason", "Unknown"), obj.get("message", ""))
