@@ -24,7 +24,9 @@ def with_defaults(spec: JobSpec, runtime: RuntimeSpec) -> JobSpec:
                 resolution=defaults.resolution,
                 precision=defaults.precision,
             ),
-            "prior_preservation": _fill(spec.prior_preservation, num_class_images=defaults.num_class_images),
+            "prior_preservation": _fill(
+                spec.prior_preservation, num_class_images=defaults.num_class_images if spec.preserves_prior else None
+            ),
             "cluster": _fill(cluster, image=runtime.image).model_copy(
                 update={
                     "node_selector": {**cluster.node_selector, **runtime.pods.node_selector},

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, create_model, mode
 from pydantic.alias_generators import to_camel
 
 from dreambooth_api.fields import DNS_LABEL, UID, ObjectName, Quantity, Strict, Template, VolumeClaim, rule_error
-from dreambooth_api.methods import ADAPTER_METHODS
+from dreambooth_api.methods import METHODS, methods_of_format
 from dreambooth_api.metrics import METRICS
 from dreambooth_api.subject import (
     MAX_SUBJECTS,
@@ -32,7 +32,7 @@ ApiVersion = Literal["dreambooth.dev/v1alpha1"]
 API_VERSION: ApiVersion = "dreambooth.dev/v1alpha1"
 KIND = "DreamBoothJob"
 RUNTIME_KIND = "DreamBoothRuntime"
-Format = Literal["diffusers", "safetensors", "lora"]
+Format = Literal["diffusers", "safetensors", "lora", "embeddings"]
 DEFAULT_DINO = "facebook/dino-vits16"
 DEFAULT_CLIP = "openai/clip-vit-base-patch32"
 DEFAULT_ENCODERS = (DEFAULT_DINO, DEFAULT_CLIP, BUILTIN_SPRITES)
@@ -113,8 +113,9 @@ class Output(Strict):
         min_length=1,
         max_length=3,
         description="Formats to publish: diffusers is a folder and safetensors a single file of the complete model; "
-        f"lora is the adapter of method {' or '.join(ADAPTER_METHODS)}. Defaults to [lora] for methods with an "
-        "adapter, and to [diffusers, safetensors] for Full.",
+        "lora is the adapter and embeddings are the new tokens, of methods that train them. "
+        + "; ".join(f"{name} defaults to [{', '.join(traits.default_formats)}]" for name, traits in METHODS.items())
+        + ". A single file cannot contain new tokens.",
     )
     keep_checkpoints: bool = Field(
         default=False, description="Whether to keep the training checkpoints after publishing."
@@ -347,10 +348,29 @@ class JobSpec(Strict):
         return self
 
     @model_validator(mode="after")
-    def _adapters_are_of_methods_that_train_them(self) -> Self:
-        if "lora" in (self.output.formats or ()) and not self.training.traits.adapter:
-            rule = f"contains lora, but training.method is {self.training.method}, which trains no adapter"
-            raise rule_error("output.formats", rule, "remove lora, or set training.method: LoRA")
+    def _formats_of_the_method(self) -> Self:
+        for name in self.output.formats or ():
+            if name not in self.training.traits.formats:
+                methods = " or ".join(methods_of_format(name))
+                rule = f"contains {name}, which method {self.training.method} does not publish"
+                raise rule_error("output.formats", rule, f"remove {name}, or set training.method: {methods}")
+        return self
+
+    @property
+    def preserves_prior(self) -> bool:
+        """Whether class images are used; by default, if the method can change what the model knows."""
+        enabled = self.prior_preservation.enabled
+        return self.training.traits.class_images if enabled is None else enabled
+
+    @model_validator(mode="after")
+    def _class_images_make_sense(self) -> Self:
+        preservation, method = self.prior_preservation, self.training.method
+        if self.training.traits.class_images:
+            return self
+        for field, given in (("enabled", preservation.enabled), ("numClassImages", preservation.num_class_images)):
+            if given:
+                rule = f"method {method} does not change the model's weights, so there is no prior to preserve"
+                raise rule_error(f"priorPreservation.{field}", rule, f"remove {field}, or set training.method: LoRA")
         return self
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -12,21 +13,46 @@ class MethodTraits:
     Attributes:
         description: what it trains, for the API reference.
         members: fields of `spec.training` with its settings. Other methods reject them.
+        formats: that it can publish, and `default_formats` of them.
+        weights: whether it trains all weights of modules. Other methods leave the text encoders frozen by default.
         adapter: whether it trains an adapter, which is published in format lora.
         kohya: whether the adapter is also published in kohya's layout.
+        tokens: whether it trains the embeddings of new tokens, which replace the identifier. The text encoders' own
+            weights stay frozen then.
+        class_images: whether prior preservation makes sense.
     """
 
     description: str
     members: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ("diffusers", "safetensors")
+    default_formats: tuple[str, ...] = ("diffusers", "safetensors")
+    weights: bool = False
     adapter: bool = False
     kohya: bool = False
+    tokens: bool = False
+    class_images: bool = True
 
 
+_ADAPTER: dict[str, Any] = {
+    "adapter": True,
+    "members": ("lora",),
+    "formats": ("lora", "diffusers", "safetensors"),
+    "default_formats": ("lora",),
+}
 METHODS = {
-    "Full": MethodTraits("trains all weights of the denoiser"),
-    "LoRA": MethodTraits("trains low-rank adapters", members=("lora",), adapter=True, kohya=True),
+    "Full": MethodTraits("trains all weights of the denoiser", weights=True),
+    "LoRA": MethodTraits("trains low-rank adapters", kohya=True, **_ADAPTER),
     # Not in kohya's layout: diffusers' conversion drops the magnitudes, and its loader of that layout ignores them.
-    "DoRA": MethodTraits("trains low-rank adapters and magnitudes", members=("lora",), adapter=True),
+    "DoRA": MethodTraits("trains low-rank adapters and magnitudes", **_ADAPTER),
+    "TextualInversion": MethodTraits(
+        "trains the embeddings of new tokens for the identifier",
+        members=("textual_inversion",),
+        # A single file has no tokenizer, so it would lose the tokens.
+        formats=("embeddings", "diffusers"),
+        default_formats=("embeddings",),
+        tokens=True,
+        class_images=False,
+    ),
 }
 MEMBERS = tuple(dict.fromkeys(member for traits in METHODS.values() for member in traits.members))
 """All fields of `spec.training` that belong to methods."""
@@ -37,5 +63,10 @@ def methods_with(member: str) -> tuple[str, ...]:
     return tuple(name for name, traits in METHODS.items() if member in traits.members)
 
 
-ADAPTER_METHODS = tuple(name for name, traits in METHODS.items() if traits.adapter)
-"""Names of the methods that train an adapter."""
+def methods_of_format(name: str) -> tuple[str, ...]:
+    """Names of the methods that can publish a format."""
+    return tuple(method for method, traits in METHODS.items() if name in traits.formats)
+
+
+TOKEN_METHODS = tuple(name for name, traits in METHODS.items() if traits.tokens)
+WITHOUT_CLASS_IMAGES = tuple(name for name, traits in METHODS.items() if not traits.class_images)

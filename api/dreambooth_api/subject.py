@@ -140,10 +140,11 @@ class PriorPreservation(Strict):
     The base model generates class images, and training on them keeps what the model knows about the class.
     """
 
-    enabled: bool = Field(
-        default=True,
+    enabled: bool | None = Field(
+        default=None,
         description="Whether to train with prior preservation. Without it, expect language drift and less diverse "
-        "class images.",
+        "class images. Defaults to true; false for method TextualInversion, which leaves the model's weights as they "
+        "are, and which it cannot be enabled for.",
     )
     num_class_images: int | None = Field(
         default=None,

@@ -41,6 +41,18 @@ class Lora(Strict):
     )
 
 
+class TextualInversion(Strict):
+    """New tokens for the identifier."""
+
+    vectors: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="Number of tokens, each with an embedding of its own. More represent a subject in more detail, and "
+        "leave less of the prompt's length.",
+    )
+
+
 class DeepSpeed(Strict):
     """DeepSpeed ZeRO: how optimizer state, gradients and parameters are partitioned across workers."""
 
@@ -87,7 +99,7 @@ class DeepSpeed(Strict):
 class Training(Strict):
     """Fine-tuning hyperparameters. The loss is equation 2 of the paper."""
 
-    method: Literal["Full", "LoRA", "DoRA"] = Field(
+    method: Literal["Full", "LoRA", "DoRA", "TextualInversion"] = Field(
         default="Full",
         description="Fine-tuning method. "
         + "; ".join(f"{name} {traits.description}" for name, traits in METHODS.items())
@@ -104,7 +116,8 @@ class Training(Strict):
         default=None,
         gt=0,
         lt=1,
-        description="Peak learning rate. Defaults to 5e-6 for Full, as in the paper, and 1e-4 for LoRA; "
+        description="Peak learning rate. Defaults to 5e-6 for Full, as in the paper, 1e-4 for LoRA and DoRA, and "
+        "5e-3 for TextualInversion; "
         f"{BUILTIN_SPRITES} has its own defaults.",
     )
     lr_scheduler: Literal["Constant", "Linear", "Cosine"] = Field(
@@ -175,6 +188,10 @@ class Training(Strict):
     lora: Lora | None = Field(
         default=None, description=f"Settings of the adapters, for method {' or '.join(methods_with('lora'))}."
     )
+    textual_inversion: TextualInversion | None = Field(
+        default=None,
+        description=f"Settings of the new tokens, for method {' or '.join(methods_with('textual_inversion'))}.",
+    )
     deepspeed: DeepSpeed = Field(default_factory=DeepSpeed, description="DeepSpeed ZeRO settings.")
     checkpoint_every_steps: int | None = Field(
         default=None,
@@ -193,6 +210,11 @@ class Training(Strict):
         """Settings of the adapters, with defaults."""
         return self.lora or Lora()
 
+    @property
+    def vectors(self) -> int:
+        """Number of new tokens per identifier."""
+        return (self.textual_inversion or TextualInversion()).vectors
+
     @model_validator(mode="after")
     def _only_members_of_the_method(self) -> Self:
         for name in MEMBERS:
@@ -201,6 +223,13 @@ class Training(Strict):
                 methods = " or ".join(methods_with(name))
                 rule = f"does not apply to method {self.method}"
                 raise rule_error(at, rule, f"remove {at}, or set method: {methods}")
+        return self
+
+    @model_validator(mode="after")
+    def _new_tokens_need_frozen_text_encoders(self) -> Self:
+        if self.traits.tokens and self.text_encoder.train:
+            rule = f"method {self.method} trains new tokens only, not the weights of the text encoder"
+            raise rule_error("textEncoder.train", rule, "remove train, or set method: LoRA")
         return self
 
     @model_validator(mode="after")

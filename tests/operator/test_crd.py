@@ -25,6 +25,7 @@ MINIMAL = {
         "output": {"uri": "s3://models/dog"},
     },
 }
+INVERSION = {"method": "TextualInversion"}
 DOG = {"images": {"configMap": {"name": "photos"}}, "class": "dog"}
 CAT = {**DOG, "class": "cat", "identifier": "ohwx"}
 
@@ -36,7 +37,7 @@ def spec_of(subjects: list[dict[str, Any]], **more: object) -> dict[str, Any]:
 INVALID = {
     "an unknown field": ("spec.training.stpes", 5, 'unknown field "spec.training.stpes"'),
     "steps below one": ("spec.training.steps", 0, "should be greater than or equal to 1"),
-    "an unknown method": ("spec.training.method", "Lora", 'supported values: "Full", "LoRA", "DoRA"'),
+    "an unknown method": ("spec.training.method", "Lora", 'supported values: "Full", "LoRA", "DoRA", "TextualInv'),
     "two sources of images": ("spec.subject.images.uri", "s3://b/x", "set exactly one of uri, pvc, configMap, secret"),
     "no source of images": ("spec.subject.images", {}, "set exactly one of uri, pvc, configMap, secret"),
     "local images": (
@@ -82,9 +83,30 @@ INVALID = {
         "spec.evaluation", {"enabled": False, "thresholds": {"dino": 0.6}}, "thresholds require scores",
     ),
     "two outputs": ("spec.output.pvc", {"claimName": "models"}, "set only one of uri and pvc"),
-    "an adapter of method Full": ("spec.output.formats", ["lora"], "remove lora, or set training.method: LoRA"),
+    "an adapter of method Full": ("spec.output.formats", ["lora"], "remove lora, or set training.method: LoRA or DoRA"),
     "settings of another method": (
         "spec.training", {"lora": {"rank": 4}}, "lora does not apply to this method: remove lora, or set method: LoRA",
+    ),
+    "tokens of another method": (
+        "spec.training", {"textualInversion": {}}, "or set method: TextualInversion",
+    ),
+    "a trained text encoder with new tokens": (
+        "spec.training", {"method": "TextualInversion", "textEncoder": {"train": True}}, "remove textEncoder.train",
+    ),
+    "class images for new tokens": (
+        "spec", {**MINIMAL["spec"], "training": INVERSION, "priorPreservation": {"enabled": True}},
+        "remove enabled and numClassImages, or set training.method: LoRA",
+    ),
+    "a number of class images for new tokens": (
+        "spec", {**MINIMAL["spec"], "training": INVERSION, "priorPreservation": {"numClassImages": 10}},
+        "remove enabled and numClassImages, or set training.method: LoRA",
+    ),
+    "a single file with new tokens": (
+        "spec", {**MINIMAL["spec"], "training": INVERSION, "output": {"formats": ["safetensors"]}},
+        "remove safetensors, or set training.method: Full or LoRA or DoRA",
+    ),
+    "new tokens of method Full": (
+        "spec.output.formats", ["embeddings"], "remove embeddings, or set training.method: TextualInversion",
     ),
     "a local output": ("spec.output.uri", "out/dog", "for a volume, set pvc: {claimName: ...}"),
     "maxWorkers less than minWorkers": (
@@ -172,6 +194,7 @@ SAME_JOBS: list[dict[str, Any]] = [
     {"training": {}},
     {"training": {"deepspeed": {"stage": "2"}, "textEncoder": {"train": True}}},
     {"training": {"method": "LoRA", "lora": {"rank": 4}}},
+    {"training": {"method": "TextualInversion", "textualInversion": {}}, "priorPreservation": {"enabled": False}},
     {"priorPreservation": {"enabled": False, "sampler": {"steps": 5}}},
     {"evaluation": {"thresholds": {"dino": 0.5}, "encoders": {"clip": "a/b"}}},
     {"output": {"pvc": {"claimName": "models"}}},
@@ -252,7 +275,7 @@ def test_status_of_a_created_job_is_ignored(plane: ControlPlane, namespace: str)
 def test_every_field_has_a_description(plane: ControlPlane) -> None:
     text = plane.kubectl("explain", "dbj.spec.training")
     assert "Number of optimizer steps. Defaults to 1000, as in the paper" in text
-    assert "enum: Full, LoRA, DoRA" in text
+    assert "enum: Full, LoRA, DoRA, TextualInversion" in text
     for crd in ("dreamboothjobs.dreambooth.dev", "dreamboothruntimes.dreambooth.dev"):
         schema = plane.get("crd", crd)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
         assert list(_undescribed(schema["properties"]["spec"], "spec")) == []

@@ -23,15 +23,18 @@ from diffusers import (
 from PIL import Image
 from randomtraining import random_result
 from safetensors import safe_open
+from safetensors.torch import load_file
 from test_plan import make_plan
 from torch import Tensor
 
+from dreambooth_api.errors import UserError
 from dreambooth_api.methods import METHODS
 from dreambooth_trainer.families.base import AdapterInfo, Family, KohyaWriter, SingleFileWriter, trained_modules
 from dreambooth_trainer.families.registry import open_family
 from dreambooth_trainer.models.files import ADAPTER_FILE
 from dreambooth_trainer.phases.encode import encode
 from dreambooth_trainer.phases.train import save_trained_model
+from dreambooth_trainer.sampling.pipeline import load_pipeline
 from dreambooth_trainer.store.folder import JobFolder
 from dreambooth_trainer.training.cache import load_data
 from dreambooth_trainer.training.loop import run_step
@@ -42,6 +45,12 @@ from dreambooth_trainer.training.plain_engine import PlainEngine
 pytestmark = [pytest.mark.trainer, pytest.mark.usefixtures("one_thread")]
 
 PROMPTS = ["a sks dog", "a dog", "a dog on the beach"]
+INVERSION = {
+    "method": "TextualInversion",
+    "textualInversion": {"vectors": 2},
+    "learningRate": 0.1,
+    "globalBatchSize": len(PROMPTS),
+}
 LORA = {"method": "LoRA", "lora": {"rank": 4, "alpha": 10}}
 
 
@@ -134,6 +143,12 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def model(request: pytest.FixtureRequest, name: str) -> Path:
     return request.getfixturevalue(name)
+
+
+@pytest.fixture(params=["tiny_model", "tiny_xl_model"])
+def token_model(request: pytest.FixtureRequest) -> Path:
+    """A model whose text encoders can get new tokens."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture
@@ -270,13 +285,10 @@ def test_a_dora_adapter_draws_the_images_of_the_merged_model(model: Path, tmp_pa
     np.testing.assert_allclose(draw(model, tmp_path / ADAPTER_FILE), images, rtol=0, atol=1 / 255)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_job_is_encoded_trained_and_saved(
-    model: Path, images: list[Image.Image], tmp_path: Path, method: str
-) -> None:
-    training = {"resolution": 32, "steps": 2, "learningRate": 1e-2, "method": method, "textEncoder": {"train": True}}
-    plan = make_plan({"model": {"id": str(model)}, "training": training})
-    folder, checkpoint = JobFolder(tmp_path), tmp_path / "checkpoint"
+def run_job(model: Path, images: list[Image.Image], root: Path, training: dict[str, Any]) -> JobFolder:
+    """Encode, two steps of training, and save."""
+    plan = make_plan({"model": {"id": str(model)}, "training": {"resolution": 32, "steps": 2, **training}})
+    folder, checkpoint = JobFolder(root), root / "checkpoint"
     for path in (folder.prepared, checkpoint):
         path.mkdir(parents=True)
     for number, image in enumerate(images):
@@ -287,6 +299,60 @@ def test_a_job_is_encoded_trained_and_saved(
     assert np.isfinite(losses).all()
     engine.save_weights(checkpoint, 0)
     save_trained_model(plan, checkpoint, folder)
+    return folder
+
+
+def weights_of(model: Path) -> dict[str, Tensor]:
+    files = model.glob("*/*.safetensors")
+    return {f"{path.parent.name}.{key}": tensor for path in files for key, tensor in load_file(path).items()}
+
+
+def test_textual_inversion_moves_only_its_rows(token_model: Path, images: list[Image.Image], tmp_path: Path) -> None:
+    folder = run_job(token_model, images, tmp_path, INVERSION)
+    family, before, after = open_family(token_model), weights_of(token_model), weights_of(folder.trained)
+    tables = {key for key in before if key.endswith("token_embedding.weight")}
+    assert len(tables) == len(family.text_encoders)
+    assert {key for key in before if not torch.equal(before[key], after[key][: len(before[key])])} == set()
+    assert {key for key in before if before[key].shape != after[key].shape} == tables
+    noun = (
+        open_family(token_model).open(token_model, ()).text[0].tokenizer("dog", add_special_tokens=False).input_ids[-1]
+    )
+    for table in tables:
+        start, rows = before[table][noun], after[table][len(before[table]) :]
+        assert len(rows) == 2
+        assert (rows - start).abs().max() > 0.01
+        torch.testing.assert_close(rows.float().norm(dim=1), start.float().norm().expand(2), rtol=1e-3, atol=0)
+
+
+def test_published_tokens_draw_the_same_in_a_plain_pipeline(
+    token_model: Path, images: list[Image.Image], tmp_path: Path
+) -> None:
+    folder = run_job(token_model, images, tmp_path, INVERSION)
+    pipeline = DiffusionPipeline.from_pretrained(token_model, dtype=torch.float32)
+    embeddings = load_file(folder.trained / "learned_embeds.safetensors")
+    if set(embeddings) == {"sks"}:
+        pipeline.load_textual_inversion(folder.trained)
+    else:  # as the example scripts of diffusers say
+        for key, suffix in (("clip_l", ""), ("clip_g", "_2")):
+            encoder, tokenizer = (getattr(pipeline, f"{part}{suffix}") for part in ("text_encoder", "tokenizer"))
+            pipeline.load_textual_inversion(embeddings[key], token="sks", text_encoder=encoder, tokenizer=tokenizer)
+    drawn = draw(folder.trained)
+    np.testing.assert_allclose(draw(pipeline), drawn, rtol=0, atol=1 / 255)
+    ours = load_pipeline(token_model, "fp32", "cpu", folder.trained).pipeline
+    np.testing.assert_allclose(draw(ours), drawn, rtol=0, atol=1 / 255)
+    assert np.abs(draw(token_model) - drawn).max() > 1 / 255
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_job_is_encoded_trained_and_saved(
+    model: Path, images: list[Image.Image], tmp_path: Path, method: str
+) -> None:
+    training = {"learningRate": 1e-2, "method": method, "textEncoder": {"train": not METHODS[method].tokens}}
+    if METHODS[method].tokens and not open_family(model).open(model, ()).text:
+        with pytest.raises(UserError, match="not supported for this model family"):
+            run_job(model, images, tmp_path, training)
+        return
+    folder = run_job(model, images, tmp_path, training)
     assert np.abs(draw(folder.trained) - draw(model)).max() > 1 / 255
     if METHODS[method].adapter:
         np.testing.assert_allclose(draw(model, folder.trained / ADAPTER_FILE), draw(folder.trained), atol=1 / 255)

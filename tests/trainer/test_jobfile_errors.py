@@ -37,7 +37,7 @@ ERRORS = {
     ),
     "an invalid enum value gets a suggestion": (
         spec("training: {method: lora}"),
-        "spec.training.method (line 9): 'lora': must be one of Full, LoRA, DoRA; write method: LoRA",
+        "spec.training.method (line 9): 'lora': must be one of Full, LoRA, DoRA, TextualInversion; write method: LoRA",
     ),
     "a stage that ZeRO does not have": (
         spec("training: {deepspeed: {stage: 4}}"),
@@ -117,12 +117,27 @@ ERRORS = {
     ),
     "an adapter of method Full": (
         spec("output: {formats: [diffusers, lora]}"),
-        "spec.output.formats (line 9): contains lora, but training.method is Full, which trains no adapter; remove "
-        "lora, or set training.method: LoRA",
+        "spec.output.formats (line 9): contains lora, which method Full does not publish; remove lora, or set "
+        "training.method: LoRA or DoRA",
     ),
     "settings of another method": (
         spec("training: {method: Full, lora: {rank: 4}}"),
         "spec.training.lora (line 9): does not apply to method Full; remove lora, or set method: LoRA or DoRA",
+    ),
+    "a single file with new tokens": (
+        spec("training: {method: TextualInversion}\noutput: {formats: [safetensors]}"),
+        "spec.output.formats (line 10): contains safetensors, which method TextualInversion does not publish; remove "
+        "safetensors, or set training.method: Full or LoRA or DoRA",
+    ),
+    "class images for new tokens": (
+        spec("training: {method: TextualInversion}\npriorPreservation: {enabled: true}"),
+        "spec.priorPreservation.enabled (line 10): method TextualInversion does not change the model's weights, so "
+        "there is no prior to preserve; remove enabled, or set training.method: LoRA",
+    ),
+    "a trained text encoder with new tokens": (
+        spec("training: {method: TextualInversion, textEncoder: {train: true}}"),
+        "spec.training.textEncoder.train (line 9): method TextualInversion trains new tokens only, not the weights of "
+        "the text encoder; remove train, or set method: LoRA",
     ),
     "output to the built-in subjects": (
         spec("output: {uri: 'builtin:sprites/dog'}"),

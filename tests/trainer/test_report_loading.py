@@ -42,6 +42,12 @@ def test_the_default_formats_depend_on_the_method() -> None:
         ("LoRA", None, "pipeline = DiffusionPipeline.from_pretrained('a/b', revision='abc')"),
         ("LoRA", None, "pipeline.load_lora_weights('out', weight_name='pytorch_lora_weights.safetensors')"),
         ("Full", ["safetensors"], "from_single_file('out/my-dog.safetensors', config='a/b')"),
+        (
+            "TextualInversion",
+            None,
+            "load_textual_inversion('out', weight_name='learned_embeds.safetensors', token=",
+        ),
+        ("TextualInversion", ["diffusers"], "pipeline = DiffusionPipeline.from_pretrained('out')"),
         ("LoRA", ["safetensors"], "from_single_file('out/my-dog-merged.safetensors', config='a/b')"),
     ],
 )

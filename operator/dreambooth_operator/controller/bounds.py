@@ -73,7 +73,7 @@ def _numbers(spec: JobSpec, runtime: RuntimeSpec, by: str) -> Iterator[str]:
             None,
         ),
     ]
-    if preservation.enabled:
+    if spec.preserves_prior:
         images, default = preservation.num_class_images, defaults.num_class_images
         path, bound = "priorPreservation.numClassImages", bounds.max_class_images
         rows.append((path, "numClassImages", images, bound, default, MAX_DEFAULT_CLASS_IMAGES))

@@ -167,5 +167,5 @@ def _disabled(builder: DecisionBuilder) -> set[ConditionType]:
     if spec is None:
         skipped = (kind for kind, _ in _COMPLETED_BY if (old := builder.condition(kind)) and old.reason == "Skipped")
         return set(skipped)
-    enabled = {_C.CLASS_IMAGES_READY: spec.prior_preservation.enabled, _C.EVALUATED: spec.evaluation.enabled}
+    enabled = {_C.CLASS_IMAGES_READY: spec.preserves_prior, _C.EVALUATED: spec.evaluation.enabled}
     return {kind for kind, is_enabled in enabled.items() if not is_enabled}

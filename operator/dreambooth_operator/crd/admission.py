@@ -142,7 +142,8 @@ def _numbers() -> list[tuple[str, str]]:
     found.append((f"has({own}) || !has({limit}) || has({default})", message))
     # A disabled phase needs no bound.
     path = "object.spec.priorPreservation"
-    return [(f"!{path}.enabled || {holds}" if path in holds else holds, message) for holds, message in found]
+    disabled = f"(has({path}.enabled) && !{path}.enabled)"
+    return [(f"{disabled} || {holds}" if path in holds else holds, message) for holds, message in found]
 
 
 def _workers() -> list[tuple[str, str]]:

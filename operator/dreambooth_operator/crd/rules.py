@@ -6,12 +6,13 @@ The sizes in `LIMITS` keep the estimated cost of the rules within the API server
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from pydantic.alias_generators import to_camel
 
 from dreambooth_api.fields import MAX_IDENTIFIER_LENGTH
-from dreambooth_api.methods import ADAPTER_METHODS, MEMBERS, methods_with
+from dreambooth_api.job import Format
+from dreambooth_api.methods import MEMBERS, TOKEN_METHODS, WITHOUT_CLASS_IMAGES, methods_of_format, methods_with
 from dreambooth_api.metrics import METRICS
 from dreambooth_api.uris import BUILTIN, BUILTIN_SUBJECT, OBJECT_STORE, OBJECT_STORES
 
@@ -49,6 +50,20 @@ def _member(name: str) -> Rule:
     return {
         "rule": f"!has(self.{field}) || self.method in {list(methods)}",
         "message": f"{field} does not apply to this method: remove {field}, or set method: {' or '.join(methods)}",
+    }
+
+
+def _format(name: str) -> Rule:
+    """Only some methods publish a format. The default of training applies after this rule."""
+    methods = methods_of_format(name)
+    method = "has(self.training) && has(self.training.method)"
+    allowed = f"{method} && self.training.method in {list(methods)}"
+    if "Full" in methods:  # the default
+        allowed = f"!({method}) || self.training.method in {list(methods)}"
+    return {
+        "rule": f"!has(self.output) || !has(self.output.formats) || !('{name}' in self.output.formats) || ({allowed})",
+        "message": f"output.formats contains {name}, which the method does not publish: remove {name}, or set "
+        f"training.method: {' or '.join(methods)}",
     }
 
 
@@ -128,11 +143,14 @@ JOB_RULES: dict[str, list[Rule]] = {
             + _contains_word("self.priorPreservation.classPrompt", "self.subject.identifier", ".lowerAscii()"),
             "message": "priorPreservation.classPrompt must not contain the identifier: write, for example, 'a dog'",
         },
+        *(_format(name) for name in get_args(Format) if name != "diffusers"),
         {
-            "rule": "!has(self.output) || !has(self.output.formats) || !('lora' in self.output.formats) || "
-            f"(has(self.training) && has(self.training.method) && self.training.method in {list(ADAPTER_METHODS)})",
-            "message": "output.formats contains lora, and training.method trains no adapter: remove lora, or set "
-            "training.method: LoRA",
+            "rule": "!has(self.training) || !has(self.training.method) || "
+            f"!(self.training.method in {list(WITHOUT_CLASS_IMAGES)}) || !has(self.priorPreservation) || "
+            "(!has(self.priorPreservation.numClassImages) && "
+            "(!has(self.priorPreservation.enabled) || !self.priorPreservation.enabled))",
+            "message": "priorPreservation does not apply to method TextualInversion, which does not change the model's "
+            "weights: remove enabled and numClassImages, or set training.method: LoRA",
         },
     ],
     "spec.subject.images": _IMAGE_RULES,
@@ -156,6 +174,12 @@ JOB_RULES: dict[str, list[Rule]] = {
             "message": "checkpointEverySteps must not exceed steps, or no checkpoint is saved: decrease it",
         },
         *(_member(name) for name in MEMBERS),
+        {
+            "rule": f"!has(self.method) || !(self.method in {list(TOKEN_METHODS)}) || !has(self.textEncoder) || "
+            "!has(self.textEncoder.train) || !self.textEncoder.train",
+            "message": "methods with new tokens do not train the weights of the text encoder: remove "
+            "textEncoder.train, or set method: LoRA",
+        },
     ],
     "spec.evaluation": [
         {

@@ -21,16 +21,36 @@ Tensors: TypeAlias = "Mapping[str, Tensor]"
 Embeddings: TypeAlias = "Tensor | list[Tensor]"
 
 
+@dataclass(frozen=True)
+class TextSlot:
+    """A text encoder that can get new tokens.
+
+    Attributes:
+        module: name of the text encoder.
+        folder: name of the tokenizer in the diffusers layout.
+        key: of its embeddings in files of new tokens; empty for the token itself.
+    """
+
+    module: str
+    tokenizer: Any
+    folder: str
+    key: str = ""
+
+
 class Stage(Protocol):
     """A denoiser, and what encodes its examples.
 
     Attributes:
         denoiser: name of the denoiser's module.
         modules: only those that were opened. At real size each has up to gigabytes.
+        text: the text encoders that can get new tokens, also if they are not open.
     """
 
     denoiser: str
     modules: dict[str, nn.Module]
+
+    @property
+    def text(self) -> Sequence[TextSlot]: ...
 
     def encode_images(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Encode images of the same size, with the family's `image_encoders`."""

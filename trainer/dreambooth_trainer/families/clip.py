@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from diffusers.loaders import TextualInversionLoaderMixin
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int | None = None) -> Tensor:
-    """Token IDs of prompts, [N, L], padded and truncated to a length, which defaults to that of the model."""
+    """Token IDs of prompts, [N, L], padded and truncated to a length, which defaults to that of the model.
+
+    As in pipelines, a new token with several vectors stands for all of its tokens.
+    """
+    loader: Any = TextualInversionLoaderMixin()
     return tokenizer(
-        list(prompts),
+        loader.maybe_convert_prompt(list(prompts), tokenizer),
         padding="max_length",
         max_length=length or tokenizer.model_max_length,
         truncation=True,

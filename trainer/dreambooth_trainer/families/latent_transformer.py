@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from dreambooth_trainer.families.autoencoder import encode_to_latents, latent_shapes, prepare_decoder
-from dreambooth_trainer.families.base import Tensors
+from dreambooth_trainer.families.base import Tensors, TextSlot
 from dreambooth_trainer.families.clip import set_fp32_config, with_text_model_prefix
 from dreambooth_trainer.families.modules import has_module, open_module, save_pipeline
 from dreambooth_trainer.families.stored_dtype import stored_dtype
@@ -34,6 +34,11 @@ class LatentTransformerStage:
     modules: dict[str, nn.Module]
     noise_scheduler: FlowMatchEulerDiscreteScheduler
     denoiser: str = field(default="transformer", init=False)
+
+    @property
+    def text(self) -> tuple[TextSlot, ...]:
+        """None: the pipelines of SD3 and Z-Image load no new tokens, and that of FLUX.1 loads them into CLIP only."""
+        return ()
 
     def encode_images(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         return encode_to_latents(self.modules["vae"], images)

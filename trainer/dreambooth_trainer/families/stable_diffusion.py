@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from dreambooth_trainer.families.autoencoder import encode_to_latents, latent_shapes, prepare_decoder, sample_latents
-from dreambooth_trainer.families.base import AdapterInfo, Tensors
+from dreambooth_trainer.families.base import AdapterInfo, Tensors, TextSlot
 from dreambooth_trainer.families.clip import set_fp32_config, token_ids, with_text_model_prefix
 from dreambooth_trainer.families.ddpm import ddpm_loss
 from dreambooth_trainer.families.kohya import kohya_metadata, to_kohya_layout
@@ -40,6 +40,10 @@ class StableDiffusionStage:
     tokenizer: CLIPTokenizer
     noise_scheduler: DDPMScheduler
     denoiser: str = "unet"
+
+    @property
+    def text(self) -> tuple[TextSlot, ...]:
+        return (TextSlot("text_encoder", self.tokenizer, "tokenizer"),)
 
     def encode_images(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         return encode_to_latents(self.modules["vae"], images)

@@ -20,9 +20,10 @@ from dreambooth_trainer.families.autoencoder import (
     prepare_decoder,
     sample_latents,
 )
-from dreambooth_trainer.families.base import AdapterInfo, Tensors
+from dreambooth_trainer.families.base import AdapterInfo, Tensors, TextSlot
 from dreambooth_trainer.families.clip import set_fp32_config, token_ids, with_text_model_prefix
 from dreambooth_trainer.families.ddpm import ddpm_loss
+from dreambooth_trainer.families.embeddings import CLIP_G, CLIP_L
 from dreambooth_trainer.families.kohya import sdxl_metadata, to_kohya_layout
 from dreambooth_trainer.families.modules import open_ddpm_scheduler, open_module, save_pipeline
 from dreambooth_trainer.families.single_file import sdxl_to_original_layout, unet_key
@@ -49,6 +50,14 @@ class StableDiffusionXLStage:
     noise_scheduler: DDPMScheduler
     pixels_per_latent: int
     denoiser: str = "unet"
+
+    @property
+    def text(self) -> tuple[TextSlot, ...]:
+        first, second = self.tokenizers
+        return (
+            TextSlot("text_encoder", first, "tokenizer", CLIP_L),
+            TextSlot("text_encoder_2", second, "tokenizer_2", CLIP_G),
+        )
 
     def encode_images(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         return encode_to_latents(self.modules["vae"], images)

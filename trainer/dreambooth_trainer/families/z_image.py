@@ -39,8 +39,9 @@ class ZImageStage(LatentTransformerStage):
         encoder = self.modules["text_encoder"]
         ids = token_ids(self.tokenizer, texts, MAX_TOKENS).to(next(encoder.parameters()).device)
         mask = ids != self.tokenizer.pad_token_id
+        readable = None if ids.is_meta else mask  # transformers reads the values of the mask
         with torch.no_grad():
-            states = encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states
+            states = encoder(ids, attention_mask=readable, output_hidden_states=True).hidden_states
         return {"text_embeds": states[-2], "text_mask": mask}
 
     def loss(

@@ -19,16 +19,30 @@ Targets = Mapping[str, Sequence[str]]
 """Suffixes of the names of LoRA target modules, by module."""
 
 
+class Slot(Protocol):
+    """A text encoder that can get new tokens: the name of its module, and its tokenizer."""
+
+    @property
+    def module(self) -> str: ...
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+
 class Trainee(Protocol):
     """What a method needs of a family's stage.
 
     Attributes:
         denoiser: name of the denoiser's module.
         modules: by name; those that are open.
+        text: the text encoders that can get new tokens, also those that are not open.
     """
 
     denoiser: str
     modules: dict[str, nn.Module]
+
+    @property
+    def text(self) -> Sequence[Slot]: ...
 
 
 @dataclass(frozen=True)
@@ -59,12 +73,14 @@ class Result:
     Attributes:
         modules: with the trained weights merged, as the base model has them.
         adapters: by module: weights with PEFT's names, and PEFT's configuration.
+        embeddings: of new tokens, by module and identifier, each [V, D].
     """
 
     modules: Mapping[str, nn.Module]
     adapters: Mapping[str, tuple[Mapping[str, Tensor], Mapping[str, Any]]] = field(
         default_factory=dict[str, "tuple[Mapping[str, Tensor], Mapping[str, Any]]"]
     )
+    embeddings: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict[str, "Mapping[str, Tensor]"])
 
 
 class Method(Protocol):

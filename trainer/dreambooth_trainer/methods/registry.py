@@ -8,6 +8,7 @@ REGISTRY = {
     "Full": "dreambooth_trainer.methods.full:Full",
     "LoRA": "dreambooth_trainer.methods.lora:Lora",
     "DoRA": "dreambooth_trainer.methods.dora:Dora",
+    "TextualInversion": "dreambooth_trainer.methods.textual_inversion:TextualInversion",
 }
 
 

@@ -14,10 +14,18 @@ from pathlib import Path
 INDEX = "model_index.json"
 # The adapter in a published model, under the name that diffusers' `load_lora_weights` expects.
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+# Embeddings of new tokens, under the name that `load_textual_inversion` expects, with a number from the second subject.
+EMBEDDINGS_PATTERN = "learned_embeds*.safetensors"
 # The safety checker is not loaded: users generate images of their own subject for their own use.
 UNUSED_COMPONENTS = {"safety_checker"}
 # Chat templates of language models are in .jinja files; transformers runs them in a sandbox.
 CONFIG_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+
+
+def embeddings_file(subject: int) -> str:
+    """Name of the file with the new tokens of a subject."""
+    return "learned_embeds.safetensors" if subject == 0 else f"learned_embeds_{subject + 1}.safetensors"
+
 
 ReadText = Callable[[str], str]
 

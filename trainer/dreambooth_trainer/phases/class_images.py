@@ -51,7 +51,7 @@ def class_image_store(context: Context, prompt: str) -> ImageStore:
 
 def class_image_names(context: Context) -> dict[str, list[str]]:
     """Names of the class images that this job trains on, by class prompt; empty without prior preservation."""
-    if not context.plan.spec.prior_preservation.enabled:
+    if not context.plan.spec.preserves_prior:
         return {}
     counts = context.plan.class_image_counts
     return {prompt: [f"{index:06d}" for index in range(count)] for prompt, count in counts.items()}

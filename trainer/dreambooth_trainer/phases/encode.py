@@ -66,7 +66,8 @@ def _inputs(context: Context) -> JsonValue:
         "class_images": context.keys[TrainerPhase.CLASS_IMAGES],
         "model": context.base_digest,
         "prompts": [list[JsonValue](prompts) for prompts in instance_prompts(context)],
-        "text_encoder": plan.train_text_encoder,
+        "text_encoder": plan.live_text_encoders,
+        "tokens": [list[JsonValue](tokens) for tokens in plan.new_tokens.values()],
         "augmentation": [training.random_crop, training.random_flip, training.seed]
         if plan.variants_per_image > 1
         else None,
@@ -115,15 +116,17 @@ def encode(plan: Plan, folder: JobFolder, prompts: list[list[str]], class_images
     """
     import torch
 
+    from dreambooth_trainer.methods.tokens import add_tokens
     from dreambooth_trainer.sampling.generate import unload_models
     from dreambooth_trainer.training.cache import TrainingData, save_data
 
     unload_models()  # the process may not have memory for two models
     base = local_folder(plan.model)
     family = open_family(base)
-    live = family.trainable_text_encoders if plan.train_text_encoder else ()
+    live = family.trainable_text_encoders if plan.live_text_encoders else ()
     encoders = [name for name in family.text_encoders if name not in live]
     stage = family.open(base, [*encoders, *family.image_encoders])
+    add_tokens(stage, plan)
     for module in stage.modules.values():
         module.to(work_device())
     ranges = consecutive_ranges([len(own) for own in prompts])

@@ -17,7 +17,7 @@ from dreambooth_api.status import TrainerPhase
 from dreambooth_api.uris import is_url
 from dreambooth_trainer.families.base import AdapterInfo, KohyaWriter, SingleFileWriter
 from dreambooth_trainer.families.registry import open_family
-from dreambooth_trainer.models.files import ADAPTER_FILE, INDEX
+from dreambooth_trainer.models.files import ADAPTER_FILE, EMBEDDINGS_PATTERN, INDEX, embeddings_file
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.phases.evaluate import check_thresholds
 from dreambooth_trainer.planning.plan import Plan
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 # Loaders read these files first. Object stores cannot rename folders, so they are uploaded last: a model without them
 # is incomplete. The manifest is uploaded first, so that an incomplete model can be erased.
-UPLOADED_LAST = (INDEX, ADAPTER_FILE)
+UPLOADED_LAST = (INDEX, ADAPTER_FILE, embeddings_file(0))
 
 
 def _inputs(context: Context) -> JsonValue:
@@ -88,7 +88,7 @@ def _write_model_folder(draft: Path, context: Context, report: Report) -> list[s
 
     folder, plan, notes = context.folder, context.plan, list[str]()
     if "diffusers" in plan.formats:
-        ignored = shutil.ignore_patterns(ADAPTER_FILE)
+        ignored = shutil.ignore_patterns(ADAPTER_FILE, EMBEDDINGS_PATTERN)
         shutil.copytree(folder.trained, draft, ignore=ignored, copy_function=link_or_copy, dirs_exist_ok=True)
     if "safetensors" in plan.formats:
         written = context.pool.call(_save_single_file, folder.trained, draft / single_file_name(plan))
@@ -99,6 +99,9 @@ def _write_model_folder(draft: Path, context: Context, report: Report) -> list[s
         if plan.spec.training.traits.kohya:
             target = draft / f"{plan.job.metadata.name}.safetensors"
             context.pool.call(_save_kohya_adapter, plan, folder.trained, target)
+    if "embeddings" in plan.formats:
+        for path in folder.trained.glob(EMBEDDINGS_PATTERN):
+            link_or_copy(str(path), str(draft / path.name))
     (draft / "job.yaml").write_bytes((folder.root / "job.yaml").read_bytes())
     if plan.spec.evaluation.enabled:
         (draft / "scores.json").write_bytes(folder.scores.read_bytes())

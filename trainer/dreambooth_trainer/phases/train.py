@@ -165,26 +165,34 @@ def build_trainer(plan: Plan, folder: JobFolder, key: str, report: ReportCallbac
 
 
 def save_trained_model(plan: Plan, checkpoint: Path, folder: JobFolder) -> None:
-    """Write the base model with the trained weights as a diffusers folder, with the LoRA adapter if there is one."""
+    """Write the base model with the trained weights as a diffusers folder, with its adapter and its new tokens."""
+    from dreambooth_trainer.families.embeddings import save_embeddings
     from dreambooth_trainer.families.stored_dtype import stored_dtype
     from dreambooth_trainer.training.checkpoint import trained_weights
     from dreambooth_trainer.training.module import set_training_dtypes
 
     base = local_folder(plan.model)
     family, method = open_family(base), open_method(plan.spec.training.method)
-    weights, modules, adapters = trained_weights(checkpoint), {}, {}
-    for name in trained_modules(family, text_encoders=plan.train_text_encoder):
+    weights, modules, adapters, embeddings, slots = trained_weights(checkpoint), {}, {}, {}, []
+    for name in trained_modules(family, text_encoders=plan.live_text_encoders):
+        trained = _pop_prefix(weights, f"trained.{name}.")
+        if not trained:  # frozen: the module is that of the base model
+            continue
         # One module at a time, each cast to fp16 before the next one is loaded.
         stage = family.open(base, [name])
         method.prepare(stage, plan, family.lora_target_modules())
         set_training_dtypes(stage.modules[name], plan.precision)
-        result = method.result(stage, plan, {name: _pop_prefix(weights, f"trained.{name}.")})
+        result = method.result(stage, plan, {name: trained})
         modules[name] = result.modules[name].to(stored_dtype(base / name))
         adapters |= result.adapters
+        embeddings |= result.embeddings
+        slots = stage.text if result.embeddings else slots
     with atomic_directory(folder.trained) as draft:
         family.save(base, modules, draft)
         if adapters:
             family.save_adapter(adapters, draft)
+        if embeddings:
+            save_embeddings(slots, embeddings, draft)
 
 
 def _pop_prefix(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

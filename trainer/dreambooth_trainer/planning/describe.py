@@ -17,7 +17,7 @@ def describe(planned: PlannedJob) -> str:
     plan = planned.plan
     class_images = (
         f"{plan.num_class_images} class images of {_class_prompts(plan)}"
-        if plan.spec.prior_preservation.enabled
+        if plan.spec.preserves_prior
         else "no class images"
     )
     head = f"{_images(planned)}, {class_images}, {plan.model.id}"
@@ -43,7 +43,7 @@ def rows(planned: PlannedJob) -> list[tuple[str, str]]:
         ),
         (
             "text encoder",
-            f"trained, learning rate {plan.text_encoder_learning_rate:g}" if plan.train_text_encoder else "frozen",
+            plan.text_encoder_training,
         ),
         (
             "checkpoints",
@@ -68,8 +68,9 @@ def _samples(plan: Plan) -> str:
 
 def class_images_row(plan: Plan) -> str:
     """Class images, and why there are fewer than requested."""
-    if not plan.spec.prior_preservation.enabled:
-        return "none: expect language drift"
+    if not plan.spec.preserves_prior:
+        drift = plan.spec.training.traits.class_images
+        return "none: expect language drift" if drift else "none: the model's weights do not change"
     requested, used, sampler = plan.spec.prior_preservation.num_class_images, "", plan.class_image_sampler
     if plan.num_class_images == plan.used_class_images != requested:
         request = "" if requested is None else f"{requested} requested; "

@@ -31,7 +31,7 @@ Measure = Callable[[Plan, int], ModelSize]
 def size_of(plan: Plan, measure: Measure) -> ModelSize:
     """Size of a plan's model for the micro-batch of one process."""
     micro = plan.batch_size // plan.world_sizes[0] // plan.spec.training.gradient_accumulation_steps
-    return measure(plan, micro * (2 if plan.spec.prior_preservation.enabled else 1))
+    return measure(plan, micro * (2 if plan.spec.preserves_prior else 1))
 
 
 def with_sampling_batch(plan: Plan, hardware: Hardware, measure: Measure) -> Plan:
@@ -113,7 +113,7 @@ def check_memory(plan: Plan, size: ModelSize, choice: StageChoice, hardware: Har
 
 def _remedies(plan: Plan, hardware: Hardware, measure: Measure) -> str:
     """Settings that need less memory: those that are known to fit, each alone or both, then those that may fit."""
-    lora: dict[str, object] = {} if plan.spec.training.traits.adapter else {"method": "LoRA"}
+    lora: dict[str, object] = {"method": "LoRA"} if plan.spec.training.traits.weights else {}
     checkpointing: dict[str, object] = (
         {} if plan.spec.training.gradient_checkpointing else {"gradient_checkpointing": True}
     )
@@ -135,7 +135,7 @@ def _remedies(plan: Plan, hardware: Hardware, measure: Measure) -> str:
 def _with_training(plan: Plan, values: Mapping[str, object]) -> Plan:
     spec = plan.spec.model_copy(update={"training": plan.spec.training.model_copy(update=values)})
     train_text_encoder = plan.train_text_encoder and (
-        not spec.training.traits.adapter or spec.training.text_encoder.train is True
+        spec.training.traits.weights or spec.training.text_encoder.train is True
     )
     job = plan.job.model_copy(update={"spec": spec})
     return plan.model_copy(update={"job": job, "train_text_encoder": train_text_encoder})

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from pydantic import JsonValue
 
@@ -139,11 +140,32 @@ class Plan(Strict):
         return self.steps * self.batch_size
 
     @property
+    def live_text_encoders(self) -> bool:
+        """Whether training computes the text embeddings, because it changes weights or tokens of the text encoders."""
+        return self.train_text_encoder or self.spec.training.traits.tokens
+
+    @property
+    def text_encoder_training(self) -> str:
+        """What is trained of the text encoders, for people."""
+        if not self.live_text_encoders:
+            return "frozen"
+        kind = "new tokens" if self.spec.training.traits.tokens else "trained"
+        return f"{kind}, learning rate {self.text_encoder_learning_rate:g}"
+
+    @property
+    def new_tokens(self) -> dict[str, list[str]]:
+        """The new tokens of each identifier, with the names that diffusers gives them; empty if none are trained."""
+        training = self.spec.training
+        numbers = range(1, training.vectors)
+        names = [subject.identifier for subject in self.subjects if training.traits.tokens]
+        return {name: [name, *(f"{name}_{number}" for number in numbers)] for name in names}
+
+    @property
     def formats(self) -> tuple[Format, ...]:
         """Formats to publish; defaults to what the method trains: a complete model, or an adapter."""
         if self.spec.output.formats is not None:
             return tuple(self.spec.output.formats)
-        return ("lora",) if self.spec.training.traits.adapter else ("diffusers", "safetensors")
+        return cast("tuple[Format, ...]", self.spec.training.traits.default_formats)
 
     @property
     def instance_prompts(self) -> tuple[str, ...]:
@@ -200,9 +222,7 @@ def fill_defaults(
     rate = training.learning_rate or defaults.learning_rates[training.method]
     # Adapters of the denoiser suffice: the text encoder of an adapter method is trained only if the job asks for it.
     train_text_encoder = (
-        defaults.train_text_encoder and not training.traits.adapter
-        if text_encoder.train is None
-        else text_encoder.train
+        defaults.train_text_encoder and training.traits.weights if text_encoder.train is None else text_encoder.train
     )
     prior = spec.prior_preservation
     batch_size = _batch_size(spec, gpus_per_worker, defaults.batch_size, steps, rate)
@@ -247,7 +267,7 @@ def _class_image_sampler(prior: PriorPreservation, defaults: ModelDefaults) -> S
 
 
 def _check_class_images(plan: Plan) -> None:
-    if plan.spec.prior_preservation.enabled and 0 in plan.class_image_counts.values():
+    if plan.spec.preserves_prior and 0 in plan.class_image_counts.values():
         count = len(plan.class_image_counts)
         rule = f"is less than the number of class prompts, which is {count}"
         field = "spec.priorPreservation.numClassImages"

@@ -170,9 +170,9 @@ def _settings(plan: Plan) -> dict[str, str]:
         "learning rate": f"{plan.learning_rate:g}",
         "global batch size": f"{plan.batch_size}",
         "samples": f"{plan.samples} instance images",
-        "text encoder": f"trained at {plan.text_encoder_learning_rate:g}" if plan.train_text_encoder else "frozen",
+        "text encoder": plan.text_encoder_training,
         "prior loss weight": f"{plan.spec.prior_preservation.loss_weight:g}"
-        if plan.spec.prior_preservation.enabled
+        if plan.spec.preserves_prior
         else "prior preservation disabled",
         "resolution": f"{plan.resolution} px",
         "augmentation": plan.augmentation,

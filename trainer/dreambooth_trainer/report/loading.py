@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dreambooth_api.uris import BUILTIN_SPRITES, VOLUME, is_url
-from dreambooth_trainer.models.files import ADAPTER_FILE
+from dreambooth_trainer.models.files import ADAPTER_FILE, embeddings_file
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.store.published import single_file_name
 
@@ -36,9 +36,13 @@ def loading_code(plan: Plan, location: str) -> str:
     # !r: prompts and paths may contain quotes.
     if "diffusers" in plan.formats:
         lines.append(f"pipeline = {pipeline}.from_pretrained({folder!r})")
-    elif "lora" in plan.formats:
+    elif {"lora", "embeddings"} & set(plan.formats):
         lines.append(f"pipeline = {pipeline}.from_pretrained({base}{revision})")
-        lines.append(f"pipeline.load_lora_weights({folder!r}, weight_name={ADAPTER_FILE!r})")
+        if "lora" in plan.formats:
+            lines.append(f"pipeline.load_lora_weights({folder!r}, weight_name={ADAPTER_FILE!r})")
+        for index, token in enumerate(plan.new_tokens if "embeddings" in plan.formats else ()):
+            name = f"weight_name={embeddings_file(index)!r}, token={token!r}"
+            lines.append(f"pipeline.load_textual_inversion({folder!r}, {name})")
     else:
         path = f"{folder.rstrip('/')}/{single_file_name(plan)}"
         lines.append(f"pipeline = {pipeline}.from_single_file({path!r}, config={base})")

@@ -103,15 +103,19 @@ def load_pipeline(folder: Path, precision: str, device: str, adapter: Path | Non
     """The pipeline of a diffusers folder on a device, without a progress bar.
 
     Args:
-        adapter: folder of a LoRA adapter to load into the pipeline.
+        adapter: folder of an adapter, or of new tokens, to load into the pipeline.
     """
     import torch
+
+    from dreambooth_trainer.families.embeddings import load_embeddings
 
     low = {"bf16": torch.bfloat16, "fp16": torch.float16} if device == "cuda" else {}
     dtype = low.get(precision, torch.float32)
     family = open_family(folder)
     pipeline: Any = family.pipeline(folder, dtype)
     if adapter is not None:
+        load_embeddings(pipeline, adapter)
+    if adapter is not None and (adapter / ADAPTER_FILE).exists():
         pipeline.load_lora_weights(adapter, weight_name=ADAPTER_FILE, local_files_only=True)
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)

@@ -9,7 +9,7 @@ from dreambooth_api import layout
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.fields import Strict
 from dreambooth_api.job import BaseModelRef
-from dreambooth_trainer.models.files import ADAPTER_FILE, INDEX
+from dreambooth_trainer.models.files import ADAPTER_FILE, INDEX, embeddings_file
 from dreambooth_trainer.planning.defaults import model_defaults
 from dreambooth_trainer.planning.plan import Plan, SamplerSettings
 from dreambooth_trainer.store.owner import MANIFEST, Owner, owner_of
@@ -48,7 +48,7 @@ class Published(Strict):
 
     Attributes:
         model: a folder with the complete model, or the base model of an adapter.
-        adapter: folder of the adapter to load into `model`; None if the model is complete.
+        adapter: folder of the adapter or the new tokens to load into `model`; None if the model is complete.
     """
 
     model: BaseModelRef
@@ -109,7 +109,7 @@ def _open_model(folder: Path) -> Published:
     manifest = ModelManifest.model_validate_json((folder / MANIFEST).read_text())
     if (folder / INDEX).exists():
         model, adapter = BaseModelRef(id=str(folder.resolve())), None
-    elif (folder / ADAPTER_FILE).exists():
+    elif (folder / ADAPTER_FILE).exists() or (folder / embeddings_file(0)).exists():
         model, adapter = BaseModelRef(id=manifest.base_model, revision=manifest.base_revision), folder
     else:
         rule = "contains a single-file model only"

@@ -75,7 +75,7 @@ def count_size(plan: Plan, folder: Path, images: int, encoding_batch: int) -> Mo
     pipeline = _count_pipeline(folder, plan.resolution, plan.sampling_batch_size, encoding_batch, plan.precision)
     training, text = plan.spec.training, plan.train_text_encoder
     key = (
-        *(folder, text, training.method, training.adapters.rank, training.gradient_checkpointing),
+        *(folder, text, training.method, training.adapters.rank, training.vectors, training.gradient_checkpointing),
         *(plan.resolution, images, plan.precision, _autocast_dtype(plan), plan.gpus_per_worker > 0),
     )
     if key not in _training_counts:
@@ -94,7 +94,7 @@ def _autocast_dtype(plan: Plan) -> torch.dtype | None:
 
 def _count_training(plan: Plan, folder: Path, images: int) -> dict[str, int]:
     family, low = open_family(folder), _autocast_dtype(plan)
-    live = family.trainable_text_encoders if plan.train_text_encoder else ()
+    live = family.trainable_text_encoders if plan.live_text_encoders else ()
     with torch.device("meta"), fused_attention():
         stage = _open(family, folder, DTYPES[plan.precision] if low is None else torch.float32)
         batch = _meta_batch(stage, family.image_shapes(folder, plan.resolution), images, live)

@@ -20,7 +20,7 @@ def build_module(plan: Plan) -> DreamBoothModule:
     """The model of a plan, prepared by its fine-tuning method; fp32, on the CPU."""
     folder = local_folder(plan.model)
     family = open_family(folder)
-    names = trained_modules(family, text_encoders=plan.train_text_encoder)
+    names = trained_modules(family, text_encoders=plan.live_text_encoders)
     return prepare_module(plan, family, family.open(folder, names))
 
 

@@ -78,7 +78,7 @@ def prepare_module(plan: Plan, family: Family, stage: Stage) -> DreamBoothModule
     Args:
         stage: with the denoiser, and the text encoders that are trained. Other modules are dropped.
     """
-    names = trained_modules(family, text_encoders=plan.train_text_encoder)
+    names = trained_modules(family, text_encoders=plan.live_text_encoders)
     stage.modules = {name: stage.modules[name].train() for name in names}
     learner = open_method(plan.spec.training.method).prepare(stage, plan, family.lora_target_modules())
     for name in names:
