@@ -137,6 +137,15 @@ def test_a_plan_downloads_no_weights(
     assert _without_model(from_hub) == _without_model(capsys.readouterr().out)
 
 
+def test_a_plan_shows_the_license_of_the_model(
+    hub: Hub, tiny_model: Path, job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.serve(tiny_model).card = {"license": "other", "license_name": "community-license"}
+    assert run_cli(["plan", str(job)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["license", "community-license"] in lines
+
+
 def _without_model(plan: str) -> list[str]:
     return [line for line in plan.splitlines() if not line.startswith("base model")]
 

@@ -90,6 +90,7 @@ def plan(job_file: Path, runtime_file: Path | None, sets: tuple[str, ...]) -> No
 
 
 def _print_plan(planned: PlannedJob, warnings: tuple[str, ...]) -> None:
+    from dreambooth_trainer.models.hub_requests import license_name
     from dreambooth_trainer.planning.describe import rows
 
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -97,6 +98,9 @@ def _print_plan(planned: PlannedJob, warnings: tuple[str, ...]) -> None:
     table.add_column()
     for label, value in rows(planned):
         table.add_row(label, value)
+        # A model from the Hub has a commit.
+        if label == "base model" and planned.plan.model.revision and (name := license_name(value)):
+            table.add_row("license", name)
     console = Console()
     console.print(table, highlight=False, markup=False)
     _print_notes(console, warnings)

@@ -105,7 +105,8 @@ def _gated(model_id: str) -> tuple[str, str]:
     """Rule and remedy for a model whose license has to be accepted."""
     from huggingface_hub import constants
 
-    rule = f"is a gated model{_license(model_id)}"
+    name = license_name(model_id)
+    rule = f"is a gated model (license {name})" if name else "is a gated model"
     remedy = (
         f"accept its license at {constants.ENDPOINT}/{model_id}, and set HF_TOKEN to a token of that account "
         f"({_ON_A_CLUSTER})"
@@ -113,16 +114,16 @@ def _gated(model_id: str) -> tuple[str, str]:
     return rule, remedy
 
 
-def _license(model_id: str) -> str:
-    """The name of a model's license in parentheses; empty if the Hub does not tell. It is public for gated models."""
+def license_name(model_id: str) -> str:
+    """The name of a model's license; empty if the Hub does not tell. It is public for gated models."""
     from huggingface_hub import HfApi
 
     try:
         card = HfApi().model_info(model_id).card_data
     except Exception:
-        return ""  # the error that is being reported is more important
+        return ""  # nothing depends on it
     name = card and (card.get("license_name") or card.get("license"))
-    return f" (license {printable(name)})" if isinstance(name, str) else ""
+    return printable(name) if isinstance(name, str) else ""
 
 
 def _requested_wait(error: Exception) -> float:
