@@ -17,6 +17,7 @@ from test_plan import make_plan
 
 from dreambooth_api.errors import UserError
 from dreambooth_api.job import BaseModelRef
+from dreambooth_trainer.families import identifiers
 from dreambooth_trainer.families.base import AdapterInfo, Stage
 from dreambooth_trainer.families.ddpm import loss_target
 from dreambooth_trainer.families.identifiers import rare_identifier
@@ -345,3 +346,19 @@ def test_auto_identifiers_are_not_words_of_the_prompts() -> None:
     for _ in range(5):
         taken.append(rare_identifier(WEIGHTS, "default/my-dog", [f"a {word.upper()}, a dog" for word in taken]))
     assert len(set(taken)) == 5
+
+
+@pytest.mark.parametrize("mark", ["{}</w>", "Ġ{}", "▁{}"], ids=["CLIP", "byte-level BPE", "SentencePiece"])
+def test_auto_identifiers_are_words_of_any_tokenizer(mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tokenizer:
+        def get_vocab(self) -> dict[str, int]:
+            words = ["dog", "sks", "xq1", "long", "xyz"]
+            return {"abc": 0, **{mark.format(word): rank for rank, word in enumerate(words, 1)}, "def": 9}
+
+    monkeypatch.setattr(identifiers, "load_tokenizer", lambda folder: Tokenizer())
+    assert rare_identifier(Path(), "default/my-dog") == "xyz"
+
+
+def test_a_tokenizer_without_rare_tokens_is_reported(tiny_z_image_model: Path) -> None:
+    with pytest.raises(UserError, match=r"spec\.subject\.identifier: 'auto': found no rare token of three letters"):
+        rare_identifier(tiny_z_image_model, "default/my-dog")

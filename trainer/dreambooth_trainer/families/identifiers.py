@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.words import contains_word
 from dreambooth_trainer.families.registry import load_tokenizer
+
+# A token that is a word: CLIP marks its end, byte-level BPE and SentencePiece the space before it.
+_WORD = re.compile(r"(?=.*</w>$|[Ġ▁])[Ġ▁]?(.+?)(?:</w>)?")
 
 
 def select_identifiers(job: DreamBoothJob, folder: Path) -> tuple[str, ...]:
@@ -36,11 +41,17 @@ def rare_identifier(folder: Path, seed_text: str, prompts: Iterable[str] = ()) -
 
     Args:
         prompts: texts that must not contain the identifier.
+
+    Raises:
+        UserError: the tokenizer has no such token.
     """
     vocabulary = load_tokenizer(folder).get_vocab()
-    words = {word.removesuffix("</w>"): rank for word, rank in vocabulary.items() if word.endswith("</w>")}
+    words = {match[1]: rank for token, rank in vocabulary.items() if (match := _WORD.fullmatch(token))}
     short = sorted((w for w in words if len(w) == 3 and w.isascii() and w.isalpha()), key=lambda w: words[w])
     used = " ".join(prompts).lower()
     short = [word for word in short if not contains_word(used, word.lower())]
+    if not short:
+        rule, remedy = "found no rare token of three letters in the model's tokenizer", "set an identifier, such as sks"
+        raise UserError(ValidationIssue("spec.subject.identifier", "auto", rule, remedy))
     rare = short[-max(1, len(short) // 4) :]
     return rare[int.from_bytes(hashlib.sha256(seed_text.encode()).digest()[:8]) % len(rare)]
