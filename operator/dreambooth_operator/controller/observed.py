@@ -1,6 +1,6 @@
 """Observed objects: a job, its runtime and its children, parsed from what the API server sent. Pure.
 
-Only what a decision needs is kept, so that ten thousand RayJobs fit into little memory.
+Only what a decision needs is kept, and names are interned, so that ten thousand RayJobs fit into little memory.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from datetime import datetime
+from sys import intern
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, to_json
@@ -205,7 +206,7 @@ def read_ray_job(obj: Json) -> RayJob:
     """Parse a RayJob."""
     metadata, status = obj["metadata"], part(obj, "status")
     return RayJob(
-        name=metadata["name"],
+        name=intern(metadata["name"]),
         owner=_job_of(obj),
         uid=metadata["uid"],
         owner_uid=_owner_uid(obj),
@@ -215,7 +216,7 @@ def read_ray_job(obj: Json) -> RayJob:
         job=status.get("jobStatus") or "",
         reason=status.get("reason") or "",
         message=fit_message(status.get("message") or ""),
-        cluster=status.get("rayClusterName") or "",
+        cluster=intern(status.get("rayClusterName") or ""),
         job_sha256=part(metadata, "annotations").get(JOB_SHA256_ANNOTATION, ""),
     )
 
@@ -255,10 +256,10 @@ def read_ray_cluster(obj: Json) -> RayCluster:
     failing = part(conditions, "ReplicaFailure") if is_true("ReplicaFailure") else part(conditions, "HeadPodReady")
     trouble = f"{failing.get('reason', '')}: {failing.get('message', '')}" if failing.get("message") else ""
     return RayCluster(
-        name=metadata["name"],
+        name=intern(metadata["name"]),
         owner=_job_of(obj),
-        ray_job=part(metadata, "labels").get("ray.io/originated-from-cr-name", ""),
-        head=part(status, "head").get("podName") or "",
+        ray_job=intern(part(metadata, "labels").get("ray.io/originated-from-cr-name", "")),
+        head=intern(part(status, "head").get("podName") or ""),
         head_ready=is_true("HeadPodReady"),
         head_gone=part(conditions, "HeadPodReady").get("reason") == "HeadPodNotFound",
         provisioned=is_true("RayClusterProvisioned"),
@@ -326,12 +327,12 @@ class Observed:
 
 def _job_of(obj: Json) -> str:
     """The name of the job that a child belongs to; empty if it has none."""
-    return part(obj, "metadata", "labels").get(JOB_LABEL, "")
+    return intern(part(obj, "metadata", "labels").get(JOB_LABEL, ""))
 
 
 def _owner_uid(obj: Json) -> str:
     owners = parts(part(obj, "metadata"), "ownerReferences")
-    return owners[0]["uid"] if owners else ""
+    return intern(owners[0]["uid"]) if owners else ""
 
 
 def _time(text: str) -> datetime:

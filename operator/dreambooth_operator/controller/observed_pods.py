@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
+from sys import intern
 
 from dreambooth_api.status import printable
 from dreambooth_operator.machinery.partial import Fields
@@ -87,12 +88,12 @@ def read_pod(obj: Json) -> Pod:
     reason, message = ("", "") if ready else _waiting(status, conditions)
     image, digest = _image(part(obj, "spec"), status)
     return Pod(
-        owner=labels.get(JOB_LABEL, ""),
-        attempt=labels.get(ATTEMPT_LABEL, ""),
-        name=metadata["name"],
+        owner=intern(labels.get(JOB_LABEL, "")),
+        attempt=intern(labels.get(ATTEMPT_LABEL, "")),
+        name=intern(metadata["name"]),
         uid=metadata["uid"],
         created=datetime.fromisoformat(metadata["creationTimestamp"]),
-        node=part(obj, "spec").get("nodeName") or "",
+        node=intern(part(obj, "spec").get("nodeName") or ""),
         head=labels.get("ray.io/node-type") == "head",
         ready=ready,
         reason=one_line(reason),
@@ -100,7 +101,7 @@ def read_pod(obj: Json) -> Pod:
         disruption=_disruption(part(conditions, "DisruptionTarget")),
         ends=datetime.fromisoformat(ended) if (ended := metadata.get("deletionTimestamp")) else None,
         out_of_memory=_out_of_memory(part(obj, "spec"), status),
-        image=image,
+        image=intern(image),
         image_digest=digest,
     )
 

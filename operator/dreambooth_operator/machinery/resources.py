@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from sys import intern
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -24,9 +25,9 @@ class Key(NamedTuple):
 
 
 def key_of(obj: Mapping[str, Any]) -> Key:
-    """The key of an object that the API server sent."""
+    """The key of an object that the API server sent. Keys of many objects share their strings, in caches."""
     metadata = obj["metadata"]
-    return Key(metadata.get("namespace", ""), metadata["name"])
+    return Key(intern(metadata.get("namespace", "")), intern(metadata["name"]))
 
 
 def part(obj: Mapping[str, Any], *path: str) -> Json:
