@@ -53,6 +53,15 @@ METHODS = {
         tokens=True,
         class_images=False,
     ),
+    "PivotalTuning": MethodTraits(
+        "trains new tokens and low-rank adapters of the denoiser together",
+        members=("lora", "textual_inversion"),
+        formats=("lora", "embeddings", "diffusers"),
+        default_formats=("lora", "embeddings"),
+        adapter=True,
+        kohya=True,
+        tokens=True,
+    ),
 }
 MEMBERS = tuple(dict.fromkeys(member for traits in METHODS.values() for member in traits.members))
 """All fields of `spec.training` that belong to methods."""

@@ -26,7 +26,11 @@ class TextEncoder(Strict):
         default=None, description="Whether to train the text encoder. Methods LoRA and DoRA add LoRA adapters to it."
     )
     learning_rate: float | None = Field(
-        default=None, gt=0, lt=1, description="Learning rate of the text encoder. Defaults to training.learningRate."
+        default=None,
+        gt=0,
+        lt=1,
+        description="Learning rate of the text encoder, or of its new tokens. Defaults to training.learningRate; "
+        "for PivotalTuning to the default of TextualInversion.",
     )
 
 
@@ -99,7 +103,7 @@ class DeepSpeed(Strict):
 class Training(Strict):
     """Fine-tuning hyperparameters. The loss is equation 2 of the paper."""
 
-    method: Literal["Full", "LoRA", "DoRA", "TextualInversion"] = Field(
+    method: Literal["Full", "LoRA", "DoRA", "TextualInversion", "PivotalTuning"] = Field(
         default="Full",
         description="Fine-tuning method. "
         + "; ".join(f"{name} {traits.description}" for name, traits in METHODS.items())
@@ -116,8 +120,8 @@ class Training(Strict):
         default=None,
         gt=0,
         lt=1,
-        description="Peak learning rate. Defaults to 5e-6 for Full, as in the paper, 1e-4 for LoRA and DoRA, and "
-        "5e-3 for TextualInversion; "
+        description="Peak learning rate. Defaults to 5e-6 for Full, as in the paper, 1e-4 for methods with adapters, "
+        "and 5e-3 for TextualInversion; "
         f"{BUILTIN_SPRITES} has its own defaults.",
     )
     lr_scheduler: Literal["Constant", "Linear", "Cosine"] = Field(

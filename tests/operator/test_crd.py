@@ -275,7 +275,7 @@ def test_status_of_a_created_job_is_ignored(plane: ControlPlane, namespace: str)
 def test_every_field_has_a_description(plane: ControlPlane) -> None:
     text = plane.kubectl("explain", "dbj.spec.training")
     assert "Number of optimizer steps. Defaults to 1000, as in the paper" in text
-    assert "enum: Full, LoRA, DoRA, TextualInversion" in text
+    assert "enum: Full, LoRA, DoRA" in text
     for crd in ("dreamboothjobs.dreambooth.dev", "dreamboothruntimes.dreambooth.dev"):
         schema = plane.get("crd", crd)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
         assert list(_undescribed(schema["properties"]["spec"], "spec")) == []

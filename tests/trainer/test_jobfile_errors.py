@@ -37,7 +37,8 @@ ERRORS = {
     ),
     "an invalid enum value gets a suggestion": (
         spec("training: {method: lora}"),
-        "spec.training.method (line 9): 'lora': must be one of Full, LoRA, DoRA, TextualInversion; write method: LoRA",
+        "spec.training.method (line 9): 'lora': must be one of Full, LoRA, DoRA, TextualInversion, PivotalTuning; "
+        "write method: LoRA",
     ),
     "a stage that ZeRO does not have": (
         spec("training: {deepspeed: {stage: 4}}"),
@@ -118,11 +119,12 @@ ERRORS = {
     "an adapter of method Full": (
         spec("output: {formats: [diffusers, lora]}"),
         "spec.output.formats (line 9): contains lora, which method Full does not publish; remove lora, or set "
-        "training.method: LoRA or DoRA",
+        "training.method: LoRA or DoRA or PivotalTuning",
     ),
     "settings of another method": (
         spec("training: {method: Full, lora: {rank: 4}}"),
-        "spec.training.lora (line 9): does not apply to method Full; remove lora, or set method: LoRA or DoRA",
+        "spec.training.lora (line 9): does not apply to method Full; remove lora, or set method: LoRA or DoRA or "
+        "PivotalTuning",
     ),
     "a single file with new tokens": (
         spec("training: {method: TextualInversion}\noutput: {formats: [safetensors]}"),

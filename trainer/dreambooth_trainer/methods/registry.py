@@ -9,6 +9,7 @@ REGISTRY = {
     "LoRA": "dreambooth_trainer.methods.lora:Lora",
     "DoRA": "dreambooth_trainer.methods.dora:Dora",
     "TextualInversion": "dreambooth_trainer.methods.textual_inversion:TextualInversion",
+    "PivotalTuning": "dreambooth_trainer.methods.pivotal_tuning:PivotalTuning",
 }
 
 

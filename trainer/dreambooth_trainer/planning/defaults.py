@@ -46,7 +46,7 @@ class ModelDefaults:
 PAPER = ModelDefaults(
     resolution=512,
     steps=DEFAULT_STEPS,
-    learning_rates={"Full": 5e-6, "LoRA": 1e-4, "DoRA": 1e-4, "TextualInversion": 5e-3},
+    learning_rates={"Full": 5e-6, "LoRA": 1e-4, "DoRA": 1e-4, "TextualInversion": 5e-3, "PivotalTuning": 1e-4},
     batch_size=1,
     train_text_encoder=False,
     class_images_per_image=200,
@@ -65,7 +65,7 @@ PAPER = ModelDefaults(
 SPRITES = ModelDefaults(
     resolution=32,
     steps=400,
-    learning_rates={"Full": 1.5e-4, "LoRA": 3e-3, "DoRA": 3e-3, "TextualInversion": 0.1},
+    learning_rates={"Full": 1.5e-4, "LoRA": 3e-3, "DoRA": 3e-3, "TextualInversion": 0.1, "PivotalTuning": 3e-3},
     batch_size=4,
     train_text_encoder=True,
     class_images_per_image=50,

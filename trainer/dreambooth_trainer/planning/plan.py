@@ -234,7 +234,11 @@ def fill_defaults(
         steps=steps,
         learning_rate=rate,
         train_text_encoder=train_text_encoder,
-        text_encoder_learning_rate=text_encoder.learning_rate or rate,
+        text_encoder_learning_rate=text_encoder.learning_rate
+        or (
+            # Embeddings need a higher rate than adapters.
+            defaults.learning_rates["TextualInversion"] if training.traits.tokens and training.traits.adapter else rate
+        ),
         batch_size=batch_size,
         precision=training.precision or precision,
         gpus_per_worker=gpus_per_worker,
