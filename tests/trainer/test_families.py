@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -362,3 +363,11 @@ def test_auto_identifiers_are_words_of_any_tokenizer(mark: str, monkeypatch: pyt
 def test_a_tokenizer_without_rare_tokens_is_reported(tiny_z_image_model: Path) -> None:
     with pytest.raises(UserError, match=r"spec\.subject\.identifier: 'auto': found no rare token of three letters"):
         rare_identifier(tiny_z_image_model, "default/my-dog")
+
+
+def test_an_auto_identifier_that_becomes_a_token_is_not_a_part_of_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    vocabulary = {"xyz</w>": 1, "abc</w>": 2, "abc": 3}
+    tokenizer = SimpleNamespace(get_vocab=lambda: vocabulary)
+    monkeypatch.setattr("dreambooth_trainer.families.identifiers.load_tokenizer", lambda folder: tokenizer)
+    assert rare_identifier(WEIGHTS, "default/my-dog") == "abc"
+    assert rare_identifier(WEIGHTS, "default/my-dog", new_token=True) == "xyz"

@@ -69,14 +69,7 @@ from dreambooth_operator.machinery.resources import (
     Resource,
     key_of,
 )
-from dreambooth_operator.resources import (
-    BATCH_JOBS,
-    ERASE_FINALIZER,
-    JOBS,
-    RAY_CLUSTERS,
-    RAY_JOBS,
-    RUNTIMES,
-)
+from dreambooth_operator.resources import BATCH_JOBS, ERASE_FINALIZER, JOBS, RAY_CLUSTERS, RAY_JOBS, RUNTIMES
 
 log = logging.getLogger(__name__)
 FIELD_MANAGER = "dreambooth-controller"

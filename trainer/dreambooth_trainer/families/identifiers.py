@@ -29,18 +29,20 @@ def select_identifiers(job: DreamBoothJob, folder: Path) -> tuple[str, ...]:
         identifier = subject.identifier
         if identifier == "auto":
             seed_text = f"{job.metadata.namespace}/{job.metadata.name}"
-            identifier = rare_identifier(folder, seed_text, [*texts, *selected])
+            new_token = job.spec.training.traits.tokens
+            identifier = rare_identifier(folder, seed_text, [*texts, *selected], new_token=new_token)
         selected.append(identifier)
     return tuple(selected)
 
 
-def rare_identifier(folder: Path, seed_text: str, prompts: Iterable[str] = ()) -> str:
+def rare_identifier(folder: Path, seed_text: str, prompts: Iterable[str] = (), *, new_token: bool = False) -> str:
     """A rare identifier (paper, section 3.1): a single token of three letters with a high rank in the vocabulary.
 
     Equal arguments give equal identifiers.
 
     Args:
         prompts: texts that must not contain the identifier.
+        new_token: a token of this name is added to the tokenizer, which must not have one as a part of words.
 
     Raises:
         UserError: the tokenizer has no such token.
@@ -48,6 +50,8 @@ def rare_identifier(folder: Path, seed_text: str, prompts: Iterable[str] = ()) -
     vocabulary = load_tokenizer(folder).get_vocab()
     words = {match[1]: rank for token, rank in vocabulary.items() if (match := _WORD.fullmatch(token))}
     short = sorted((w for w in words if len(w) == 3 and w.isascii() and w.isalpha()), key=lambda w: words[w])
+    if new_token:
+        short = [word for word in short if word not in vocabulary]
     used = " ".join(prompts).lower()
     short = [word for word in short if not contains_word(used, word.lower())]
     if not short:
