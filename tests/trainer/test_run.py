@@ -182,6 +182,7 @@ def test_a_killed_job_resumes_from_its_checkpoint_with_two_workers(runs: Runs, c
     assert runs.losses("job-killed") == pytest.approx(runs.losses("complete"), rel=1e-3)
 
 
+@pytest.mark.long
 def test_a_job_killed_at_the_start_of_each_phase_has_the_same_result(runs: Runs, complete: str) -> None:
     phases = runs.folder / "killed-often" / "work" / "phases"
     for phase in PHASES[:-1]:
