@@ -42,7 +42,7 @@ _ADAPTER: dict[str, Any] = {
 METHODS = {
     "Full": MethodTraits("trains all weights of the denoiser", weights=True),
     "LoRA": MethodTraits("trains low-rank adapters", kohya=True, **_ADAPTER),
-    # Not in kohya's layout: diffusers' conversion drops the magnitudes, and its loader of that layout ignores them.
+    # Not in kohya's layout: diffusers' loader ignores magnitudes there, so the file could not be tested.
     "DoRA": MethodTraits("trains low-rank adapters and magnitudes", **_ADAPTER),
     "TextualInversion": MethodTraits(
         "trains the embeddings of new tokens for the identifier",

@@ -14,6 +14,7 @@ from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.fields import Strict
 from dreambooth_api.job import BaseModelRef, DreamBoothJob, Format, JobSpec
 from dreambooth_api.subject import NoiseScheduler, PriorPreservation
+from dreambooth_api.training import Training
 from dreambooth_api.uris import BUILTIN_SPRITES
 from dreambooth_trainer.planning.defaults import DPM_SOLVER_STEPS, ModelDefaults, model_defaults
 
@@ -234,11 +235,7 @@ def fill_defaults(
         steps=steps,
         learning_rate=rate,
         train_text_encoder=train_text_encoder,
-        text_encoder_learning_rate=text_encoder.learning_rate
-        or (
-            # Embeddings need a higher rate than adapters.
-            defaults.learning_rates["TextualInversion"] if training.traits.tokens and training.traits.adapter else rate
-        ),
+        text_encoder_learning_rate=_text_encoder_rate(training, defaults, rate),
         batch_size=batch_size,
         precision=training.precision or precision,
         gpus_per_worker=gpus_per_worker,
@@ -253,6 +250,14 @@ def fill_defaults(
     )
     _check_class_images(plan)
     return plan
+
+
+def _text_encoder_rate(training: Training, defaults: ModelDefaults, rate: float) -> float:
+    """Learning rate of the text encoders. New tokens that are trained with an adapter need a higher rate than it."""
+    if training.text_encoder.learning_rate is not None:
+        return training.text_encoder.learning_rate
+    with_adapter = training.traits.tokens and training.traits.adapter
+    return defaults.learning_rates["TextualInversion"] if with_adapter else rate
 
 
 def _class_images(prior: PriorPreservation, defaults: ModelDefaults, image_count: int) -> int:
