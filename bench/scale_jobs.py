@@ -81,6 +81,19 @@ def fill(plane: ControlPlane, count: int) -> None:
     started = time.monotonic()
     asyncio.run(copy_jobs(plane, originals, range(1, count), started))
     print(f"{count} jobs created in {time.monotonic() - started:.0f} s", flush=True)
+    asyncio.run(wait_for_caches(plane))
+    print(f"the API server has read them after {time.monotonic() - started:.0f} s", flush=True)
+
+
+async def wait_for_caches(plane: ControlPlane) -> None:
+    """Wait until the caches of the API server contain what was written into etcd. Otherwise, the first list waits."""
+    async with await Api.connect(str(plane.kubeconfig)) as api:
+        for resource in (JOBS, RAY_JOBS, RAY_CLUSTERS, PODS):
+            seconds = 1.0
+            while seconds > 0.1:
+                before = time.monotonic()
+                await api.request("GET", resource.path(), query={"limit": "1"})
+                seconds = time.monotonic() - before
 
 
 async def create_running_job(plane: ControlPlane) -> list[tuple[Resource, Json]]:
