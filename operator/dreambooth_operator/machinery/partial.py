@@ -1,7 +1,7 @@
 """Parsing of selected fields of lists and events.
 
 A cache keeps a few fields of each object. The others, above all `managedFields` and pod templates, are most of an
-object's JSON; without Python objects for them, parsing takes less than half the time.
+object's JSON; without Python objects for them, parsing takes half the time.
 """
 
 from __future__ import annotations
