@@ -111,7 +111,7 @@ async def _run_kubelet(api: Api, ray: FakeRay, stop: threading.Event) -> None:
     """Make all pods of jobs ready, and end the runs whose head pod is gone."""
     while not stop.is_set():
         with contextlib.suppress(ApiError, *CONNECTION_ERRORS):
-            pods = await api.request("GET", PODS.path(), query={"labelSelector": JOB_LABEL})
+            pods = await api.request("GET", PODS.path(), query={"labelSelector": f"{JOB_LABEL},ray.io/cluster"})
             heads: dict[str, Json] = {}
             for pod in pods["items"]:
                 if pod["metadata"]["labels"].get("ray.io/node-type") == "head":

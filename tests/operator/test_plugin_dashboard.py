@@ -26,7 +26,7 @@ def dashboard(plane: ControlPlane, namespace: str, *more: str, user: Path | None
 def start_head(plane: ControlPlane, namespace: str) -> None:
     """A running head pod as KubeRay makes it, and the Secret with its token."""
     container = {"name": "ray-head", "image": "ray:1", "env": ENV, "securityContext": container_security_context()}
-    labels = {"dreambooth.dev/job": "my-dog", "ray.io/node-type": "head"}
+    labels = {"dreambooth.dev/job": "my-dog", "ray.io/node-type": "head", "ray.io/cluster": "my-dog-1"}
     plane.apply(
         {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "ray-1", "namespace": namespace},
          "stringData": {"auth_token": "secret-word"}},
