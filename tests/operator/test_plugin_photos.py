@@ -6,6 +6,7 @@ import base64
 import io
 import re
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,25 @@ def test_captions_keep_their_image_and_other_files_are_skipped(tmp_path: Path) -
     for name in (".DS_Store", "notes.md", "alone.txt", "x.json"):
         (tmp_path / name).write_text("x")
     assert sorted(pack(tmp_path).files) == ["Mein-Hund-1.png", "Mein-Hund-1.txt"]
+
+
+def test_captions_of_decomposed_names_are_found(tmp_path: Path) -> None:
+    """macOS stores names in Unicode NFD."""
+    photo(tmp_path / unicodedata.normalize("NFD", "hündin.jpg"), (64, 64))
+    (tmp_path / unicodedata.normalize("NFC", "hündin.txt")).write_text("a sks dog")
+    packed = pack(tmp_path)
+    assert sorted(packed.files) == ["hu-ndin.png", "hu-ndin.txt"]
+    assert packed.keys == {unicodedata.normalize("NFC", "hündin.jpg"): "hu-ndin.png"}
+
+
+def test_captions_of_the_job_are_renamed_with_the_photos(tmp_path: Path) -> None:
+    photo(tmp_path / "my beach.png", (200, 200))
+    photo(tmp_path / "my-beach.jpg", (200, 200))
+    captions = ("my beach.png=a sks dog at a beach", "my-beach.jpg=a sks dog")
+    sets = [argument for caption in captions for argument in ("--set", f"subject.captions.{caption}")]
+    photos, job = yaml.safe_load_all(dry_run("--images", str(tmp_path), *sets, "-o", "yaml").stdout)
+    assert job["spec"]["subject"]["captions"] == {"my-beach.jpg": "a sks dog at a beach", "my-beach-2.jpg": "a sks dog"}
+    assert set(photos["binaryData"]) == {"my-beach.jpg", "my-beach-2.jpg"}
 
 
 def test_names_are_valid_and_unique() -> None:

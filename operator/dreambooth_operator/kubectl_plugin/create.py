@@ -17,6 +17,7 @@ from dreambooth_api.uris import BUILTIN, OBJECT_STORES, is_url
 from dreambooth_operator.kubectl_plugin.candidates import complete_runtimes
 from dreambooth_operator.kubectl_plugin.connect import Cluster, run, selection
 from dreambooth_operator.kubectl_plugin.objects import (
+    captioned_by_key,
     explain_too_large,
     job_object,
     owned_by,
@@ -90,7 +91,7 @@ def create(
     except ImportError as error:
         needs = "kubectl dreambooth create needs Pillow; run pip install 'dreambooth-operator[plugin]'"
         raise click.ClickException(f"{needs}, or name a folder in a bucket ({OBJECT_STORES}) with --images") from error
-    objects = [*([photos_object(key, photos.files)] if photos else []), job]
+    objects = [photos_object(key, photos.files), captioned_by_key(job, photos.keys)] if photos else [job]
     if dry_run == "none":
         objects = run(lambda cluster: _send(cluster, objects))
     _report(name, photos, objects, output, " (dry run)" if dry_run == "client" else "")

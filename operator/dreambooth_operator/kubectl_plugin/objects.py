@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import JobSpec
 from dreambooth_api.uris import EXTRAS, OBJECT_STORES
-from dreambooth_operator.kubectl_plugin.photos import MAX_BYTES, TooLargeError
-from dreambooth_operator.machinery.resources import CONFIG_MAPS, Json, Key
+from dreambooth_operator.kubectl_plugin.photos import MAX_BYTES, TooLargeError, composed
+from dreambooth_operator.machinery.resources import CONFIG_MAPS, Json, Key, part
 from dreambooth_operator.resources import JOB_LABEL, JOBS
 
 
@@ -37,6 +37,18 @@ def job_object(key: Key, images: Json, class_: str, runtime: str | None, sets: S
     except ValidationError as error:
         raise UserError([_issue(cast("Mapping[str, Any]", detail)) for detail in error.errors()]) from error
     return {"apiVersion": JOBS.api_version, "kind": JOBS.kind, "metadata": _metadata(key), "spec": spec}
+
+
+def captioned_by_key(job: Json, keys: Mapping[str, str]) -> Json:
+    """The job with its captions under the keys that the photos have in the ConfigMap.
+
+    Args:
+        keys: keys by file names in Unicode NFC. A caption of another name remains as it is.
+    """
+    subject = part(job, "spec", "subject")
+    captions = {keys.get(composed(name), name): text for name, text in part(subject, "captions").items()}
+    renamed = {**subject, "captions": captions} if captions else subject
+    return {**job, "spec": {**job["spec"], "subject": renamed}}
 
 
 def photos_object(key: Key, files: Mapping[str, bytes]) -> Json:

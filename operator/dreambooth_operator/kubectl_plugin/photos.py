@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,11 +54,13 @@ class Packed:
 
     Attributes:
         files: contents by valid key: images, and text files with captions.
+        keys: keys of the images by the names of their files, in Unicode NFC.
         count: number of images.
         side: maximum length of the shorter side in pixels.
     """
 
     files: Mapping[str, bytes]
+    keys: Mapping[str, str]
     count: int
     side: int
 
@@ -88,11 +91,17 @@ def pack(folder: Path, resolution: int | None = None) -> Packed:
         for quality in _QUALITIES:
             encoded = [_encode(image, quality) for image in shrunk]
             files = {f"{name}{suffix}": data for name, (suffix, data) in zip(names.values(), encoded, strict=True)}
-            packed = Packed({**files, **texts}, len(files), side)
+            keys = dict(zip((composed(path.name) for path in images), files, strict=True))
+            packed = Packed({**files, **texts}, keys, len(files), side)
             if packed.total <= MAX_BYTES:
                 return packed
             smallest = packed.total
     raise TooLargeError(len(images), smallest)
+
+
+def composed(name: str) -> str:
+    """A file name in Unicode NFC. macOS stores names that were typed there in NFD. Pure."""
+    return unicodedata.normalize("NFC", name)
 
 
 def valid_keys(stems: Sequence[str]) -> dict[str, str]:
@@ -113,14 +122,14 @@ def _read(folder: Path, side: int) -> tuple[dict[Path, Image.Image], dict[Path, 
         rule = "is not a folder"
         raise UserError(ValidationIssue(f"--images {folder}", None, rule, "name the folder with 3-5 photos"))
     files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
-    texts = {f.stem: f for f in files if f.suffix.lower() == ".txt"}
+    texts = {composed(f.stem): f for f in files if f.suffix.lower() == ".txt"}
     candidates = [f for f in files if f.suffix.lower() not in {*_IGNORED, ".txt"}]
     if len(candidates) > MAX_FILES:
         raise TooLargeError(len(candidates), sum(file.stat().st_size for file in candidates))
     images: dict[Path, Image.Image] = {}
     issues = [_outside(f) for f in (*candidates, *texts.values()) if not f.resolve().is_relative_to(folder.resolve())]
     for file in candidates if not issues else ():
-        if any(file.stem == other.stem for other in images):
+        if any(composed(file.stem) == composed(other.stem) for other in images):
             rule = "has the name of another image, apart from its suffix"
             issues.append(ValidationIssue(file.name, None, rule, "rename one of them"))
             continue
@@ -133,7 +142,8 @@ def _read(folder: Path, side: int) -> tuple[dict[Path, Image.Image], dict[Path, 
         issues.append(ValidationIssue(f"--images {folder}", None, rule, "add 3-5 photos of the subject"))
     if issues:
         raise UserError(issues)
-    return images, {image: texts[image.stem].read_bytes() for image in images if image.stem in texts}
+    captioned = {image: texts[stem] for image in images if (stem := composed(image.stem)) in texts}
+    return images, {image: text.read_bytes() for image, text in captioned.items()}
 
 
 def _outside(file: Path) -> ValidationIssue:
