@@ -9,6 +9,7 @@ import click
 
 from dreambooth_operator.kubectl_plugin.connect import Cluster, run
 from dreambooth_operator.kubectl_plugin.options import connection_options, job_argument, jobs_argument
+from dreambooth_operator.kubectl_plugin.polling import POLL_SECONDS, get_again
 from dreambooth_operator.machinery.client import ApiError
 from dreambooth_operator.machinery.resources import Key, part
 from dreambooth_operator.resources import JOBS, QUALIFIED_KIND
@@ -50,7 +51,10 @@ def delete(names: tuple[str, ...], wait: bool) -> None:
                     raise
                 click.echo(f"Error: job {name} does not exist in {cluster.namespace} namespace", err=True)
                 continue
-            await cluster.api.delete(JOBS, key, uid=uid)
+            if not await cluster.api.delete(JOBS, key, uid=uid):
+                rule = "was deleted by somebody else meanwhile; a job of that name that exists now is another one"
+                click.echo(f"Error: job {name} {rule}", err=True)
+                continue
             click.echo(f'{QUALIFIED_KIND} "{name}" deleted from {cluster.namespace} namespace')
             removed.append((key, uid))
         for key, uid in removed if wait else ():
@@ -64,8 +68,8 @@ def delete(names: tuple[str, ...], wait: bool) -> None:
 async def _until_gone(cluster: Cluster, key: Key, uid: str) -> None:
     """Wait until the job of that uid is gone. A job that was created again under its name is another one."""
     try:
-        while part(await cluster.api.get(JOBS, key), "metadata").get("uid") == uid:
-            await asyncio.sleep(1)
+        while part(await get_again(cluster.api, key), "metadata").get("uid") == uid:
+            await asyncio.sleep(POLL_SECONDS)
     except ApiError as error:
         if not error.is_not_found:
             raise

@@ -12,7 +12,7 @@ import yaml
 from click.shell_completion import CompletionItem
 
 from dreambooth_api.errors import UserError
-from dreambooth_api.status import printable
+from dreambooth_api.status import Phase, printable
 from dreambooth_api.uris import BUILTIN, OBJECT_STORES, is_url
 from dreambooth_operator.kubectl_plugin.candidates import complete_runtimes
 from dreambooth_operator.kubectl_plugin.connect import Cluster, run, selection
@@ -53,7 +53,11 @@ def _complete_folders(*_: object) -> list[CompletionItem]:
     help="DreamBoothRuntime. Defaults to the one named default.",
 )
 @click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="Field of spec: --set training.steps=200.")
-@click.option("--follow", is_flag=True, help="Show the job's status until it finishes. Exit code 1 if it fails.")
+@click.option(
+    "--follow",
+    is_flag=True,
+    help="Show the job's status until it finishes or is rejected. Exit code 1 unless it succeeds.",
+)
 @click.option(
     "--dry-run",
     type=click.Choice(["none", "client"]),
@@ -95,8 +99,10 @@ def create(
     if dry_run == "none":
         objects = run(lambda cluster: _send(cluster, objects))
     _report(name, photos, objects, output, " (dry run)" if dry_run == "client" else "")
-    if follow and dry_run == "none" and part(run(lambda c: watch_job(c, name)), "status").get("phase") == "Failed":
-        sys.exit(1)
+    if follow and dry_run == "none":
+        job = run(lambda cluster: watch_job(cluster, objects[-1], until_rejected=True))
+        if part(job, "status").get("phase") != Phase.SUCCEEDED:
+            sys.exit(1)
 
 
 async def _send(cluster: Cluster, objects: Sequence[Json]) -> list[Json]:

@@ -11,12 +11,14 @@ import click
 from rich.console import Console
 from rich.live import Live
 
+from dreambooth_api.status import Phase
 from dreambooth_operator.kubectl_plugin.connect import Cluster, run
 from dreambooth_operator.kubectl_plugin.fetch import fetch
 from dreambooth_operator.kubectl_plugin.logs import running_head, stored_log, stream
 from dreambooth_operator.kubectl_plugin.options import connection_options, job_argument
+from dreambooth_operator.kubectl_plugin.polling import POLL_SECONDS, get_again
 from dreambooth_operator.kubectl_plugin.render import event_rows, is_finished, render
-from dreambooth_operator.machinery.resources import EVENTS, Json, Key
+from dreambooth_operator.machinery.resources import EVENTS, Json, Key, key_of, part
 from dreambooth_operator.resources import JOBS
 
 
@@ -28,22 +30,25 @@ def status(name: str, watch: bool) -> None:
     """Show a job's phase, progress, conditions and scores."""
 
     async def show(cluster: Cluster) -> None:
+        job = await cluster.api.get(JOBS, Key(cluster.namespace, name))
         if watch:
-            await watch_job(cluster, name)
+            await watch_job(cluster, job)
         else:
-            Console().print(render(await cluster.api.get(JOBS, Key(cluster.namespace, name)), _now()))
+            Console().print(render(job, _now()))
 
     run(show)
 
 
-async def watch_job(cluster: Cluster, name: str) -> Json:
-    """Show a job's status until it has finished, and return the job."""
-    key = Key(cluster.namespace, name)
-    job = await cluster.api.get(JOBS, key)
+async def watch_job(cluster: Cluster, job: Json, *, until_rejected: bool = False) -> Json:
+    """Show a job's status until it has finished, and return the job.
+
+    Args:
+        until_rejected: end also when the job is rejected. It would start once the cause is fixed.
+    """
     with Live(render(job, _now()), console=Console()) as live:
-        while not is_finished(job):
-            await asyncio.sleep(1)
-            job = await cluster.api.get(JOBS, key)
+        while not (is_finished(job) or (until_rejected and part(job, "status").get("phase") == Phase.REJECTED)):
+            await asyncio.sleep(POLL_SECONDS)
+            job = await get_again(cluster.api, key_of(job))
             live.update(render(job, _now()))
     return job
 

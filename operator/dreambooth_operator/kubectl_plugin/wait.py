@@ -12,12 +12,12 @@ import click
 from dreambooth_api.status import Phase, printable
 from dreambooth_operator.kubectl_plugin.connect import Cluster, run
 from dreambooth_operator.kubectl_plugin.options import connection_options, job_argument
+from dreambooth_operator.kubectl_plugin.polling import POLL_SECONDS, get_again
 from dreambooth_operator.kubectl_plugin.render import is_finished
 from dreambooth_operator.machinery.client import ApiError
 from dreambooth_operator.machinery.resources import Json, Key, part, parts
 from dreambooth_operator.resources import JOBS, QUALIFIED_KIND
 
-_POLL_SECONDS = 1
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?")
 
 
@@ -128,12 +128,19 @@ async def wait_for(cluster: Cluster, key: Key, wanted: Wanted, seconds: float) -
 
     Raises:
         click.ClickException: it was not met in time, or cannot be met any more.
-        ApiError: the job does not exist, or the API server returned another error.
+        ApiError: the job does not exist, or the API server returned another error. The first answer must be no error;
+            later ones that are transient are ignored until the time is over.
     """
     deadline = time.monotonic() + seconds
+    get = cluster.api.get(JOBS, key)
     while True:
-        job = await _get(cluster, key) if wanted.kind == "delete" else await cluster.api.get(JOBS, key)
-        if job is None or (wanted.kind != "delete" and is_met(job, wanted)):
+        try:
+            job = await get
+        except ApiError as error:
+            if wanted.kind == "delete" and error.is_not_found:
+                return
+            raise
+        if wanted.kind != "delete" and is_met(job, wanted):
             return
         phase, message = part(job, "status").get("phase", "Pending"), part(job, "status").get("message", "")
         state = printable(f"phase {phase}: {message}" if message else f"phase {phase}")
@@ -141,13 +148,5 @@ async def wait_for(cluster: Cluster, key: Key, wanted: Wanted, seconds: float) -
             raise click.ClickException(f"job {key.name} has finished without reaching it; {state}")
         if time.monotonic() >= deadline:
             raise click.ClickException(f"timed out waiting for job {key.name}; {state}; to wait longer, set --timeout")
-        await asyncio.sleep(min(_POLL_SECONDS, max(0, deadline - time.monotonic())))
-
-
-async def _get(cluster: Cluster, key: Key) -> Json | None:
-    try:
-        return await cluster.api.get(JOBS, key)
-    except ApiError as error:
-        if error.is_not_found:
-            return None
-        raise
+        await asyncio.sleep(min(POLL_SECONDS, max(0, deadline - time.monotonic())))
+        get = get_again(cluster.api, key, deadline)
