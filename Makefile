@@ -128,6 +128,7 @@ VERSIONED := (dreambooth-(operator|trainer)(:| --version )|dreambooth(-operator)
 .PHONY: krew
 krew: | $(UV) ## Build the kubectl plugin for krew: make krew REPOSITORY=owner/name
 	@[[ "$${REPOSITORY:-}" == */* ]] || { echo 'Write make krew REPOSITORY=owner/name' >&2; exit 2; }
+	rm -f dist/dreambooth_operator-*.whl
 	$(UV) build --wheel --out-dir dist
 	packaging/krew/build dist/dreambooth_operator-*.whl "$$REPOSITORY" dist
 
