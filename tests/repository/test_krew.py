@@ -59,6 +59,17 @@ def test_archive_has_the_program_and_the_digest_of_the_manifest(tmp_path: Path) 
     assert members[platform["bin"]] & 0o111
 
 
+def test_build_refuses_several_wheels(tmp_path: Path) -> None:
+    """A glob of wheels of several versions would shift the other arguments."""
+    wheels = ["dist/dreambooth_operator-1.whl", "dist/dreambooth_operator-2.whl"]
+    refused = subprocess.run(
+        [FOLDER / "build", *wheels, "someone/dreambooth", tmp_path / "dist"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (refused.returncode, refused.stderr) == (2, f"Usage: {FOLDER / 'build'} WHEEL REPOSITORY FOLDER\n")
+    assert not (tmp_path / "dist").exists()
+
+
 def test_program_runs_the_wheel_beside_it(tmp_path: Path) -> None:
     """krew links to the program from another folder. A fake uv prints its arguments."""
     installed = tmp_path / "store"
@@ -79,4 +90,6 @@ def test_program_runs_the_wheel_beside_it(tmp_path: Path) -> None:
     uv.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
     uv.chmod(0o755)
     wheel = f"dreambooth-operator[plugin] @ file://{installed}/dreambooth_operator-1.0.0-py3-none-any.whl"
-    assert run().stdout.splitlines() == ["tool", "run", "--from", wheel, "kubectl-dreambooth", "list", "a b"]
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    python = ["--python", requires]
+    assert run().stdout.splitlines() == ["tool", "run", *python, "--from", wheel, "kubectl-dreambooth", "list", "a b"]
