@@ -48,8 +48,8 @@ def test_photos_belong_to_the_job(plane: ControlPlane, namespace: str, photos: s
     assert base64.b64decode(config_map["binaryData"]["a.jpg"]).startswith(b"\xff\xd8")
     again = create(plane, namespace, photos)
     assert again.output == (
-        "Error: the ConfigMap my-dog-photos already exists; delete the job that uses it with kubectl dreambooth delete "
-        "my-dog, or use another name\n"
+        "Error: the ConfigMap my-dog-photos already exists; if no job uses it, run kubectl delete configmap "
+        f"my-dog-photos -n {namespace}; otherwise use another name\n"
     )
     plane.kubectl("delete", "dbj", "my-dog", "-n", namespace)
     deadline = time.monotonic() + 60

@@ -15,21 +15,20 @@ from dreambooth_api.errors import UserError
 from dreambooth_api.status import Phase, printable
 from dreambooth_api.uris import BUILTIN, OBJECT_STORES, is_url
 from dreambooth_operator.kubectl_plugin.candidates import complete_runtimes
-from dreambooth_operator.kubectl_plugin.connect import Cluster, run, selection
+from dreambooth_operator.kubectl_plugin.connect import run, selection
 from dreambooth_operator.kubectl_plugin.objects import (
     captioned_by_key,
     explain_too_large,
     job_object,
-    owned_by,
     photos_name,
     photos_object,
 )
 from dreambooth_operator.kubectl_plugin.options import connection_options, new_job_argument
 from dreambooth_operator.kubectl_plugin.photos import Packed, TooLargeError, pack
+from dreambooth_operator.kubectl_plugin.send import send
 from dreambooth_operator.kubectl_plugin.show import watch_job
-from dreambooth_operator.machinery.client import ApiError
-from dreambooth_operator.machinery.resources import CONFIG_MAPS, Json, Key, key_of, part
-from dreambooth_operator.resources import JOBS, QUALIFIED_KIND
+from dreambooth_operator.machinery.resources import Json, Key, part
+from dreambooth_operator.resources import QUALIFIED_KIND
 
 
 def _complete_folders(*_: object) -> list[CompletionItem]:
@@ -97,39 +96,12 @@ def create(
         raise click.ClickException(f"{needs}, or name a folder in a bucket ({OBJECT_STORES}) with --images") from error
     objects = [photos_object(key, photos.files), captioned_by_key(job, photos.keys)] if photos else [job]
     if dry_run == "none":
-        objects = run(lambda cluster: _send(cluster, objects))
+        objects = run(lambda cluster: send(cluster, objects))
     _report(name, photos, objects, output, " (dry run)" if dry_run == "client" else "")
     if follow and dry_run == "none":
         job = run(lambda cluster: watch_job(cluster, objects[-1], until_rejected=True))
         if part(job, "status").get("phase") != Phase.SUCCEEDED:
             sys.exit(1)
-
-
-async def _send(cluster: Cluster, objects: Sequence[Json]) -> list[Json]:
-    """Create the photos, then the job, then the reference by which the photos are deleted with the job."""
-    *photos, job = ({**o, "metadata": {**o["metadata"], "namespace": cluster.namespace}} for o in objects)
-    try:
-        photos = [await cluster.api.create(CONFIG_MAPS, obj) for obj in photos]
-    except ApiError as error:
-        if not error.is_already_exists:
-            raise
-        name = job["metadata"]["name"]
-        remedy = f"delete the job that uses it with kubectl dreambooth delete {name}, or use another name"
-        raise click.ClickException(f"the ConfigMap {photos_name(name)} already exists; {remedy}") from error
-    try:
-        # Without validation, the API server drops fields that its CRD does not have.
-        path, query = JOBS.path(cluster.namespace), {"fieldValidation": "Strict"}
-        created = await cluster.api.request("POST", path, query=query, body=job)
-    except BaseException:
-        for obj in photos:
-            await cluster.api.delete(CONFIG_MAPS, key_of(obj), uid=obj["metadata"]["uid"])
-        raise
-    try:
-        photos = [await cluster.api.merge(CONFIG_MAPS, key_of(obj), owned_by(created)) for obj in photos]
-    except ApiError as error:
-        warning = f"Warning: the ConfigMap is not deleted with the job ({error.message}); delete it yourself"
-        click.echo(printable(warning), err=True)
-    return [*photos, created]
 
 
 def _report(name: str, photos: Packed | None, objects: Sequence[Json], output: str | None, suffix: str) -> None:
