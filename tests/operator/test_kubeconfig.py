@@ -55,6 +55,10 @@ async def test_first_of_several_files_has_precedence(tmp_path: Path, monkeypatch
         ("- a", "the kubeconfig {path} is not a mapping; correct or replace the file"),
         ("a: 1", "the kubeconfig {path} has no current context; select one with --context (it has: none)"),
         ("{contexts: [{name: a}], current-context: b}", "has no context 'b'; select one with --context (it has: a)"),
+        (
+            "{contexts: [{name: a, context: b}], current-context: a}",
+            "the context 'a' of the kubeconfig {path} is not a",
+        ),
         ("{contexts: [{name: a}], current-context: a}", "the context 'a' of the kubeconfig {path} cannot be used: "),
     ],
 )

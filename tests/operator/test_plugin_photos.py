@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import re
 import sys
@@ -171,6 +172,22 @@ def test_links_to_other_folders_are_not_followed(tmp_path: Path) -> None:
     assert [issue.path for issue in caught.value.issues] == ["a.txt"]
     (folder / "a.txt").unlink()
     assert pack(folder).count == 2, "links inside the folder are"
+
+
+def test_unreadable_folders_and_captions_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root, as which tests may run, can read everything, so the errors are made here."""
+    photo(tmp_path / "a.jpg", (64, 64))
+    (tmp_path / "a.txt").touch()
+    for method, path in (("read_bytes", tmp_path / "a.txt"), ("iterdir", tmp_path)):
+
+        def denied(path: Path) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, method, denied)
+            refused = dry_run("--images", str(tmp_path))
+        assert refused.exit_code == 1
+        assert refused.output == f"Error: {path}: cannot be read: Permission denied; correct its permissions\n"
 
 
 def test_dry_run_prints_objects_that_kubectl_can_create(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from dreambooth_api import environment, layout
+from dreambooth_api.status import printable
 from dreambooth_operator.controller.children.pods import container_security_context, pod_security_context
 from dreambooth_operator.machinery.client import Api
 from dreambooth_operator.machinery.resources import PODS, Json, Key, part, parts
@@ -70,7 +71,7 @@ async def fetch(api: Api, key: Key, out: Path, kubectl: list[str]) -> list[Path]
         kubectl: the kubectl command, with the options that select the same cluster.
 
     Raises:
-        click.ClickException: the job has not published, or the pod did not start.
+        click.ClickException: the job has not published, the pod did not start, or the files could not be written.
         ApiError: the API server returned an error.
     """
     job = await api.get(JOBS, key)
@@ -84,10 +85,26 @@ async def fetch(api: Api, key: Key, out: Path, kubectl: list[str]) -> list[Path]
         packed = await asyncio.to_thread(subprocess.run, [*command, *layout.VIEWED], capture_output=True, check=False)
     if packed.returncode:
         raise click.ClickException(packed.stderr.decode(errors="replace").strip())
-    out.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
-        archive.extractall(out, filter="data")  # the filter rejects paths outside of the folder
+    unpack(packed.stdout, out)
     return [out / name for name in layout.VIEWED]
+
+
+def unpack(packed: bytes, out: Path) -> None:
+    """Write the files of a tar archive to the folder `out`.
+
+    Raises:
+        click.ClickException: the archive is damaged, or the files cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(fileobj=io.BytesIO(packed), mode="r:") as archive:
+            archive.extractall(out, filter="data")  # the filter rejects paths outside of the folder
+    except tarfile.TarError as error:
+        rule = f"the files from the cluster are incomplete or damaged ({error}); run the command again"
+        raise click.ClickException(printable(rule)) from error
+    except OSError as error:
+        rule = f"{error.filename or out} cannot be written: {error.strerror or error}; select another folder with --out"
+        raise click.ClickException(printable(rule)) from error
 
 
 @asynccontextmanager

@@ -82,7 +82,12 @@ def pack(folder: Path, resolution: int | None = None) -> Packed:
         ImportError: Pillow is not installed.
     """
     sides = (resolution,) if resolution else _SIDES
-    images, captions = _read(folder, sides[0])
+    try:
+        images, captions = _read(folder, sides[0])
+    except OSError as error:
+        rule = f"cannot be read: {error.strerror or error}"
+        issue = ValidationIssue(f"{error.filename or folder}", None, rule, "correct its permissions")
+        raise UserError(issue) from error
     names = valid_keys([path.stem for path in images])
     texts = {f"{names[path.stem]}.txt": content for path, content in captions.items()}
     smallest = 0

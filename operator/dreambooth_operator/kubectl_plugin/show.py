@@ -96,7 +96,9 @@ def events(name: str) -> None:
 
 @click.command()
 @job_argument
-@click.option("--out", type=click.Path(path_type=Path), help="Destination folder. Defaults to the job's name.")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Destination folder. Defaults to the job's name."
+)
 @connection_options
 def images(name: str, out: Path | None) -> None:
     """Fetch the images and the report of a published job."""

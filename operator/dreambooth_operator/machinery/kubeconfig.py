@@ -52,7 +52,7 @@ def read_kubeconfig(path: str | None = None, context: str | None = None) -> Kube
             "--kubeconfig or KUBECONFIG to its path"
         )
     paths = os.pathsep.join(map(str, documents))
-    contexts: dict[str, dict[str, Any]] = {}
+    contexts: dict[str, Any] = {}
     for document in documents.values():
         for name, entry in _contexts(document):
             contexts.setdefault(name, entry)  # as in kubectl, the first file has precedence
@@ -62,7 +62,13 @@ def read_kubeconfig(path: str | None = None, context: str | None = None) -> Kube
         known = ", ".join(contexts) or "none"
         rule = f"has no context {chosen!r}" if chosen else "has no current context"
         raise KubeconfigError(f"the kubeconfig {paths} {rule}; select one with --context (it has: {known})")
-    return Kubeconfig(paths, chosen, str(contexts[chosen].get("namespace") or "default"), tuple(contexts))
+    entry: Any = contexts[chosen] or {}
+    if not isinstance(entry, dict):
+        raise KubeconfigError(
+            f"the context {chosen!r} of the kubeconfig {paths} is not a mapping; write cluster and user below it"
+        )
+    namespace: Any = cast("dict[str, Any]", entry).get("namespace")
+    return Kubeconfig(paths, chosen, str(namespace or "default"), tuple(contexts))
 
 
 def _read(file: Path, *, required: bool) -> dict[str, Any]:
@@ -86,8 +92,8 @@ def _read(file: Path, *, required: bool) -> dict[str, Any]:
     return cast("dict[str, Any]", document or {})
 
 
-def _contexts(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _contexts(document: dict[str, Any]) -> list[tuple[str, Any]]:
     entries: Any = document.get("contexts")
     listed = cast("list[Any]", entries if isinstance(entries, list) else [])
     named = [cast("dict[str, Any]", entry) for entry in listed if isinstance(entry, dict) and "name" in entry]
-    return [(str(entry["name"]), entry.get("context") or {}) for entry in named]
+    return [(str(entry["name"]), entry.get("context")) for entry in named]
