@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import threading
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from test_crd import MINIMAL
 
 from dreambooth_api import environment
 from dreambooth_operator.kubectl_plugin.cli import cli
-from dreambooth_operator.kubectl_plugin.logs import latest_log, stream
+from dreambooth_operator.kubectl_plugin.logs import latest_log, stream, tail_command
 
 
 def run(plane: ControlPlane, namespace: str, *arguments: str) -> Result:
@@ -105,6 +106,12 @@ def test_logs_are_read_from_the_volume_after_the_pods_are_gone(
 def test_the_latest_log_is_found() -> None:
     assert latest_log("attempt-9.log\nattempt-10.log\nattempt-11.log.bak\nother\n") == "attempt-10.log"
     assert latest_log("notes.txt\n") is None
+
+
+@pytest.mark.parametrize(("lines", "printed"), [(2, "b\nc\n"), (0, ""), (-1, "a\nb\nc\n")])
+def test_tail(tmp_path: Path, lines: int, printed: str) -> None:
+    (tmp_path / "log").write_text("a\nb\nc\n")
+    assert subprocess.check_output([*tail_command(lines), tmp_path / "log"], text=True) == printed
 
 
 def test_streamed_output_cannot_control_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,6 +72,15 @@ def test_cells_cannot_control_a_terminal() -> None:
         assert "\x1b" not in format_objects({"a": "\x1b[2J"}, output)
 
 
+def test_managed_fields_are_not_printed() -> None:
+    job = {"kind": "DreamBoothJob", "metadata": {"name": "a", "managedFields": [{"manager": "kubectl"}]}, "spec": {}}
+    shown = {"kind": "DreamBoothJob", "metadata": {"name": "a"}, "spec": {}}
+    listed = {"kind": "DreamBoothJobList", "metadata": {"resourceVersion": "5"}}
+    for output, load in (("json", json.loads), ("yaml", yaml.safe_load)):
+        assert load(format_objects(job, output)) == shown
+        assert load(format_objects({**listed, "items": [job]}, output)) == {**listed, "items": [shown]}
+
+
 def test_delete(plane: ControlPlane, namespace: str) -> None:
     create(plane, namespace)
     create(plane, namespace, "your-dog")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,23 @@ def test_token_is_that_of_the_head_container() -> None:
         "auth_token",
     )
     assert token_reference({"spec": {"containers": [other, {"name": "ray-head"}]}}) is None
+
+
+def test_sigterm_ends_the_port_forward(tmp_path: Path) -> None:
+    """A process manager sends the signal to the plugin alone."""
+    kubectl, ended = tmp_path / "kubectl", tmp_path / "ended"
+    kubectl.write_text(f"#!/bin/sh\ntrap 'touch {ended}; exit' TERM\necho Forwarding\nwhile :; do sleep 0.1; done\n")
+    kubectl.chmod(0o755)
+    program = (
+        "import sys; from dreambooth_operator.kubectl_plugin.dashboard import _forward; "
+        f"sys.exit(_forward([{str(kubectl)!r}], 'http://127.0.0.1:1', '', open_=False))"
+    )
+    with subprocess.Popen([sys.executable, "-uc", program], stdout=subprocess.PIPE, text=True) as plugin:
+        assert plugin.stdout
+        assert plugin.stdout.readline() == "Ray dashboard: http://127.0.0.1:1\n"
+        plugin.terminate()
+        assert plugin.wait(60) == 0
+    assert ended.exists()
 
 
 def test_missing_kubectl_is_one_sentence(

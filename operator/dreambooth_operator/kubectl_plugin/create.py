@@ -16,6 +16,7 @@ from dreambooth_api.status import Phase, printable
 from dreambooth_api.uris import BUILTIN, OBJECT_STORES, is_url
 from dreambooth_operator.kubectl_plugin.candidates import complete_runtimes
 from dreambooth_operator.kubectl_plugin.connect import run, selection
+from dreambooth_operator.kubectl_plugin.listing import without_managed_fields
 from dreambooth_operator.kubectl_plugin.objects import (
     captioned_by_key,
     explain_too_large,
@@ -96,7 +97,7 @@ def create(
         raise click.ClickException(f"{needs}, or name a folder in a bucket ({OBJECT_STORES}) with --images") from error
     objects = [photos_object(key, photos.files), captioned_by_key(job, photos.keys)] if photos else [job]
     if dry_run == "none":
-        objects = run(lambda cluster: send(cluster, objects))
+        objects = [without_managed_fields(obj) for obj in run(lambda cluster: send(cluster, objects))]
     _report(name, photos, objects, output, " (dry run)" if dry_run == "client" else "")
     if follow and dry_run == "none":
         job = run(lambda cluster: watch_job(cluster, objects[-1], until_rejected=True))

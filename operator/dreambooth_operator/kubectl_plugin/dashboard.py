@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import signal
 import subprocess
 import sys
 import webbrowser
@@ -71,6 +72,8 @@ async def _token(cluster: Cluster, pod: Json) -> str:
 
 def _forward(command: list[str], url: str, token: str, *, open_: bool) -> int:
     """Run the port-forward until it ends or is interrupted; returns its exit code."""
+    # Ctrl-C reaches kubectl too, but SIGTERM only this process. As an interrupt, it ends kubectl below.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace") as process:  # noqa: S603
             try:

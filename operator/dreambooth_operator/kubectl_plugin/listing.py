@@ -50,12 +50,19 @@ async def _request(api: Api, namespace: str, name: str, tabular: bool) -> Json:
 
 def format_objects(found: Json, output: str) -> str:
     """An object, or a list of objects, as JSON, as YAML or as names. Pure."""
-    if output == "json":
-        return json.dumps(found, indent=4) + "\n"
-    if output == "yaml":
-        return yaml.safe_dump(found)
+    if output in ("json", "yaml"):
+        items = {"items": [without_managed_fields(obj) for obj in found["items"]]} if "items" in found else {}
+        shown = {**without_managed_fields(found), **items}
+        return json.dumps(shown, indent=4) + "\n" if output == "json" else yaml.safe_dump(shown)
     objects = found.get("items", [found])
     return "".join(f"{QUALIFIED_KIND}/{part(obj, 'metadata').get('name')}\n" for obj in objects)
+
+
+def without_managed_fields(obj: Json) -> Json:
+    """An object as kubectl prints it: without `metadata.managedFields`. Pure."""
+    if "managedFields" not in part(obj, "metadata"):
+        return obj
+    return {**obj, "metadata": {name: value for name, value in obj["metadata"].items() if name != "managedFields"}}
 
 
 def format_table(columns: Sequence[Json], rows: Sequence[Json], *, wide: bool, namespaces: bool) -> str:

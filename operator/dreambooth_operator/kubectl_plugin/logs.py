@@ -60,10 +60,15 @@ async def stored_log(api: Api, key: Key, tail: int, kubectl: list[str]) -> str:
             raise click.ClickException(
                 f"job {key.name} has no running trainer and no log in {folder} of its volume; {hint}"
             )
-        read = await _output([*command, "tail", "-n", str(tail), f"{folder}/{name}"])
+        read = await _output([*command, *tail_command(tail), f"{folder}/{name}"])
     if read.returncode:
         raise click.ClickException(printable(read.stderr).strip())
     return printable(read.stdout)
+
+
+def tail_command(lines: int) -> list[str]:
+    """The command that prints the last lines of a file; all if `lines` is negative, as in kubectl. Pure."""
+    return ["tail", "-n", "+1" if lines < 0 else str(lines)]
 
 
 def latest_log(listed: str) -> str | None:

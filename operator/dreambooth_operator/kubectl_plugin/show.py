@@ -14,7 +14,7 @@ from rich.live import Live
 from dreambooth_api.status import Phase
 from dreambooth_operator.kubectl_plugin.connect import Cluster, run
 from dreambooth_operator.kubectl_plugin.fetch import fetch
-from dreambooth_operator.kubectl_plugin.logs import running_head, stored_log, stream
+from dreambooth_operator.kubectl_plugin.logs import running_head, stored_log, stream, tail_command
 from dreambooth_operator.kubectl_plugin.options import connection_options, job_argument
 from dreambooth_operator.kubectl_plugin.polling import POLL_SECONDS, get_again
 from dreambooth_operator.kubectl_plugin.render import event_rows, is_finished, render
@@ -55,7 +55,7 @@ async def watch_job(cluster: Cluster, job: Json, *, until_rejected: bool = False
 
 @click.command()
 @job_argument
-@click.option("--tail", default=200, show_default=True, help="Number of lines from the end.")
+@click.option("--tail", default=200, show_default=True, help="Number of lines from the end; all with -1.")
 @click.option("--follow", "-f", is_flag=True, help="Stream new output.")
 @connection_options
 def logs(name: str, tail: int, follow: bool) -> None:
@@ -68,7 +68,7 @@ def logs(name: str, tail: int, follow: bool) -> None:
             return await stored_log(cluster.api, key, tail, list(cluster.kubectl))
         pod, file = head
         command = [*cluster.kubectl, "exec", "-n", cluster.namespace, pod, "-c", "ray-head", "--"]
-        return [*command, "tail", "-n", str(tail), *["-f"] * follow, file]
+        return [*command, *tail_command(tail), *["-f"] * follow, file]
 
     found = run(find)
     if isinstance(found, str):
