@@ -42,7 +42,8 @@ def rare_identifier(folder: Path, seed_text: str, prompts: Iterable[str] = (), *
 
     Args:
         prompts: texts that must not contain the identifier.
-        new_token: a token of this name is added to the tokenizer, which must not have one as a part of words.
+        new_token: a token of this name is added to the tokenizer, which must not have one as a part of words. It is
+            found inside of words, too: prompts must not contain it there.
 
     Raises:
         UserError: the tokenizer has no such token.
@@ -53,7 +54,9 @@ def rare_identifier(folder: Path, seed_text: str, prompts: Iterable[str] = (), *
     if new_token:
         short = [word for word in short if word not in vocabulary]
     used = " ".join(prompts).lower()
-    short = [word for word in short if not contains_word(used, word.lower())]
+    short = [word for word in short if not (word in used if new_token else contains_word(used, word.lower()))]
+    if new_token:
+        short = [word for word in short if word == word.lower()]
     if not short:
         rule, remedy = "found no rare token of three letters in the model's tokenizer", "set an identifier, such as sks"
         raise UserError(ValidationIssue("spec.subject.identifier", "auto", rule, remedy))

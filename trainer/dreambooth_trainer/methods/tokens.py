@@ -5,6 +5,8 @@ Pipelines of diffusers and `families.clip.token_ids` replace the first token of 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -37,7 +39,8 @@ class ExtendedEmbedding(nn.Module):
 
     def vectors(self) -> Tensor:
         """Embeddings of the new tokens, [V, D]."""
-        return self.rows * (self.norms / self.rows.norm(dim=-1, keepdim=True))
+        # DeepSpeed casts parameters, but no buffers.
+        return (self.rows * (self.norms / self.rows.norm(dim=-1, keepdim=True))).to(self.rows.dtype)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Embeddings of token IDs."""
@@ -50,7 +53,8 @@ def add_tokens(stage: Trainee, plan: Plan) -> None:
     """Add the new tokens of a plan, if there are any, to the tokenizers of a stage.
 
     Raises:
-        UserError: the model has no text encoder that can get tokens, or an identifier is a token already.
+        UserError: the model has no text encoder that can get tokens, or prompts would not be read as they are written:
+            an identifier is a token already, or would be read as another one or in other words.
     """
     tokens = plan.new_tokens
     if tokens and not stage.text:
@@ -59,11 +63,24 @@ def add_tokens(stage: Trainee, plan: Plan) -> None:
     for slot in stage.text if tokens else ():
         vocabulary = slot.tokenizer.get_vocab()
         for field, (identifier, own) in zip(plan.spec.subject_fields, tokens.items(), strict=True):
-            if taken := [token for token in own if token in vocabulary]:
-                rule = f"{taken[0]!r} is a token of the base model already"
-                remedy = f"set a word that it does not have, for example identifier: <{identifier}>"
+            if rule := _misread(identifier, own, plan, vocabulary):
+                remedy = f"set another word in lower case, for example identifier: <{identifier.lower().strip('<>')}>"
                 raise UserError(ValidationIssue(f"{field}.identifier", identifier, rule, remedy))
-            slot.tokenizer.add_tokens(own)
+        slot.tokenizer.add_tokens([token for own in tokens.values() for token in own])
+
+
+def _misread(identifier: str, own: list[str], plan: Plan, vocabulary: Collection[str]) -> str:
+    """Why prompts with a new token would not be read as they are written; empty if they are."""
+    if taken := [token for token in own if token in vocabulary]:
+        return f"{taken[0]!r} is a token of the base model already"
+    if identifier != identifier.lower():
+        return "has upper-case letters, and the tokenizer reads prompts in lower case"
+    if clash := [name for name in plan.new_tokens if re.fullmatch(rf"{re.escape(name)}_\d+", identifier)]:
+        return f"is the name of another vector of {clash[0]!r}"
+    # Added tokens are found inside of words, too.
+    if words := [text for s in plan.subjects for text in (s.class_, s.class_prompt) if identifier in text.lower()]:
+        return f"is a part of {words[0]!r}, which describes a class"
+    return ""
 
 
 def extend(stage: Trainee, plan: Plan) -> list[nn.Parameter]:

@@ -20,8 +20,13 @@ def check_prompts(plan: Plan, folder: Path) -> tuple[list[ValidationIssue], list
         folder: local folder of the base model.
     """
     tokenizer = load_tokenizer(folder)
+    for own in plan.new_tokens.values():
+        tokenizer.add_tokens(own)
     issues: dict[str, ValidationIssue] = {}
-    for field, prompt in _prompts(plan):
+    for field, written in _prompts(plan):
+        prompt = written
+        for identifier, own in plan.new_tokens.items():
+            prompt = prompt.replace(identifier, " ".join(own))
         if field not in issues and (rule := _broken_limit(tokenizer, prompt)):
             issues[field] = ValidationIssue(field, None, rule, "shorten it")
     warnings = [
