@@ -74,7 +74,9 @@ def write_exchange(folder: Path, lr_scheduler: Mapping[str, Any], param_groups: 
         step = torch.tensor(float(state.step))
         for name, weight in state.weights.items():
             (target / "zero" / name).mkdir(parents=True, exist_ok=True)
-            for key, value in {"fp32": weight, **state.optimizer[name], "step": step}.items():
+            # The last layer of SDXL's first text encoder has no gradient, and so no state in AdamW.
+            moments = state.optimizer.get(name) or {key: torch.zeros_like(weight) for key in MOMENTS}
+            for key, value in {"fp32": weight, **moments, "step": step}.items():
                 saved = step if key == "step" else {"param": value.view(weight.shape).clone(), "cat_dim": 0}
                 torch.save(saved, target / "zero" / name / f"{key}.pt")
         optimizer_state = {
