@@ -52,13 +52,13 @@ def test_the_default_formats_depend_on_the_method() -> None:
     ],
 )
 def test_the_code_loads_a_format_that_is_published(method: str, formats: list[str] | None, line: str) -> None:
-    assert line in loading_code(plan(method, formats), "out")
+    assert line in loading_code(plan(method, formats), "out", "StableDiffusionPipeline")
 
 
 def test_a_model_in_an_object_store_is_downloaded_first(tmp_path: Path) -> None:
     (tmp_path / "published").mkdir()
     (tmp_path / "published" / "model_index.json").write_text("{}")
-    code = loading_code(plan("Full", None), f"file://{tmp_path}/published")
+    code = loading_code(plan("Full", None), f"file://{tmp_path}/published", "StableDiffusionPipeline")
     assert "from_pretrained('model')" in code
     download = "\n".join(line for line in code.splitlines() if "diffusers" not in line and "pipeline" not in line)
     subprocess.run([sys.executable, "-c", download], cwd=tmp_path, check=True)
@@ -66,7 +66,7 @@ def test_a_model_in_an_object_store_is_downloaded_first(tmp_path: Path) -> None:
 
 
 def test_a_model_on_a_claim_is_shown_with_the_claim() -> None:
-    code = loading_code(plan("Full", None), "pvc://models/dog/model")
+    code = loading_code(plan("Full", None), "pvc://models/dog/model", "StableDiffusionPipeline")
     assert code.count("pvc://models/dog/model") == 2
     compile(code, "snippet", "exec")
 
@@ -76,6 +76,17 @@ def test_the_code_is_valid_for_any_prompt_path_and_model(method: str) -> None:
     prompt = 'it\'s a sks "dog"'
     for location in ("out/a'b", "out/a\n'b", "s3://a/b'c"):
         for model in ("a'b", "builtin:sprites"):
-            code = loading_code(plan(method, None, model, prompt), location)
+            code = loading_code(plan(method, None, model, prompt), location, "StableDiffusionPipeline")
             compile(code, "snippet", "exec")
             assert repr(prompt) in code
+
+
+def test_the_code_for_sdxl_uses_its_pipeline_and_both_text_encoders() -> None:
+    single = loading_code(plan("Full", ["safetensors"]), "out", "StableDiffusionXLPipeline")
+    assert "StableDiffusionXLPipeline.from_single_file" in single
+    code = loading_code(plan("TextualInversion", None), "out", "StableDiffusionXLPipeline")
+    assert "pipeline = DiffusionPipeline.from_pretrained('a/b', revision='abc')" in code
+    for key, suffix in (("clip_l", ""), ("clip_g", "_2")):
+        parts = f"text_encoder=pipeline.text_encoder{suffix}, tokenizer=pipeline.tokenizer{suffix}"
+        assert f"load_textual_inversion(embeddings['{key}'], token='sks', {parts})" in code
+    compile(code, "snippet", "exec")

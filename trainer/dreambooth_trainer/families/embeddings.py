@@ -11,11 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dreambooth_trainer.families.base import TextSlot
-from dreambooth_trainer.models.files import EMBEDDINGS_PATTERN, embeddings_file
+from dreambooth_trainer.models.files import EMBEDDINGS_PATTERN, TOKEN_COMPONENTS, embeddings_file
 
 # Keys of the files of models with two CLIP encoders, as in diffusers' examples and in other tools.
-CLIP_L, CLIP_G = "clip_l", "clip_g"
-_COMPONENTS = {CLIP_L: ("text_encoder", "tokenizer"), CLIP_G: ("text_encoder_2", "tokenizer_2")}
+CLIP_L, CLIP_G = TOKEN_COMPONENTS
 
 
 def save_embeddings(slots: Sequence[TextSlot], embeddings: Mapping[str, Mapping[str, Tensor]], target: Path) -> None:
@@ -42,6 +41,6 @@ def load_embeddings(pipeline: Any, folder: Path) -> None:
             token: str = file.metadata()["token"]
             tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
         for key, tensor in tensors.items():
-            encoder, tokenizer = _COMPONENTS.get(key, ("text_encoder", "tokenizer"))
+            encoder, tokenizer = TOKEN_COMPONENTS.get(key, ("text_encoder", "tokenizer"))
             parts = {"text_encoder": getattr(pipeline, encoder), "tokenizer": getattr(pipeline, tokenizer)}
             pipeline.load_textual_inversion(tensor, token=token, **parts)

@@ -16,6 +16,8 @@ INDEX = "model_index.json"
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 # Embeddings of new tokens, under the name that `load_textual_inversion` expects, with a number from the second subject.
 EMBEDDINGS_PATTERN = "learned_embeds*.safetensors"
+# Modules and tokenizers of pipelines with two CLIP text encoders, by the key of their embeddings in these files.
+TOKEN_COMPONENTS = {"clip_l": ("text_encoder", "tokenizer"), "clip_g": ("text_encoder_2", "tokenizer_2")}
 # The safety checker is not loaded: users generate images of their own subject for their own use.
 UNUSED_COMPONENTS = {"safety_checker"}
 # Chat templates of language models are in .jinja files; transformers runs them in a sandbox.

@@ -14,6 +14,7 @@ from PIL import Image
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.status import TrainerPhase
 from dreambooth_api.uris import is_url
+from dreambooth_trainer.families.registry import family_name
 from dreambooth_trainer.metrics.encoders import comparable_with_paper
 from dreambooth_trainer.metrics.prompts import fill_template
 from dreambooth_trainer.metrics.scores import PAPER as PAPER_SCORES
@@ -81,7 +82,7 @@ def collect_report(folder: JobFolder) -> Report:
         phases=_phases(job),
         settings=_settings(plan),
         versions={name: version(name) for name in ("torch", "diffusers", "transformers", "deepspeed", "ray")},
-        loading_code=loading_code(plan, _location(folder, plan)),
+        loading_code=loading_code(plan, _location(folder, plan), family_name(folder.trained)),
     )
 
 

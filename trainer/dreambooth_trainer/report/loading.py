@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dreambooth_api.uris import BUILTIN_SPRITES, VOLUME, is_url
-from dreambooth_trainer.models.files import ADAPTER_FILE, embeddings_file
+from dreambooth_trainer.models.files import ADAPTER_FILE, TOKEN_COMPONENTS, embeddings_file
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.store.published import single_file_name
 
@@ -11,14 +11,15 @@ from dreambooth_trainer.store.published import single_file_name
 _DOWNLOADED = "model"
 
 
-def loading_code(plan: Plan, location: str) -> str:
+def loading_code(plan: Plan, location: str, pipeline_class: str) -> str:
     """Python code that generates one image of each subject with the published model.
 
     Args:
         location: folder of the model, or its URI for users outside the pod.
+        pipeline_class: class of diffusers that the model is for.
     """
-    single_file = not {"diffusers", "lora"}.intersection(plan.formats)
-    pipeline = "StableDiffusionPipeline" if single_file else "DiffusionPipeline"
+    single_file = not {"diffusers", "lora", "embeddings"}.intersection(plan.formats)
+    pipeline = pipeline_class if single_file else "DiffusionPipeline"
     imports, lines, folder = [f"from diffusers import {pipeline}"], list[str](), location
     if location.startswith(VOLUME):
         lines.append(f"# {location!r} is on a PersistentVolumeClaim: replace it by the path of the mounted folder.")
@@ -41,8 +42,17 @@ def loading_code(plan: Plan, location: str) -> str:
         if "lora" in plan.formats:
             lines.append(f"pipeline.load_lora_weights({folder!r}, weight_name={ADAPTER_FILE!r})")
         for index, token in enumerate(plan.new_tokens if "embeddings" in plan.formats else ()):
-            name = f"weight_name={embeddings_file(index)!r}, token={token!r}"
-            lines.append(f"pipeline.load_textual_inversion({folder!r}, {name})")
+            if pipeline_class != "StableDiffusionXLPipeline":
+                name = f"weight_name={embeddings_file(index)!r}, token={token!r}"
+                lines.append(f"pipeline.load_textual_inversion({folder!r}, {name})")
+                continue
+            if index == 0:
+                imports.append("from safetensors.torch import load_file")
+            path = f"{folder.rstrip('/')}/{embeddings_file(index)}"
+            lines.append(f"embeddings = load_file({path!r})")
+            for key, (encoder, tokenizer) in TOKEN_COMPONENTS.items():
+                parts = f"text_encoder=pipeline.{encoder}, tokenizer=pipeline.{tokenizer}"
+                lines.append(f"pipeline.load_textual_inversion(embeddings[{key!r}], token={token!r}, {parts})")
     else:
         path = f"{folder.rstrip('/')}/{single_file_name(plan)}"
         lines.append(f"pipeline = {pipeline}.from_single_file({path!r}, config={base})")
