@@ -343,16 +343,18 @@ def test_published_tokens_draw_the_same_in_a_plain_pipeline(
     assert np.abs(draw(token_model) - drawn).max() > 1 / 255
 
 
-def test_pivotal_tuning_publishes_tokens_and_an_adapter(model: Path, images: list[Image.Image], tmp_path: Path) -> None:
-    folder = run_job(model, images, tmp_path, {**INVERSION, "method": "PivotalTuning", "learningRate": 1e-2})
+def test_pivotal_tuning_publishes_tokens_and_an_adapter(
+    token_model: Path, images: list[Image.Image], tmp_path: Path
+) -> None:
+    folder = run_job(token_model, images, tmp_path, {**INVERSION, "method": "PivotalTuning", "learningRate": 1e-2})
     drawn = draw(folder.trained)
-    loaded = load_pipeline(model, "fp32", "cpu", folder.trained).pipeline
+    loaded = load_pipeline(token_model, "fp32", "cpu", folder.trained).pipeline
     np.testing.assert_allclose(draw(loaded), drawn, rtol=0, atol=1 / 255)
     tokens = tmp_path / "tokens"
     tokens.mkdir()
     (folder.trained / "learned_embeds.safetensors").rename(tokens / "learned_embeds.safetensors")
     for part in (tokens, folder.trained):
-        only_one = load_pipeline(model, "fp32", "cpu", part).pipeline
+        only_one = load_pipeline(token_model, "fp32", "cpu", part).pipeline
         assert np.abs(draw(only_one) - drawn).max() > 1 / 255, part
 
 

@@ -98,7 +98,10 @@ def _write_model_folder(draft: Path, context: Context, report: Report) -> list[s
         link_or_copy(str(folder.trained / ADAPTER_FILE), str(draft / ADAPTER_FILE))
         if plan.spec.training.traits.kohya:
             target = draft / f"{plan.job.metadata.name}.safetensors"
-            context.pool.call(_save_kohya_adapter, plan, folder.trained, target)
+            if not context.pool.call(_save_kohya_adapter, plan, folder.trained, target):
+                notes.append(
+                    "no adapter in kohya's layout was published: it is not available for this family of models"
+                )
     if "embeddings" in plan.formats:
         for path in folder.trained.glob(EMBEDDINGS_PATTERN):
             link_or_copy(str(path), str(draft / path.name))
@@ -118,12 +121,14 @@ def _write_model_folder(draft: Path, context: Context, report: Report) -> list[s
     return notes
 
 
-def _save_kohya_adapter(plan: Plan, model: Path, target: Path) -> None:
+def _save_kohya_adapter(plan: Plan, model: Path, target: Path) -> bool:
+    """Write an adapter in kohya's layout; returns whether the family of the model has that layout."""
     family = open_family(model)
     if not isinstance(family, KohyaWriter):
-        return  # tools read diffusers' adapter of these families
+        return False
     info = AdapterInfo(plan.job.metadata.name, plan.model.id, ", ".join(plan.instance_prompts), plan.resolution)
     family.save_kohya_adapter(model, target, info)
+    return True
 
 
 def _save_single_file(model: Path, target: Path) -> bool:
