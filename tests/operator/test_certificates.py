@@ -112,6 +112,14 @@ def damaged(**changes: str) -> dict[str, str]:
     return encode_authority(new()) | {name.replace("_", "."): value for name, value in changes.items()}
 
 
+def of_unknown_kind(encoded: str) -> str:
+    """A certificate or a key whose algorithm is not id-ecPublicKey (RFC 5480, section 2.1.1), but an unknown one."""
+    first, *lines, last = base64.b64decode(encoded).decode().splitlines()
+    known, unknown = bytes.fromhex("06072a8648ce3d0201"), bytes.fromhex("06072a8648ce3d020f")
+    content = base64.b64decode("".join(lines)).replace(known, unknown)
+    return base64.b64encode(f"{first}\n{base64.encodebytes(content).decode()}{last}\n".encode()).decode()
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -120,9 +128,30 @@ def damaged(**changes: str) -> dict[str, str]:
         damaged(ca_key=""),
         damaged(ca_key=encode_authority(new())["ca.key"]),
         damaged(ca_key=damaged()["ca.crt"]),
+        damaged(ca_crt=of_unknown_kind(damaged()["ca.crt"])),
+        damaged(ca_key=of_unknown_kind(damaged()["ca.key"])),
     ],
-    ids=["no base64", "no certificate", "no key", "the key of another", "a certificate as key"],
-)
+    ids=[
+        "no base64", "no certificate", "no key", "the key of another", "a certificate as key",
+        "a certificate of an unknown kind", "a key of an unknown kind",
+    ],
+)  # fmt: skip
 def test_damaged_secret_is_an_error(data: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=r"."):
         decode_authority(data)
+
+
+@pytest.mark.parametrize("name", ["next-ca.crt", "next-ca.key"])
+def test_damaged_successor_is_replaced_and_the_issuer_stays(name: str) -> None:
+    now = START + AUTHORITY_LIFETIME - 200 * DAY
+    authority = renew_authority(new(), "test", now)
+    data = encode_authority(authority)
+    for damage in ("", of_unknown_kind(data[name])):
+        read = decode_authority({**data, name: damage})
+        assert read is not None
+        assert read.issuer.key_pem() == authority.issuer.key_pem()
+        renewed = renew_authority(read, "test", now)
+        assert renewed.issuer is read.issuer
+        assert renewed.successor
+        assert authority.successor
+        assert renewed.successor.key_pem() != authority.successor.key_pem()

@@ -9,13 +9,14 @@ predecessor: a client can verify the server for at least `_OVERLAP - SERVER_LIFE
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from ipaddress import ip_address
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -26,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+log = logging.getLogger(__name__)
 AUTHORITY_LIFETIME = timedelta(days=3650)
 SERVER_LIFETIME = timedelta(days=90)
 _OVERLAP = timedelta(days=365)
@@ -122,24 +124,30 @@ def encode_authority(authority: Authority) -> dict[str, str]:
 
 
 def decode_authority(data: Mapping[str, str]) -> Authority | None:
-    """The authority in the data of a Secret; None if there is none.
+    """The authority in the data of a Secret; None if there is none. A damaged successor counts as missing.
 
     Raises:
-        ValueError: the data is damaged.
+        ValueError: the issuer is damaged.
     """
-    issuer = _decode(data, _CERTIFICATE, _KEY)
-    return Authority(issuer, _decode(data, _NEXT_CERTIFICATE, _NEXT_KEY)) if issuer else None
+    if (issuer := _decode(data, _CERTIFICATE, _KEY)) is None:
+        return None
+    try:
+        return Authority(issuer, _decode(data, _NEXT_CERTIFICATE, _NEXT_KEY))
+    except ValueError as error:  # the issuer stays, because running clients trust it
+        log.warning("the successor of the certificate authority is replaced when one is due: %s", error)
+        return Authority(issuer)
 
 
 def _decode(data: Mapping[str, str], certificate_name: str, key_name: str) -> Pair | None:
     if not data.get(certificate_name) and not data.get(key_name):
         return None
-    certificate = x509.load_pem_x509_certificate(base64.b64decode(data.get(certificate_name, "")))
     try:
+        certificate = x509.load_pem_x509_certificate(base64.b64decode(data.get(certificate_name, "")))
+        public_key = certificate.public_key()
         key = load_pem_private_key(base64.b64decode(data.get(key_name, "")), password=None)
-    except TypeError as error:  # the key is encrypted
-        raise ValueError(f"{key_name}: {error}") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+    except (TypeError, UnsupportedAlgorithm) as error:  # TypeError: the key is encrypted
+        raise ValueError(f"{certificate_name} or {key_name}: {error}") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != public_key:
         raise ValueError(f"{key_name} is not the key of {certificate_name}")
     return Pair(certificate, key)
 
