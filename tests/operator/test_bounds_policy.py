@@ -135,11 +135,13 @@ def operator_rejects(runtime: dict[str, Any], spec: dict[str, Any]) -> bool:
 
 
 def test_expressions_have_no_type_errors(policy: ControlPlane) -> None:
-    def checked() -> dict[str, Any]:
-        return policy.get("validatingadmissionpolicy", NAME).get("status", {})
+    def is_checked() -> bool:
+        found = policy.get("validatingadmissionpolicy", NAME)
+        return found.get("status", {}).get("observedGeneration") == found["metadata"]["generation"]
 
-    warnings = checked().get("typeChecking", {}).get("expressionWarnings", [])
-    assert warnings == []
+    until("the expressions are checked", is_checked)
+    checked = policy.get("validatingadmissionpolicy", NAME)["status"]["typeChecking"]
+    assert checked.get("expressionWarnings", []) == []
 
 
 @pytest.mark.parametrize("path", EXCEEDING)

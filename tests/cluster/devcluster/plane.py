@@ -25,6 +25,7 @@ CONTROLLERS = (
     "namespace-controller",
     "serviceaccount-controller",
     "root-ca-certificate-publisher-controller",
+    "validatingadmissionpolicy-status-controller",
 )
 # Not a private range, because those may be in use in the network of this machine.
 SERVICE_NETWORK = "198.19"
@@ -98,7 +99,7 @@ class ControlPlane:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def start_controllers(self, names: Sequence[str] = CONTROLLERS) -> Process:
-        """Garbage collection, namespaces, service accounts, root CA, or other controllers by name.
+        """Garbage collection, namespaces, service accounts, root CA, types in admission policies, or others by name.
 
         Call it after the CRDs are there: the collector looks for new kinds every 30 s only.
         """
