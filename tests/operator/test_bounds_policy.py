@@ -81,6 +81,7 @@ OMITTED: dict[str, tuple[dict[str, int], dict[str, int], dict[str, Any], str]] =
     ),
     "images-of-the-runtime": ({"maxClassImages": 9}, {"numClassImages": 500}, {}, ""),
     "no-images": ({"maxClassImages": 9}, {}, NO_CLASS_IMAGES, ""),
+    "no-images-by-method": ({"maxClassImages": 9}, {}, {"training": {"method": "TextualInversion"}}, ""),
     "resolution": ({"maxResolution": 512}, {}, {}, "training.resolution: is not set and has a default that depends on"),
     "resolution-of-the-job": ({"maxResolution": 512}, {}, {"training": {"resolution": 512}}, ""),
     "resolution-of-the-runtime": ({"maxResolution": 512}, {"resolution": 1024}, {}, ""),

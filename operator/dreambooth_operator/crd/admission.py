@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from dreambooth_api.job import DEFAULT_ENCODERS
+from dreambooth_api.methods import WITHOUT_CLASS_IMAGES
 from dreambooth_api.runtime import DEFAULT_RUNTIME, NAMESPACE_PLACEHOLDER
 from dreambooth_api.subject import MAX_DEFAULT_CLASS_IMAGES
 from dreambooth_api.training import DEFAULT_STEPS
@@ -140,9 +141,10 @@ def _numbers() -> list[tuple[str, str]]:
         found.append((holds, _omitted(path, f"defaults to up to ' + string({chosen}) + '", _NUMBERS[path])))
     message = _omitted("training.resolution", "has a default that depends on the model", limit)
     found.append((f"has({own}) || !has({limit}) || has({default})", message))
-    # A disabled phase needs no bound.
-    path = "object.spec.priorPreservation"
-    disabled = f"(has({path}.enabled) && !{path}.enabled)"
+    # A disabled phase needs no bound. The CRD lets no job of these methods enable it.
+    path, method = "object.spec.priorPreservation", "object.spec.training.method"
+    without = f"has({method}) && {method} in {list(WITHOUT_CLASS_IMAGES)}"
+    disabled = f"(has({path}.enabled) && !{path}.enabled || {without})"
     return [(f"{disabled} || {holds}" if path in holds else holds, message) for holds, message in found]
 
 
