@@ -225,5 +225,28 @@ def test_finalizer_and_status_of_a_job_can_change_after_its_bounds_were_lowered(
     policy.kubectl(*change, '{"metadata":{"finalizers":null}}')
 
 
+def test_running_job_can_be_suspended_after_a_bound_was_set(policy: ControlPlane, namespace: str) -> None:
+    spec = {**BOUNDED, "bounds": {}}
+    kind = {"apiVersion": "dreambooth.dev/v1alpha1", "kind": "DreamBoothRuntime", "metadata": {"name": "tightened"}}
+    policy.apply({**kind, "spec": spec})
+    job = {
+        "apiVersion": "dreambooth.dev/v1alpha1",
+        "kind": "DreamBoothJob",
+        "metadata": {"name": "running", "namespace": namespace},
+        "spec": {"runtimeRef": {"name": "tightened"}, "subject": {"images": {"uri": "s3://b/dog"}, "class": "dog"}},
+    }
+    policy.apply(job)
+    policy.apply({**kind, "spec": {**spec, "bounds": {"maxSteps": 10, "maxActiveDeadlineSeconds": 60}}})
+    until("the bound is known", lambda: "is not set" in answer(policy, namespace, "tightened", {}))
+    change = ("patch", "dbj", "running", "-n", namespace, "--type=merge", "-p")
+    suspension = '{"spec":{"runPolicy":{"suspend":true}}}'
+    with pytest.raises(ProcessError, match=r"training[.]steps: is not set"):
+        policy.kubectl(*change, suspension)
+    policy.kubectl(*change, '{"status":{"attempts":1}}', "--subresource=status")
+    policy.kubectl(*change, suspension)
+    with pytest.raises(ProcessError, match="activeDeadlineSeconds: 61 exceeds 60"):
+        policy.kubectl(*change, '{"spec":{"runPolicy":{"activeDeadlineSeconds":61}}}')
+
+
 def test_job_of_a_missing_runtime_is_left_to_the_operator(policy: ControlPlane, namespace: str) -> None:
     assert answer(policy, namespace, "missing", {"cluster": {"workers": 999}}) == ""

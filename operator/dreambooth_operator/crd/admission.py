@@ -3,7 +3,8 @@
 The API server evaluates it for each runtime; it judges the jobs of that runtime, also by the defaults of fields that
 they omit. Before a job starts, the operator checks the resolved spec (`controller/bounds.py`), because the runtime may
 have been created or changed since. Requests that do not change the spec are not judged: a bound that was lowered later
-must not prevent the operator from removing a finalizer.
+must not prevent the operator from removing a finalizer. Nor must it prevent a user from suspending a running job, so
+after the start only `spec.runPolicy` is judged: the CRD keeps other fields from changing.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ def _larger_quantity(bound: str, own: str) -> str:
 
 
 _VARIABLES = {
+    "isStarted": "oldObject != null && has(oldObject.status) && has(oldObject.status.attempts) && "
+    "oldObject.status.attempts > 0",
     "runtime": f"has(object.spec.runtimeRef) ? object.spec.runtimeRef.name : '{DEFAULT_RUNTIME}'",
     "subjects": "has(object.spec.subjects) ? object.spec.subjects.size() : 1",
     "by": "'the limit set by DreamBoothRuntime ' + params.metadata.name",
@@ -89,7 +92,7 @@ def bounds_policy() -> list[dict[str, Any]]:
         ],
         "variables": [{"name": name, "expression": expression} for name, expression in _VARIABLES.items()],
         "validations": [
-            {"expression": f"variables.runtime != params.metadata.name || ({holds})", "messageExpression": message}
+            {"expression": f"{_not_judged(holds)} || ({holds})", "messageExpression": message}
             for holds, message in _validations()
         ],
     }
@@ -108,6 +111,12 @@ def bounds_policy() -> list[dict[str, Any]]:
 def _validations() -> list[tuple[str, str]]:
     """What must hold, and the CEL of the message if it does not."""
     return [*_numbers(), *_workers(), *_resources(), *_choices(), *_outputs(), *_placement()]
+
+
+def _not_judged(holds: str) -> str:
+    """CEL: whether another runtime judges the job, or the fields of the rule cannot change any more."""
+    other = "variables.runtime != params.metadata.name"
+    return other if "object.spec.runPolicy" in holds else f"{other} || variables.isStarted"
 
 
 def _exceeds(path: str, value: str, limit: str) -> str:
