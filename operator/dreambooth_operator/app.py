@@ -88,6 +88,7 @@ async def run(options: Options) -> None:
         async with serving(health_checks, options.host, options.health_port) as health:
             await tls.start()
             async with serving(server.app(), options.host, options.progress_port, tls=tls.context) as progress:
+                reconciler.reports_since = _now()
                 log.info("health on port %d, progress on port %d", health, progress)
                 await _run_with_reflectors(reconciler, tls.run(), _work(api, reconciler, metrics, options))
 

@@ -111,7 +111,8 @@ class _Known:
 class Reconciler:
     """Reconciles DreamBoothJobs. `reflectors` fill `queue`; the caller runs them.
 
-    `progress_ca` returns the certificates by which new trainers verify the status server, in PEM.
+    `progress_ca` returns the certificates by which new trainers verify the status server, in PEM. `reports_since` is
+    when that server began to receive reports: now, unless the caller sets it.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class Reconciler:
         self._api = api
         self._settings = settings
         self._now = now
-        self._started = now()
+        self.reports_since = now()
         self._progress_ca = progress_ca
         self._recorder = Recorder(api, "dreambooth-operator")
         self.queue: WorkQueue[Key] = WorkQueue()
@@ -232,7 +233,7 @@ class Reconciler:
             tuple(clusters),
             erase,
             pods=pods,
-            reports_since=self._started,
+            reports_since=max(self.reports_since, self._jobs.unavailable or self.reports_since),
             queue_reason=reason,
             progress_ca=self._progress_ca(),
         )

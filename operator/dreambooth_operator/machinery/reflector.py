@@ -15,6 +15,7 @@ import copy
 import logging
 import random
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Generic, NoReturn, TypeVar
 
 from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiError, parsed
@@ -65,6 +66,7 @@ class Reflector(Generic[T]):
         self.synced = asyncio.Event()
         self.lists = 0
         self.watches = 0
+        self.unavailable: datetime | None = None  # when a list or watch last failed before it delivered anything
 
     def also_in(self, namespace: str) -> Reflector[T]:
         """A reflector that fills the same cache with the objects of another namespace."""
@@ -80,15 +82,19 @@ class Reflector(Generic[T]):
         """
         backoff = _MIN_BACKOFF_SECONDS
         while True:
+            watched = None
             try:
                 if self._version is None:
                     self._version = await self._list()
                     self.synced.set()
+                watched = self._version
                 await self._watch()
                 backoff = _MIN_BACKOFF_SECONDS
                 # The watch ended regularly. The delay protects a server that ends each watch at once.
                 await asyncio.sleep(backoff * _jitter())
             except (ApiError, *CONNECTION_ERRORS) as error:
+                if self._version == watched:  # nothing was delivered
+                    self.unavailable = datetime.now(UTC)
                 if isinstance(error, ApiError) and not error.is_transient:
                     self._version = None  # 410, or the kind does not exist (yet): list again
                 log.info("%s: %s", self._path, str(error) or type(error).__name__)
