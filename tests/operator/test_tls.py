@@ -195,6 +195,17 @@ async def test_unfinished_handshakes_are_limited_and_closed(tmp_path: Path) -> N
             each.close()
 
 
+async def test_rate_of_handshakes_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dreambooth_operator.machinery.connections._HANDSHAKE_PAUSE_SECONDS", 3600)
+    tls = Secrets().replica()
+    await tls.refresh()
+    async with reports(tls) as url:
+        client = trainer(tmp_path, url, tls.trusted())
+        assert await status_of(client) == "401"
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(status_of(client), 0.5)
+
+
 async def test_failed_handshakes_free_their_places_at_once(tmp_path: Path) -> None:
     tls, other = Secrets().replica(), Secrets().replica()
     for each in (tls, other):

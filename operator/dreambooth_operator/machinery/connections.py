@@ -1,4 +1,4 @@
-"""Connections to an HTTP server: limits of their number, and of the time until their first request."""
+"""Connections to an HTTP server: limits of their number and rate, and of the time until their first request."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _BACKLOG = 100
 _PAUSE_SECONDS = 1.0
+# A TLS handshake takes nearly 1 ms of CPU and needs no token. At most 330 per second leave the event loop the time for
+# the reconciler and the lease.
+_HANDSHAKE_PAUSE_SECONDS = 0.003
 
 
 class ConnectionLimits:
@@ -53,6 +56,8 @@ class ConnectionLimits:
                 task = loop.create_task(self._open(connection, server, tls))
                 self._handshakes.add(task)
                 task.add_done_callback(self._handshakes.discard)
+                if tls:
+                    await asyncio.sleep(_HANDSHAKE_PAUSE_SECONDS)
         finally:
             for task in self._handshakes:
                 task.cancel()
