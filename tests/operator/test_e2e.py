@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import ssl
+import time
 import urllib.error
 import urllib.request
 from typing import Any
@@ -310,7 +311,10 @@ def report(
     token: str | None = None,
     attempt: int | None = None,
 ) -> tuple[int, str]:
-    """POST a report as the trainer in the head pod does. Returns the status code and the message."""
+    """POST a report as the trainer in the head pod does. Returns the status code and the message.
+
+    As the trainer, it retries a report that follows another one too soon.
+    """
     token = token or token_of(plane, job)
     path = f"/v1/jobs/{job.namespace}/{job.name}/attempts/{attempt or job.status['attempts']}"
     request = urllib.request.Request(
@@ -322,7 +326,11 @@ def report(
         with urllib.request.urlopen(request, timeout=20, context=job.tls) as answer:
             return answer.status, json.load(answer)["message"]
     except urllib.error.HTTPError as error:
-        return error.code, json.load(error)["message"]
+        message = json.load(error)["message"]
+        if message != "the job reports too often; retry":
+            return error.code, message
+    time.sleep(0.5)
+    return report(plane, operator, job, body, token=token, attempt=attempt)
 
 
 def token_of(plane: ControlPlane, job: Job, audience: str = "dreambooth-progress") -> str:

@@ -28,6 +28,7 @@ from dreambooth_operator.statusserver.server import StatusServer
 
 DEADLINE = RunPolicy().progress_deadline_seconds
 NOW = datetime(2026, 11, 24, 7, 0, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +161,7 @@ async def test_trainer_that_ignores_the_interval_writes_no_more_often(reporter: 
 
 async def test_important_reports_are_written_at_once(reporter: Reporter) -> None:
     await reporter.report(phase="Train", step=1, steps=1000)
+    reporter.now += SECOND
     for fields in (
         {"step": 2, "savedStep": 2},
         {"phase": "Evaluate"},
@@ -169,12 +171,33 @@ async def test_important_reports_are_written_at_once(reporter: Reporter) -> None
     ):
         assert (await reporter.report(**fields))[1:] == ({"message": "written", "nextReportSeconds": 10}, 0, 1)
         assert (await reporter.report(**fields))[2:] == (0, 0)
+        reporter.now += SECOND
+
+
+async def test_important_reports_of_a_job_are_written_once_per_second(reporter: Reporter) -> None:
+    written = 0
+    for number in range(60):
+        reporter.now = NOW + number * SECOND / 20
+        for fields in ({"phase": "Train"}, {"phase": "Evaluate"}, {"savedStep": 1 + number}):
+            status, _, gets, applies = await reporter.report(**fields)
+            assert (status, gets, applies) in ((202, 0, 1), (202, 0, 0), (503, 0, 0))
+            written += applies
+    assert written == 3
+
+
+async def test_last_message_is_written_at_once(reporter: Reporter) -> None:
+    await reporter.report(phase="Publish")
+    for fields in ({"output": {"uri": "s3://b/x"}}, {"failure": {"reason": "Boom"}}):
+        assert (await reporter.report(**fields))[::3] == (202, 1)
+    for fields in ({"output": {"uri": "s3://b/y"}}, {"failure": {"reason": "Other"}}):
+        assert (await reporter.report(**fields))[::3] == (503, 0)
 
 
 async def test_stale_cache_causes_no_wrong_answer(reporter: Reporter) -> None:
     """It costs a GET: before a rejection, and after a conflict."""
     await reporter.report(phase="Train", step=1, steps=1000)
     stale = reporter.cached = reporter.api.job
+    reporter.now += SECOND
     first, second = 1, 2
 
     def change(**fields: Json) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Trainer:
         self.token = plane.kubectl("create", "token", account, "-n", namespace, f"--audience={AUDIENCE}").strip()
         self.watch = asyncio.create_task(reconciler._jobs.run())
         self.port = 0
+        self.now = datetime.now(UTC)
 
     def job(self) -> dict[str, Any]:
         return self.plane.get("dbj", "my-dog", "-n", self.namespace)
@@ -71,7 +72,8 @@ class Trainer:
             await self.watch
 
     async def report(self, attempt: int = 1, **fields: object) -> tuple[int, list[str]]:
-        """Status code, and the requests that the report caused."""
+        """Status code, and the requests that the report caused. It arrives two seconds after the one before."""
+        self.now += timedelta(seconds=2)
         del self.api.requests[:]
         url = f"http://127.0.0.1:{self.port}/v1/jobs/{self.namespace}/my-dog/attempts/{attempt}"
         headers = {"Authorization": f"Bearer {self.token}"}
@@ -86,9 +88,9 @@ async def trainer(plane: ControlPlane, namespace: str, api: Api) -> AsyncIterato
     async with CountingApi(await find_connection(str(plane.kubeconfig))) as counting:
         reconciler = Reconciler(api, SETTINGS, now=lambda: datetime.now(UTC), progress_ca=str)
         tokens = TokenChecker(counting, AUDIENCE, clock=time.time)
-        server = StatusServer(counting, tokens, cached=reconciler.cached_job, now=lambda: datetime.now(UTC))
+        trainer = Trainer(plane, namespace, counting, reconciler)
+        server = StatusServer(counting, tokens, cached=reconciler.cached_job, now=lambda: trainer.now)
         async with serving(server.app(), "127.0.0.1", 0) as port:
-            trainer = Trainer(plane, namespace, counting, reconciler)
             trainer.port = port
             yield trainer
             trainer.watch.cancel()

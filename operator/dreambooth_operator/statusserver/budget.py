@@ -14,6 +14,8 @@ from dreambooth_api.progress import MAX_REPORT_SECONDS
 # Each write is stored in etcd with the whole job, 5 to 10 KB, and is kept for five minutes.
 WRITES_PER_SECOND = 50
 MIN_SECONDS = 10.0
+# A trainer leaves two seconds between two messages, except before its last one.
+MILESTONE_SECONDS = 1.0
 # A job counts as reporting for twice the longest interval.
 COUNTED_SECONDS = 2 * MAX_REPORT_SECONDS
 # One report may be lost and another one may not be written before the progress deadline passes.
@@ -34,3 +36,8 @@ def report_interval_seconds(reporting_jobs: int, progress_deadline_seconds: floa
 def is_due(written: datetime | None, now: datetime, interval_seconds: float) -> bool:
     """Whether progress is written again, if it was last `written` then. Clocks of replicas may differ."""
     return written is None or not 0 <= (now - written).total_seconds() < _TOLERANCE * interval_seconds
+
+
+def is_too_soon(written: datetime | None, now: datetime) -> bool:
+    """Whether a milestone has to wait, if the job's last report was `written` then. Clocks of replicas may differ."""
+    return written is not None and 0 <= (now - written).total_seconds() < MILESTONE_SECONDS

@@ -50,6 +50,12 @@ def is_milestone(old: ReportedStatus, new: ReportedStatus) -> bool:
     return _milestone(old) != _milestone(new)
 
 
+def is_outcome(old: ReportedStatus, new: ReportedStatus) -> bool:
+    """Whether `new` has the first output or the first failure of an attempt, as a trainer's last message has."""
+    failures = [bool(status.report and status.report.failure) for status in (old, new)]
+    return failures == [False, True] or (old.output is None and new.output is not None)
+
+
 def _milestone(status: ReportedStatus) -> object:
     report, training = status.report or Report(), status.training or TrainingStatus()
     is_last = training.step is not None and training.step == training.steps

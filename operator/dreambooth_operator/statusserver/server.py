@@ -2,9 +2,10 @@
 
 A report is applied to the job's status, with a separate field manager, before the response is sent: a report that was
 answered with 202 is durable. A new phase, class images, the last step, scores, an output and a failure are written at
-once. Progress within a phase is written once per interval, so that all jobs together stay within a budget of writes
-(see `budget`); other reports in between cost no request to the API server. The reply contains the interval as
-`nextReportSeconds`.
+once. Within a second of the last write, only the first output and the first failure of an attempt are, because they are
+in the trainer's last message. Progress within a phase is written once per interval, so that all jobs together stay
+within a budget of writes (see `budget`); other reports in between cost no request to the API server. The reply contains
+the interval as `nextReportSeconds`.
 
 The job is taken from the cache. A stale one cannot be written, because the write is a compare-and-swap, and cannot
 cause a rejection: in both cases, or if the cache has no such job, it is read from the API server.
@@ -16,8 +17,8 @@ Invalid values and unknown fields of a report are ignored, because the trainer m
 
 Responses:
 - 202: accepted.
-- Retry: 401 the token is not valid (the kubelet rotates it), 503 the API server is not available, the body is slow, or
-  too many reports arrive at once.
+- Retry: 401 the token is not valid (the kubelet rotates it), 503 the API server is not available, the body is slow,
+  too many reports arrive at once, or the job reports too often.
 - Do not retry: 400 not a JSON object; 403 not a pod of this job; 404 the job does not exist; 409 a later attempt has
   started, or the job is being deleted; 413 the body is too large.
 """
@@ -41,8 +42,8 @@ from dreambooth_operator.machinery.resources import Json, Key
 from dreambooth_operator.machinery.ttlcache import TtlCache
 from dreambooth_operator.resources import JOBS
 from dreambooth_operator.statusserver.auth import Caller, TokenChecker
-from dreambooth_operator.statusserver.budget import COUNTED_SECONDS, is_due, report_interval_seconds
-from dreambooth_operator.statusserver.merge import is_milestone, merge
+from dreambooth_operator.statusserver.budget import COUNTED_SECONDS, is_due, is_too_soon, report_interval_seconds
+from dreambooth_operator.statusserver.merge import is_milestone, is_outcome, merge
 
 log = logging.getLogger(__name__)
 FIELD_MANAGER = "dreambooth-progress"
@@ -128,8 +129,11 @@ class StatusServer:
             now = self._now()
             merged = merge(job.status, report, attempt, now)
             written = job.status.report.time if job.status.report else None
-            if not is_milestone(job.status, merged) and not is_due(written, now, seconds):
-                return _accepted("accepted; not written, because the last write was too recent", seconds)
+            if not is_milestone(job.status, merged):
+                if not is_due(written, now, seconds):
+                    return _accepted("accepted; not written, because the last write was too recent", seconds)
+            elif is_too_soon(written, now) and not is_outcome(job.status, merged):
+                return _respond(503, "the job reports too often; retry")
             try:
                 await self._write(job, merged)
             except ApiError as error:
