@@ -198,6 +198,7 @@ def test_a_job_killed_at_the_start_of_each_phase_has_the_same_result(runs: Runs,
     assert runs.digest("killed-often") == runs.digest("complete")
 
 
+@pytest.mark.long
 def test_a_step_with_learning_rate_zero_in_bf16_publishes_the_base_weights(runs: Runs) -> None:
     # The learning rate of the first warmup step is zero.
     settings = (
@@ -214,6 +215,7 @@ def test_a_step_with_learning_rate_zero_in_bf16_publishes_the_base_weights(runs:
         assert changed == [], part
 
 
+@pytest.mark.long
 def test_lora_publishes_the_adapter_and_on_request_the_merged_model(runs: Runs) -> None:
     settings = (
         "training.method=LoRA",
