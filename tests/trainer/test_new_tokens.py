@@ -31,9 +31,10 @@ def inversion(*identifiers: str, vectors: int = 2, **subject: Any) -> dict[str, 
 @pytest.mark.parametrize(
     ("identifiers", "rule"),
     [
-        (["sks", "sks_1"], "is the name of another vector of 'sks'"),
+        (["sks", "sks_1"], "is a part of 'sks_1', the identifier of another subject"),
         (["XYZ", "abc"], "has upper-case letters"),
         (["og", "abc"], "is a part of 'dog'"),
+        (["abc", "ab"], "is a part of 'abc'"),
     ],
 )
 def test_names_that_would_be_misread_are_rejected(identifiers: list[str], rule: str) -> None:

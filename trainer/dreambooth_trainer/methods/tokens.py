@@ -5,7 +5,6 @@ Pipelines of diffusers and `families.clip.token_ids` replace the first token of 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from typing import Any
 
@@ -75,9 +74,9 @@ def _misread(identifier: str, own: list[str], plan: Plan, vocabulary: Collection
         return f"{taken[0]!r} is a token of the base model already"
     if identifier != identifier.lower():
         return "has upper-case letters, and the tokenizer reads prompts in lower case"
-    if clash := [name for name in plan.new_tokens if re.fullmatch(rf"{re.escape(name)}_\d+", identifier)]:
-        return f"is the name of another vector of {clash[0]!r}"
     # Added tokens are found inside of words, too.
+    if others := [name for name in plan.new_tokens if identifier in name and identifier != name]:
+        return f"is a part of {others[0]!r}, the identifier of another subject"
     if words := [text for s in plan.subjects for text in (s.class_, s.class_prompt) if identifier in text.lower()]:
         return f"is a part of {words[0]!r}, which describes a class"
     return ""

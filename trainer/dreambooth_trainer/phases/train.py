@@ -178,7 +178,7 @@ def save_trained_model(plan: Plan, checkpoint: Path, folder: JobFolder) -> None:
         trained = _pop_prefix(weights, f"trained.{name}.")
         if not trained:  # frozen: the module is that of the base model
             continue
-        # One module at a time, each cast to fp16 before the next one is loaded.
+        # One module at a time, each cast to the number format of the base model before the next one is loaded.
         stage = family.open(base, [name])
         method.prepare(stage, plan, family.lora_target_modules())
         set_training_dtypes(stage.modules[name], plan.precision)
