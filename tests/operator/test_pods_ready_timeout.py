@@ -14,7 +14,7 @@ from test_e2e import Job
 @pytest.fixture
 def impatient_operator(plane: ControlPlane, ray: FakeRay) -> Iterator[None]:
     plane.apply(RUNTIME)
-    operator = Operator(plane, "impatient", "--pods-ready-seconds=5").start()
+    operator = Operator(plane, "impatient", "--pods-ready-seconds=15").start()
     yield
     operator.process.kill()
 
