@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -190,36 +191,18 @@ def test_a_store_that_fails_does_not_fail_the_run(tmp_path: Path, capfd: pytest.
 
 
 @pytest.mark.trainer
-def test_a_failing_and_a_succeeding_run_leave_their_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+def test_a_failing_run_leaves_its_log(tmp_path: Path) -> None:
     job = {
         "apiVersion": "dreambooth.dev/v1alpha1",
         "kind": "DreamBoothJob",
         "metadata": {"name": "dog"},
-        "spec": {
-            "subject": {"class": "dog", "images": {"uri": "missing"}},
-            "priorPreservation": {"enabled": False},
-            "training": {"steps": 1},
-            "evaluation": {"enabled": False},
-        },
+        "spec": {"subject": {"class": "dog", "images": {"uri": f"{tmp_path}/{SECRET}"}}},
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
-
-    def run(*more: str) -> tuple[int, str]:
-        command = [sys.executable, "-m", "dreambooth_trainer", "run", "job.yaml", "--out", "out", *more]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=400)
-        return done.returncode, done.stdout
-
-    assert run(f"--set=subject.images.uri={tmp_path}/{SECRET}")[0] == 2
+    command = [sys.executable, "-m", "dreambooth_trainer", "run", "job.yaml", "--out", "out"]
+    environment = {**os.environ, "AWS_SECRET_ACCESS_KEY": SECRET}
+    assert subprocess.run(command, cwd=tmp_path, env=environment, check=False, timeout=400).returncode == 2
     failed = written(tmp_path / "out")
     assert "error spec.subject.images.uri: " in failed
     assert "does not exist; correct the path" in failed
-    code, output = run("--set=subject.images.uri=builtin:sprites/dog-pink-blue")
-    assert code == 0
-    succeeded = written(tmp_path / "out", 2)
-    assert "Train started" in succeeded
-    assert "Train completed 1/1" in succeeded
-    assert "Report  " in succeeded
-    assert "Report  " in output
-    assert succeeded.rstrip().endswith("completed")
-    assert SECRET not in failed + succeeded
+    assert SECRET not in failed

@@ -44,6 +44,7 @@ JOB = {
     },
 }
 PHASES = list(TrainerPhase)
+WITHOUT_EVALUATION = ("--set", "evaluation.enabled=false")
 
 
 class Runs:
@@ -127,6 +128,14 @@ def test_a_run_writes_the_report_and_the_model(runs: Runs, complete: str) -> Non
     assert len(runs.losses("complete")) == STEPS
 
 
+def test_a_run_leaves_its_log(runs: Runs, complete: str) -> None:
+    log = (runs.folder / "complete" / "logs" / "attempt-1.log").read_text()
+    assert "Train started" in log
+    assert f"Train completed {STEPS}/{STEPS}" in log
+    assert "Report  " in log
+    assert log.rstrip().endswith("completed")
+
+
 def test_diffusers_loads_the_published_model(runs: Runs, complete: str) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(runs.folder / "complete" / "model", use_safetensors=True)
     base = StableDiffusionPipeline.from_pretrained(WEIGHTS)
@@ -160,7 +169,7 @@ def test_a_complete_job_is_not_run_again(runs: Runs, complete: str) -> None:
 
 
 def test_a_killed_worker_is_replaced_without_changing_any_loss(runs: Runs, complete: str) -> None:
-    process = runs.start("worker-killed")
+    process = runs.start("worker-killed", *WITHOUT_EVALUATION)
     runs.wait_for_checkpoint("worker-killed", process)
     processes = psutil.Process(process.pid).children(recursive=True)
     (worker,) = [child for child in processes if "RayTrainWorker" in " ".join(child.cmdline())]
@@ -172,11 +181,11 @@ def test_a_killed_worker_is_replaced_without_changing_any_loss(runs: Runs, compl
 
 
 def test_a_killed_job_resumes_from_its_checkpoint_with_two_workers(runs: Runs, complete: str) -> None:
-    process = runs.start("job-killed")
+    process = runs.start("job-killed", *WITHOUT_EVALUATION)
     runs.wait_for_checkpoint("job-killed", process)
     kill_tree(process)
     assert not (runs.folder / "job-killed" / "model").exists()
-    code, text = runs.run("job-killed", "--set", "cluster.workers=2")
+    code, text = runs.run("job-killed", *WITHOUT_EVALUATION, "--set", "cluster.workers=2")
     assert code == 0, text
     assert text.count("already complete") == 3
     assert runs.losses("job-killed") == pytest.approx(runs.losses("complete"), rel=1e-3)

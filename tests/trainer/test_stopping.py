@@ -20,7 +20,7 @@ from dreambooth_trainer.training.messages import WorkerMessage, read_records
 
 pytestmark = pytest.mark.trainer
 
-STEPS = 400
+STEPS = 160
 STOP_AT = 20
 
 
