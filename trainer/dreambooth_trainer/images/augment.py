@@ -26,3 +26,8 @@ def augment(
     left, top = position * (photo.width - short), position * (photo.height - short)
     square = photo.resize((side, side), Image.Resampling.LANCZOS, box=(left, top, left + short, top + short))
     return ImageOps.mirror(square) if random_flip and variant % 2 else square
+
+
+def resized(image: Image.Image, side: int) -> Image.Image:
+    """A square image at another resolution, `side` x `side` pixels."""
+    return image if image.width == side else image.resize((side, side), Image.Resampling.LANCZOS)

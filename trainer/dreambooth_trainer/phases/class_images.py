@@ -64,9 +64,8 @@ def _inputs(context: Context) -> JsonValue:
 
 def _complete(context: Context) -> bool:
     # Training reads the latents. The class images are needed again only if the latents have to be encoded again.
-    encoded = (
-        read_completion(context.folder, context.keys, TrainerPhase.ENCODE) is not None
-        and context.folder.latents.exists()
+    encoded = read_completion(context.folder, context.keys, TrainerPhase.ENCODE) is not None and all(
+        context.folder.of_stage(stage.stage).latents.exists() for stage in context.plan.stages
     )
     names = class_image_names(context)
     return encoded or all(set(names[prompt]) <= class_image_store(context, prompt).names() for prompt in names)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from PIL import Image
 from pydantic import JsonValue
@@ -15,7 +16,7 @@ from dreambooth_api.errors import TransientError
 from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.cluster.hardware import work_device
 from dreambooth_trainer.families.registry import local_folder, open_family
-from dreambooth_trainer.images.augment import augment
+from dreambooth_trainer.images.augment import augment, resized
 from dreambooth_trainer.images.captions import caption_for
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.phases.class_images import class_image_names, class_image_store, generate_missing
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from dreambooth_trainer.families.base import Stage, Tensors
     from dreambooth_trainer.training.cache import EncodedImages
 
+EncodePrompts: TypeAlias = "Callable[[Sequence[str]], Mapping[str, Tensor]]"
 VAE_BATCH_SIZE = 8
 """Images per forward pass of the autoencoder."""
 
@@ -75,13 +77,14 @@ def _inputs(context: Context) -> JsonValue:
 
 
 def _complete(context: Context) -> bool:
-    return context.folder.latents.exists()
+    return all(context.folder.of_stage(stage.stage).latents.exists() for stage in context.plan.stages)
 
 
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     class_images = class_images_of(context)
     count = sum(map(len, context.images)) * context.plan.variants_per_image
     count += sum(len(images.names) for images in class_images)
+    count *= len(context.plan.stages)
     progress.total(count)
     encode_shared(context, class_images, progress.done)
     context.pool.call(encode, context.plan, context.folder, instance_prompts(context), class_images)
@@ -96,8 +99,8 @@ def encode_shared(context: Context, class_images: list[ClassImages], on_progress
         TransientError: images are deleted or damaged while they are used.
     """
     plan, done = context.plan, 0
-    for images in class_images:
-        encode_names = partial(encode_class_images, context.pool, plan.model, images.store)
+    for stage, images in itertools.product(plan.stages, class_images):
+        encode_names = partial(encode_class_images, context.pool, stage, images.store)
         lost = encode_names(images.names, plan.resolution, lambda count, before=done: on_progress(before + count))
         if lost:
             generate_missing(context, images.prompt, lost, lambda *_, **__: None)
@@ -107,45 +110,60 @@ def encode_shared(context: Context, class_images: list[ClassImages], on_progress
 
 
 def encode(plan: Plan, folder: JobFolder, prompts: list[list[str]], class_images: list[ClassImages]) -> None:
-    """Encode the images of the subjects and all prompts, and write the cache with the latents of the class images.
+    """Encode the images of the subjects and all prompts for each stage, and write the cache of the stage.
 
-    Runs on a worker, on its GPU if it has one.
+    It also gets the latents of the class images. The first stage encodes the prompts for all stages. Runs on a worker,
+    on its GPU if it has one.
 
     Args:
         prompts: of each image of each subject.
     """
-    import torch
-
     from dreambooth_trainer.methods.tokens import add_tokens
     from dreambooth_trainer.sampling.generate import unload_models
     from dreambooth_trainer.training.cache import TrainingData, save_data
 
     unload_models()  # the process may not have memory for two models
-    base = local_folder(plan.model)
-    family = open_family(base)
-    live = family.trainable_text_encoders if plan.live_text_encoders else ()
-    encoders = [name for name in family.text_encoders if name not in live]
-    stage = family.open(base, [*encoders, *family.image_encoders])
-    add_tokens(stage, plan)
-    for module in stage.modules.values():
-        module.to(work_device())
-    ranges = consecutive_ranges([len(own) for own in prompts])
+    encode_prompts: EncodePrompts | None = None
     all_prompts = [prompt for own in prompts for prompt in own for _ in range(plan.variants_per_image)]
-    encoded = _encode_images(stage, instance_images(plan, folder))
-    instance = _with_prompts(stage, encoded, all_prompts, ranges, live)
-    prior = None
-    if class_images:
-        shapes = family.image_shapes(base, plan.resolution)
-        stacks = [latent_store(of_class.store).stack(of_class.names, shapes, folder.work) for of_class in class_images]
-        stacked = {name: torch.cat([stack[name] for stack in stacks]) for name in shapes}
-        class_prompts = [of_class.prompt for of_class in class_images for _ in of_class.names]
-        class_ranges = consecutive_ranges([len(of_class.names) for of_class in class_images])
-        by_prompt = dict(zip((of_class.prompt for of_class in class_images), class_ranges, strict=True))
-        ranges = [by_prompt[subject.class_prompt] for subject in plan.subjects]
-        prior = _with_prompts(stage, stacked, class_prompts, ranges, live)
-    draft = folder.latents.with_suffix(".draft")
-    save_data(TrainingData(instance, prior), draft)
-    draft.replace(folder.latents)
+    ranges = consecutive_ranges([len(own) for own in prompts])
+    for part in plan.stages:
+        base, own = local_folder(part.model), folder.of_stage(part.stage)
+        family = open_family(base)
+        live = family.trainable_text_encoders if plan.live_text_encoders else ()
+        encoders = [name for name in family.text_encoders if name not in live]
+        stage = family.open(base, [*encoders, *family.image_encoders])
+        add_tokens(stage, plan)
+        for module in stage.modules.values():
+            module.to(work_device())
+        encode_prompts = encode_prompts or partial(stage.encode_prompts, live=live)
+        images = [resized(image, part.resolution) for image in instance_images(plan, folder)]
+        instance = _with_prompts(encode_prompts, _encode_images(stage, images), all_prompts, ranges)
+        shapes = family.image_shapes(base, part.resolution)
+        prior = _class_images(part, encode_prompts, shapes, class_images, folder.work) if class_images else None
+        draft = own.latents.with_suffix(".draft")
+        draft.parent.mkdir(exist_ok=True)
+        save_data(TrainingData(instance, prior), draft)
+        draft.replace(own.latents)
+
+
+def _class_images(
+    stage: Plan,
+    encode_prompts: EncodePrompts,
+    shapes: Mapping[str, tuple[int, ...]],
+    class_images: list[ClassImages],
+    scratch: Path,
+) -> EncodedImages:
+    """The class images that a stage trains on, encoded."""
+    import torch
+
+    stacks = [
+        latent_store(of_class.store, stage.stage).stack(of_class.names, shapes, scratch) for of_class in class_images
+    ]
+    stacked = {name: torch.cat([stack[name] for stack in stacks]) for name in shapes}
+    prompts = [of_class.prompt for of_class in class_images for _ in of_class.names]
+    ranges = consecutive_ranges([len(of_class.names) for of_class in class_images])
+    by_prompt = dict(zip((of_class.prompt for of_class in class_images), ranges, strict=True))
+    return _with_prompts(encode_prompts, stacked, prompts, [by_prompt[one.class_prompt] for one in stage.subjects])
 
 
 def instance_images(plan: Plan, folder: JobFolder) -> list[Image.Image]:
@@ -181,17 +199,12 @@ def _encode_images(stage: Stage, images: Sequence[Image.Image]) -> dict[str, Ten
 
 
 def _with_prompts(
-    stage: Stage,
-    images: Tensors,
-    prompts: list[str],
-    subject_ranges: list[tuple[int, int]],
-    live: Collection[str],
+    encode_prompts: EncodePrompts, images: Tensors, prompts: list[str], subject_ranges: list[tuple[int, int]]
 ) -> EncodedImages:
     """Encoded images with their prompts.
 
     Args:
         prompts: of each image.
-        live: text encoders that are trained.
     """
     import torch
 
@@ -201,7 +214,7 @@ def _with_prompts(
     indices = torch.tensor([unique.index(prompt) for prompt in prompts])
     encoded = {
         name: (tensor.float() if tensor.is_floating_point() else tensor).cpu()
-        for name, tensor in stage.encode_prompts(unique, live).items()
+        for name, tensor in encode_prompts(unique).items()
     }
     return EncodedImages(images, encoded, torch.tensor(subject_ranges), indices)
 

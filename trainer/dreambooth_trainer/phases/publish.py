@@ -76,7 +76,8 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
         uri = remote
         upload(folder.model, manifest, remote, plan.job, progress)
     if not plan.spec.output.keep_checkpoints:
-        shutil.rmtree(folder.checkpoints, ignore_errors=True)
+        for stage in plan.stages:
+            shutil.rmtree(folder.of_stage(stage.stage).checkpoints, ignore_errors=True)
     return {"uri": uri, "digest": contents_digest(manifest), "warnings": list[JsonValue](notes)}
 
 

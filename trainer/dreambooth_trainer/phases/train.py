@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,19 +67,28 @@ def _inputs(context: Context) -> JsonValue:
 
 
 def _complete(context: Context) -> bool:
-    return context.folder.trained.exists() and context.folder.losses.exists()
+    folders = [context.folder.of_stage(stage.stage) for stage in context.plan.stages]
+    return all(folder.trained.exists() and folder.losses.exists() for folder in folders)
 
 
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
-    plan, folder = context.plan, context.folder
-    progress.total(plan.steps)
+    stages = context.plan.stages
+    progress.total(context.plan.steps * len(stages))
     context.pool.free_memory(unload_models)
+    # A stage whose training was complete before an interruption ends at once.
+    losses = [_train_stage(context, stage, _Progress(progress, stage, number)) for number, stage in enumerate(stages)]
+    return {"steps": context.plan.steps * len(stages), "loss": losses[-1]}
+
+
+def _train_stage(context: Context, plan: Plan, progress: _Progress) -> float:
+    """Train a stage and write its model; returns the loss of the last step."""
+    folder = context.folder.of_stage(plan.stage)
     # On the driver's node: the run must survive the loss of any worker's node.
     driver_node = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     progress_actor: Any = ray.remote(num_cpus=0, label_selector=driver_node)(ProgressActor).remote()
     try:
         trainer = build_trainer(plan, folder, context.keys[TrainerPhase.TRAIN], partial(report_to, progress_actor))
-        checkpoint = _fit(trainer, progress_actor, partial(_report, plan, progress))
+        checkpoint = _fit(trainer, progress_actor, progress.report)
     except Exception as error:
         # Ray may kill the controller or the progress actor instead of a worker.
         if memory_error := out_of_memory(error, "training"):
@@ -88,16 +97,30 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     finally:
         ray.kill(progress_actor)
     records = read_records(checkpoint)
-    _report(plan, progress, records[-1], CheckpointSaved(len(records)))
+    progress.report(records[-1], CheckpointSaved(len(records)))
     context.pool.call(save_trained_model, plan, checkpoint, folder)
     atomic_write(folder.losses, "".join(json.dumps(asdict(record)) + "\n" for record in records))
-    return {"steps": len(records), "loss": records[-1].loss}
+    return records[-1].loss
 
 
-def _report(plan: Plan, progress: PhaseProgress, record: StepRecord, saved: CheckpointSaved | None) -> None:
-    samples = record.step * plan.batch_size
-    saved_step = {} if saved is None else {"saved_step": saved.step}
-    progress.done(record.step, loss=record.loss, samples=samples, world_size=record.world_size, **saved_step)
+@dataclass(frozen=True)
+class _Progress:
+    """Reports the steps of a stage, after those of the stages before it.
+
+    Attributes:
+        number: of the stage, from 0.
+    """
+
+    phase: PhaseProgress
+    stage: Plan
+    number: int
+
+    def report(self, record: StepRecord, saved: CheckpointSaved | None) -> None:
+        before = self.number * self.stage.steps
+        step = before + record.step
+        saved_step = {} if saved is None else {"saved_step": before + saved.step}
+        samples = step * self.stage.batch_size
+        self.phase.done(step, loss=record.loss, samples=samples, world_size=record.world_size, **saved_step)
 
 
 def _fit(

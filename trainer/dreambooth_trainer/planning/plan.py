@@ -64,6 +64,7 @@ class Plan(Strict):
         num_class_images: of all class prompts together, at most the number that training uses.
         class_image_sampler: sampling settings for class images.
         sampler: sampling settings for the evaluation and the published model.
+        stage: name of the folder of the stage's caches and checkpoints; empty for the first stage.
     """
 
     job: DreamBoothJob
@@ -85,6 +86,12 @@ class Plan(Strict):
     sampling_batch_size: int
     dino: str
     clip: str
+    stage: str = ""
+
+    @property
+    def stages(self) -> tuple[Plan, ...]:
+        """The plan of each stage, in the order in which they are trained and sampled. Most models have one."""
+        return (self,)
 
     @property
     def spec(self) -> JobSpec:

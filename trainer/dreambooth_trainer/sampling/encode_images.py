@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreambooth_api.job import BaseModelRef
 from dreambooth_trainer.cluster.hardware import work_device
 from dreambooth_trainer.cluster.pool import WorkerPool
 from dreambooth_trainer.families.registry import local_folder, open_family
+from dreambooth_trainer.images.augment import resized
+from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.store.image_store import ImageStore
 from dreambooth_trainer.store.latent_store import LatentStore
 
@@ -21,14 +22,14 @@ BATCH_SIZE = 16
 """Images per call. The autoencoder encodes one after another."""
 
 
-def latent_store(images: ImageStore) -> LatentStore:
-    """The latents of the images of a store."""
-    return LatentStore(f"{images.url}/latents")
+def latent_store(images: ImageStore, stage: str = "") -> LatentStore:
+    """The latents of the images of a store, as a stage of the model uses them."""
+    return LatentStore(f"{images.url}/latents{stage and f'-{stage}'}")
 
 
 def encode_class_images(
     pool: WorkerPool,
-    model: BaseModelRef,
+    stage: Plan,
     images: ImageStore,
     names: Sequence[str],
     side: int,
@@ -37,11 +38,11 @@ def encode_class_images(
     """Store the latents of all images, on all workers; returns the names of missing and damaged images.
 
     Args:
-        side: side length of the images in pixels.
+        side: side length of the images in pixels. The stage encodes them at its own resolution.
         on_progress: called with the number of images that have been checked or encoded.
     """
     size = max(1, min(BATCH_SIZE, len(names) // pool.size().workers))
-    batches = ((model, images, names[start : start + size], side) for start in range(0, len(names), size))
+    batches = ((stage, images, names[start : start + size], side) for start in range(0, len(names), size))
     done, unusable = 0, list[str]()
     for count, lost in pool.map(encode_batch, batches, calls_per_worker=1):
         done += count
@@ -50,14 +51,14 @@ def encode_class_images(
     return unusable
 
 
-def encode_batch(model: BaseModelRef, images: ImageStore, names: Sequence[str], side: int) -> tuple[int, list[str]]:
+def encode_batch(stage: Plan, images: ImageStore, names: Sequence[str], side: int) -> tuple[int, list[str]]:
     """Encode the images of which the store has no intact latents. Runs on a worker, on its GPU if it has one.
 
     Returns:
         The number of images, and the names of those that are missing or damaged. Damaged files are deleted.
     """
-    latents, folder = latent_store(images), local_folder(model)
-    shapes = open_family(folder).image_shapes(folder, side)
+    latents, folder = latent_store(images, stage.stage), local_folder(stage.model)
+    shapes = open_family(folder).image_shapes(folder, stage.resolution)
     unusable: list[str] = []
     for name in names:
         if latents.read(name, shapes) is not None:
@@ -66,7 +67,7 @@ def encode_batch(model: BaseModelRef, images: ImageStore, names: Sequence[str], 
         if image is None:
             unusable.append(name)
             continue
-        encoded = cached_image_encoder(folder, work_device()).encode_images([image])
+        encoded = cached_image_encoder(folder, work_device()).encode_images([resized(image, stage.resolution)])
         latents.write(name, {key: tensor[0].float().cpu() for key, tensor in encoded.items()})
     return len(names), unusable
 

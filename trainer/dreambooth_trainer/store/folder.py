@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dreambooth_api import layout
@@ -20,9 +20,18 @@ class JobFolder:
     """Paths in the folder of a job: results for users at the top, intermediate data of the phases in work/.
 
     The folder is on a local disk, or on a volume that all workers mount.
+
+    Attributes:
+        stage: name of the model's stage that caches, checkpoints, losses and trained weights are of; empty for the
+            first one, whose files have no folder of their own.
     """
 
     root: Path
+    stage: str = ""
+
+    def of_stage(self, stage: str) -> JobFolder:
+        """The same folder, for another stage."""
+        return replace(self, stage=stage)
 
     @property
     def model(self) -> Path:
@@ -37,6 +46,10 @@ class JobFolder:
     @property
     def work(self) -> Path:
         return self.root / "work"
+
+    @property
+    def _stage_work(self) -> Path:
+        return self.work / self.stage
 
     @property
     def prepared(self) -> Path:
@@ -59,21 +72,21 @@ class JobFolder:
     @property
     def latents(self) -> Path:
         """Cached latents and text conditioning, in safetensors."""
-        return self.work / "latents.safetensors"
+        return self._stage_work / "latents.safetensors"
 
     @property
     def checkpoints(self) -> Path:
-        return self.work / "checkpoints"
+        return self._stage_work / "checkpoints"
 
     @property
     def trained(self) -> Path:
-        """The fine-tuned model before it is published, a diffusers folder."""
-        return self.work / "trained"
+        """The fine-tuned model before it is published, a diffusers folder. Later stages are in folders in it."""
+        return self.work / "trained" / self.stage
 
     @property
     def losses(self) -> Path:
         """One JSON object per step: step, loss, instance_loss, prior_loss, learning_rate, world_size."""
-        return self.work / "losses.jsonl"
+        return self._stage_work / "losses.jsonl"
 
     @property
     def evaluation_images(self) -> Path:
