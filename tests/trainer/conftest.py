@@ -316,6 +316,66 @@ def tiny_z_image_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def tiny_pixel_unet(**options: Any) -> Any:
+    """A random U-Net of the blocks of DeepFloyd IF, which also predicts the variance."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        layers_per_block=1,
+        block_out_channels=(16, 32),
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        out_channels=6,
+        cross_attention_dim=32,
+        encoder_hid_dim=24,
+        attention_head_dim=8,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=2,
+        cross_attention_norm="group_norm",
+        resnet_time_scale_shift="scale_shift",
+        act_fn="gelu",
+        norm_num_groups=8,
+        **options,
+    )
+
+
+def pixel_scheduler() -> Any:
+    """The noise scheduler of DeepFloyd IF."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        variance_type="learned_range",
+        thresholding=True,
+        dynamic_thresholding_ratio=0.95,
+        sample_max_value=1.5,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_if_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random pipeline of the architecture of DeepFloyd IF's base model, for images of 16 px."""
+    import torch
+    from diffusers import IFPipeline
+
+    torch.manual_seed(0)
+    encoder, tokenizer = tiny_t5(24)
+    pipeline = IFPipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        unet=tiny_pixel_unet(sample_size=16, in_channels=3),
+        scheduler=pixel_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        watermarker=None,
+        requires_safety_checker=False,
+    )
+    folder = tmp_path_factory.mktemp("model-if")
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub that this process uses, with an empty cache and without delays between retries."""

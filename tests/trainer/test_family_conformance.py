@@ -15,6 +15,7 @@ from diffusers import (
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
+    IFPipeline,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
@@ -124,6 +125,17 @@ def z_image_loss(pipeline: Any, clean: Tensor, noise: Tensor) -> Tensor:
     return (-torch.stack(prediction).squeeze(2) - (noise - clean)).square().mean(dim=(1, 2, 3))
 
 
+def if_loss(pipeline: Any, clean: Tensor, noise: Tensor) -> Tensor:
+    """As in diffusers' train_dreambooth.py with a U-Net that predicts the variance."""
+    text, _ = pipeline.encode_prompt(PROMPTS, do_classifier_free_guidance=False)
+
+    def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
+        prediction, _ = pipeline.unet(noisy, timesteps, text).sample.chunk(2, dim=1)
+        return prediction
+
+    return ddpm_loss(pipeline, clean, noise, predict)
+
+
 # By fixture: the plain pipeline, and the loss of the example script for each of PROMPTS, at the positions U.
 FAMILIES: dict[str, tuple[Any, Callable[[Any, Tensor, Tensor], Tensor]]] = {
     "tiny_model": (StableDiffusionPipeline, sd_loss),
@@ -132,6 +144,7 @@ FAMILIES: dict[str, tuple[Any, Callable[[Any, Tensor, Tensor], Tensor]]] = {
     "tiny_sd3_model_without_t5": (StableDiffusion3Pipeline, sd3_loss),
     "tiny_flux_model": (FluxPipeline, flux_loss),
     "tiny_z_image_model": (ZImagePipeline, z_image_loss),
+    "tiny_if_model": (IFPipeline, if_loss),
 }
 
 
@@ -176,11 +189,17 @@ def test_the_loss_is_that_of_the_example_script(name: str, model: Path, images: 
     pipeline = plain(pipeline_class, model)
     with torch.no_grad():
         pixels = torch.stack([torch.tensor(np.asarray(image)) for image in images]).permute(0, 3, 1, 2) / 127.5 - 1
-        latents = pipeline.vae.encode(pixels).latent_dist
-        sample, config = latents.mean + latents.std * noise["latent"], pipeline.vae.config
-        clean = (sample - (config.shift_factor or 0)) * config.scaling_factor
-        expected = example_loss(pipeline, clean, noise["noise"])
+        expected = example_loss(pipeline, clean_examples(pipeline, pixels, noise), noise["noise"])
     torch.testing.assert_close(loss.detach(), expected)
+
+
+def clean_examples(pipeline: Any, pixels: Tensor, noise: dict[str, Tensor]) -> Tensor:
+    """Latents of images, or their pixels if the model has no autoencoder."""
+    if not hasattr(pipeline, "vae"):
+        return pixels
+    latents = pipeline.vae.encode(pixels).latent_dist
+    sample, config = latents.mean + latents.std * noise["latent"], pipeline.vae.config
+    return (sample - (config.shift_factor or 0)) * config.scaling_factor
 
 
 def test_trained_text_encoders_give_the_loss_of_cached_embeddings(model: Path, images: list[Image.Image]) -> None:
@@ -192,6 +211,8 @@ def test_trained_text_encoders_give_the_loss_of_cached_embeddings(model: Path, i
         examples = encoded | stage.encode_prompts(PROMPTS, live)
         losses.append(stage.loss(stage.modules, examples, random_noise(stage.noise_shapes(examples)), u))
     torch.testing.assert_close(losses[0], losses[1])
+    if not family.trainable_text_encoders:
+        return
     # Only the token IDs are needed of encoders that are trained.
     frozen = set(family.text_encoders) - set(family.trainable_text_encoders)
     tokens = family.open(model, frozen).encode_prompts(PROMPTS, family.trainable_text_encoders)
@@ -233,6 +254,8 @@ def draw(model: Path | Any, adapter: Path | None = None) -> np.ndarray:
     pipeline = plain(DiffusionPipeline, model) if isinstance(model, Path) else model
     if adapter is not None:
         pipeline.load_lora_weights(adapter)
+        if pipeline.scheduler.config.get("variance_type") == "learned_range":  # as the guide of diffusers says
+            pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config, variance_type="fixed_small")
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.Generator().manual_seed(0)
     size = {"height": 32, "width": 32}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 from test_plan import make_plan
 
 from dreambooth_trainer.sampling.prompt_check import check_prompts
@@ -56,3 +60,15 @@ def test_an_identifier_of_several_tokens_causes_a_warning() -> None:
         "the identifier 'my-toy' is 3 tokens for this model (my, -, toy); a single rare token is learned better: set "
         "subject.identifier: auto to select one"
     ]
+
+
+def test_prompts_for_deepfloyd_if_have_the_length_that_its_pipeline_reads(tiny_if_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_if_model, tmp_path / "model"))
+    config = folder / "tokenizer" / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_max_length": 512}))
+    subjects = [
+        {"images": {"uri": "photos"}, "class": "dog", "instancePrompt": f"{'a' * size} sks"} for size in (71, 72)
+    ]
+    fitting, long = (check_prompts(make_plan({"subject": subject}), folder)[0] for subject in subjects)
+    assert fitting == []
+    assert "has 77 tokens, the text encoder reads 76: 's' would be ignored" in str(long[0])

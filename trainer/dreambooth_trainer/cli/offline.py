@@ -16,7 +16,7 @@ from dreambooth_trainer.images.prepare import prepare_images
 from dreambooth_trainer.images.sources import RawImages, read_folder
 from dreambooth_trainer.images.subjects import each_subject, located_warnings, with_captions
 from dreambooth_trainer.planning.defaults import model_defaults
-from dreambooth_trainer.planning.model_facts import check_model, is_flow_matching, native_resolution
+from dreambooth_trainer.planning.model_facts import check_model, is_flow_matching, is_pixel_space, native_resolution
 from dreambooth_trainer.planning.plan import encoder_names, fill_defaults, model_ref
 from dreambooth_trainer.sampling.prompt_check import check_prompts
 
@@ -61,9 +61,7 @@ def check_images(job: DreamBoothJob) -> list[str]:
         UserError: some images cannot be used.
     """
     folder = _known_folder(job)
-    flow_matching = folder is not None and is_flow_matching(folder)
-    default = model_defaults(model_ref(job).id, flow_matching=flow_matching).resolution
-    resolution = job.spec.training.resolution or (folder and native_resolution(folder)) or default
+    resolution = job.spec.training.resolution or _default_resolution(job, folder)
 
     def check(_: int, subject: Subject) -> list[str]:
         uri, found = subject.images.uri, _read_local(subject)
@@ -74,6 +72,15 @@ def check_images(job: DreamBoothJob) -> list[str]:
         return [*found.warnings, *warnings, *prepare_images(found.images, resolution, subject.captions).warnings]
 
     return located_warnings(job.spec, each_subject(job.spec, check))
+
+
+def _default_resolution(job: DreamBoothJob, folder: Path | None) -> int:
+    """The resolution of a job that does not set one: that of its model, if its configuration is on this machine."""
+    model = model_ref(job).id
+    if folder is None:
+        return model_defaults(model).resolution
+    kind = {"flow_matching": is_flow_matching(folder), "pixel_space": is_pixel_space(folder)}
+    return native_resolution(folder) or model_defaults(model, **kind).resolution
 
 
 def _known_folder(job: DreamBoothJob) -> Path | None:

@@ -202,6 +202,15 @@ class SingleFileWriter(Protocol):
         ...
 
 
+@runtime_checkable
+class FineTunedScheduler(Protocol):
+    """A family whose fine-tuned models are not sampled with the noise scheduler of the base model."""
+
+    def fine_tuned_scheduler(self, scheduler: Any) -> Any:
+        """The noise scheduler for a fine-tuned model, from that of the base model. `save` writes it."""
+        ...
+
+
 def trained_modules(family: Family, *, text_encoders: bool) -> tuple[str, ...]:
     """Names of the modules that are trained: the denoiser, and the text encoders if they are trained."""
     return (family.denoiser, *(family.trainable_text_encoders if text_encoders else ()))

@@ -35,7 +35,11 @@ FAMILIES = {
     "StableDiffusion3Pipeline": "dreambooth_trainer.families.stable_diffusion_3:StableDiffusion3",
     "FluxPipeline": "dreambooth_trainer.families.flux:Flux",
     "ZImagePipeline": "dreambooth_trainer.families.z_image:ZImage",
+    "IFPipeline": "dreambooth_trainer.families.deepfloyd_if:DeepFloydIF",
 }
+
+# Tokens that pipelines read of a prompt, if that is less than the length of the tokenizer.
+MAX_TOKENS = {"IFPipeline": 77}
 
 
 def local_folder(model: BaseModelRef) -> Path:
@@ -213,7 +217,10 @@ def _digest(files: Mapping[str, bytes]) -> str:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a diffusers folder."""
+    """The tokenizer of a diffusers folder, with the length to which the pipeline truncates prompts."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    limit = MAX_TOKENS.get(family_name(folder), tokenizer.model_max_length)
+    tokenizer.model_max_length = min(limit, tokenizer.model_max_length)
+    return tokenizer

@@ -18,8 +18,9 @@ ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 EMBEDDINGS_PATTERN = "learned_embeds*.safetensors"
 # Modules and tokenizers of pipelines with two CLIP text encoders, by the key of their embeddings in these files.
 TOKEN_COMPONENTS = {"clip_l": ("text_encoder", "tokenizer"), "clip_g": ("text_encoder_2", "tokenizer_2")}
-# The safety checker is not loaded: users generate images of their own subject for their own use.
-UNUSED_COMPONENTS = {"safety_checker"}
+# The safety checker is not loaded: users generate images of their own subject for their own use. The watermark of
+# DeepFloyd IF in class images would be learned.
+UNUSED_COMPONENTS = {"safety_checker", "watermarker"}
 # Chat templates of language models are in .jinja files; transformers runs them in a sandbox.
 CONFIG_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 

@@ -94,9 +94,22 @@ FLOW_MATCHING = replace(
     sampling_guidance_scale=3.5,
 )
 
+# Learning rates and sampling settings of DeepFloyd IF in diffusers' guides. It degrades at higher learning rates.
+PIXEL_SPACE = replace(
+    PAPER,
+    resolution=64,
+    learning_rates={**PAPER.learning_rates, "Full": 1e-7, "LoRA": 5e-6, "DoRA": 5e-6},
+    class_image_steps=100,
+    class_image_guidance_scale=7.0,
+    sampling_steps=100,
+    sampling_guidance_scale=7.0,
+)
 
-def model_defaults(model_id: str, *, flow_matching: bool = False) -> ModelDefaults:
-    """`SPRITES` for the embedded base model, otherwise `FLOW_MATCHING` or `PAPER`."""
+
+def model_defaults(model_id: str, *, flow_matching: bool = False, pixel_space: bool = False) -> ModelDefaults:
+    """`SPRITES` for the embedded base model, otherwise `FLOW_MATCHING`, `PIXEL_SPACE` or `PAPER`."""
     if model_id == BUILTIN_SPRITES:
         return SPRITES
+    if pixel_space:
+        return PIXEL_SPACE
     return FLOW_MATCHING if flow_matching else PAPER

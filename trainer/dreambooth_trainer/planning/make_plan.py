@@ -17,7 +17,7 @@ from dreambooth_trainer.planning.fit import (
 )
 from dreambooth_trainer.planning.host_memory import check_host_memory
 from dreambooth_trainer.planning.memory import ModelSize, StageChoice
-from dreambooth_trainer.planning.model_facts import check_model, is_flow_matching, native_resolution
+from dreambooth_trainer.planning.model_facts import check_model, is_flow_matching, is_pixel_space, native_resolution
 from dreambooth_trainer.planning.plan import Plan, fill_defaults
 from dreambooth_trainer.planning.precision import check_number_formats, default_precision
 
@@ -80,6 +80,7 @@ def make_plan(job: DreamBoothJob, facts: JobFacts, measure: Measure) -> PlannedJ
         gpus_per_worker=hardware.gpus_per_worker,
         native_resolution=native_resolution(facts.model_folder),
         flow_matching=is_flow_matching(facts.model_folder),
+        pixel_space=is_pixel_space(facts.model_folder),
     ).model_copy(update={"model": facts.model})
     check_number_formats(draft)
     draft = with_sampling_batch(draft, hardware, measure)

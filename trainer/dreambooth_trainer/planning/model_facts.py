@@ -21,7 +21,8 @@ RESOLUTION_FIELD = "spec.training.resolution"
 
 def has_configs(folder: Path) -> bool:
     """Whether the files that this module reads are in a folder."""
-    return all((folder / name).is_file() for name in (_denoiser_config(folder), VAE_CONFIG, SCHEDULER_CONFIG))
+    names = (_denoiser_config(folder), SCHEDULER_CONFIG, *([] if is_pixel_space(folder) else [VAE_CONFIG]))
+    return all((folder / name).is_file() for name in names)
 
 
 def _denoiser_config(folder: Path) -> str:
@@ -40,6 +41,11 @@ def native_resolution(folder: Path) -> int | None:
 def is_flow_matching(folder: Path) -> bool:
     """Whether a model was trained by flow matching, and not with a DDPM noise schedule."""
     return _read_config(folder, SCHEDULER_CONFIG).get("_class_name") == FLOW_MATCHING_SCHEDULER
+
+
+def is_pixel_space(folder: Path) -> bool:
+    """Whether a model denoises pixels, and has no autoencoder."""
+    return not (folder / "vae").is_dir()
 
 
 def check_model(folder: Path, spec: JobSpec) -> None:
@@ -82,7 +88,12 @@ def check_scheduler(folder: Path) -> None:
 
 
 def _vae_scale_factor(folder: Path) -> int:
-    """Pixels per latent element along a side: each block of the autoencoder but the last halves the image."""
+    """Pixels per latent element along a side: each block of the autoencoder but the last halves the image.
+
+    1 for a model without an autoencoder.
+    """
+    if is_pixel_space(folder):
+        return 1
     return 2 ** (len(_read_config(folder, VAE_CONFIG)["block_out_channels"]) - 1)
 
 

@@ -209,6 +209,7 @@ def fill_defaults(
     gpus_per_worker: int = 0,
     native_resolution: int | None = None,
     flow_matching: bool = False,
+    pixel_space: bool = False,
 ) -> Plan:
     """Resolve all defaults of a job.
 
@@ -219,12 +220,13 @@ def fill_defaults(
         precision: default of training.precision.
         native_resolution: default of training.resolution, from the model's configuration.
         flow_matching: whether the model was trained by flow matching, and has that as its defaults.
+        pixel_space: whether the model denoises pixels, and has that as its defaults.
 
     Raises:
         UserError: the batch cannot be split, or a number of steps or of class images does not fit the others.
     """
     spec, model, (dino, clip) = job.spec, model_ref(job), encoder_names(job)
-    defaults = model_defaults(model.id, flow_matching=flow_matching)
+    defaults = model_defaults(model.id, flow_matching=flow_matching, pixel_space=pixel_space)
     training, text_encoder = spec.training, spec.training.text_encoder
     steps = _steps(spec, defaults.steps * len(identifiers))
     rate = training.learning_rate or defaults.learning_rates[training.method]

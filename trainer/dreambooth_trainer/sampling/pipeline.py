@@ -107,6 +107,7 @@ def load_pipeline(folder: Path, precision: str, device: str, adapter: Path | Non
     """
     import torch
 
+    from dreambooth_trainer.families.base import FineTunedScheduler
     from dreambooth_trainer.families.embeddings import load_embeddings
 
     low = {"bf16": torch.bfloat16, "fp16": torch.float16} if device == "cuda" else {}
@@ -117,6 +118,8 @@ def load_pipeline(folder: Path, precision: str, device: str, adapter: Path | Non
         load_embeddings(pipeline, adapter)
     if adapter is not None and (adapter / ADAPTER_FILE).exists():
         pipeline.load_lora_weights(adapter, weight_name=ADAPTER_FILE, local_files_only=True)
+        if isinstance(family, FineTunedScheduler):
+            pipeline.scheduler = family.fine_tuned_scheduler(pipeline.scheduler)
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     return LoadedPipeline(pipeline, family, pipeline.scheduler)

@@ -58,11 +58,12 @@ def _broken_limit(tokenizer: Any, prompt: str) -> str:
     limit: int = tokenizer.model_max_length
     if len(tokens) <= limit:
         return ""
-    # Two of the `limit` tokens mark start and end.
+    # CLIP marks start and end with tokens, T5 the end.
+    marks = tokenizer.num_special_tokens_to_add()
     ignored = tokenizer.decode(tokens[limit - 1 : -1]).strip()
     return (
-        f"the prompt {prompt!r} has {len(tokens) - 2} tokens, the text encoder reads {limit - 2}: {ignored!r} would be "
-        "ignored"
+        f"the prompt {prompt!r} has {len(tokens) - marks} tokens, the text encoder reads {limit - marks}: {ignored!r} "
+        "would be ignored"
     )
 
 

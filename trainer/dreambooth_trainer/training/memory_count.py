@@ -152,17 +152,21 @@ def _count_pipeline(
         batch = _meta_batch(stage, shapes, 2 * sampling_batch)
         with LiveBytes(modules[stage.denoiser].parameters()) as denoising:
             stage.loss(modules, batch.examples, batch.noise, batch.u)
-        vae, latent = modules["vae"], next(iter(shapes.values()))
-        with LiveBytes(vae.parameters()) as decoding:
-            vae.decode(torch.zeros(sampling_batch, *latent))
-        with LiveBytes(vae.parameters()) as encoding:
-            vae.encode(torch.zeros(encoding_batch, 3, resolution, resolution))
+        decoding = encoding = 0
+        if (vae := modules.get("vae")) is not None:
+            latent = next(iter(shapes.values()))
+            with LiveBytes(vae.parameters()) as memory:
+                vae.decode(torch.zeros(sampling_batch, *latent))
+            decoding = memory.peak
+            with LiveBytes(vae.parameters()) as memory:
+                vae.encode(torch.zeros(encoding_batch, 3, resolution, resolution))
+            encoding = memory.peak
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
     return {
         "total": sum(sizes.values()),
         "encoders": sum(sizes.values()) - sizes[stage.denoiser],
-        "sampling": max(denoising.peak, decoding.peak),
-        "encoding": encoding.peak,
+        "sampling": max(denoising.peak, decoding),
+        "encoding": encoding,
     }
 
 
