@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from dreambooth_api.fields import Strict
-from dreambooth_api.job import BaseModelRef, JobSpec
+from dreambooth_api.job import BaseModelRef, JobSpec, ModelSource
 from dreambooth_api.runtime import RuntimeSpec, WorkerResources
 
 S = TypeVar("S", bound=Strict)
@@ -52,10 +52,24 @@ def worker_resources(spec: JobSpec, runtime: RuntimeSpec) -> WorkerResources:
 
 
 def _model(spec: JobSpec, runtime: RuntimeSpec) -> BaseModelRef:
-    """A job that names the runtime's model without a revision keeps the runtime's revision."""
-    if spec.model is None or (spec.model.id == runtime.model.id and spec.model.revision is None):
-        return runtime.model
-    return spec.model
+    """A job that names the runtime's model without a revision keeps the runtime's revision.
+
+    That also applies to the super-resolution model.
+    """
+    model, own = spec.model, runtime.model
+    if model is None:
+        return own
+    second = model.super_resolution
+    if second is not None and own.super_resolution is not None and _names(second, own.super_resolution):
+        second = own.super_resolution
+    if _names(model, own):
+        return own.model_copy(update={"super_resolution": second}) if second else own
+    return model.model_copy(update={"super_resolution": second})
+
+
+def _names(model: ModelSource, own: ModelSource) -> bool:
+    """Whether a job names a model of the runtime without a revision."""
+    return model.id == own.id and model.revision is None
 
 
 def _fill(model: S, **values: object) -> S:

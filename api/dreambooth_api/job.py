@@ -239,7 +239,14 @@ class RunPolicy(Strict):
     )
 
 
-class BaseModelRef(Strict):
+class ModelSource(Strict):
+    """Pretrained model on the Hugging Face Hub, or in a folder."""
+
+    id: str = Field(min_length=1, description="Hugging Face Hub ID, or path of a diffusers folder.")
+    revision: str | None = Field(default=None, min_length=1, description="Commit, tag or branch on the Hub.")
+
+
+class BaseModelRef(ModelSource):
     """Pretrained text-to-image model to fine-tune."""
 
     id: str = Field(
@@ -247,7 +254,11 @@ class BaseModelRef(Strict):
         min_length=1,
         description=f"Hugging Face Hub ID, path of a diffusers folder, or {BUILTIN_SPRITES}.",
     )
-    revision: str | None = Field(default=None, min_length=1, description="Commit, tag or branch on the Hub.")
+    super_resolution: ModelSource | None = Field(
+        default=None,
+        description="Super-resolution model that enlarges the images of the base model. Both are fine-tuned. Only for "
+        "DeepFloyd IF.",
+    )
 
 
 class RuntimeRef(Strict):

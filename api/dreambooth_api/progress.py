@@ -41,6 +41,7 @@ class ProgressMessage(Lenient):
     subject_scores: dict[str, dict[str, float | None]] | None = None
     output: OutputStatus | None = None
     model_commit: Commit | None = None
+    super_resolution_commit: Commit | None = None
     failure: Failure | None = None
 
     @field_validator("phase", mode="before")

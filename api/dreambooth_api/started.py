@@ -18,11 +18,20 @@ class StartedRuntime(Lenient):
     generation: int = Field(default=0, description="metadata.generation of the runtime.")
 
 
-class StartedModel(Lenient):
-    """Base model as requested. `status.modelCommit` is its commit."""
+class StartedModelSource(Lenient):
+    """A model as requested."""
 
     id: str = Field(max_length=500, description="Hugging Face Hub ID, path, or built-in model.")
     revision: str | None = Field(default=None, max_length=200, description="Commit, tag or branch on the Hub.")
+
+
+class StartedModel(StartedModelSource):
+    """Base model as requested. `status.modelCommit` is its commit."""
+
+    super_resolution: StartedModelSource | None = Field(
+        default=None,
+        description="Super-resolution model, as requested. status.superResolutionCommit is its commit.",
+    )
 
 
 class StartedRunPolicy(Lenient):

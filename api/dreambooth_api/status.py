@@ -262,6 +262,9 @@ class ReportedStatus(Lenient):
         default=None,
         description="Commit of the base model on the Hub that the first attempt loaded. Later attempts load the same.",
     )
+    super_resolution_commit: Commit | None = Field(
+        default=None, description="The same for the super-resolution model, if the job has one."
+    )
 
 
 class ControlStatus(Lenient):

@@ -11,7 +11,7 @@ from pydantic.alias_generators import to_camel
 from scenarios import conditions
 from simulation import World, job_with, make_job
 
-from dreambooth_api.job import JobSpec, Resources
+from dreambooth_api.job import JobSpec, ModelSource, Resources
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_api.status import Phase
 from dreambooth_operator.controller.bounds import matches_image
@@ -77,7 +77,11 @@ HARMLESS["subjects[].classPrompt"] = TEXT
 RUNTIME: dict[str, Any] = {
     "image": "ghcr.io/corp/trainer:1",
     "storage": {"claimName": "work"},
-    "model": {"id": "org/model", "revision": "abc"},
+    "model": {
+        "id": "org/model",
+        "revision": "abc",
+        "superResolution": {"id": "org/second", "revision": "def"},
+    },
     "pods": {
         "worker": {"cpu": "4", "memory": "16Gi", "gpu": 1},
         "nodeSelector": {"pool": "dreambooth"},
@@ -90,6 +94,10 @@ RUNTIME: dict[str, Any] = {
 EXCEEDING: dict[str, dict[str, Any]] = {
     "model.id": {"model": {"id": "evil/model"}},
     "model.revision": {"model": {"id": "org/model", "revision": "main"}},
+    "model.superResolution.id": {"model": {"superResolution": {"id": "evil/model"}, "id": "org/model"}},
+    "model.superResolution.revision": {
+        "model": {"id": "org/model", "superResolution": {"id": "org/second", "revision": "main"}}
+    },
     "priorPreservation.numClassImages": {"priorPreservation": {"numClassImages": 5001}},
     "training.steps": {"training": {"steps": 10_001}},
     "training.resolution": {"training": {"resolution": 520}},
@@ -167,6 +175,12 @@ ALLOWED = {
     "a model": ({"model": {"id": "b/c"}}, {"models": ["b/c"]}),
     "a revision": ({"model": {"id": "b/c", "revision": "v1"}}, {"models": ["b/c@v1"]}),
     "the runtime's model": ({"model": {"id": "org/model"}}, {}),
+    "the runtime's super-resolution model": (
+        {"model": {"id": "org/model", "superResolution": {"id": "org/second"}}}, {}
+    ),
+    "a super-resolution model": (
+        {"model": {"id": "b/c", "superResolution": {"id": "b/d", "revision": "v1"}}}, {"models": ["b/c", "b/d@v1"]}
+    ),
     "a default encoder": ({"evaluation": {"encoders": {"dino": "facebook/dino-vits16"}}}, {}),
     "an encoder": ({"evaluation": {"encoders": {"dino": "a/b"}}}, {"encoders": ["a/b"]}),
     "resources": ({"cluster": {"resources": {"cpu": "8", "memory": "32Gi"}}}, {"maxCpu": "8", "maxMemory": "32Gi"}),
@@ -198,6 +212,9 @@ def test_allowed_values_are_accepted(case: str) -> None:
 
 STILL_DENIED = {
     "another revision of an allowed model": ({"model": {"id": "b/c", "revision": "v2"}}, {"models": ["b/c", "b/c@v1"]}),
+    "a super-resolution model beside an allowed model": (
+        {"model": {"id": "b/c", "superResolution": {"id": "b/d"}}}, {"models": ["b/c"]}
+    ),
     "an allowed model without its revision": ({"model": {"id": "b/c"}}, {"models": ["b/c@v1"]}),
     "another value of the runtime's label": (
         {"cluster": {"nodeSelector": {"pool": "other"}}},
@@ -268,6 +285,16 @@ def test_runtime_revision_is_kept_if_the_job_names_the_model() -> None:
     assert isinstance(found, ResolvedJob)
     assert found.spec.model
     assert found.spec.model.revision == "abc"
+    assert found.spec.model.super_resolution == ModelSource(id="org/second", revision="def")
+
+
+def test_the_super_resolution_model_keeps_the_revision_of_the_runtime() -> None:
+    found = resolved({"model": {"id": "org/model", "superResolution": {"id": "org/second"}}})
+    assert isinstance(found, ResolvedJob)
+    assert found.spec.model
+    assert (found.spec.model.revision, found.spec.model.super_resolution) == (
+        "abc", ModelSource(id="org/second", revision="def"),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("quantity", ["0", "0m", "0.0", "00.000Gi"])

@@ -45,6 +45,9 @@ ALLOWED: dict[str, dict[str, Any]] = {
     "its own model": {"model": {"id": "org/model"}},
     "its own revision": {"model": {"id": "org/model", "revision": "abc"}},
     "another model": {"model": {"id": "org/other"}},
+    "its own super-resolution model": {"model": {"id": "org/model", "superResolution": {"id": "org/second"}}},
+    "its revision": {"model": {"id": "org/model", "superResolution": {"id": "org/second", "revision": "def"}}},
+    "another super-resolution model": {"model": {"id": "org/model", "superResolution": {"id": "org/other"}}},
     "another revision": {"model": {"id": "org/model", "revision": "def"}},
     "encoders": {"evaluation": {"encoders": {"dino": "org/encoder", "clip": "openai/clip-vit-base-patch32"}}},
     "labels": {"cluster": {"nodeSelector": {"pool": "dreambooth", "zone": "b"}}},
@@ -55,6 +58,12 @@ ALLOWED: dict[str, dict[str, Any]] = {
 # What the wide bounds reject.
 BEYOND: dict[str, dict[str, Any]] = {
     "the default branch of a pinned model": {"model": {"id": "org/model", "revision": "main"}},
+    "the default branch of a pinned super-resolution model": {
+        "model": {"id": "org/model", "superResolution": {"id": "org/second", "revision": "main"}},
+    },
+    "a super-resolution model beside an allowed model": {
+        "model": {"id": "org/other", "superResolution": {"id": "evil/model"}},
+    },
     "a revision of another model": {"model": {"id": "org/other", "revision": "x"}},
     "a similar repository": {"cluster": {"image": "ghcr.io/corp.example/trainer"}},
     "a port of a registry": {"cluster": {"image": "quay.io:5000/a"}},

@@ -28,7 +28,7 @@ FIRST = Runtime(
     RuntimeSpec.model_validate(
         {
             "image": "registry:5000/trainer:1",
-            "model": {"id": "org/base"},
+            "model": {"id": "org/base", "superResolution": {"id": "org/second"}},
             "storage": {"claimName": "first", "uri": "s3://first", "credentialsSecret": "keys"},
             "pods": {"env": [{"name": "AWS_ENDPOINT_URL", "value": "https://s3.example"}]},
             "network": {"egress": [{"cidrs": ["203.0.113.0/24"], "ports": [443]}]},
@@ -106,7 +106,7 @@ def test_first_attempt_records_what_it_is_started_with() -> None:
     record = started().status.model_dump(mode="json", by_alias=True, exclude_none=True)["startedWith"]
     assert record["runtime"] == {"name": "default", "uid": "runtime-1", "generation": 3}
     assert record["image"] == "registry:5000/trainer:1"
-    assert record["model"] == {"id": "org/base"}
+    assert record["model"] == {"id": "org/base", "superResolution": {"id": "org/second"}}
     assert (record["claimName"], record["folder"], record["uri"]) == ("first", "dog", "s3://first/team/dog")
     assert record["classImageStore"] == "/dreambooth/output/.class-images"
     assert record["deletionPolicy"] == "Delete"
@@ -117,8 +117,8 @@ def test_first_attempt_records_what_it_is_started_with() -> None:
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_retry_uses_image_model_and_claim_of_the_first_attempt(change: str) -> None:
-    world = started()
-    world.report(TrainerPhase.PREPARE, model_commit=COMMIT)
+    world, second = started(), "b" * 40
+    world.report(TrainerPhase.PREPARE, model_commit=COMMIT, super_resolution_commit=second)
     world.pods = [head()]
     world.reconcile()
     record = world.status.started_with
@@ -133,7 +133,8 @@ def test_retry_uses_image_model_and_claim_of_the_first_attempt(change: str) -> N
     assert world.job
     children = {obj["kind"]: obj for _, obj in attempt_objects(world.job, 2, found)}
     spec = yaml.safe_load(children["ConfigMap"]["data"]["job.yaml"])["spec"]
-    assert spec["model"] == {"id": "org/base", "revision": COMMIT}
+    expected = {"id": "org/base", "revision": COMMIT, "superResolution": {"id": "org/second", "revision": second}}
+    assert spec["model"] == expected
 
 
 def test_rest_of_a_changed_runtime_applies_to_the_next_attempt() -> None:

@@ -376,6 +376,33 @@ def tiny_if_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_super_resolution_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random pipeline of the architecture of DeepFloyd IF's super-resolution model, from 16 to 64 px.
+
+    As on the Hub, it has a copy of T5.
+    """
+    import torch
+    from diffusers import DDPMScheduler, IFSuperResolutionPipeline
+
+    torch.manual_seed(1)
+    encoder, tokenizer = tiny_t5(24)
+    pipeline = IFSuperResolutionPipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        unet=tiny_pixel_unet(sample_size=64, in_channels=6, class_embed_type="timestep"),
+        scheduler=pixel_scheduler(),
+        image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+        safety_checker=None,
+        feature_extractor=None,
+        watermarker=None,
+        requires_safety_checker=False,
+    )
+    folder = tmp_path_factory.mktemp("model-if-super-resolution")
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub that this process uses, with an empty cache and without delays between retries."""

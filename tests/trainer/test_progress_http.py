@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from dreambooth_api import environment
-from dreambooth_api.job import BaseModelRef
+from dreambooth_api.job import BaseModelRef, ModelSource
 from dreambooth_api.progress import ProgressMessage
 from dreambooth_api.status import TrainerPhase
 from dreambooth_operator.machinery.certificates import issue, renew_authority
@@ -281,5 +281,7 @@ def test_commit_of_the_base_model_is_reported(
     listener: Listener, token: Path, ca_file: Path, revision: str | None, reported: str | None
 ) -> None:
     with OperatorReporter(silent(), Operator(listener.url, token, ca_file)) as reporter:
-        reporter.pinned(BaseModelRef(id="org/base", revision=revision))
-    assert listener.received[-1][1].get("modelCommit") == reported
+        second = ModelSource(id="org/second", revision=revision)
+        reporter.pinned(BaseModelRef(id="org/base", revision=revision, super_resolution=second))
+    message = listener.received[-1][1]
+    assert message.get("modelCommit") == message.get("superResolutionCommit") == reported

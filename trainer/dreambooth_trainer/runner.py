@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from dreambooth_trainer.cluster.runtime_hardware import runtime_hardware
 from dreambooth_trainer.cluster.session import has_address, ray_cluster
 from dreambooth_trainer.families.capabilities import capability_issues
 from dreambooth_trainer.families.identifiers import select_identifiers
-from dreambooth_trainer.families.registry import config_folder, family_module, open_family, pinned
+from dreambooth_trainer.families.registry import config_folder, family_module, open_family, pinned, stage_folders
 from dreambooth_trainer.images.sources import RawImage, read_images
 from dreambooth_trainer.images.subjects import each_subject, located_warnings, read_subjects, with_captions
 from dreambooth_trainer.jobfile.load import dump_job
@@ -97,9 +98,10 @@ def plan_for_runtime(job: DreamBoothJob, runtime: RuntimeSpec) -> tuple[PlannedJ
 
 def _plan(job: DreamBoothJob, image_counts: tuple[int, ...], hardware: Hardware) -> tuple[PlannedJob, tuple[str, ...]]:
     model = pinned(model_ref(job))
-    folder = config_folder(model)
+    folders = stage_folders(model)
+    folder = folders[""]
     facts = JobFacts(model, folder, select_identifiers(job, folder), image_counts, hardware)
-    planned = make_plan(job, facts, partial(_count_size, folder, sum(image_counts)))
+    planned = make_plan(job, facts, partial(_count_size, folders, sum(image_counts)))
     issues, warnings = check_prompts(planned.plan, folder)
     issues += capability_issues(planned.plan, open_family(folder))
     if issues:
@@ -108,11 +110,11 @@ def _plan(job: DreamBoothJob, image_counts: tuple[int, ...], hardware: Hardware)
     return planned, (*notes, *warnings)
 
 
-def _count_size(folder: Path, image_count: int, plan: Plan, images: int) -> ModelSize:
+def _count_size(folders: Mapping[str, Path], image_count: int, plan: Plan, images: int) -> ModelSize:
     from dreambooth_trainer.training.memory_count import count_size  # importing diffusers takes seconds
 
     encoding_batch = min(VAE_BATCH_SIZE, image_count * plan.variants_per_image)
-    return count_size(plan, folder, images, encoding_batch)
+    return count_size(plan, folders[plan.stage], images, encoding_batch)
 
 
 def run_job(

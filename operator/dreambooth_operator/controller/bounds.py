@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dreambooth_api.fields import quantity_value
-from dreambooth_api.job import DEFAULT_ENCODERS, BaseModelRef, JobSpec, RunPolicy, Toleration
+from dreambooth_api.job import DEFAULT_ENCODERS, BaseModelRef, JobSpec, ModelSource, RunPolicy, Toleration
 from dreambooth_api.runtime import Bounds, RuntimeSpec, WorkerResources
 from dreambooth_api.subject import MAX_DEFAULT_CLASS_IMAGES
 from dreambooth_api.training import DEFAULT_STEPS
@@ -135,11 +135,23 @@ def _models(spec: JobSpec, runtime: RuntimeSpec, by: str) -> Iterator[str]:
     if model not in (own, *bounds.models):
         allowed = ", ".join((own, *bounds.models))
         yield f"spec.model.id: {model!r} is not allowed by {by}; set id, or id and revision, to one of: {allowed}"
+    yield from _super_resolution(spec.model or runtime.model, runtime, by)
     for field, encoder in spec.evaluation.encoders:
         if encoder is not None and encoder not in (*DEFAULT_ENCODERS, *bounds.encoders):
             allowed = ", ".join((*DEFAULT_ENCODERS, *bounds.encoders))
             path = f"spec.evaluation.encoders.{field}"
             yield f"{path}: {encoder!r} is not allowed by {by}; remove the field, or set one of: {allowed}"
+
+
+def _super_resolution(model: BaseModelRef, runtime: RuntimeSpec, by: str) -> Iterator[str]:
+    if model.super_resolution is None:
+        return
+    own = [_reference(runtime.model.super_resolution)] if runtime.model.super_resolution else list[str]()
+    second, allowed = _reference(model.super_resolution), [*own, *runtime.bounds.models]
+    if second not in allowed:
+        path = "spec.model.superResolution.id"
+        remedy = f"set id, or id and revision, to one of: {', '.join(allowed)}" if allowed else "remove superResolution"
+        yield f"{path}: {second!r} is not allowed by {by}; {remedy}"
 
 
 def _placement(spec: JobSpec, runtime: RuntimeSpec, by: str) -> Iterator[str]:
@@ -182,7 +194,7 @@ def _tolerates(toleration: Toleration, runtime: RuntimeSpec) -> bool:
     return toleration in runtime.pods.tolerations or toleration.key in runtime.bounds.toleration_keys
 
 
-def _reference(model: BaseModelRef) -> str:
+def _reference(model: ModelSource) -> str:
     return f"{model.id}@{model.revision}" if model.revision else model.id
 
 

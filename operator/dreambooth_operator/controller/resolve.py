@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from dreambooth_api.defaulting import with_defaults, worker_resources
 from dreambooth_api.environment import IMAGES_PATH, OUTPUT_PATH
 from dreambooth_api.fields import VolumeClaim
-from dreambooth_api.job import BaseModelRef, JobSpec, Resources, RunPolicy
+from dreambooth_api.job import BaseModelRef, JobSpec, ModelSource, Resources, RunPolicy
 from dreambooth_api.runtime import DEFAULT_RUNTIME, RuntimeSpec, WorkerResources
 from dreambooth_api.started import StartedRunPolicy, StartedRuntime
 from dreambooth_api.status import JobStatus
@@ -146,7 +146,13 @@ def _as_started(resolved: ResolvedJob, status: JobStatus) -> ResolvedJob:
     image = started.image
     if started.image_digest and resolved.runtime.image_pull_policy != "Never":  # loaded images may have no digest
         image = with_digest(image, started.image_digest)
-    model = BaseModelRef(id=started.model.id, revision=status.model_commit or started.model.revision)
+    second = started.model.super_resolution
+    model = BaseModelRef(
+        id=started.model.id,
+        revision=status.model_commit or started.model.revision,
+        super_resolution=second
+        and ModelSource(id=second.id, revision=status.super_resolution_commit or second.revision),
+    )
     cluster = resolved.spec.cluster.model_copy(update={"image": image})
     return replace(resolved, spec=resolved.spec.model_copy(update={"model": model, "cluster": cluster}))
 

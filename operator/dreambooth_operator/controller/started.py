@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from dreambooth_api.environment import IMAGES_PATH, OUTPUT_PATH
 from dreambooth_api.job import Cluster, JobSpec, Output
 from dreambooth_api.runtime import RuntimeSpec, WorkerResources
-from dreambooth_api.started import StartedModel, StartedRunPolicy, StartedWith
+from dreambooth_api.started import StartedModel, StartedModelSource, StartedRunPolicy, StartedWith
 from dreambooth_api.subject import ImageSource, Subject
 from dreambooth_operator.controller.observed_pods import Pod
 from dreambooth_operator.controller.resolve import ResolvedJob, with_digest
@@ -33,11 +33,15 @@ def record_start(resolved: ResolvedJob) -> StartedWith:
     """The record of the first attempt."""
     spec, runtime = resolved.spec, resolved.runtime
     model, policy = spec.model or runtime.model, spec.run_policy
-    deletes = spec.output.deletion_policy == "Delete"
+    deletes, second = spec.output.deletion_policy == "Delete", model.super_resolution
     return StartedWith(
         runtime=resolved.runtime_id,
         image=spec.cluster.image or runtime.image,
-        model=StartedModel(id=model.id, revision=model.revision),
+        model=StartedModel(
+            id=model.id,
+            revision=model.revision,
+            super_resolution=second and StartedModelSource(id=second.id, revision=second.revision),
+        ),
         claim_name=resolved.claim,
         folder=resolved.out.removeprefix(f"{OUTPUT_PATH}/"),
         uri=spec.output.uri,

@@ -55,6 +55,13 @@ _VARIABLES = {
     "model": "!has(object.spec.model) || (object.spec.model.id == params.spec.model.id && "
     "!has(object.spec.model.revision)) ? variables.ownModel : object.spec.model.id + "
     "(has(object.spec.model.revision) ? '@' + object.spec.model.revision : '')",
+    "ownSuperResolution": "has(params.spec.model.superResolution) ? params.spec.model.superResolution.id + "
+    "(has(params.spec.model.superResolution.revision) ? '@' + params.spec.model.superResolution.revision : '') : ''",
+    "superResolution": "!has(object.spec.model) || !has(object.spec.model.superResolution) || "
+    "(has(params.spec.model.superResolution) && !has(object.spec.model.superResolution.revision) && "
+    "object.spec.model.superResolution.id == params.spec.model.superResolution.id) ? variables.ownSuperResolution : "
+    "object.spec.model.superResolution.id + (has(object.spec.model.superResolution.revision) ? '@' + "
+    "object.spec.model.superResolution.revision : '')",
     "outputs": f"{_list('outputs')}.map(e, e.replace('{NAMESPACE_PLACEHOLDER}', object.metadata.namespace))",
     "folder": "has(object.spec.output.pvc) && has(object.spec.output.pvc.path) && object.spec.output.pvc.path != '' ? "
     "object.spec.output.pvc.path : object.metadata.name",
@@ -197,6 +204,11 @@ def _choices() -> list[tuple[str, str]]:
         (
             f"variables.model == variables.ownModel || variables.model in {_list('models')}",
             _not_allowed("model", "variables.model", "models"),
+        ),
+        (
+            "variables.superResolution == variables.ownSuperResolution || "
+            f"variables.superResolution in {_list('models')}",
+            _not_allowed("model.superResolution", "variables.superResolution", "models"),
         ),
     ]
     for name in ("priorityClassName", "workloadPriorityClassName"):

@@ -222,6 +222,8 @@ LIMITS: dict[str, dict[str, Any]] = {
     "spec.cluster.image": {"maxLength": 500},
     "spec.model.id": {"maxLength": 500},
     "spec.model.revision": {"maxLength": 200},
+    "spec.model.superResolution.id": {"maxLength": 500},
+    "spec.model.superResolution.revision": {"maxLength": 200},
     "spec.evaluation.encoders.dino": {"maxLength": 500},
     "spec.evaluation.encoders.clip": {"maxLength": 500},
 }

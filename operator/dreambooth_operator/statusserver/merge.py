@@ -42,6 +42,7 @@ def merge(status: JobStatus, report: ProgressMessage, attempt: int, now: datetim
         subject_scores=_subject_scores(report) if report.subject_scores else status.subject_scores if old else None,
         output=report.output or (status.output if old else None),
         model_commit=status.model_commit or report.model_commit,
+        super_resolution_commit=status.super_resolution_commit or report.super_resolution_commit,
     )
 
 
@@ -62,7 +63,8 @@ def _milestone(status: ReportedStatus) -> object:
     return (
         (report.attempt, report.phase, report.failure),
         (bool(training.step), is_last, training.saved_step),
-        (status.class_images, status.scores, status.subject_scores, status.output, status.model_commit),
+        (status.class_images, status.scores, status.subject_scores, status.output),
+        (status.model_commit, status.super_resolution_commit),
     )
 
 

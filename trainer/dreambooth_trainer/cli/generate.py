@@ -59,8 +59,13 @@ def generate(
         default_precision(gpu=bool(devices), bf16=all(device.bf16 for device in devices)),
         published.sampling_batch_size,
     )
+    second = published.model.super_resolution
     pipeline = load_pipeline(
-        local_folder(published.model), config.precision, "cuda" if devices else "cpu", published.adapter
+        local_folder(published.model),
+        config.precision,
+        "cuda" if devices else "cpu",
+        published.adapter,
+        second and local_folder(second),
     )
     out.mkdir(parents=True, exist_ok=True)
     requests = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import DreamBoothJob
-from dreambooth_trainer.families.registry import config_folder, pinned
+from dreambooth_trainer.families.registry import pinned, stage_folders
 from dreambooth_trainer.metrics.encoder_files import pinned_commits
 from dreambooth_trainer.planning.model_facts import check_model
 from dreambooth_trainer.planning.plan import encoder_names, model_ref
@@ -24,10 +24,11 @@ def check_models(job: DreamBoothJob) -> list[str]:
     issues: list[ValidationIssue] = []
     try:
         model = pinned(model_ref(job))
-        folder = config_folder(model)
-        check_model(folder, job.spec)
-        if model.revision == folder.name:  # a snapshot of the Hub
-            commits[model.id] = folder.name
+        folders = stage_folders(model)
+        check_model(folders[""], job.spec)
+        for source, folder in zip((model, model.super_resolution), folders.values(), strict=False):
+            if source is not None and source.revision == folder.name:  # a snapshot of the Hub
+                commits[source.id] = folder.name
     except UserError as error:
         issues += error.issues
     if job.spec.evaluation.enabled:

@@ -211,6 +211,24 @@ class FineTunedScheduler(Protocol):
         ...
 
 
+@runtime_checkable
+class SuperResolution(Protocol):
+    """A family that enlarges the images of another one."""
+
+    def upscale(
+        self, pipeline: Any, images: Tensor, embeddings: Mapping[str, Embeddings], steps: int, generators: Sequence[Any]
+    ) -> list[Image.Image]:
+        """Enlarge images.
+
+        Args:
+            images: output of the other family's pipeline with `output_type="pt"`, [N, 3, h, w].
+            embeddings: of the prompts, from the other family's `embed_prompts`.
+            steps: denoising steps of the other family.
+            generators: of the noise of each image.
+        """
+        ...
+
+
 def trained_modules(family: Family, *, text_encoders: bool) -> tuple[str, ...]:
     """Names of the modules that are trained: the denoiser, and the text encoders if they are trained."""
     return (family.denoiser, *(family.trainable_text_encoders if text_encoders else ()))

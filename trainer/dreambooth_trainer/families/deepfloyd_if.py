@@ -7,14 +7,15 @@ enlarges them to 256 px. Both are conditioned on the embeddings of one T5 text e
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, IFPipeline, UNet2DConditionModel
+from diffusers import DDPMScheduler, IFPipeline, IFSuperResolutionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AutoTokenizer, T5EncoderModel
 
 from dreambooth_trainer.families.base import Embeddings, Tensors
@@ -22,6 +23,7 @@ from dreambooth_trainer.families.ddpm import ddpm_loss
 from dreambooth_trainer.families.modules import open_ddpm_scheduler, open_module, save_pipeline
 from dreambooth_trainer.families.stored_dtype import stored_dtype
 from dreambooth_trainer.models.files import ADAPTER_FILE
+from dreambooth_trainer.planning.cascade import GUIDANCE_SCALE, MAX_STEPS, NOISE_LEVEL, SCALE
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -165,3 +167,73 @@ def _loading_dtype(folder: Path, name: str) -> torch.dtype:
     """bf16 for a T5 that is stored in bf16, otherwise fp32."""
     is_low = name == "text_encoder" and stored_dtype(folder / name) == torch.bfloat16
     return torch.bfloat16 if is_low else torch.float32
+
+
+@dataclass
+class SuperResolutionStage(PixelStage):
+    """A U-Net that denoises pixels, and sees the enlarged image of the stage before it as additional channels.
+
+    That image has some noise, whose level is an input of the U-Net (noise conditioning augmentation, Ho et al. 2021).
+    Noise: also `augmentation`, of the enlarged image.
+    """
+
+    image_noising_scheduler: DDPMScheduler
+    text_width: int
+    denoiser: str = field(default="unet", init=False)
+
+    def encode_prompts(self, prompts: Sequence[str], live: Collection[str] = ()) -> dict[str, Tensor]:
+        """Shapes only, to count memory: the base model encodes the prompts of both stages."""
+        del live
+        return {"text_embeds": torch.zeros(len(prompts), MAX_TOKENS, self.text_width, device="meta")}
+
+    def noise_shapes(self, examples: Tensors) -> dict[str, tuple[int, ...]]:
+        shape = tuple(examples["pixels"].shape[1:])
+        return {"noise": shape, "augmentation": shape}
+
+    def _condition(self, examples: Tensors, noise: Tensors) -> tuple[list[Tensor], dict[str, Tensor]]:
+        pixels = examples["pixels"]
+        side = pixels.shape[-1]
+        small = functional.interpolate(pixels, side // SCALE, mode="bilinear", antialias=True)
+        enlarged = functional.interpolate(small, side, mode="bilinear", align_corners=True)  # as in the pipeline
+        level = torch.full(pixels.shape[:1], NOISE_LEVEL, device=pixels.device)
+        timesteps: Any = level
+        return [self.image_noising_scheduler.add_noise(enlarged, noise["augmentation"], timesteps)], {
+            "class_labels": level
+        }
+
+
+class DeepFloydIFSuperResolution(DeepFloydIF):
+    """The super-resolution model: see `SuperResolutionStage`. Its files of T5 are not used."""
+
+    name = "deepfloyd-if-super-resolution"
+    text_encoders = ()
+    pipeline_class: ClassVar[Any] = IFSuperResolutionPipeline
+
+    def open(self, folder: Path, modules: Collection[str], *, empty: bool = False) -> SuperResolutionStage:
+        config: Any = UNet2DConditionModel.load_config(folder / "unet")
+        with torch.device("cpu"):
+            noising: Any = DDPMScheduler.from_pretrained(folder / "image_noising_scheduler")
+        return SuperResolutionStage(
+            {name: open_module(CLASSES[name], folder / name, empty=empty) for name in modules},
+            open_ddpm_scheduler(folder),
+            None,
+            noising,
+            config["encoder_hid_dim"] or config["cross_attention_dim"],
+        )
+
+    def _load(self, folder: Path, dtypes: Mapping[str, torch.dtype], **modules: Any) -> Any:
+        return super()._load(folder, dtypes, text_encoder=None, tokenizer=None, **modules)
+
+    def upscale(
+        self, pipeline: Any, images: Any, embeddings: Mapping[str, Embeddings], steps: int, generators: Sequence[Any]
+    ) -> list[Image.Image]:
+        return pipeline(
+            image=images,
+            **embeddings,
+            num_inference_steps=min(steps, MAX_STEPS),
+            guidance_scale=GUIDANCE_SCALE,
+            noise_level=NOISE_LEVEL,
+            height=SCALE * images.shape[-2],
+            width=SCALE * images.shape[-1],
+            generator=list(generators),
+        ).images

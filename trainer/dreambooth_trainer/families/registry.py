@@ -11,23 +11,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreambooth_api.errors import UserError, ValidationIssue
-from dreambooth_api.job import BaseModelRef
+from dreambooth_api.job import BaseModelRef, ModelSource
 from dreambooth_api.uris import BUILTIN_SPRITES
 from dreambooth_trainer.families.base import Family
 from dreambooth_trainer.models.files import (
     INDEX,
+    SUPER_RESOLUTION_PIPELINE,
     local_names,
     local_pipeline_files,
     pipeline_files,
     without_safetensors,
 )
 from dreambooth_trainer.models.hub import Repository, cached_snapshot, fetch, open_repository
+from dreambooth_trainer.planning.cascade import SUPER_RESOLUTION
 from dreambooth_trainer.planning.model_facts import has_configs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PATH = "spec.model.id"
+SUPER_RESOLUTION_PATH = "spec.model.superResolution.id"
+# The first stage of a cascade.
+BASE_OF_CASCADE = "IFPipeline"
 # By `_class_name` of model_index.json.
 FAMILIES = {
     "StableDiffusionPipeline": "dreambooth_trainer.families.stable_diffusion:StableDiffusion",
@@ -35,25 +40,29 @@ FAMILIES = {
     "StableDiffusion3Pipeline": "dreambooth_trainer.families.stable_diffusion_3:StableDiffusion3",
     "FluxPipeline": "dreambooth_trainer.families.flux:Flux",
     "ZImagePipeline": "dreambooth_trainer.families.z_image:ZImage",
-    "IFPipeline": "dreambooth_trainer.families.deepfloyd_if:DeepFloydIF",
+    BASE_OF_CASCADE: "dreambooth_trainer.families.deepfloyd_if:DeepFloydIF",
+    SUPER_RESOLUTION_PIPELINE: "dreambooth_trainer.families.deepfloyd_if:DeepFloydIFSuperResolution",
 }
 
 # Tokens that pipelines read of a prompt, if that is less than the length of the tokenizer.
-MAX_TOKENS = {"IFPipeline": 77}
+MAX_TOKENS = {BASE_OF_CASCADE: 77}
 
 
-def local_folder(model: BaseModelRef) -> Path:
+def local_folder(model: ModelSource, path: str = PATH) -> Path:
     """The local diffusers folder of a model, downloaded from the Hub if needed.
+
+    Args:
+        path: field that contains the model ID, for error messages.
 
     Raises:
         UserError: the model was not found, neither as a local folder nor on the Hub. For a model on the Hub also a
             family that is not supported, or weights that are not safetensors.
         TransientError: the Hub cannot be reached.
     """
-    return _on_disk(model) or fetch(model.id, model.revision, PATH, INDEX, _files_of_known_family)
+    return _on_disk(model) or fetch(model.id, model.revision, path, INDEX, _files_of_known_family)
 
 
-def config_folder(model: BaseModelRef) -> Path:
+def config_folder(model: ModelSource, path: str = PATH) -> Path:
     """A local folder with the configuration and the tokenizer of a model. No weights are downloaded.
 
     Raises:
@@ -62,9 +71,34 @@ def config_folder(model: BaseModelRef) -> Path:
     """
     folder = _on_disk(model)
     if folder is None:
-        return fetch(model.id, model.revision, PATH, INDEX, _configs_of_known_family)
-    _known_family(_read_index(folder), local_names(folder), str(folder))
+        return fetch(model.id, model.revision, path, INDEX, _configs_of_known_family)
+    _known_family(_read_index(folder, path), local_names(folder), str(folder), path)
     return folder
+
+
+def stage_folders(model: BaseModelRef) -> dict[str, Path]:
+    """As `config_folder`, of each stage of a model by name. The name of the first stage is empty.
+
+    Raises:
+        UserError: as `config_folder`, or the models are not the stages of a cascade.
+    """
+    folders = {"": config_folder(model)}
+    base = family_name(folders[""])
+    if base == SUPER_RESOLUTION_PIPELINE:
+        rule = "is a super-resolution model, which enlarges images of another one"
+        remedy = f"set it as {SUPER_RESOLUTION_PATH}, and {PATH} to its base model"
+        raise UserError(ValidationIssue(PATH, model.id, rule, remedy))
+    if model.super_resolution is None:
+        return folders
+    if base != BASE_OF_CASCADE:
+        rule, remedy = f"needs a base model of class {BASE_OF_CASCADE}, {PATH} is a {base}", "remove superResolution"
+        raise UserError(ValidationIssue(SUPER_RESOLUTION_PATH, model.super_resolution.id, rule, remedy))
+    folders[SUPER_RESOLUTION] = config_folder(model.super_resolution, SUPER_RESOLUTION_PATH)
+    second = family_name(folders[SUPER_RESOLUTION])
+    if second != SUPER_RESOLUTION_PIPELINE:
+        rule, remedy = f"is a {second}", f"set a model of class {SUPER_RESOLUTION_PIPELINE}"
+        raise UserError(ValidationIssue(SUPER_RESOLUTION_PATH, model.super_resolution.id, rule, remedy))
+    return folders
 
 
 def known_config_folder(model: BaseModelRef) -> Path | None:
@@ -93,12 +127,21 @@ def pinned(model: BaseModelRef) -> BaseModelRef:
     Raises:
         UserError, TransientError: as `local_folder`.
     """
+    second = model.super_resolution
+    commits = {"revision": _commit(model, PATH)}
+    if second is not None:
+        second = second.model_copy(update={"revision": _commit(second, SUPER_RESOLUTION_PATH)})
+    return model.model_copy(update={**commits, "super_resolution": second})
+
+
+def _commit(model: ModelSource, path: str) -> str | None:
+    """The commit of a model on the Hub. The revision of another one has no meaning, and is kept."""
     if _on_disk(model) is not None:
-        return model
-    return model.model_copy(update={"revision": open_repository(model.id, model.revision, PATH, INDEX).commit})
+        return model.revision
+    return open_repository(model.id, model.revision, path, INDEX).commit
 
 
-def _on_disk(model: BaseModelRef) -> Path | None:
+def _on_disk(model: ModelSource) -> Path | None:
     """The folder of a model that is not on the Hub."""
     if model.id == BUILTIN_SPRITES:
         from dreambooth_trainer.sprites import WEIGHTS
@@ -109,7 +152,7 @@ def _on_disk(model: BaseModelRef) -> Path | None:
 
 
 def _files_of_known_family(repository: Repository) -> list[str]:
-    _known_family(repository.read(INDEX), repository.names, repository.model_id)
+    _known_family(repository.read(INDEX), repository.names, repository.model_id, repository.path)
     return pipeline_files(repository.names, repository.read)
 
 
@@ -145,30 +188,30 @@ def family_name(folder: Path) -> str:
     return _known_family(_read_index(folder), (), str(folder))
 
 
-def _read_index(folder: Path) -> str:
+def _read_index(folder: Path, path: str = PATH) -> str:
     try:
         return (folder / INDEX).read_text()
     except OSError as error:
-        raise UserError(_unreadable(str(folder))) from error
+        raise UserError(_unreadable(str(folder), path)) from error
 
 
-def _known_family(index: str, names: Collection[str], where: str) -> str:
+def _known_family(index: str, names: Collection[str], where: str, path: str = PATH) -> str:
     try:
         name = json.loads(index)["_class_name"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(_unreadable(where)) from error
+        raise UserError(_unreadable(where, path)) from error
     if name not in FAMILIES:
         supported = ", ".join(FAMILIES)
         remedy = f"use a model of one of these classes: {supported}"
-        raise UserError(ValidationIssue(PATH, where, f"is a {name}, which is not supported", remedy))
+        raise UserError(ValidationIssue(path, where, f"is a {name}, which is not supported", remedy))
     if pickled := without_safetensors(names):
         rule = f"has no safetensors weights in {', '.join(pickled)}; other formats can contain code"
-        raise UserError(ValidationIssue(PATH, where, rule, "save the model with safe_serialization=True"))
+        raise UserError(ValidationIssue(path, where, rule, "save the model with safe_serialization=True"))
     return name
 
 
-def _unreadable(where: str) -> ValidationIssue:
-    return ValidationIssue(PATH, where, f"has no readable {INDEX}", "set the folder of a diffusers model")
+def _unreadable(where: str, path: str) -> ValidationIssue:
+    return ValidationIssue(path, where, f"has no readable {INDEX}", "set the folder of a diffusers model")
 
 
 @functools.cache
@@ -181,6 +224,19 @@ def weights_digest(folder: Path) -> str:
 
 
 def base_digest(model: BaseModelRef) -> str:
+    """The `weights_digest` of a model; with several stages, a digest of those of all stages.
+
+    Raises:
+        UserError, TransientError: as `local_folder`.
+    """
+    first = _source_digest(model, PATH)
+    if model.super_resolution is None:
+        return first
+    second = _source_digest(model.super_resolution, SUPER_RESOLUTION_PATH)
+    return hashlib.sha256(f"{first} {second}".encode()).hexdigest()
+
+
+def _source_digest(model: ModelSource, path: str) -> str:
     """The `weights_digest` of a model. Weights that are not on this machine are not downloaded.
 
     The Hub has the checksums of the weights. A mirror may not have them.
@@ -190,13 +246,13 @@ def base_digest(model: BaseModelRef) -> str:
     """
     if (local := _on_disk(model)) is not None:
         return weights_digest(local)
-    folder = config_folder(model)
-    repository = open_repository(model.id, model.revision, PATH, INDEX)
+    folder = config_folder(model, path)
+    repository = open_repository(model.id, model.revision, path, INDEX)
     names = _files_of_known_family(repository)
     listed = {name: bytes.fromhex(checksum) for name, checksum in repository.checksums.items()}
     found = {name for name in names if (folder / name).is_file()}
     if not found.union(listed).issuperset(names):
-        return weights_digest(local_folder(model))
+        return weights_digest(local_folder(model, path))
     return _digest({name: _sha256(folder / name) if name in found else listed[name] for name in names})
 
 

@@ -14,7 +14,7 @@ import yaml
 from pydantic import JsonValue
 
 from dreambooth_api.errors import TransientError, UserError, ValidationIssue
-from dreambooth_api.job import API_VERSION, KIND, DreamBoothJob
+from dreambooth_api.job import API_VERSION, KIND, BaseModelRef, DreamBoothJob
 from dreambooth_api.uris import ABSOLUTE_URI
 from dreambooth_trainer.jobfile.explain import validate
 from dreambooth_trainer.jobfile.overrides import apply_sets
@@ -115,7 +115,7 @@ def resolve_folders(job: DreamBoothJob, base: Path) -> DreamBoothJob:
         update={
             "output": output.model_copy(update={"uri": _absolute(output.uri, base)}),
             "evaluation": evaluation.model_copy(update={"encoders": encoders}),
-            "model": model and model.model_copy(update={"id": _model(model.id, base)}),
+            "model": model and _with_absolute_paths(model, base),
         }
     )
     return job.model_copy(update={"spec": spec})
@@ -126,6 +126,12 @@ def _absolute(uri: str | None, base: Path) -> str | None:
         return uri
     # Unlike Path.expanduser, this keeps a tilde where there is no home folder.
     return str((base / os.path.expanduser(uri)).absolute())  # noqa: PTH111
+
+
+def _with_absolute_paths(model: BaseModelRef, base: Path) -> BaseModelRef:
+    second = model.super_resolution
+    second = second and second.model_copy(update={"id": _model(second.id, base)})
+    return model.model_copy(update={"id": _model(model.id, base), "super_resolution": second})
 
 
 def _model(model_id: str | None, base: Path) -> str | None:

@@ -21,6 +21,9 @@ TOKEN_COMPONENTS = {"clip_l": ("text_encoder", "tokenizer"), "clip_g": ("text_en
 # The safety checker is not loaded: users generate images of their own subject for their own use. The watermark of
 # DeepFloyd IF in class images would be learned.
 UNUSED_COMPONENTS = {"safety_checker", "watermarker"}
+SUPER_RESOLUTION_PIPELINE = "IFSuperResolutionPipeline"
+# By class of the pipeline: this one gets the text embeddings of the base model.
+UNUSED_BY_PIPELINE = {SUPER_RESOLUTION_PIPELINE: {"text_encoder", "tokenizer"}}
 # Chat templates of language models are in .jinja files; transformers runs them in a sandbox.
 CONFIG_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
@@ -40,9 +43,10 @@ def pipeline_files(names: Collection[str], read: ReadText) -> list[str]:
         names: all file names, relative to the pipeline's folder, with slashes.
         read: returns the text of a file.
     """
-    files = [INDEX]
-    for component, kind in json.loads(read(INDEX)).items():
-        if component.startswith("_") or component in UNUSED_COMPONENTS or not isinstance(kind, list) or None in kind:
+    files, index = [INDEX], json.loads(read(INDEX))
+    unused = UNUSED_COMPONENTS | UNUSED_BY_PIPELINE.get(index.get("_class_name"), set())
+    for component, kind in index.items():
+        if component.startswith("_") or component in unused or not isinstance(kind, list) or None in kind:
             continue
         prefix = f"{component}/"
         inner = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}

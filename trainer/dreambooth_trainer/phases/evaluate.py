@@ -10,7 +10,7 @@ from PIL import Image
 from pydantic import JsonValue
 
 from dreambooth_api.errors import ThresholdError, TransientError
-from dreambooth_api.job import BaseModelRef
+from dreambooth_api.job import BaseModelRef, ModelSource
 from dreambooth_api.metrics import METRICS
 from dreambooth_api.status import TrainerPhase
 from dreambooth_api.uris import BUILTIN_SPRITES
@@ -19,6 +19,7 @@ from dreambooth_trainer.metrics.lpips_packages import missing_packages, wants_lp
 from dreambooth_trainer.metrics.prompts import fill_template
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.phases.class_images import shared_folder
+from dreambooth_trainer.planning.cascade import SUPER_RESOLUTION
 from dreambooth_trainer.planning.plan import Plan, PlannedSubject, fingerprint
 from dreambooth_trainer.progress.console import PhaseProgress
 from dreambooth_trainer.sampling.evaluation_set import (
@@ -157,6 +158,9 @@ def _generate(context: Context, stores: dict[Model, ImageStore], progress: Phase
     progress.total(count)
     generate_base_images(context, stores["before"], before, progress.done)
     trained = BaseModelRef(id=str(context.folder.trained.resolve()))
+    if plan.super_resolution is not None:
+        second = context.folder.of_stage(SUPER_RESOLUTION).trained.resolve()
+        trained = trained.model_copy(update={"super_resolution": ModelSource(id=str(second))})
     generate_images(
         context.pool, trained, config, stores["after"], after, lambda done: progress.done(len(before) + done)
     )

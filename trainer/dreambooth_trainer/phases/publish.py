@@ -96,7 +96,11 @@ def _write_model_folder(draft: Path, context: Context, report: Report) -> list[s
         if not written:
             notes.append("no single file was published: the format is not available for this family of models")
     if "lora" in plan.formats:
-        link_or_copy(str(folder.trained / ADAPTER_FILE), str(draft / ADAPTER_FILE))
+        for stage in plan.stages:
+            (draft / stage.stage).mkdir(exist_ok=True)
+            link_or_copy(
+                str(folder.of_stage(stage.stage).trained / ADAPTER_FILE), str(draft / stage.stage / ADAPTER_FILE)
+            )
         if plan.spec.training.traits.kohya:
             target = draft / f"{plan.job.metadata.name}.safetensors"
             if not context.pool.call(_save_kohya_adapter, plan, folder.trained, target):

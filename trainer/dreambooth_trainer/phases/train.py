@@ -59,7 +59,7 @@ def _inputs(context: Context) -> JsonValue:
         "encode": context.keys[TrainerPhase.ENCODE],
         "training": plan.spec.training.model_dump(mode="json", exclude=excluded),
         "steps": plan.steps,
-        "rates": [plan.learning_rate, plan.text_encoder_learning_rate],
+        "rates": [*(stage.learning_rate for stage in plan.stages), plan.text_encoder_learning_rate],
         "batch_size": plan.batch_size,
         "precision": plan.precision,
         "prior_loss_weight": plan.spec.prior_preservation.loss_weight,

@@ -34,6 +34,7 @@ def rows(planned: PlannedJob) -> list[tuple[str, str]]:
     plan = planned.plan
     return [
         ("base model", plan.model.id),
+        *_super_resolution(plan),
         ("subject", f"{_images(planned)}, augmentation: {plan.augmentation}"),
         ("class images", class_images_row(plan)),
         (
@@ -59,6 +60,14 @@ def rows(planned: PlannedJob) -> list[tuple[str, str]]:
         ("published formats", ", ".join(plan.formats)),
         ("evaluation", f"encoders {plan.dino} and {plan.clip}" if plan.spec.evaluation.enabled else "disabled"),
     ]
+
+
+def _super_resolution(plan: Plan) -> list[tuple[str, str]]:
+    second = plan.super_resolution
+    if second is None:
+        return []
+    change = f"from {second.base_resolution} to {plan.resolution} px, learning rate {second.learning_rate:g}"
+    return [("super-resolution", f"{second.model.id}, {change}, as many steps")]
 
 
 def _samples(plan: Plan) -> str:

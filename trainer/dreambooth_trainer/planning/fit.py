@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_trainer.cluster.hardware import Hardware
@@ -29,9 +30,23 @@ Measure = Callable[[Plan, int], ModelSize]
 
 
 def size_of(plan: Plan, measure: Measure) -> ModelSize:
-    """Size of a plan's model for the micro-batch of one process."""
+    """Size of a plan's model for the micro-batch of one process.
+
+    Of several stages, one is trained at a time: that which needs most memory counts. All of them generate images.
+    """
     micro = plan.batch_size // plan.world_sizes[0] // plan.spec.training.gradient_accumulation_steps
-    return measure(plan, micro * (2 if plan.spec.preserves_prior else 1))
+    sizes = [measure(stage, micro * (2 if plan.spec.preserves_prior else 1)) for stage in plan.stages]
+    if len(sizes) == 1:
+        return sizes[0]
+    unlimited = Hardware(plan.gpus_per_worker, "", None, bf16=True)
+    largest = max(sizes, key=lambda size: plan_stage(plan, size, unlimited).need.total)
+    return replace(
+        largest,
+        total=sum(size.total for size in sizes),
+        encoders=max(size.encoders for size in sizes),
+        sampling=max(size.sampling for size in sizes),
+        encoding=max(size.encoding for size in sizes),
+    )
 
 
 def with_sampling_batch(plan: Plan, hardware: Hardware, measure: Measure) -> Plan:

@@ -81,7 +81,7 @@ def make_plan(job: DreamBoothJob, facts: JobFacts, measure: Measure) -> PlannedJ
         native_resolution=native_resolution(facts.model_folder),
         flow_matching=is_flow_matching(facts.model_folder),
         pixel_space=is_pixel_space(facts.model_folder),
-    ).model_copy(update={"model": facts.model})
+    ).with_model(facts.model)
     check_number_formats(draft)
     draft = with_sampling_batch(draft, hardware, measure)
     size = size_of(draft, measure)

@@ -16,6 +16,7 @@ from dreambooth_api.job import BaseModelRef, DreamBoothJob, Format, JobSpec
 from dreambooth_api.subject import NoiseScheduler, PriorPreservation
 from dreambooth_api.training import Training
 from dreambooth_api.uris import BUILTIN_SPRITES
+from dreambooth_trainer.planning.cascade import LEARNING_RATES, SCALE, SUPER_RESOLUTION
 from dreambooth_trainer.planning.defaults import DPM_SOLVER_STEPS, ModelDefaults, model_defaults
 
 NUM_RANDOM_CROPS = 8
@@ -53,6 +54,19 @@ class PlannedSubject(Strict):
         return f"{self.identifier} {self.class_}"
 
 
+class SecondStage(Strict):
+    """The super-resolution stage of a cascade.
+
+    Attributes:
+        base_resolution: side length of the images of the base model in pixels.
+        learning_rate: of this stage.
+    """
+
+    model: BaseModelRef
+    base_resolution: int
+    learning_rate: float
+
+
 class Plan(Strict):
     """A job with all defaults resolved. Phases read values from here and have no defaults of their own.
 
@@ -64,6 +78,7 @@ class Plan(Strict):
         num_class_images: of all class prompts together, at most the number that training uses.
         class_image_sampler: sampling settings for class images.
         sampler: sampling settings for the evaluation and the published model.
+        super_resolution: the second stage of a model that has one; `resolution` is that of its images.
         stage: name of the folder of the stage's caches and checkpoints; empty for the first stage.
     """
 
@@ -86,12 +101,37 @@ class Plan(Strict):
     sampling_batch_size: int
     dino: str
     clip: str
+    super_resolution: SecondStage | None = None
     stage: str = ""
 
     @property
     def stages(self) -> tuple[Plan, ...]:
         """The plan of each stage, in the order in which they are trained and sampled. Most models have one."""
-        return (self,)
+        second = self.super_resolution
+        if second is None:
+            return (self,)
+        base = self.model.model_copy(update={"super_resolution": None})
+        return (
+            self.model_copy(
+                update={"super_resolution": None, "model": base, "resolution": second.base_resolution},
+            ),
+            self.model_copy(
+                update={
+                    "super_resolution": None,
+                    "model": second.model,
+                    "learning_rate": second.learning_rate,
+                    "stage": SUPER_RESOLUTION,
+                }
+            ),
+        )
+
+    def with_model(self, model: BaseModelRef) -> Plan:
+        """The same plan for other revisions of the model's stages."""
+        plan = self.model_copy(update={"model": model})
+        if plan.super_resolution is None or model.super_resolution is None:
+            return plan
+        source = BaseModelRef(id=model.super_resolution.id, revision=model.super_resolution.revision)
+        return plan.model_copy(update={"super_resolution": plan.super_resolution.model_copy(update={"model": source})})
 
     @property
     def spec(self) -> JobSpec:
@@ -236,11 +276,16 @@ def fill_defaults(
     )
     prior = spec.prior_preservation
     batch_size = _batch_size(spec, gpus_per_worker, defaults.batch_size, steps, rate)
+    resolution = training.resolution or native_resolution or defaults.resolution
+    super_resolution = _second_stage(job, native_resolution or defaults.resolution, rate)
+    if super_resolution is not None:
+        resolution = SCALE * super_resolution.base_resolution
     plan = Plan(
         job=job,
         model=model,
+        super_resolution=super_resolution,
         subjects=_subjects(spec, identifiers),
-        resolution=training.resolution or native_resolution or defaults.resolution,
+        resolution=resolution,
         steps=steps,
         learning_rate=rate,
         train_text_encoder=train_text_encoder,
@@ -259,6 +304,29 @@ def fill_defaults(
     )
     _check_class_images(plan)
     return plan
+
+
+def _second_stage(job: DreamBoothJob, base_resolution: int, rate: float) -> SecondStage | None:
+    """The super-resolution stage of a job.
+
+    Args:
+        base_resolution: side length of the images that the base model was trained on.
+        rate: learning rate of the base model.
+
+    Raises:
+        UserError: the resolution of the job is not that of the stage.
+    """
+    model, training = model_ref(job).super_resolution, job.spec.training
+    if model is None:
+        return None
+    if training.resolution not in (None, SCALE * base_resolution):
+        rule = f"is not {SCALE} x {base_resolution}: the super-resolution model enlarges images of {base_resolution} px"
+        raise UserError(ValidationIssue("spec.training.resolution", training.resolution, rule, "remove it"))
+    return SecondStage(
+        model=BaseModelRef(id=model.id, revision=model.revision),
+        base_resolution=base_resolution,
+        learning_rate=training.learning_rate or LEARNING_RATES.get(training.method, rate),
+    )
 
 
 def _text_encoder_rate(training: Training, defaults: ModelDefaults, rate: float) -> float:

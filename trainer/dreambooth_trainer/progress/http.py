@@ -188,8 +188,9 @@ class OperatorReporter:
                 self._update(output={"uri": external_uri(str(result["uri"])), "digest": result["digest"]})
 
     def pinned(self, model: BaseModelRef) -> None:
-        """Report the commit of a base model from the Hub, with which later attempts are started."""
-        self._update(model_commit=model.revision)
+        """Report the commits of a model's stages from the Hub, with which later attempts are started."""
+        second = model.super_resolution
+        self._update(model_commit=model.revision, super_resolution_commit=second and second.revision)
 
     def failed(self, reason: str, message: str, *, retryable: bool) -> None:
         """Report why the run failed, in the last message."""

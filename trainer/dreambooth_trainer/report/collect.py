@@ -78,12 +78,22 @@ def collect_report(folder: JobFolder) -> Report:
         scores=() if scores is None else score_rows(*scores),
         encoders="" if scores is None else _encoders(scores[1]),
         references=_references(plan),
-        curves_svg=loss_curves([StepRecord(**json.loads(line)) for line in folder.losses.read_text().splitlines()]),
+        curves_svg=_curves(folder, plan),
         phases=_phases(job),
         settings=_settings(plan),
         versions={name: version(name) for name in ("torch", "diffusers", "transformers", "deepspeed", "ray")},
         loading_code=loading_code(plan, _location(folder, plan), family_name(folder.trained)),
     )
+
+
+def _curves(folder: JobFolder, plan: Plan) -> str:
+    """The losses of each stage, with the names of the stages if there are several."""
+    figures: list[str] = []
+    for stage in plan.stages:
+        lines = folder.of_stage(stage.stage).losses.read_text().splitlines()
+        title = "" if len(plan.stages) == 1 else f"{stage.resolution} px"
+        figures.append(loss_curves([StepRecord(**json.loads(line)) for line in lines], title))
+    return "".join(figures)
 
 
 def _subject(job: _FinishedJob, index: int, scores: tuple[Scores, Scores] | None) -> SubjectReport:

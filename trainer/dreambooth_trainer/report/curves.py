@@ -47,7 +47,7 @@ def smooth(values: Floats, window: int) -> Floats:
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
 
-def loss_curves(records: Sequence[LossRecord]) -> str:
+def loss_curves(records: Sequence[LossRecord], title: str = "") -> str:
     """Plot total, instance and prior loss over steps, with their moving averages, as an `<svg>` element.
 
     A second panel shows the learning rate if it varies. Of a step that was repeated after a crash, the last record is
@@ -63,6 +63,7 @@ def loss_curves(records: Sequence[LossRecord]) -> str:
     panels = figure.subplots(2 if varies else 1, 1, sharex=True, squeeze=False, height_ratios=[4, 1] if varies else [1])
     steps = np.array([r.step for r in ordered], dtype=np.float64)
     _plot_losses(panels[0, 0], steps, ordered)
+    panels[0, 0].set_title(title, loc="left", fontsize="medium", color=_TEXT)
     if varies:
         panels[1, 0].plot(steps, rates, color=_TEXT, linewidth=1)
         panels[1, 0].set_title("Learning rate", loc="left", fontsize="medium", color=_TEXT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dreambooth_api.uris import BUILTIN_SPRITES, VOLUME, is_url
 from dreambooth_trainer.models.files import ADAPTER_FILE, TOKEN_COMPONENTS, embeddings_file
+from dreambooth_trainer.planning.cascade import NOISE_LEVEL, SUPER_RESOLUTION
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.store.published import single_file_name
 
@@ -30,6 +31,8 @@ def loading_code(plan: Plan, location: str, pipeline_class: str) -> str:
             f"files, path = fsspec.url_to_fs({location.rstrip('/')!r})",
             f"files.get(f'{{path}}/', '{folder}/', recursive=True)",
         ]
+    if plan.super_resolution is not None:
+        return "\n".join([*imports[:-1], "", *lines, *_cascade(plan, folder)]).lstrip()
     base, revision = repr(plan.model.id), f", revision={plan.model.revision!r}" if plan.model.revision else ""
     if plan.model.id == BUILTIN_SPRITES and "diffusers" not in plan.formats:
         base = "WEIGHTS"
@@ -60,3 +63,31 @@ def loading_code(plan: Plan, location: str, pipeline_class: str) -> str:
     for prompt, file in zip(plan.instance_prompts, files, strict=True):
         lines.append(f"pipeline({prompt!r}).images[0].save({file!r})")
     return "\n".join([*imports, "", *lines])
+
+
+def _cascade(plan: Plan, folder: str) -> list[str]:
+    """The same for the two stages of DeepFloyd IF, of which the second gets the embeddings and images of the first."""
+    root, second = folder.rstrip("/"), plan.model.super_resolution
+    assert second is not None
+    lines = ["from diffusers import IFPipeline, IFSuperResolutionPipeline", ""]
+    sources = {"base": ("IFPipeline", plan.model, root)}
+    sources["upscaler"] = ("IFSuperResolutionPipeline", second, f"{root}/{SUPER_RESOLUTION}")
+    for name, (pipeline, source, published) in sources.items():
+        encoder = ", text_encoder=None" if name == "upscaler" else ""
+        if "diffusers" in plan.formats:
+            lines.append(f"{name} = {pipeline}.from_pretrained({published!r})")
+            continue
+        revision = f", revision={source.revision!r}" if source.revision else ""
+        lines.append(f"{name} = {pipeline}.from_pretrained({source.id!r}{revision}{encoder})")
+        lines.append(f"{name}.load_lora_weights({published!r}, weight_name={ADAPTER_FILE!r})")
+        scheduler = f"{name}.scheduler"
+        lines.append(f'{scheduler} = {scheduler}.from_config({scheduler}.config, variance_type="fixed_small")')
+    files = ["image.png"] if len(plan.subjects) == 1 else [f"image-{n + 1}.png" for n in range(len(plan.subjects))]
+    for prompt, file in zip(plan.instance_prompts, files, strict=True):
+        lines += [
+            f"text, no_text = base.encode_prompt({prompt!r})",
+            'prompt = {"prompt_embeds": text, "negative_prompt_embeds": no_text}',
+            'image = base(**prompt, output_type="pt").images',
+            f"upscaler(image=image, **prompt, noise_level={NOISE_LEVEL}).images[0].save({file!r})",
+        ]
+    return lines

@@ -50,7 +50,8 @@ def generate_batch(
     Two threads of a process may call this: one samples while the other writes its images.
     """
     with _sampling:
-        pipeline = _cached_pipeline(local_folder(model), config.precision, work_device())
+        second = model.super_resolution and local_folder(model.super_resolution)
+        pipeline = _cached_pipeline(local_folder(model), second, config.precision, work_device())
         images = _sample(pipeline, config, requests)
     for request, image in zip(requests, images, strict=True):
         store.put(request.name, image)
@@ -83,10 +84,10 @@ def unload_models() -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _cached_pipeline(folder: Path, precision: str, device: str) -> LoadedPipeline:
+def _cached_pipeline(folder: Path, super_resolution: Path | None, precision: str, device: str) -> LoadedPipeline:
     # The cached pipeline is freed before the next one is loaded: a GPU may not have memory for both.
     _cached_pipeline.cache_clear()
-    return load_pipeline(folder, precision, device)
+    return load_pipeline(folder, precision, device, super_resolution=super_resolution)
 
 
 def generate_images(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dreambooth_api.subject import NoiseScheduler
 from dreambooth_trainer.families.registry import open_family
 from dreambooth_trainer.models.files import ADAPTER_FILE
+from dreambooth_trainer.planning.cascade import SCALE, SUPER_RESOLUTION
 from dreambooth_trainer.planning.plan import SamplerSettings
 
 if TYPE_CHECKING:
@@ -60,12 +61,14 @@ class LoadedPipeline:
     Attributes:
         default_scheduler: the noise scheduler of the model's configuration.
         embeddings: arguments of the pipeline's call by prompt, each of a batch of one.
+        super_resolution: enlarges the images of this pipeline.
     """
 
     pipeline: Any
     family: Family
     default_scheduler: Any
     embeddings: dict[str, dict[str, Embeddings]] = field(default_factory=dict[str, "dict[str, Embeddings]"])
+    super_resolution: LoadedPipeline | None = None
 
     def embed(self, prompts: Sequence[str]) -> dict[str, Embeddings]:
         """The arguments of a pipeline call for a batch of prompts. A prompt is encoded once."""
@@ -82,6 +85,8 @@ class LoadedPipeline:
         """Select the noise scheduler of the next calls. Both use the model's noise schedule."""
         from diffusers import DPMSolverMultistepScheduler
 
+        if self.super_resolution is not None:
+            self.super_resolution.use_scheduler(name)
         if name == "Default":
             self.pipeline.scheduler = self.default_scheduler
             return
@@ -99,12 +104,23 @@ def _joined(parts: Sequence[Embeddings]) -> Embeddings:
     return [row for part in parts for row in part]
 
 
-def load_pipeline(folder: Path, precision: str, device: str, adapter: Path | None = None) -> LoadedPipeline:
+def load_pipeline(
+    folder: Path, precision: str, device: str, adapter: Path | None = None, super_resolution: Path | None = None
+) -> LoadedPipeline:
     """The pipeline of a diffusers folder on a device, without a progress bar.
 
     Args:
         adapter: folder of an adapter, or of new tokens, to load into the pipeline.
+        super_resolution: diffusers folder of the model that enlarges the images.
     """
+    loaded = _load_stage(folder, precision, device, adapter)
+    if super_resolution is not None:
+        second = None if adapter is None else adapter / SUPER_RESOLUTION
+        loaded.super_resolution = _load_stage(super_resolution, precision, device, second)
+    return loaded
+
+
+def _load_stage(folder: Path, precision: str, device: str, adapter: Path | None) -> LoadedPipeline:
     import torch
 
     from dreambooth_trainer.families.base import FineTunedScheduler
@@ -130,11 +146,19 @@ def sample_batch(loaded: LoadedPipeline, config: SamplingConfig, requests: Seque
     import torch
 
     loaded.use_scheduler(config.sampler.scheduler)
-    return loaded.pipeline(
-        **loaded.embed([request.prompt for request in requests]),
+    embeddings, second = loaded.embed([request.prompt for request in requests]), loaded.super_resolution
+    generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
+    side = config.resolution if second is None else config.resolution // SCALE
+    images = loaded.pipeline(
+        **embeddings,
         num_inference_steps=config.sampler.steps,
         guidance_scale=config.sampler.guidance_scale,
-        height=config.resolution,
-        width=config.resolution,
-        generator=[torch.Generator("cpu").manual_seed(request.seed) for request in requests],
+        height=side,
+        width=side,
+        generator=generators,
+        **({} if second is None else {"output_type": "pt"}),
     ).images
+    if second is None:
+        return images
+    upscaler: Any = second.family
+    return upscaler.upscale(second.pipeline, images, embeddings, config.sampler.steps, generators)

@@ -8,8 +8,9 @@ from pathlib import Path
 from dreambooth_api import layout
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.fields import Strict
-from dreambooth_api.job import BaseModelRef
+from dreambooth_api.job import BaseModelRef, ModelSource
 from dreambooth_trainer.models.files import ADAPTER_FILE, INDEX, embeddings_file
+from dreambooth_trainer.planning.cascade import SUPER_RESOLUTION
 from dreambooth_trainer.planning.defaults import model_defaults
 from dreambooth_trainer.planning.plan import Plan, SamplerSettings
 from dreambooth_trainer.store.owner import MANIFEST, Owner, owner_of
@@ -27,6 +28,7 @@ class ModelManifest(Strict):
         job: the job that created the model.
         files: SHA-256 of all files of the model except the manifest, by path relative to its folder.
         base_revision: commit of the base model, if it is from the Hub.
+        super_resolution: the second stage of the base model, if it has one, with its commit.
         base_digest: digest of the base model's weights.
         instance_prompts: of each subject.
         class_prompts: of the classes of the subjects, each once.
@@ -36,6 +38,7 @@ class ModelManifest(Strict):
     files: dict[str, str]
     base_model: str
     base_revision: str | None = None
+    super_resolution: ModelSource | None = None
     base_digest: str
     instance_prompts: tuple[str, ...]
     class_prompts: tuple[str, ...]
@@ -66,6 +69,7 @@ def build_manifest(plan: Plan, base_digest: str, model: Path) -> ModelManifest:
         files=files,
         base_model=plan.model.id,
         base_revision=plan.model.revision,
+        super_resolution=plan.model.super_resolution,
         base_digest=base_digest,
         instance_prompts=plan.instance_prompts,
         class_prompts=tuple(plan.class_image_counts),
@@ -108,9 +112,12 @@ def open_published(folder: Path) -> Published:
 def _open_model(folder: Path) -> Published:
     manifest = ModelManifest.model_validate_json((folder / MANIFEST).read_text())
     if (folder / INDEX).exists():
-        model, adapter = BaseModelRef(id=str(folder.resolve())), None
+        second = folder.resolve() / SUPER_RESOLUTION if manifest.super_resolution else None
+        source = second and ModelSource(id=str(second))
+        model, adapter = BaseModelRef(id=str(folder.resolve()), super_resolution=source), None
     elif (folder / ADAPTER_FILE).exists() or (folder / embeddings_file(0)).exists():
-        model, adapter = BaseModelRef(id=manifest.base_model, revision=manifest.base_revision), folder
+        base = {"id": manifest.base_model, "revision": manifest.base_revision}
+        model, adapter = BaseModelRef(**base, super_resolution=manifest.super_resolution), folder
     else:
         rule = "contains a single-file model only"
         remedy = "add diffusers or, with method LoRA, lora to output.formats, and run the job again"
