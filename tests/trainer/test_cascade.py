@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,31 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, IFPipeline, IFSuperResolutionPipeline
+from hubserver import COMMIT, Hub
 from PIL import Image
 from randomtraining import random_result
-from test_plan import make_plan
+from test_plan import job_of
 from torch import Tensor
 from torch.nn import functional
 
 from dreambooth_api.errors import UserError
 from dreambooth_api.job import BaseModelRef, ModelSource
-from dreambooth_trainer.families.registry import base_digest, open_family, stage_folders, weights_digest
+from dreambooth_trainer.families.registry import (
+    base_digest,
+    local_folder,
+    open_family,
+    pinned,
+    stage_folders,
+    weights_digest,
+)
 from dreambooth_trainer.models.files import ADAPTER_FILE, local_pipeline_files
 from dreambooth_trainer.phases.encode import encode
 from dreambooth_trainer.phases.train import save_trained_model
-from dreambooth_trainer.planning.plan import Plan, SamplerSettings
+from dreambooth_trainer.planning.fit import size_of
+from dreambooth_trainer.planning.memory import ModelSize
+from dreambooth_trainer.planning.model_facts import is_pixel_space, native_resolution
+from dreambooth_trainer.planning.plan import Plan, SamplerSettings, fill_defaults
+from dreambooth_trainer.report.loading import loading_code
 from dreambooth_trainer.sampling.pipeline import ImageRequest, SamplingConfig, load_pipeline, sample_batch
 from dreambooth_trainer.store.folder import JobFolder
 from dreambooth_trainer.training.cache import load_data
@@ -42,11 +55,16 @@ def cascade(tiny_if_model: Path, tiny_super_resolution_model: Path) -> BaseModel
 
 def plan_of(cascade: BaseModelRef, **training: Any) -> Plan:
     model = cascade.model_dump(by_alias=True, exclude_none=True)
-    plan = make_plan({"model": model, "training": {"method": "LoRA", "steps": 2, "lora": {"rank": 4}, **training}})
-    assert plan.super_resolution
-    # As for a base model whose configuration says 16 px.
-    second = plan.super_resolution.model_copy(update={"base_resolution": 16})
-    return plan.model_copy(update={"super_resolution": second, "resolution": 64})
+    job = job_of({"model": model, "training": {"method": "LoRA", "steps": 2, "lora": {"rank": 4}, **training}})
+    return fill_defaults(
+        job,
+        image_count=3,
+        identifiers=["sks"],
+        zero_stage=1,
+        precision="fp32",
+        native_resolution=native_resolution(Path(cascade.id)),
+        pixel_space=is_pixel_space(Path(cascade.id)),
+    )
 
 
 def random_images(side: int, count: int = 3) -> list[Image.Image]:
@@ -115,15 +133,9 @@ def test_images_are_generated_through_both_stages(tiny_if_model: Path, tiny_supe
 
 
 def test_published_stages_draw_the_same_in_plain_diffusers(
-    tiny_if_model: Path, tiny_super_resolution_model: Path, tmp_path: Path
+    tiny_if_model: Path, tiny_super_resolution_model: Path, published: tuple[Path, Path]
 ) -> None:
-    merged, adapters = tmp_path / "merged", tmp_path / "adapters"
-    for base, part in ((tiny_if_model, ""), (tiny_super_resolution_model, SECOND)):
-        family = open_family(base)
-        result = random_result(base, {"method": "LoRA", "lora": {"rank": 4, "alpha": 10}}, ["unet"])
-        family.save(base, result.modules, merged / part)
-        (adapters / part).mkdir()
-        family.save_adapter(result.adapters, adapters / part)
+    merged, adapters = published
     assert not (merged / SECOND / "text_encoder").exists(), "T5 is published once"
     images = draw(merged, merged / SECOND)
     assert np.abs(images - draw(tiny_if_model, tiny_super_resolution_model)).max() > 10 / 255
@@ -132,6 +144,44 @@ def test_published_stages_draw_the_same_in_plain_diffusers(
     config = SamplingConfig(SamplerSettings(steps=2, guidance_scale=3), 64, "fp32", 1)
     (image,) = sample_batch(loaded, config, [ImageRequest("a", PROMPT, 5)])
     np.testing.assert_allclose(np.asarray(image) / 255, images, rtol=0, atol=2 / 255)
+
+
+@pytest.fixture(scope="module")
+def published(
+    tiny_if_model: Path, tiny_super_resolution_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """Merged models and adapters of random weights, each of both stages."""
+    root = tmp_path_factory.mktemp("published")
+    merged, adapters = root / "merged", root / "adapters"
+    for base, part in ((tiny_if_model, ""), (tiny_super_resolution_model, SECOND)):
+        family = open_family(base)
+        result = random_result(base, {"method": "LoRA", "lora": {"rank": 4, "alpha": 10}}, ["unet"])
+        family.save(base, result.modules, merged / part)
+        (adapters / part).mkdir(parents=True)
+        family.save_adapter(result.adapters, adapters / part)
+    return merged, adapters
+
+
+@pytest.mark.parametrize("formats", [["diffusers"], ["lora"]], ids=lambda formats: formats[0])
+def test_the_code_in_the_report_draws_an_image(
+    cascade: BaseModelRef,
+    published: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    formats: list[str],
+) -> None:
+    plan, folder = plan_of(cascade), published[formats == ["lora"]]
+    output = plan.spec.output.model_copy(update={"formats": formats})
+    spec = plan.spec.model_copy(update={"output": output})
+    plan = plan.model_copy(update={"job": plan.job.model_copy(update={"spec": spec})})
+    code = loading_code(plan, str(folder), "IFPipeline")
+    for argument in ('output_type="pt"', "noise_level=0"):
+        assert argument in code
+        code = code.replace(argument, f"{argument}, num_inference_steps=1")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert Image.open("image.png").size == (64, 64)
+    assert code.count("fixed_small") == (2 if formats == ["lora"] else 0)
 
 
 def test_each_stage_is_encoded_and_trained_in_a_folder_of_its_own(cascade: BaseModelRef, tmp_path: Path) -> None:
@@ -163,13 +213,14 @@ def test_the_stages_have_their_own_resolutions_rates_and_models(cascade: BaseMod
     assert (base.model.id, base.resolution, base.stage, base.model.super_resolution) == (cascade.id, 16, "", None)
     assert cascade.super_resolution
     assert (second.model.id, second.resolution, second.stage) == (cascade.super_resolution.id, 64, SECOND)
-    assert second.learning_rate == 1e-6
+    assert (base.learning_rate, second.learning_rate) == (5e-6, 1e-6)
     assert {stage.learning_rate for stage in plan_of(cascade, learningRate=1e-3).stages} == {1e-3}
 
 
 def test_another_resolution_is_rejected(cascade: BaseModelRef) -> None:
-    with pytest.raises(UserError, match=r"spec\.training\.resolution: 512: is not 4 x 512: .*; remove it"):
+    with pytest.raises(UserError, match=r"spec\.training\.resolution: 512: is not 4 x 16: .*; remove it"):
         plan_of(cascade, resolution=512)
+    assert plan_of(cascade, resolution=64).resolution == 64
 
 
 def test_the_stages_must_be_those_of_a_cascade(cascade: BaseModelRef, tiny_model: Path) -> None:
@@ -192,6 +243,36 @@ def test_the_copy_of_t5_in_the_super_resolution_model_is_not_used(tiny_super_res
     files = local_pipeline_files(tiny_super_resolution_model)
     parts = {path.relative_to(tiny_super_resolution_model).parts[0] for path in files}
     assert parts == {"model_index.json", "image_noising_scheduler", "scheduler", "unet"}
+
+
+def test_both_models_are_pinned_and_t5_is_downloaded_once(
+    hub: Hub, tiny_if_model: Path, tiny_super_resolution_model: Path
+) -> None:
+    hub.serve(tiny_if_model)
+    hub.serve(tiny_super_resolution_model, "team/second")
+    model = pinned(BaseModelRef(id="team/model", super_resolution=ModelSource(id="team/second")))
+    assert model.revision == COMMIT
+    assert model.super_resolution == ModelSource(id="team/second", revision=COMMIT)
+    assert list(stage_folders(model)) == ["", SECOND]
+    downloaded = local_folder(model.super_resolution)
+    assert {path.name for path in downloaded.iterdir()} == {
+        "image_noising_scheduler", "model_index.json", "scheduler", "unet"
+    }  # fmt: skip
+
+
+def test_the_stage_that_needs_most_memory_counts(cascade: BaseModelRef) -> None:
+    base = ModelSize(
+        trainable=1000, frozen=0, total=1500, encoders=500, activations=1, backward=1, sampling=7, encoding=0
+    )
+    second = replace(base, trainable=10, total=10, encoders=0, sampling=70)
+    plan = plan_of(cascade)
+
+    def size(*sizes: ModelSize) -> ModelSize:
+        return size_of(plan, lambda stage, images: sizes[bool(stage.stage)])
+
+    assert size(base, second) == replace(base, total=1510, sampling=70)
+    wide = replace(second, activations=10**9)
+    assert size(base, wide) == replace(wide, total=1510, encoders=500)
 
 
 def test_memory_is_counted_for_each_stage(cascade: BaseModelRef, tiny_super_resolution_model: Path) -> None:

@@ -15,6 +15,7 @@ from dreambooth_trainer.images.captions import with_caption_files
 from dreambooth_trainer.images.prepare import prepare_images
 from dreambooth_trainer.images.sources import RawImages, read_folder
 from dreambooth_trainer.images.subjects import each_subject, located_warnings, with_captions
+from dreambooth_trainer.planning.cascade import SCALE
 from dreambooth_trainer.planning.defaults import model_defaults
 from dreambooth_trainer.planning.model_facts import check_model, is_flow_matching, is_pixel_space, native_resolution
 from dreambooth_trainer.planning.plan import encoder_names, fill_defaults, model_ref
@@ -41,6 +42,7 @@ def check_plan(job: DreamBoothJob) -> list[str]:
         zero_stage=1,
         precision="fp32",
         gpus_per_worker=gpus,
+        native_resolution=folder and native_resolution(folder),
     )
     folders = [Path(model) for model in (model_ref(job).id, *encoder_names(job)) if Path(model).is_absolute()]
     notes = [
@@ -76,11 +78,12 @@ def check_images(job: DreamBoothJob) -> list[str]:
 
 def _default_resolution(job: DreamBoothJob, folder: Path | None) -> int:
     """The resolution of a job that does not set one: that of its model, if its configuration is on this machine."""
-    model = model_ref(job).id
+    model = model_ref(job)
+    scale = 1 if model.super_resolution is None else SCALE
     if folder is None:
-        return model_defaults(model).resolution
+        return model_defaults(model.id, pixel_space=scale > 1).resolution * scale
     kind = {"flow_matching": is_flow_matching(folder), "pixel_space": is_pixel_space(folder)}
-    return native_resolution(folder) or model_defaults(model, **kind).resolution
+    return (native_resolution(folder) or model_defaults(model.id, **kind).resolution) * scale
 
 
 def _known_folder(job: DreamBoothJob) -> Path | None:

@@ -45,7 +45,7 @@ class PixelStage:
     modules: dict[str, nn.Module]
     noise_scheduler: DDPMScheduler
     tokenizer: Any
-    denoiser: str = "unet"
+    denoiser: str = field(default="unet", init=False)
 
     @property
     def text(self) -> tuple[()]:
@@ -179,7 +179,6 @@ class SuperResolutionStage(PixelStage):
 
     image_noising_scheduler: DDPMScheduler
     text_width: int
-    denoiser: str = field(default="unet", init=False)
 
     def encode_prompts(self, prompts: Sequence[str], live: Collection[str] = ()) -> dict[str, Tensor]:
         """Shapes only, to count memory: the base model encodes the prompts of both stages."""

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import BaseModelRef, ModelSource
@@ -276,7 +276,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a diffusers folder, with the length to which the pipeline truncates prompts."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder / "tokenizer")
     limit = MAX_TOKENS.get(family_name(folder), tokenizer.model_max_length)
     tokenizer.model_max_length = min(limit, tokenizer.model_max_length)
     return tokenizer

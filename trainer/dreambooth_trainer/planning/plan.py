@@ -17,7 +17,7 @@ from dreambooth_api.subject import NoiseScheduler, PriorPreservation
 from dreambooth_api.training import Training
 from dreambooth_api.uris import BUILTIN_SPRITES
 from dreambooth_trainer.planning.cascade import LEARNING_RATES, SCALE, SUPER_RESOLUTION
-from dreambooth_trainer.planning.defaults import DPM_SOLVER_STEPS, ModelDefaults, model_defaults
+from dreambooth_trainer.planning.defaults import DPM_SOLVER_STEPS, PIXEL_SPACE, ModelDefaults, model_defaults
 
 NUM_RANDOM_CROPS = 8
 """Crops of each image with training.randomCrop. Their latents are cached."""
@@ -277,7 +277,7 @@ def fill_defaults(
     prior = spec.prior_preservation
     batch_size = _batch_size(spec, gpus_per_worker, defaults.batch_size, steps, rate)
     resolution = training.resolution or native_resolution or defaults.resolution
-    super_resolution = _second_stage(job, native_resolution or defaults.resolution, rate)
+    super_resolution = _second_stage(job, native_resolution, rate)
     if super_resolution is not None:
         resolution = SCALE * super_resolution.base_resolution
     plan = Plan(
@@ -306,11 +306,11 @@ def fill_defaults(
     return plan
 
 
-def _second_stage(job: DreamBoothJob, base_resolution: int, rate: float) -> SecondStage | None:
+def _second_stage(job: DreamBoothJob, native_resolution: int | None, rate: float) -> SecondStage | None:
     """The super-resolution stage of a job.
 
     Args:
-        base_resolution: side length of the images that the base model was trained on.
+        native_resolution: side length of the images that the base model was trained on; None if it is not known.
         rate: learning rate of the base model.
 
     Raises:
@@ -319,7 +319,8 @@ def _second_stage(job: DreamBoothJob, base_resolution: int, rate: float) -> Seco
     model, training = model_ref(job).super_resolution, job.spec.training
     if model is None:
         return None
-    if training.resolution not in (None, SCALE * base_resolution):
+    base_resolution = native_resolution or (training.resolution or SCALE * PIXEL_SPACE.resolution) // SCALE
+    if native_resolution and training.resolution not in (None, SCALE * base_resolution):
         rule = f"is not {SCALE} x {base_resolution}: the super-resolution model enlarges images of {base_resolution} px"
         raise UserError(ValidationIssue("spec.training.resolution", training.resolution, rule, "remove it"))
     return SecondStage(

@@ -174,7 +174,12 @@ def _phases(job: _FinishedJob) -> tuple[PhaseTime, ...]:
 
 
 def _settings(plan: Plan) -> dict[str, str]:
-    training = plan.spec.training
+    training, second = plan.spec.training, plan.super_resolution
+    stages = {}
+    if second is not None:
+        stages["super-resolution"] = (
+            f"from {second.base_resolution} px, learning rate {second.learning_rate:g}, as many steps"
+        )
     return {
         "method": training.method,
         "steps": str(plan.steps),
@@ -186,6 +191,7 @@ def _settings(plan: Plan) -> dict[str, str]:
         if plan.spec.preserves_prior
         else "prior preservation disabled",
         "resolution": f"{plan.resolution} px",
+        **stages,
         "augmentation": plan.augmentation,
         "precision": plan.precision,
         "ZeRO stage": plan.stage_name,

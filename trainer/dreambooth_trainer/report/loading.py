@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dreambooth_api.job import ModelSource
 from dreambooth_api.uris import BUILTIN_SPRITES, VOLUME, is_url
 from dreambooth_trainer.models.files import ADAPTER_FILE, TOKEN_COMPONENTS, embeddings_file
 from dreambooth_trainer.planning.cascade import NOISE_LEVEL, SUPER_RESOLUTION
@@ -32,7 +33,8 @@ def loading_code(plan: Plan, location: str, pipeline_class: str) -> str:
             f"files.get(f'{{path}}/', '{folder}/', recursive=True)",
         ]
     if plan.super_resolution is not None:
-        return "\n".join([*imports[:-1], "", *lines, *_cascade(plan, folder)]).lstrip()
+        imports[-1] = "from diffusers import IFPipeline, IFSuperResolutionPipeline"
+        return "\n".join([*imports, "", *lines, *_cascade(plan, folder)])
     base, revision = repr(plan.model.id), f", revision={plan.model.revision!r}" if plan.model.revision else ""
     if plan.model.id == BUILTIN_SPRITES and "diffusers" not in plan.formats:
         base = "WEIGHTS"
@@ -44,6 +46,8 @@ def loading_code(plan: Plan, location: str, pipeline_class: str) -> str:
         lines.append(f"pipeline = {pipeline}.from_pretrained({base}{revision})")
         if "lora" in plan.formats:
             lines.append(f"pipeline.load_lora_weights({folder!r}, weight_name={ADAPTER_FILE!r})")
+            if pipeline_class == "IFPipeline":
+                lines.append(_fixed_variance("pipeline"))
         for index, token in enumerate(plan.new_tokens if "embeddings" in plan.formats else ()):
             if pipeline_class != "StableDiffusionXLPipeline":
                 name = f"weight_name={embeddings_file(index)!r}, token={token!r}"
@@ -69,19 +73,19 @@ def _cascade(plan: Plan, folder: str) -> list[str]:
     """The same for the two stages of DeepFloyd IF, of which the second gets the embeddings and images of the first."""
     root, second = folder.rstrip("/"), plan.model.super_resolution
     assert second is not None
-    lines = ["from diffusers import IFPipeline, IFSuperResolutionPipeline", ""]
-    sources = {"base": ("IFPipeline", plan.model, root)}
-    sources["upscaler"] = ("IFSuperResolutionPipeline", second, f"{root}/{SUPER_RESOLUTION}")
-    for name, (pipeline, source, published) in sources.items():
-        encoder = ", text_encoder=None" if name == "upscaler" else ""
+    lines: list[str] = []
+    stages: tuple[tuple[str, str, ModelSource, str, str], ...] = (
+        ("base", "IFPipeline", plan.model, root, ""),
+        ("upscaler", "IFSuperResolutionPipeline", second, f"{root}/{SUPER_RESOLUTION}", ", text_encoder=None"),
+    )
+    for name, pipeline, source, published, options in stages:
         if "diffusers" in plan.formats:
             lines.append(f"{name} = {pipeline}.from_pretrained({published!r})")
             continue
         revision = f", revision={source.revision!r}" if source.revision else ""
-        lines.append(f"{name} = {pipeline}.from_pretrained({source.id!r}{revision}{encoder})")
+        lines.append(f"{name} = {pipeline}.from_pretrained({source.id!r}{revision}{options})")
         lines.append(f"{name}.load_lora_weights({published!r}, weight_name={ADAPTER_FILE!r})")
-        scheduler = f"{name}.scheduler"
-        lines.append(f'{scheduler} = {scheduler}.from_config({scheduler}.config, variance_type="fixed_small")')
+        lines.append(_fixed_variance(name))
     files = ["image.png"] if len(plan.subjects) == 1 else [f"image-{n + 1}.png" for n in range(len(plan.subjects))]
     for prompt, file in zip(plan.instance_prompts, files, strict=True):
         lines += [
@@ -91,3 +95,9 @@ def _cascade(plan: Plan, folder: str) -> list[str]:
             f"upscaler(image=image, **prompt, noise_level={NOISE_LEVEL}).images[0].save({file!r})",
         ]
     return lines
+
+
+def _fixed_variance(pipeline: str) -> str:
+    """A line that sets the scheduler for an adapter of DeepFloyd IF: its variance was not trained."""
+    scheduler = f"{pipeline}.scheduler"
+    return f'{scheduler} = {scheduler}.from_config({scheduler}.config, variance_type="fixed_small")'
