@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TypeVar
 
 from dreambooth_api.fields import Strict
-from dreambooth_api.job import BaseModelRef, JobSpec, ModelSource
+from dreambooth_api.job import JobSpec
+from dreambooth_api.model import BaseModelRef, ModelSource
 from dreambooth_api.runtime import RuntimeSpec, WorkerResources
 
 S = TypeVar("S", bound=Strict)

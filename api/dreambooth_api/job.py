@@ -16,6 +16,7 @@ from pydantic.alias_generators import to_camel
 from dreambooth_api.fields import DNS_LABEL, UID, ObjectName, Quantity, Strict, Template, VolumeClaim, rule_error
 from dreambooth_api.methods import METHODS, methods_of_format
 from dreambooth_api.metrics import METRICS
+from dreambooth_api.model import BaseModelRef
 from dreambooth_api.subject import (
     MAX_SUBJECTS,
     ListedSubject,
@@ -236,28 +237,6 @@ class RunPolicy(Strict):
         default=None,
         description="Name of the WorkloadPriorityClass by which Kueue orders and preempts the job. Defaults to the "
         "priority of the pods.",
-    )
-
-
-class ModelSource(Strict):
-    """Pretrained model on the Hugging Face Hub, or in a folder."""
-
-    id: str = Field(min_length=1, description="Hugging Face Hub ID, or path of a diffusers folder.")
-    revision: str | None = Field(default=None, min_length=1, description="Commit, tag or branch on the Hub.")
-
-
-class BaseModelRef(ModelSource):
-    """Pretrained text-to-image model to fine-tune."""
-
-    id: str = Field(
-        default=BUILTIN_SPRITES,
-        min_length=1,
-        description=f"Hugging Face Hub ID, path of a diffusers folder, or {BUILTIN_SPRITES}.",
-    )
-    super_resolution: ModelSource | None = Field(
-        default=None,
-        description="Super-resolution model that enlarges the images of the base model. Both are fine-tuned. Only for "
-        "DeepFloyd IF.",
     )
 
 

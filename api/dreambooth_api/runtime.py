@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dreambooth_api.environment import MODELS_PATH
 from dreambooth_api.fields import DNS_LABEL, ObjectName, ObjectRef, Quantity, Strict
-from dreambooth_api.job import API_VERSION, ApiVersion, BaseModelRef, Toleration
+from dreambooth_api.job import API_VERSION, ApiVersion, Toleration
+from dreambooth_api.model import BaseModelRef
 from dreambooth_api.modelcache import ModelCache
 from dreambooth_api.network import Network
 from dreambooth_api.podspec import EnvFrom, EnvVar
@@ -238,8 +239,9 @@ class Bounds(Strict):
     models: list[str] = Field(
         default_factory=list,
         max_length=64,
-        description="Base models allowed in spec.model, as <id>, or as <id>@<revision> for that revision only. <id> "
-        "allows no other revision than the default branch. If empty, only the runtime's model is allowed.",
+        description="Models allowed in spec.model and its superResolution, as <id>, or as <id>@<revision> for that "
+        "revision only. <id> allows no other revision than the default branch. If empty, only the runtime's models are "
+        "allowed.",
     )
     outputs: list[OutputBound] = Field(
         default_factory=list[OutputBound],

@@ -14,8 +14,9 @@ import yaml
 
 from dreambooth_api import environment
 from dreambooth_api.environment import ExitCode
-from dreambooth_api.job import BaseModelRef, DreamBoothJob
+from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.metrics import METRICS
+from dreambooth_api.model import BaseModelRef
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_api.status import REASON, ConditionType, Phase, TrainerPhase
 from dreambooth_trainer.planning.plan import fill_defaults

@@ -11,7 +11,8 @@ from pydantic.alias_generators import to_camel
 from scenarios import conditions
 from simulation import World, job_with, make_job
 
-from dreambooth_api.job import JobSpec, ModelSource, Resources
+from dreambooth_api.job import JobSpec, Resources
+from dreambooth_api.model import ModelSource
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_api.status import Phase
 from dreambooth_operator.controller.bounds import matches_image

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dreambooth_api.errors import UserError
-from dreambooth_api.job import BaseModelRef, ModelSource
+from dreambooth_api.model import BaseModelRef, ModelSource
 from dreambooth_trainer.families.registry import (
     base_digest,
     local_folder,

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from test_plan import make_plan
 
 from dreambooth_api.errors import UserError
-from dreambooth_api.job import BaseModelRef
+from dreambooth_api.model import BaseModelRef
 from dreambooth_trainer.families import identifiers
 from dreambooth_trainer.families.base import AdapterInfo, Stage
 from dreambooth_trainer.families.ddpm import loss_target

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import dreambooth_trainer.models.hub
 from dreambooth_api.errors import TransientError, UserError
-from dreambooth_api.job import BaseModelRef
+from dreambooth_api.model import BaseModelRef
 from dreambooth_trainer.families.registry import (
     base_digest,
     config_folder,

@@ -15,7 +15,7 @@ from test_plan import make_plan as plan_of
 from transformers import CLIPTokenizer
 
 from dreambooth_api.errors import UserError
-from dreambooth_api.job import BaseModelRef
+from dreambooth_api.model import BaseModelRef
 from dreambooth_trainer.cluster.hardware import Hardware
 from dreambooth_trainer.planning.fit import size_of
 from dreambooth_trainer.planning.make_plan import JobFacts, make_plan

@@ -10,7 +10,7 @@ import pytest
 from test_plan import job_of
 
 from dreambooth_api.errors import UserError
-from dreambooth_api.job import BaseModelRef
+from dreambooth_api.model import BaseModelRef
 from dreambooth_trainer.cluster.hardware import Hardware
 from dreambooth_trainer.planning.make_plan import JobFacts, make_plan
 from dreambooth_trainer.planning.memory import GIB, ModelSize

@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from dreambooth_api import environment
-from dreambooth_api.job import BaseModelRef, ModelSource
+from dreambooth_api.model import BaseModelRef, ModelSource
 from dreambooth_api.progress import ProgressMessage
 from dreambooth_api.status import TrainerPhase
 from dreambooth_operator.machinery.certificates import issue, renew_authority

@@ -17,7 +17,8 @@ import ray
 from PIL import Image
 
 from dreambooth_api.environment import STORE_KEY
-from dreambooth_api.job import BaseModelRef, DreamBoothJob
+from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.model import BaseModelRef
 from dreambooth_trainer.cluster.pool import WorkerPool
 from dreambooth_trainer.phases.base import Context
 from dreambooth_trainer.phases.class_images import CLASS_IMAGES, class_image_key, class_image_store

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from test_plan import make_plan
 
-from dreambooth_api.job import BaseModelRef
+from dreambooth_api.model import BaseModelRef
 from dreambooth_trainer.cluster.hardware import Hardware
 from dreambooth_trainer.planning.fit import with_sampling_batch
 from dreambooth_trainer.planning.memory import GIB, ModelSize

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from dreambooth_api.defaulting import with_defaults, worker_resources
 from dreambooth_api.environment import IMAGES_PATH, OUTPUT_PATH
 from dreambooth_api.fields import VolumeClaim
-from dreambooth_api.job import BaseModelRef, JobSpec, ModelSource, Resources, RunPolicy
+from dreambooth_api.job import JobSpec, Resources, RunPolicy
+from dreambooth_api.model import BaseModelRef, ModelSource
 from dreambooth_api.runtime import DEFAULT_RUNTIME, RuntimeSpec, WorkerResources
 from dreambooth_api.started import StartedRunPolicy, StartedRuntime
 from dreambooth_api.status import JobStatus

@@ -96,10 +96,12 @@ def _print_plan(planned: PlannedJob, warnings: tuple[str, ...]) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
+    models = {"base model": planned.plan.model, "super-resolution": planned.plan.model.super_resolution}
     for label, value in rows(planned):
         table.add_row(label, value)
+        model = models.get(label)
         # A model from the Hub has a commit.
-        if label == "base model" and planned.plan.model.revision and (name := license_name(value)):
+        if model and model.revision and (name := license_name(model.id)):
             table.add_row("license", name)
     console = Console()
     console.print(table, highlight=False, markup=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambooth_api.errors import UserError, ValidationIssue
-from dreambooth_api.job import BaseModelRef, ModelSource
+from dreambooth_api.model import BaseModelRef, ModelSource
 from dreambooth_api.uris import BUILTIN_SPRITES
 from dreambooth_trainer.families.base import Family
 from dreambooth_trainer.models.files import (

@@ -14,7 +14,8 @@ import yaml
 from pydantic import JsonValue
 
 from dreambooth_api.errors import TransientError, UserError, ValidationIssue
-from dreambooth_api.job import API_VERSION, KIND, BaseModelRef, DreamBoothJob
+from dreambooth_api.job import API_VERSION, KIND, DreamBoothJob
+from dreambooth_api.model import BaseModelRef
 from dreambooth_api.uris import ABSOLUTE_URI
 from dreambooth_trainer.jobfile.explain import validate
 from dreambooth_trainer.jobfile.overrides import apply_sets

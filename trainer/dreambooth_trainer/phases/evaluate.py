@@ -10,8 +10,8 @@ from PIL import Image
 from pydantic import JsonValue
 
 from dreambooth_api.errors import ThresholdError, TransientError
-from dreambooth_api.job import BaseModelRef, ModelSource
 from dreambooth_api.metrics import METRICS
+from dreambooth_api.model import BaseModelRef, ModelSource
 from dreambooth_api.status import TrainerPhase
 from dreambooth_api.uris import BUILTIN_SPRITES
 from dreambooth_trainer.cluster.hardware import work_device

@@ -1,6 +1,12 @@
-"""Facts about the super-resolution stage of DeepFloyd IF, which enlarges the images of the base model."""
+"""The super-resolution stage of DeepFloyd IF, which enlarges the images of the base model."""
 
 from __future__ import annotations
+
+from dreambooth_api.errors import UserError, ValidationIssue
+from dreambooth_api.fields import Strict
+from dreambooth_api.model import BaseModelRef
+from dreambooth_api.training import Training
+from dreambooth_trainer.planning.defaults import PIXEL_SPACE
 
 # Name of the stage: the folder of its caches, its checkpoints and its model.
 SUPER_RESOLUTION = "super_resolution"
@@ -14,3 +20,42 @@ GUIDANCE_SCALE = 4.0
 MAX_STEPS = 50
 # By method. It needs lower rates than the base model (diffusers' guide).
 LEARNING_RATES = {"Full": 1e-8, "LoRA": 1e-6, "DoRA": 1e-6}
+
+
+class SecondStage(Strict):
+    """The super-resolution stage of a cascade.
+
+    Attributes:
+        base_resolution: side length of the images of the base model in pixels.
+        learning_rate: of this stage.
+    """
+
+    model: BaseModelRef
+    base_resolution: int
+    learning_rate: float
+
+
+def second_stage(
+    base: BaseModelRef, training: Training, native_resolution: int | None, rate: float
+) -> SecondStage | None:
+    """The super-resolution stage of a job.
+
+    Args:
+        native_resolution: side length of the images that the base model was trained on; None if it is not known.
+        rate: learning rate of the base model.
+
+    Raises:
+        UserError: the resolution of the job is not that of the stage.
+    """
+    model = base.super_resolution
+    if model is None:
+        return None
+    base_resolution = native_resolution or (training.resolution or SCALE * PIXEL_SPACE.resolution) // SCALE
+    if native_resolution and training.resolution not in (None, SCALE * base_resolution):
+        rule = f"is not {SCALE} x {base_resolution}: the super-resolution model enlarges images of {base_resolution} px"
+        raise UserError(ValidationIssue("spec.training.resolution", training.resolution, rule, "remove it"))
+    return SecondStage(
+        model=BaseModelRef(id=model.id, revision=model.revision),
+        base_resolution=base_resolution,
+        learning_rate=training.learning_rate or LEARNING_RATES.get(training.method, rate),
+    )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth_api.job import BaseModelRef, DreamBoothJob
+from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.model import BaseModelRef
 from dreambooth_trainer.cluster.hardware import Hardware
 from dreambooth_trainer.planning.fit import (
     Measure,

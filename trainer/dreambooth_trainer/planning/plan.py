@@ -12,12 +12,13 @@ from pydantic import JsonValue
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.fields import Strict
-from dreambooth_api.job import BaseModelRef, DreamBoothJob, Format, JobSpec
+from dreambooth_api.job import DreamBoothJob, Format, JobSpec
+from dreambooth_api.model import BaseModelRef
 from dreambooth_api.subject import NoiseScheduler, PriorPreservation
 from dreambooth_api.training import Training
 from dreambooth_api.uris import BUILTIN_SPRITES
-from dreambooth_trainer.planning.cascade import LEARNING_RATES, SCALE, SUPER_RESOLUTION
-from dreambooth_trainer.planning.defaults import DPM_SOLVER_STEPS, PIXEL_SPACE, ModelDefaults, model_defaults
+from dreambooth_trainer.planning.cascade import SCALE, SUPER_RESOLUTION, SecondStage, second_stage
+from dreambooth_trainer.planning.defaults import DPM_SOLVER_STEPS, ModelDefaults, model_defaults
 
 NUM_RANDOM_CROPS = 8
 """Crops of each image with training.randomCrop. Their latents are cached."""
@@ -52,19 +53,6 @@ class PlannedSubject(Strict):
     def noun(self) -> str:
         """Replacement of {} in a prompt template: identifier and class, for example "sks dog"."""
         return f"{self.identifier} {self.class_}"
-
-
-class SecondStage(Strict):
-    """The super-resolution stage of a cascade.
-
-    Attributes:
-        base_resolution: side length of the images of the base model in pixels.
-        learning_rate: of this stage.
-    """
-
-    model: BaseModelRef
-    base_resolution: int
-    learning_rate: float
 
 
 class Plan(Strict):
@@ -267,28 +255,22 @@ def fill_defaults(
     """
     spec, model, (dino, clip) = job.spec, model_ref(job), encoder_names(job)
     defaults = model_defaults(model.id, flow_matching=flow_matching, pixel_space=pixel_space)
-    training, text_encoder = spec.training, spec.training.text_encoder
+    training = spec.training
     steps = _steps(spec, defaults.steps * len(identifiers))
     rate = training.learning_rate or defaults.learning_rates[training.method]
-    # Adapters of the denoiser suffice: the text encoder of an adapter method is trained only if the job asks for it.
-    train_text_encoder = (
-        defaults.train_text_encoder and training.traits.weights if text_encoder.train is None else text_encoder.train
-    )
     prior = spec.prior_preservation
     batch_size = _batch_size(spec, gpus_per_worker, defaults.batch_size, steps, rate)
-    resolution = training.resolution or native_resolution or defaults.resolution
-    super_resolution = _second_stage(job, native_resolution, rate)
-    if super_resolution is not None:
-        resolution = SCALE * super_resolution.base_resolution
+    second = second_stage(model, training, native_resolution, rate)
+    own_resolution = training.resolution or native_resolution or defaults.resolution
     plan = Plan(
         job=job,
         model=model,
-        super_resolution=super_resolution,
+        super_resolution=second,
         subjects=_subjects(spec, identifiers),
-        resolution=resolution,
+        resolution=own_resolution if second is None else SCALE * second.base_resolution,
         steps=steps,
         learning_rate=rate,
-        train_text_encoder=train_text_encoder,
+        train_text_encoder=_trains_text_encoder(training, defaults),
         text_encoder_learning_rate=_text_encoder_rate(training, defaults, rate),
         batch_size=batch_size,
         precision=training.precision or precision,
@@ -306,28 +288,10 @@ def fill_defaults(
     return plan
 
 
-def _second_stage(job: DreamBoothJob, native_resolution: int | None, rate: float) -> SecondStage | None:
-    """The super-resolution stage of a job.
-
-    Args:
-        native_resolution: side length of the images that the base model was trained on; None if it is not known.
-        rate: learning rate of the base model.
-
-    Raises:
-        UserError: the resolution of the job is not that of the stage.
-    """
-    model, training = model_ref(job).super_resolution, job.spec.training
-    if model is None:
-        return None
-    base_resolution = native_resolution or (training.resolution or SCALE * PIXEL_SPACE.resolution) // SCALE
-    if native_resolution and training.resolution not in (None, SCALE * base_resolution):
-        rule = f"is not {SCALE} x {base_resolution}: the super-resolution model enlarges images of {base_resolution} px"
-        raise UserError(ValidationIssue("spec.training.resolution", training.resolution, rule, "remove it"))
-    return SecondStage(
-        model=BaseModelRef(id=model.id, revision=model.revision),
-        base_resolution=base_resolution,
-        learning_rate=training.learning_rate or LEARNING_RATES.get(training.method, rate),
-    )
+def _trains_text_encoder(training: Training, defaults: ModelDefaults) -> bool:
+    """Whether the text encoder is trained. Adapters of the denoiser suffice, unless the job asks for others."""
+    train = training.text_encoder.train
+    return defaults.train_text_encoder and training.traits.weights if train is None else train
 
 
 def _text_encoder_rate(training: Training, defaults: ModelDefaults, rate: float) -> float:

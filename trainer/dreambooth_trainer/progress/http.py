@@ -25,8 +25,8 @@ from urllib.parse import urlsplit
 from pydantic import JsonValue
 
 from dreambooth_api import environment
-from dreambooth_api.job import BaseModelRef
 from dreambooth_api.metrics import METRICS
+from dreambooth_api.model import BaseModelRef
 from dreambooth_api.progress import MAX_REPORT_SECONDS, ProgressMessage, ProgressReply, parse_fields, parse_reply
 from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.progress.console import PhaseProgress, Reporter

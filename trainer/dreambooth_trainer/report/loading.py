@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dreambooth_api.job import ModelSource
+from dreambooth_api.model import ModelSource
 from dreambooth_api.uris import BUILTIN_SPRITES, VOLUME, is_url
 from dreambooth_trainer.models.files import ADAPTER_FILE, TOKEN_COMPONENTS, embeddings_file
 from dreambooth_trainer.planning.cascade import NOISE_LEVEL, SUPER_RESOLUTION

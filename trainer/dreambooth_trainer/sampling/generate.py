@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreambooth_api.job import BaseModelRef
+from dreambooth_api.model import BaseModelRef
 from dreambooth_trainer.cluster.hardware import work_device
 from dreambooth_trainer.cluster.pool import WorkerPool
 from dreambooth_trainer.families.registry import local_folder

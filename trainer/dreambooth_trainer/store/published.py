@@ -8,7 +8,7 @@ from pathlib import Path
 from dreambooth_api import layout
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.fields import Strict
-from dreambooth_api.job import BaseModelRef, ModelSource
+from dreambooth_api.model import BaseModelRef, ModelSource
 from dreambooth_trainer.models.files import ADAPTER_FILE, INDEX, embeddings_file
 from dreambooth_trainer.planning.cascade import SUPER_RESOLUTION
 from dreambooth_trainer.planning.defaults import model_defaults
