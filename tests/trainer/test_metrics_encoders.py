@@ -18,9 +18,9 @@ from dreambooth_trainer.metrics.encoders import (
     Encoders,
     SpriteSubjectEncoder,
     SpriteTextEncoder,
-    comparable_with_paper,
     load_encoders,
 )
+from dreambooth_trainer.metrics.scores import comparable_with_paper
 
 SIDE = 28
 

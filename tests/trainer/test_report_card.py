@@ -14,10 +14,9 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from dreambooth_trainer.metrics.scores import Scores
-from dreambooth_trainer.report import collect
 from dreambooth_trainer.report.card import code_fence, code_span, model_card
-from dreambooth_trainer.report.contents import Comparison, Report, SubjectReport
-from dreambooth_trainer.report.scores import score_rows
+from dreambooth_trainer.report.contents import Comparison, Finding, Report, SubjectReport
+from dreambooth_trainer.report.scores import encoder_names, read_scores, score_rows
 
 VALUES = {"dino": 0.8, "clipI": 0.9, "clipT": 0.3, "pres": 0.4, "subjectDiversity": 0.2, "classDiversity": 0.5}
 SCORES = Scores(values=VALUES, real_images={"dino": 0.774})
@@ -72,11 +71,17 @@ def test_a_base_model_that_is_not_on_the_hub_is_not_in_the_metadata(base: str) -
 def test_tables_have_no_blank_lines_and_images_are_shown() -> None:
     text = model_card(_report(), "grid.png").text
     assert "![Images before and after training](grid.png)" in text
-    assert "| --- | ---: | ---: | ---: | --- |\n| DINO | - | 0.800 | 0.774 |" in text
+    assert "| --- | ---: | ---: | ---: | ---: | --- |\n| DINO | - | 0.800 | 0.774 | - | Similarity" in text
     assert "| --- | --- |\n| `steps` | `400` |\n| `a\\|b` | `c\\|d` |\n" in text
     assert "```python\nprint('hello')\n```" in text
     assert "\n\n\n" not in text
     assert "![" not in model_card(_report()).text
+
+
+def test_the_verdict_is_in_the_card() -> None:
+    findings = (Finding(False, "The loss rose", "use a lower rate", subject="a `b`"), Finding(True, "All is well"))
+    text = model_card(replace(_report(), findings=findings)).text
+    assert "## Verdict\n\n- ✗ `` a `b` ``: The loss rose. **Advice: use a lower rate.**\n- ✓ All is well.\n\n##" in text
 
 
 def test_training_without_prior_preservation_is_stated() -> None:
@@ -128,11 +133,11 @@ def test_the_report_states_how_div_was_computed(tmp_path: Path, lpips: dict[str,
     scores = Scores(values=VALUES, dino_encoder="dino", clip_encoder="clip", **lpips)
     content = scores.model_dump(mode="json", by_alias=True)
     (tmp_path / "scores.json").write_text(json.dumps({"before": content, "after": content}))
-    spec = SimpleNamespace(evaluation=SimpleNamespace(enabled=True))
-    job: Any = SimpleNamespace(plan=SimpleNamespace(spec=spec), folder=SimpleNamespace(scores=tmp_path / "scores.json"))
-    found = collect._scores(job)
+    plan: Any = SimpleNamespace(spec=SimpleNamespace(evaluation=SimpleNamespace(enabled=True)))
+    folder: Any = SimpleNamespace(scores=tmp_path / "scores.json")
+    found = read_scores(folder, plan)
     assert found
-    assert collect._encoders(found[1]) == shown
+    assert encoder_names(found[1]) == shown
 
 
 def test_score_rows_show_before_and_after_and_skip_missing_scores() -> None:
@@ -144,7 +149,6 @@ def test_score_rows_show_before_and_after_and_skip_missing_scores() -> None:
         ("CLIP-T", 0.3, 0.3),
         ("PRES", 0.39, 0.4),
     ]
-    assert rows[0].change == "better"
-    assert rows[3].higher_is_better is False
+    assert [row.state for row in rows] == ["normal", "unknown", "normal", "normal", "unknown", "normal"]
     rows = score_rows(None, Scores(values={"dino": 0, "clipI": 0, "clipT": 0}))
     assert [row.name for row in rows] == ["DINO", "CLIP-I", "CLIP-T"]

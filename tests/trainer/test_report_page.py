@@ -16,7 +16,9 @@ from PIL import Image
 from dreambooth_trainer.report import page
 from dreambooth_trainer.report.contents import (
     Comparison,
+    Finding,
     PhaseTime,
+    Range,
     ReferenceRow,
     Report,
     ScoreRow,
@@ -49,9 +51,9 @@ def _report() -> Report:
             ),
         ),
         scores=(
-            ScoreRow("DINO", "similarity", 0.2, 0.8, True, real_images=0.774),
-            ScoreRow("PRES", "class similarity", 0.2, 0.8, False),
-            ScoreRow("DIV", "diversity", 0.8, 0.2, None),
+            ScoreRow("DINO", "similarity", 0.2, 0.7, real_images=0.774, normal=Range(low=0.487)),
+            ScoreRow("PRES", "class similarity", 0.2, 0.8, normal=Range(high=0.487)),
+            ScoreRow("DIV", "diversity", 0.8, 0.2),
         ),
         encoders="builtin:sprites",
         phases=(PhaseTime("train", 97.2),),
@@ -137,7 +139,7 @@ def test_optional_sections_are_omitted_and_missing_prior_preservation_is_stated(
 
 
 def test_each_of_several_subjects_has_its_images_and_scores() -> None:
-    dog = replace(_report().subjects[0], scores=(ScoreRow("DINO", "similarity", 0.2, 0.7, True),))
+    dog = replace(_report().subjects[0], scores=(ScoreRow("DINO", "similarity", 0.2, 0.7),))
     cat = replace(dog, instance_prompt="a ohwx cat", class_prompt="a cat", scores=())
     text = page.render_report(replace(_report(), subjects=(dog, cat)))
     words = " ".join(" ".join(_Page(text).words).split())
@@ -148,11 +150,24 @@ def test_each_of_several_subjects_has_its_images_and_scores() -> None:
     assert "Subject 1" not in page.render_report(_report())
 
 
-def test_changes_of_scores_depend_on_the_direction_of_the_metric() -> None:
+def test_scores_within_their_normal_range_are_not_shown_as_bad() -> None:
     words = " ".join(" ".join(_Page(page.render_report(_report())).words).split())
-    assert "DINO similarity 0.200 0.800 0.774 ▲ better" in words
-    assert "PRES class similarity 0.200 0.800 – ▲ worse" in words
-    assert "DIV diversity 0.800 0.200 – ▼ lower" in words
+    assert "DINO similarity 0.200 0.700 0.774 at least 0.487 ✓ normal" in words
+    assert "PRES class similarity 0.200 0.800 – at most 0.487 ✗ not normal" in words
+    assert "DIV diversity 0.800 0.200 – – ▼ lower" in words
+
+
+def test_the_verdict_is_on_top_with_advice() -> None:
+    findings = (
+        Finding(False, "Prompt fidelity fell by 0.09", "use fewer steps", prompts=(MARKUP,), subject=MARKUP),
+        Finding(True, "The subject is learned"),
+    )
+    text = page.render_report(replace(_report(), findings=findings))
+    words = " ".join(" ".join(_Page(text).words).split())
+    assert f"✗ {MARKUP} : Prompt fidelity fell by 0.09. Advice: use fewer steps. Prompts: {MARKUP} ." in words
+    assert "✓ The subject is learned." in words
+    assert text.index("<h2>Verdict") < text.index("Your images") < text.index("<h2>Scores")
+    assert "<h2>Verdict" not in page.render_report(_report())
 
 
 def test_results_of_the_paper_and_curves_are_shown_if_given() -> None:
@@ -165,18 +180,21 @@ def test_results_of_the_paper_and_curves_are_shown_if_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "higher_is_better", "change"),
+    ("before", "after", "normal", "state", "direction"),
     [
-        (0.5, 0.52, True, "better"),
-        (0.5, 0.52, False, "worse"),
-        (0.5, 0.48, False, "better"),
-        (0.5, 0.505, True, "same"),
-        (0.5, 0.7, None, "changed"),
-        (None, 0.7, True, "unknown"),
+        (0.5, 0.7, Range(low=0.7), "normal", "higher"),
+        (0.5, 0.69, Range(low=0.7), "abnormal", "higher"),
+        (0.5, 0.7, Range(high=0.7), "normal", "higher"),
+        (0.5, 0.45, Range(low=0.4), "normal", "lower"),
+        (0.5, 0.505, None, "unknown", "same"),
+        (None, 0.7, None, "unknown", "unknown"),
     ],
 )
-def test_change_of_a_score(before: float | None, after: float, higher_is_better: bool | None, change: str) -> None:
-    assert ScoreRow("x", "y", before, after, higher_is_better).change == change
+def test_state_and_direction_of_a_score(
+    before: float | None, after: float, normal: Range | None, state: str, direction: str
+) -> None:
+    row = ScoreRow("x", "y", before, after, normal=normal)
+    assert (row.state, row.direction) == (state, direction)
 
 
 def _decoded(markup: str) -> tuple[str, Image.Image]:

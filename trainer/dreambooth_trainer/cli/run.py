@@ -61,8 +61,21 @@ def run(job_file: Path, out: Path | None, store: str | None, sets: tuple[str, ..
         store_folder, warning = options.store_url(store)
         warnings = [*prepared.warnings, *([warning] if warning else [])]
         reporter.note("\n".join([describe(prepared.planned), *(f"note: {warning}" for warning in warnings)]))
-        run_job(prepared, folder, store_folder, reporter)
+        try:
+            run_job(prepared, folder, store_folder, reporter)
+        except ThresholdError:
+            _note_verdict(reporter, folder)
+            raise
+        _note_verdict(reporter, folder)
         reporter.note(f"\nReport  {folder.report}\nModel   {folder.model}\nTime    {time.monotonic() - start:.0f} s")
+
+
+def _note_verdict(reporter: Reporter, folder: JobFolder) -> None:
+    from dreambooth_trainer.report.scores import read_verdict
+    from dreambooth_trainer.report.verdict import verdict_lines
+
+    if found := read_verdict(folder):
+        reporter.note("\n".join(("", *verdict_lines(found))))
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from PIL import Image
@@ -18,7 +17,6 @@ from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.uris import BUILTIN_SPRITES
 from dreambooth_trainer.metrics.batching import encode_normalized
 from dreambooth_trainer.metrics.lpips_packages import wants_lpips
-from dreambooth_trainer.planning.defaults import PAPER
 
 
 class ImageEncoder(Protocol):
@@ -70,14 +68,6 @@ class Encoders:
     clip: TextImageEncoder
     lpips: ImageDistance | None = None
     without_lpips: str = ""
-
-
-def comparable_with_paper(dino: str, clip: str) -> bool:
-    """Whether two encoders are those of the paper, by Hub ID or by a folder of the same name.
-
-    Scores of other encoders are on another scale.
-    """
-    return all(Path(name).name == Path(paper).name for name, paper in ((dino, PAPER.dino), (clip, PAPER.clip)))
 
 
 class SpriteEvaluator(Protocol):

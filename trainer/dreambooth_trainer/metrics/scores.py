@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 from pydantic.alias_generators import to_camel
 
 from dreambooth_api.errors import ValidationIssue
-from dreambooth_api.job import Thresholds
+from dreambooth_api.job import DEFAULT_CLIP, DEFAULT_DINO, Thresholds
 from dreambooth_api.metrics import METRICS
 
 
@@ -66,13 +67,24 @@ class PaperRow:
     clip_t: float | None
 
 
+PAPER_REAL_IMAGES = PaperRow("Real images", 0.774, 0.885, None)
+PAPER_DREAMBOOTH = PaperRow("DreamBooth (Stable Diffusion)", 0.668, 0.803, 0.305)
+PAPER_TEXTUAL_INVERSION = PaperRow("Textual Inversion (Stable Diffusion)", 0.569, 0.780, 0.255)
 # Comparable with scores of the paper's encoders only.
 PAPER: tuple[PaperRow, ...] = (
-    PaperRow("Real images", 0.774, 0.885, None),
+    PAPER_REAL_IMAGES,
     PaperRow("DreamBooth (Imagen)", 0.696, 0.812, 0.306),
-    PaperRow("DreamBooth (Stable Diffusion)", 0.668, 0.803, 0.305),
-    PaperRow("Textual Inversion (Stable Diffusion)", 0.569, 0.780, 0.255),
+    PAPER_DREAMBOOTH,
+    PAPER_TEXTUAL_INVERSION,
 )
+
+
+def comparable_with_paper(dino: str, clip: str) -> bool:
+    """Whether two encoders are those of the paper, by Hub ID or by a folder of the same name.
+
+    Scores of other encoders are on another scale.
+    """
+    return all(Path(name).name == Path(paper).name for name, paper in ((dino, DEFAULT_DINO), (clip, DEFAULT_CLIP)))
 
 
 def mean_scores(subjects: Mapping[str, Scores]) -> Scores:

@@ -65,7 +65,7 @@ def code_fence(text: str) -> str:
 
 def _score_line(row: ScoreRow) -> str:
     values = map(_number, (row.before, row.after, row.real_images))
-    return f"| {row.name} | {' | '.join(values)} | {row.meaning} |"
+    return f"| {row.name} | {' | '.join(values)} | {row.normal or '-'} | {row.meaning} |"
 
 
 def _score_after(subject: SubjectReport, name: str) -> str:

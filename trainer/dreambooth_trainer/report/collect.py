@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,16 +14,14 @@ from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.status import TrainerPhase
 from dreambooth_api.uris import is_url
 from dreambooth_trainer.families.registry import family_name
-from dreambooth_trainer.metrics.encoders import comparable_with_paper
 from dreambooth_trainer.metrics.prompts import fill_template
-from dreambooth_trainer.metrics.scores import PAPER as PAPER_SCORES
 from dreambooth_trainer.metrics.scores import Scores
 from dreambooth_trainer.planning.plan import Plan, PlannedSubject
 from dreambooth_trainer.progress.http import external_uri
-from dreambooth_trainer.report.contents import Comparison, PhaseTime, ReferenceRow, Report, SubjectReport
+from dreambooth_trainer.report.contents import Comparison, PhaseTime, Report, SubjectReport
 from dreambooth_trainer.report.curves import loss_curves
 from dreambooth_trainer.report.loading import loading_code
-from dreambooth_trainer.report.scores import score_rows
+from dreambooth_trainer.report.scores import encoder_names, read_losses, read_scores, references, score_rows, verdict
 from dreambooth_trainer.sampling.evaluation_set import (
     MODELS,
     Model,
@@ -38,7 +35,6 @@ from dreambooth_trainer.sampling.evaluation_set import (
 from dreambooth_trainer.store.folder import JobFolder
 from dreambooth_trainer.store.image_store import ImageStore
 from dreambooth_trainer.store.run_record import read_completion, read_run
-from dreambooth_trainer.training.messages import StepRecord
 
 MAX_CLASS_IMAGES_SHOWN = 16
 MAX_PROMPTS_SHOWN = 12
@@ -69,15 +65,16 @@ def collect_report(folder: JobFolder) -> Report:
         remedy = "run the job again; it continues where it stopped"
         raise UserError(ValidationIssue("OUT", str(folder.root), "has no finished evaluation", remedy))
     plan = run.plan
-    scores = _scores(job)
+    scores, losses = read_scores(folder, plan), read_losses(folder)
     return Report(
         name=plan.job.metadata.name,
         base_model=plan.model.id,
         created=datetime.now(UTC),
         subjects=tuple(_subject(job, index, scores) for index in range(len(plan.subjects))),
         scores=() if scores is None else score_rows(*scores),
-        encoders="" if scores is None else _encoders(scores[1]),
-        references=_references(plan),
+        findings=verdict(folder, plan, scores, losses),
+        encoders="" if scores is None else encoder_names(scores[1]),
+        references=references(plan),
         curves_svg=_curves(folder, plan),
         phases=_phases(job),
         settings=_settings(plan),
@@ -90,9 +87,8 @@ def _curves(folder: JobFolder, plan: Plan) -> str:
     """The losses of each stage, with the names of the stages if there are several."""
     figures: list[str] = []
     for stage in plan.stages:
-        lines = folder.of_stage(stage.stage).losses.read_text().splitlines()
         title = "" if len(plan.stages) == 1 else f"{stage.resolution} px"
-        figures.append(loss_curves([StepRecord(**json.loads(line)) for line in lines], title))
+        figures.append(loss_curves(read_losses(folder.of_stage(stage.stage)), title))
     return "".join(figures)
 
 
@@ -141,25 +137,6 @@ def _class_images(job: _FinishedJob, prompt: str) -> tuple[tuple[Image.Image, ..
     names = sorted(name for name in store.names() if name.isdigit())[: min(MAX_CLASS_IMAGES_SHOWN, count)]
     images = (store.get_or_delete(name, job.plan.resolution) for name in names)
     return tuple(image for image in images if image is not None), count
-
-
-def _scores(job: _FinishedJob) -> tuple[Scores, Scores] | None:
-    """The scores before and after training; None if the evaluation is disabled."""
-    if not job.plan.spec.evaluation.enabled:
-        return None
-    content = json.loads(job.folder.scores.read_text())
-    return Scores.model_validate(content["before"]), Scores.model_validate(content["after"])
-
-
-def _encoders(scores: Scores) -> str:
-    lpips = f"LPIPS ({scores.lpips_network})" if scores.lpips_network else scores.without_lpips
-    return "; ".join(name for name in (scores.dino_encoder, scores.clip_encoder, lpips) if name)
-
-
-def _references(plan: Plan) -> tuple[ReferenceRow, ...]:
-    if not comparable_with_paper(plan.dino, plan.clip):
-        return ()
-    return tuple(ReferenceRow(row.name, row.dino, row.clip_i, row.clip_t) for row in PAPER_SCORES)
 
 
 def _phases(job: _FinishedJob) -> tuple[PhaseTime, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
@@ -25,6 +25,21 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Range:
+    """The normal range of a score. None: no limit."""
+
+    low: float | None = None
+    high: float | None = None
+
+    def contains(self, value: float) -> bool:
+        """Whether a score is within the range. Its limits are."""
+        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
+
+    def __str__(self) -> str:
+        return f"at least {self.low:.3f}" if self.low is not None else f"at most {self.high:.3f}"
+
+
+@dataclass(frozen=True)
 class ScoreRow:
     """One score before and after training."""
 
@@ -33,22 +48,59 @@ class ScoreRow:
     """One or two sentences for readers who do not know the paper."""
     before: float | None
     after: float | None
-    higher_is_better: bool | None
-    """None: neither direction is good or bad by itself."""
     real_images: float | None = None
     """The score of the subject's images among each other, an upper bound. None if it is not defined."""
+    normal: Range | None = None
+    """What is normal for a fine-tuned model. None if there is no limit by which to tell."""
 
     @property
-    def change(self) -> Literal["better", "worse", "same", "changed", "unknown"]:
+    def state(self) -> Literal["normal", "abnormal", "unknown"]:
+        """Whether `after` is in the normal range."""
+        if self.normal is None or self.after is None:
+            return "unknown"
+        return "normal" if self.normal.contains(self.after) else "abnormal"
+
+    @property
+    def direction(self) -> Literal["higher", "lower", "same", "unknown"]:
         """Comparison of `after` with `before`."""
         if self.before is None or self.after is None:
             return "unknown"
-        difference = self.after - self.before
-        if abs(difference) < TOLERANCE:
+        if abs(self.after - self.before) < TOLERANCE:
             return "same"
-        if self.higher_is_better is None:
-            return "changed"
-        return "better" if (difference > 0) == self.higher_is_better else "worse"
+        return "higher" if self.after > self.before else "lower"
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """The scores of the images of one evaluation prompt."""
+
+    prompt: str
+    """Without the identifier."""
+    images: int
+    dino: float | None
+    clip_t_before: float | None
+    clip_t: float | None
+    failures: tuple[str, ...] = ()
+    """What is wrong with these images, for example "does not follow the prompt"."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One statement about the trained model, with the numbers that it follows from."""
+
+    normal: bool
+    """Whether a fine-tuned model is expected to be like this."""
+    text: str
+    advice: str = ""
+    """What to change, if it is not normal."""
+    prompts: tuple[str, ...] = ()
+    """Evaluation prompts that it is about."""
+    subject: str = ""
+    """The instance prompt of the subject that it is about, if the model has several."""
+
+    def of(self, subject: str) -> Finding:
+        """The same about a subject."""
+        return replace(self, subject=subject)
 
 
 @dataclass(frozen=True)
@@ -104,6 +156,8 @@ class Report:
     subjects: tuple[SubjectReport, ...]
     scores: tuple[ScoreRow, ...] = ()
     """Means over the subjects."""
+    findings: tuple[Finding, ...] = ()
+    """What the scores and the losses mean, problems first."""
     encoders: str = ""
     """Names of the networks used for scoring."""
     references: tuple[ReferenceRow, ...] = ()
