@@ -79,9 +79,16 @@ def test_tables_have_no_blank_lines_and_images_are_shown() -> None:
 
 
 def test_the_verdict_is_in_the_card() -> None:
-    findings = (Finding(False, "The loss rose", "use a lower rate", subject="a `b`"), Finding(True, "All is well"))
+    prompts = ("in `x`", "on sand")
+    findings = (
+        Finding(False, "The loss rose", "use a lower rate", subject="a `b`"),
+        Finding(True, "All is well", prompts=prompts),
+        Finding(True, "Done"),
+    )
     text = model_card(replace(_report(), findings=findings)).text
-    assert "## Verdict\n\n- ✗ `` a `b` ``: The loss rose. **Advice: use a lower rate.**\n- ✓ All is well.\n\n##" in text
+    assert "## Verdict\n\n- ✗ `` a `b` ``: The loss rose. **Advice: use a lower rate.**\n" in text
+    assert "\n- ✓ All is well. Prompts: `` in `x` ``, `on sand`.\n" in text
+    assert "\n- ✓ Done.\n\n##" in text
 
 
 def test_training_without_prior_preservation_is_stated() -> None:

@@ -18,6 +18,7 @@ from dreambooth_trainer.report.contents import (
     Comparison,
     Finding,
     PhaseTime,
+    PromptRow,
     Range,
     ReferenceRow,
     Report,
@@ -168,6 +169,33 @@ def test_the_verdict_is_on_top_with_advice() -> None:
     assert "✓ The subject is learned." in words
     assert text.index("<h2>Verdict") < text.index("Your images") < text.index("<h2>Scores")
     assert "<h2>Verdict" not in page.render_report(_report())
+
+
+def test_pairs_from_the_same_noise_have_the_same_size() -> None:
+    sprites = tuple(_sprite(value) for value in range(4))
+    comparison = Comparison("a sks dog on the beach", sprites[:1], sprites)
+    text = page.render_report(
+        replace(_report(), subjects=(replace(_report().subjects[0], prompt_comparisons=(comparison,)),))
+    )
+    figure = re.search(r"<figcaption><q>a sks dog on the beach.*?</figure>", text, re.DOTALL)
+    assert figure
+    before, after, more = re.split(r"<h3>After", figure[0])
+    assert [part.count("<img") for part in (before, after, more)] == [1, 1, 3]
+    assert [re.findall(r"strip (\w+)", part) for part in (before, after)] == [["columns1"], ["columns1"]]
+    assert "After, from other noise" not in page.render_report(_report())
+
+
+def test_failed_prompts_are_marked() -> None:
+    rows = (
+        PromptRow("a dog on sand", 4, 0.7, 0.3, 0.29),
+        PromptRow("a wet dog", 4, None, None, 0.1, ("is not followed", MARKUP)),
+    )
+    comparison = replace(_report().subjects[0].comparison, failures=(MARKUP,))
+    subject = replace(_report().subjects[0], prompts=rows, prompt_comparisons=(comparison,))
+    words = " ".join(" ".join(_Page(page.render_report(replace(_report(), subjects=(subject,)))).words).split())
+    assert f"a sks dog ✗ {MARKUP} Before" in words
+    assert "a dog on sand 4 0.700 0.300 0.290 a wet dog" in words
+    assert f"a wet dog 4 – – 0.100 ✗ is not followed, {MARKUP}" in words
 
 
 def test_results_of_the_paper_and_curves_are_shown_if_given() -> None:

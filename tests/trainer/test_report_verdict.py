@@ -132,7 +132,7 @@ def test_failed_prompts_are_marked_and_named() -> None:
     after = Scores(
         values=WITH,
         real_images=REAL,
-        prompts=prompts(("a dog", 4, 0.7, 0.7), ("on sand", 4, 0.7, 0.59), ("wet", 4, 0.5, 0.5)),
+        prompts=prompts(("a dog", 4, 0.7, 0.7), ("on sand", 4, 0.7, 0.59), ("wet", 4, 0.39, 0.5)),
     )
     assert [(row.prompt, row.images, row.failures) for row in prompt_rows(before, after)] == [
         ("a dog", 4, ()),

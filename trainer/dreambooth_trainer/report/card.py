@@ -33,19 +33,17 @@ def model_card(
         tags=["text-to-image", "diffusers", "dreambooth", *(["lora"] if lora else [])],
     )
     # Not ModelCard.from_template: its environment keeps the lines of {% %} tags, and a blank line would end a table.
-    body = (
-        template_environment(autoescape=False)
-        .get_template("card.md.j2")
-        .render(
-            report=report,
-            grid=grid,
-            code=code_span,
-            fence=code_fence(report.loading_code),
-            score=_score_line,
-            after=_score_after,
-            class_images=_class_images(report),
-            cell=lambda text: code_span(text).replace("|", "\\|"),
-        )
+    environment = template_environment(autoescape=False)
+    environment.filters["code"] = code_span
+    body = environment.get_template("card.md.j2").render(
+        report=report,
+        grid=grid,
+        code=code_span,
+        fence=code_fence(report.loading_code),
+        score=_score_line,
+        after=_score_after,
+        class_images=_class_images(report),
+        cell=lambda text: code_span(text).replace("|", "\\|"),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -18,10 +18,11 @@ from dreambooth_trainer.metrics.prompts import fill_template
 from dreambooth_trainer.metrics.scores import Scores
 from dreambooth_trainer.planning.plan import Plan, PlannedSubject
 from dreambooth_trainer.progress.http import external_uri
-from dreambooth_trainer.report.contents import Comparison, PhaseTime, Report, SubjectReport
+from dreambooth_trainer.report.contents import Comparison, PhaseTime, PromptRow, Report, SubjectReport
 from dreambooth_trainer.report.curves import loss_curves
 from dreambooth_trainer.report.loading import loading_code
 from dreambooth_trainer.report.scores import encoder_names, read_losses, read_scores, references, score_rows, verdict
+from dreambooth_trainer.report.verdict import prompt_rows
 from dreambooth_trainer.sampling.evaluation_set import (
     MODELS,
     Model,
@@ -95,6 +96,7 @@ def _curves(folder: JobFolder, plan: Plan) -> str:
 def _subject(job: _FinishedJob, index: int, scores: tuple[Scores, Scores] | None) -> SubjectReport:
     subject = job.plan.subjects[index]
     own = [model.subjects.get(subject.identifier) for model in scores or ()]
+    rows = prompt_rows(*(one or model for one, model in zip(own, scores, strict=True))) if scores else ()
     class_images, num_class_images = _class_images(job, subject.class_prompt)
     instance, half = num_instance_prompt_images(job.plan), num_class_prompt_images(job.plan) // 2
     return SubjectReport(
@@ -102,11 +104,12 @@ def _subject(job: _FinishedJob, index: int, scores: tuple[Scores, Scores] | None
         class_prompt=subject.class_prompt,
         images=tuple(Image.open(path) for path in job.folder.prepared_of(index)),
         comparison=_compare(job, subject.instance_prompt, instance, instance),
-        prompt_comparisons=_prompt_comparisons(job, subject),
+        prompt_comparisons=_prompt_comparisons(job, subject, rows),
         class_comparison=_compare(job, subject.class_prompt, half, half),
         class_images=class_images,
         num_class_images=num_class_images,
         scores=score_rows(own[0], own[1]) if own and own[1] is not None else (),
+        prompts=rows,
     )
 
 
@@ -121,10 +124,20 @@ def _compare(job: _FinishedJob, prompt: str, before: int, after: int) -> Compari
     return Comparison(prompt, tuple(load_images(base, prompt, before)), tuple(load_images(trained, prompt, after)))
 
 
-def _prompt_comparisons(job: _FinishedJob, subject: PlannedSubject) -> tuple[Comparison, ...]:
+def _prompt_comparisons(
+    job: _FinishedJob, subject: PlannedSubject, rows: Sequence[PromptRow]
+) -> tuple[Comparison, ...]:
     before, after = (images_per_prompt(job.plan, model) for model in MODELS)
+    # Rows have the prompts without the identifier.
+    failures = {row.prompt: row.failures for row in rows}
     shown = evenly(evaluation_prompts(job.plan, subject), MAX_PROMPTS_SHOWN)
-    return tuple(_compare(job, fill_template(template, subject.noun), before, after) for template in shown)
+    return tuple(
+        replace(
+            _compare(job, fill_template(template, subject.noun), before, after),
+            failures=failures.get(fill_template(template, subject.class_), ()),
+        )
+        for template in shown
+    )
 
 
 def _class_images(job: _FinishedJob, prompt: str) -> tuple[tuple[Image.Image, ...], int]:

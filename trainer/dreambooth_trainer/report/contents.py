@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
@@ -17,11 +17,18 @@ TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class Comparison:
-    """Images of one prompt by the base model and by the trained model, from the same noise."""
+    """Images of one prompt by the base model and by the trained model. Images at the same index have the same noise."""
 
     prompt: str
     before: Images
     after: Images
+    failures: tuple[str, ...] = ()
+    """What is wrong with the images after training, as in `PromptRow`."""
+
+    @property
+    def pairs(self) -> int:
+        """Number of images that both models generated from the same noise."""
+        return min(len(self.before), len(self.after))
 
 
 @dataclass(frozen=True)
@@ -98,10 +105,6 @@ class Finding:
     subject: str = ""
     """The instance prompt of the subject that it is about, if the model has several."""
 
-    def of(self, subject: str) -> Finding:
-        """The same about a subject."""
-        return replace(self, subject=subject)
-
 
 @dataclass(frozen=True)
 class ReferenceRow:
@@ -144,6 +147,8 @@ class SubjectReport:
     """Number of images of the class prompt used for training; 0 without prior preservation."""
     scores: tuple[ScoreRow, ...] = ()
     """Scores of this subject, if there are several."""
+    prompts: tuple[PromptRow, ...] = ()
+    """Scores of each evaluation prompt."""
 
 
 @dataclass(frozen=True)

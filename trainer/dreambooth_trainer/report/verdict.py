@@ -6,7 +6,7 @@ Pure functions of scores and settings. docs/reference/scores.md gives the reason
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from statistics import fmean
 
@@ -30,6 +30,8 @@ KEPT_CLIP_T = 0.85
 """Part of the base model's CLIP-T."""
 KEPT_PROMPT_CLIP_T = 0.75
 """The same for the images of one prompt. There is one image by the base model, so the margin is wider."""
+SHOWN = 0.2
+"""LEARNED for the images of one prompt: prompts that change the subject, such as "a purple dog", lower its DINO."""
 KEPT_DIVERSITY = 0.5
 """Part of the base model's class diversity."""
 MIN_DISTANCE = 0.05
@@ -96,24 +98,24 @@ def findings(before: Scores | None, after: Scores | None, course: Course, subjec
             _prompts(before, after, ranges, course),
             _class(before, after, ranges, course),
         ]
-    known = [finding.of(subject) for finding in found if finding is not None]
+    known = [replace(finding, subject=subject) for finding in found if finding is not None]
     return tuple(sorted(known, key=lambda finding: finding.normal))
 
 
 def prompt_rows(before: Scores, after: Scores) -> tuple[PromptRow, ...]:
     """The scores of each evaluation prompt, in the order of the prompts."""
-    limit = normal_ranges(before, after).get("dino", Range())
+    limit = _between(SHOWN, before.values.get("dino"), after.real_images.get("dino"))
     own = {row.prompt: row for row in before.prompts}
     return tuple(_prompt_row(own.get(row.prompt), row, limit) for row in after.prompts)
 
 
-def _prompt_row(before: PromptScore | None, after: PromptScore, dino: Range) -> PromptRow:
+def _prompt_row(before: PromptScore | None, after: PromptScore, min_dino: float | None) -> PromptRow:
     failures: list[str] = []
     base = None if before is None else before.values.get("clipT")
     score, similarity = after.values.get("clipT"), after.values.get("dino")
     if base is not None and score is not None and score < KEPT_PROMPT_CLIP_T * base:
         failures.append(NOT_FOLLOWED)
-    if similarity is not None and not dino.contains(similarity):
+    if similarity is not None and min_dino is not None and similarity < min_dino:
         failures.append(NOT_SHOWN)
     return PromptRow(after.prompt, after.images, similarity, base, score, tuple(failures))
 
