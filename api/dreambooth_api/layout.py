@@ -12,4 +12,5 @@ RECONTEXTUALIZATION: Final = "recontextualization.png"
 CLASS: Final = "class.png"
 LOGS: Final = "logs"  # the folder of the logs of all attempts
 # What users look at. Every published job has these files in the folder of its model, with or without evaluation.
-VIEWED: Final = (REPORT, COMPARISON, SUBJECT, RECONTEXTUALIZATION, CLASS)
+IMAGES: Final = (COMPARISON, SUBJECT, RECONTEXTUALIZATION, CLASS)
+VIEWED: Final = (REPORT, *IMAGES)

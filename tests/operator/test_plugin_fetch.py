@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from dreambooth_api import environment, layout
 from dreambooth_operator.kubectl_plugin.cli import cli
-from dreambooth_operator.kubectl_plugin.fetch import unpack
+from dreambooth_operator.kubectl_plugin.fetch import pack_command, unpack
 
 
 def packed(content: bytes) -> bytes:
@@ -26,6 +28,19 @@ def packed(content: bytes) -> bytes:
 def test_files_are_written(tmp_path: Path) -> None:
     unpack(packed(b"report"), tmp_path / "new" / "dog")
     assert (tmp_path / "new" / "dog" / "report.html").read_bytes() == b"report"
+
+
+def test_the_report_with_the_photos_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "volume" / "dogs" / "my-dog"
+    (folder / "model").mkdir(parents=True)
+    for name in ("report.html", "model/report.html", *(f"model/{name}" for name in layout.IMAGES)):
+        (folder / name).write_text(name)
+    monkeypatch.setattr(environment, "OUTPUT_PATH", str(tmp_path / "volume"))
+    command = pack_command({"status": {"startedWith": {"folder": "dogs/my-dog"}}})
+    unpack(subprocess.check_output(command), tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(layout.VIEWED)
+    assert (tmp_path / "out" / "report.html").read_text() == "report.html"
+    assert (tmp_path / "out" / "class.png").read_text() == "model/class.png"
 
 
 @pytest.mark.parametrize("size", [0, 100, 3000], ids=["empty", "in a header", "in a file"])

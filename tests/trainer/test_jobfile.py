@@ -4,11 +4,14 @@ import hashlib
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from jobtext import JOB, LoadText, spec
 
 from dreambooth_api.errors import TransientError
+from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.jobfile import dump_job
 from dreambooth_trainer.jobfile.load import load_job
 
@@ -120,6 +123,23 @@ def test_a_dumped_job_is_short_and_loads_again(load_text: LoadText, tmp_path: Pa
         "    learningRate: 5.0e-06\n  cluster:\n    nodeSelector:\n"
         "      b: '5e-6'\n      c: 'on'\n"
     )
+
+
+def test_a_job_dumped_for_the_public_does_not_tell_where_the_photos_are() -> None:
+    images = {"uri": "s3://private/grandma"}
+    spec = {"training": {"steps": 9}, "output": {"uri": "s3://private/out", "formats": ["diffusers"]}}
+    metadata = {"name": "dog", "uid": "private", "labels": {"private": "x"}, "annotations": {"last-applied": "private"}}
+    head = {"apiVersion": "dreambooth.dev/v1alpha1", "kind": "DreamBoothJob", "metadata": metadata, "status": "private"}
+    listed = {"class": "dog", "identifier": "zwx", "images": images, "captions": {"a.png": "a zwx dog, private"}}
+    for subjects in ({"subject": listed}, {"subjects": [listed]}):
+        spec |= {"cluster": {"nodeSelector": {"private": "x"}}, "runtimeRef": {"name": "private"}}
+        job = DreamBoothJob.model_validate({**head, "spec": {**spec, **subjects}})
+        assert "private" in dump_job(job)
+        dumped = yaml.safe_load(dump_job(job, public=True))
+        kept: dict[str, Any] = {"class": "dog", "identifier": "zwx"}
+        expected = {"subject": kept} if "subject" in subjects else {"subjects": [kept]}
+        assert dumped["metadata"] == {"name": "dog"}
+        assert dumped["spec"] == {**expected, "training": {"steps": 9}, "output": {"formats": ["diffusers"]}}
 
 
 def test_job_file_with_another_digest_is_not_read(tmp_path: Path) -> None:

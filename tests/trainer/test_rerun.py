@@ -100,6 +100,11 @@ def test_the_report_is_regenerated_from_the_folder_alone(job: Path) -> None:
     after = report.read_text()
     assert after.count("data:image/png;base64,") == before.count("data:image/png;base64,") > 20
     assert "DINO" in after
+    code, text = dreambooth(job.parent, "report", str(job / "out"), "--no-photos")
+    assert code == 0, text
+    public = (job / "out" / "model" / "report.html").read_text()
+    for page in (report.read_text(), public):
+        assert page.count("data:image/png;base64,") == before.count("data:image/png;base64,") - 5
 
 
 def test_the_report_of_an_unfinished_job_is_rejected(job: Path, tmp_path: Path) -> None:

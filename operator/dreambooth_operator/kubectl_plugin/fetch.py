@@ -64,6 +64,14 @@ def folder_in_pod(job: Json, name: str) -> str:
     return f"{environment.OUTPUT_PATH}/{job['status']['startedWith']['folder']}/{name}"
 
 
+def pack_command(job: Json) -> list[str]:
+    """The command in that pod that packs the report and the images. Pure.
+
+    The report in the folder of the job shows the photos, that of the model does not.
+    """
+    return ["tar", "-cf", "-", "-C", folder_in_pod(job, ""), layout.REPORT, "-C", layout.MODEL, *layout.IMAGES]
+
+
 async def fetch(api: Api, key: Key, out: Path, kubectl: list[str]) -> list[Path]:
     """Copy the images and the report of a published job to `out`, and return the written files.
 
@@ -80,9 +88,8 @@ async def fetch(api: Api, key: Key, out: Path, kubectl: list[str]) -> list[Path]
     if not part(status, "output") and phase != "Succeeded":  # the last report of a succeeded job may be missing
         raise click.ClickException(f"job {key.name} has not published a model yet; its phase is {phase}")
     async with running(api, fetch_pod(job)) as pod:
-        folder = folder_in_pod(job, layout.MODEL)
-        command = [*kubectl, "exec", "-n", key.namespace, pod, "--", "tar", "-C", folder, "-cf", "-"]
-        packed = await asyncio.to_thread(subprocess.run, [*command, *layout.VIEWED], capture_output=True, check=False)
+        command = [*kubectl, "exec", "-n", key.namespace, pod, "--", *pack_command(job)]
+        packed = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=False)
     if packed.returncode:
         raise click.ClickException(packed.stderr.decode(errors="replace").strip())
     unpack(packed.stdout, out)

@@ -72,9 +72,32 @@ def load_job(path: Path, sets: Sequence[str] = (), *, sha256: str = "") -> Dream
     return resolve_folders(job, path.absolute().parent)
 
 
-def dump_job(job: DreamBoothJob) -> str:
-    """A job as YAML, without fields that equal their defaults."""
-    value = job.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude_none=True)
+# Neither where the photos and the job's data are, nor captions of photos, nor what belongs to the cluster.
+_SUBJECT: Any = {"class_", "identifier", "instance_prompt", "class_prompt"}
+_PUBLIC: Any = {
+    "api_version": True,
+    "kind": True,
+    "metadata": {"name"},
+    "spec": {
+        "model": True,
+        "subject": _SUBJECT,
+        "subjects": {"__all__": _SUBJECT},
+        "prior_preservation": True,
+        "training": True,
+        "evaluation": True,
+        "output": {"formats"},
+    },
+}
+
+
+def dump_job(job: DreamBoothJob, *, public: bool = False) -> str:
+    """A job as YAML, without fields that equal their defaults.
+
+    Args:
+        public: only what was learned, how, and with which settings. Not where the photos and the job's data are.
+    """
+    included = _PUBLIC if public else None
+    value = job.model_dump(mode="json", by_alias=True, include=included, exclude_defaults=True, exclude_none=True)
     return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 

@@ -17,6 +17,7 @@ from dreambooth_api.status import TrainerPhase
 from dreambooth_api.uris import is_url
 from dreambooth_trainer.families.base import AdapterInfo, KohyaWriter, SingleFileWriter
 from dreambooth_trainer.families.registry import open_family
+from dreambooth_trainer.jobfile.load import dump_job
 from dreambooth_trainer.models.files import ADAPTER_FILE, EMBEDDINGS_PATTERN, INDEX, embeddings_file
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.phases.evaluate import check_thresholds
@@ -110,7 +111,7 @@ def _write_model_folder(draft: Path, context: Context, report: Report) -> list[s
     if "embeddings" in plan.formats:
         for path in folder.trained.glob(EMBEDDINGS_PATTERN):
             link_or_copy(str(path), str(draft / path.name))
-    (draft / "job.yaml").write_bytes((folder.root / "job.yaml").read_bytes())
+    (draft / "job.yaml").write_text(dump_job(plan.job, public=True))
     if plan.spec.evaluation.enabled:
         (draft / "scores.json").write_bytes(folder.scores.read_bytes())
     subjects = report.subjects
@@ -122,7 +123,8 @@ def _write_model_folder(draft: Path, context: Context, report: Report) -> list[s
     classes = {one.class_prompt: one.class_comparison for one in subjects}
     comparison_grid(list(classes.values())).save(draft / layout.CLASS)
     model_card(report, layout.COMPARISON, lora="lora" in plan.formats).save(draft / "README.md")
-    write_report(report, draft / layout.REPORT)
+    # The model may be uploaded to a public place. The report in the job's folder has the photos.
+    write_report(report, draft / layout.REPORT, photos=False)
     return notes
 
 

@@ -20,13 +20,16 @@ MAX_SIDE = 512
 """Maximum side of an image on the page, pixels. Larger images are scaled down."""
 
 
-def write_report(report: Report, path: Path) -> None:
+def write_report(report: Report, path: Path, *, photos: bool = True) -> None:
     """Write the page atomically.
+
+    Args:
+        photos: show the images of the subjects. Without them, the page can be published.
 
     Its Content-Security-Policy forbids scripts and requests. Even if the escaping of prompts failed, the page could not
     send images anywhere.
     """
-    text = render_report(report)
+    text = render_report(report, photos=photos)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -39,13 +42,14 @@ def write_report(report: Report, path: Path) -> None:
         raise
 
 
-def render_report(report: Report) -> str:
-    """Render the page as HTML."""
+def render_report(report: Report, *, photos: bool = True) -> str:
+    """Render the page as HTML, with or without the images of the subjects."""
     environment = template_environment(autoescape=True)
     environment.filters.update(img=img_tag, duration=duration, percent=percent)
     total = sum(phase.seconds for phase in report.phases)
     return environment.get_template("template.html.j2").render(
         report=report,
+        photos=photos,
         curves=Markup(report.curves_svg),  # noqa: S704 - contains no user input
         total_seconds=total,
         longest_seconds=max((phase.seconds for phase in report.phases), default=0.0) or 1.0,
