@@ -10,6 +10,7 @@ COMPARISON: Final = "comparison.png"
 SUBJECT: Final = "subject.png"
 RECONTEXTUALIZATION: Final = "recontextualization.png"
 CLASS: Final = "class.png"
+GALLERY: Final = "images"  # images of the model card, in the folder of the model
 LOGS: Final = "logs"  # the folder of the logs of all attempts
 # What users look at. Every published job has these files in the folder of its model, with or without evaluation.
 IMAGES: Final = (COMPARISON, SUBJECT, RECONTEXTUALIZATION, CLASS)

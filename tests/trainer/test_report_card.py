@@ -14,8 +14,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from dreambooth_trainer.metrics.scores import Scores
-from dreambooth_trainer.report.card import code_fence, code_span, model_card
-from dreambooth_trainer.report.contents import Comparison, Finding, Report, SubjectReport
+from dreambooth_trainer.report.card import code_fence, code_span, model_card, save_gallery
+from dreambooth_trainer.report.contents import Comparison, Finding, Report, SubjectReport, ToolFile
 from dreambooth_trainer.report.scores import encoder_names, read_scores, score_rows
 
 VALUES = {"dino": 0.8, "clipI": 0.9, "clipT": 0.3, "pres": 0.4, "subjectDiversity": 0.2, "classDiversity": 0.5}
@@ -28,11 +28,13 @@ def _report(prompt: str = "a sks dog", base: str = "org/base", num_class_images:
     return Report(
         name="my-dog",
         base_model=base,
+        pipeline_class="StableDiffusionPipeline",
         created=datetime(2026, 11, 24, tzinfo=UTC),
         subjects=(
             SubjectReport(
                 instance_prompt=prompt,
                 class_prompt="a dog",
+                trigger="sks dog",
                 images=images * 5,
                 comparison=comparison,
                 prompt_comparisons=(),
@@ -49,22 +51,52 @@ def _report(prompt: str = "a sks dog", base: str = "org/base", num_class_images:
 
 def test_the_hub_library_reads_the_metadata(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
-    model_card(_report("a sks dog: # not a comment"), "grid.png", lora=True, license_id="openrail++").save(path)
+    report = _report("a sks dog: # not a comment")
+    gallery = save_gallery(report, tmp_path)
+    licensed = {"license": "other", "license_name": "community", "license_link": "https://example.org/license"}
+    model_card(report, "grid.png", gallery=gallery, formats=["lora"], license_fields=licensed).save(path)
     data = ModelCard.load(path).data.to_dict()
     assert data == {
         "base_model": "org/base",
+        "base_model_relation": "adapter",
         "instance_prompt": "a sks dog: # not a comment",
         "library_name": "diffusers",
-        "license": "openrail++",
+        "license": "other",
+        "license_name": "community",
+        "license_link": "https://example.org/license",
         "pipeline_tag": "text-to-image",
-        "tags": ["text-to-image", "diffusers", "dreambooth", "lora"],
+        "tags": [
+            *("text-to-image", "diffusers", "dreambooth", "stable-diffusion", "stable-diffusion-diffusers"),
+            *("lora", "template:sd-lora"),
+        ],
+        "widget": [{"text": "a sks dog: # not a comment", "output": {"url": "images/00.png"}}],
     }
+    assert Image.open(tmp_path / "images" / "00.png").size == (8, 8)
+    assert "<Gallery />" in path.read_text()
+
+
+def test_a_complete_model_is_a_finetune_without_a_template() -> None:
+    for formats in (["diffusers", "safetensors"], ["lora", "diffusers"]):
+        assert model_card(_report(), formats=formats).data.to_dict()["base_model_relation"] == "finetune"
+    data = model_card(_report()).data.to_dict()
+    assert "template:sd-lora" not in data["tags"]
+    assert not {"widget", "license", "license_name"} & data.keys()
+    assert "<Gallery />" not in model_card(_report()).text
+
+
+def test_the_card_names_the_trigger_words_and_the_files_for_other_tools() -> None:
+    file = ToolFile("dog.safetensors", "loras/dog.safetensors", "Lora/dog.safetensors", "a|b", "a sks dog")
+    text = model_card(replace(_report(), tool_files=(file,))).text
+    assert "## Trigger words\n\n- Use `sks dog` in a prompt to generate the subject, for example `a sks dog`.\n" in text
+    row = "| `dog.safetensors` | `loras/dog.safetensors` | `Lora/dog.safetensors` | `a\\|b` | `a sks dog` |"
+    assert f"| --- | --- | --- | --- | --- |\n{row}\n\n## Scores" in text
+    assert "ComfyUI" not in model_card(_report()).text
 
 
 @pytest.mark.parametrize("base", ["builtin:sprites", "/models/sd15", "a/b/c"])
 def test_a_base_model_that_is_not_on_the_hub_is_not_in_the_metadata(base: str) -> None:
     card = model_card(_report(base=base))
-    assert "base_model" not in card.data.to_dict()
+    assert not {"base_model", "base_model_relation"} & card.data.to_dict().keys()
     assert f"`{base}` fine-tuned" in card.text
 
 

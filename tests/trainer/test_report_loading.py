@@ -8,7 +8,7 @@ import pytest
 
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.planning.plan import Plan, fill_defaults
-from dreambooth_trainer.report.loading import loading_code
+from dreambooth_trainer.report.loading import loading_code, tool_files
 
 
 def plan(method: str, formats: list[str] | None, model: str = "a/b", prompt: str = "a sks dog") -> Plan:
@@ -90,3 +90,45 @@ def test_the_code_for_sdxl_uses_its_pipeline_and_both_text_encoders() -> None:
         parts = f"text_encoder=pipeline.text_encoder{suffix}, tokenizer=pipeline.tokenizer{suffix}"
         assert f"load_textual_inversion(embeddings['{key}'], token='sks', {parts})" in code
     compile(code, "snippet", "exec")
+
+
+@pytest.mark.parametrize(
+    ("method", "formats", "published", "expected"),
+    [
+        ("Full", None, "my-dog.safetensors", [("my-dog.safetensors", "models/checkpoints/my-dog.safetensors")]),
+        ("LoRA", None, "my-dog.safetensors", [("my-dog.safetensors", "models/loras/my-dog.safetensors")]),
+        (
+            "LoRA",
+            ["lora", "safetensors"],
+            "my-dog.safetensors my-dog-merged.safetensors",
+            [
+                ("my-dog-merged.safetensors", "models/checkpoints/my-dog-merged.safetensors"),
+                ("my-dog.safetensors", "models/loras/my-dog.safetensors"),
+            ],
+        ),
+        (
+            "PivotalTuning",
+            None,
+            "my-dog.safetensors learned_embeds.safetensors",
+            [
+                ("my-dog.safetensors", "models/loras/my-dog.safetensors"),
+                ("learned_embeds.safetensors", "models/embeddings/my-dog.safetensors"),
+            ],
+        ),
+        # Families without these layouts, and methods whose adapter has no such file.
+        ("Full", None, "model_index.json", []),
+        ("DoRA", None, "pytorch_lora_weights.safetensors", []),
+    ],
+)
+def test_files_for_other_tools_are_those_that_were_published(
+    method: str, formats: list[str] | None, published: str, expected: list[tuple[str, str]]
+) -> None:
+    files = tool_files(plan(method, formats), published.split())
+    assert [(file.file, file.comfyui) for file in files] == expected
+
+
+def test_an_embedding_is_named_after_its_file_in_other_tools() -> None:
+    (file,) = tool_files(plan("TextualInversion", None), ["learned_embeds.safetensors"])
+    assert file.a1111 == "embeddings/my-dog.safetensors"
+    assert file.prompt == "a my-dog dog"
+    assert file.note == "my-dog replaces sks in prompts; in ComfyUI write embedding:my-dog"

@@ -24,6 +24,7 @@ from dreambooth_trainer.report.contents import (
     Report,
     ScoreRow,
     SubjectReport,
+    ToolFile,
 )
 
 MARKUP = "a sks dog <script>alert(1)</script> \" onerror='x' {{ 7*7 }} & co"
@@ -38,11 +39,13 @@ def _report() -> Report:
     return Report(
         name="my-dog",
         base_model="builtin:sprites",
+        pipeline_class="StableDiffusionPipeline",
         created=datetime(2026, 11, 24, 9, 30, tzinfo=UTC),
         subjects=(
             SubjectReport(
                 instance_prompt="a sks dog",
                 class_prompt="a dog",
+                trigger="sks dog",
                 images=sprites,
                 comparison=Comparison("a sks dog", sprites, sprites),
                 prompt_comparisons=(Comparison("a sks dog on the beach", sprites, sprites),),
@@ -127,11 +130,12 @@ def test_user_input_is_escaped(tmp_path: Path) -> None:
         phases=(PhaseTime(MARKUP, 1.0, MARKUP),),
         settings={MARKUP: MARKUP},
         loading_code=MARKUP,
+        tool_files=(ToolFile(MARKUP, MARKUP, MARKUP, MARKUP, MARKUP),),
     )
     parsed = _Page(page.render_report(report))
     assert "script" not in {tag for tag, _ in parsed.tags}
     assert not [attrs for _, attrs in parsed.tags if "onerror" in attrs]
-    assert "".join(parsed.words).count(MARKUP) == 13
+    assert "".join(parsed.words).count(MARKUP) == 18
     assert sum(str(attrs.get("alt")).endswith(MARKUP) for tag, attrs in parsed.tags if tag == "img") == 6 + 4
 
 

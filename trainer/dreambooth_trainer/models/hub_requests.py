@@ -114,16 +114,25 @@ def _gated(model_id: str) -> tuple[str, str]:
     return rule, remedy
 
 
-def license_name(model_id: str) -> str:
-    """The name of a model's license; empty if the Hub does not tell. It is public for gated models."""
+def license_fields(model_id: str) -> dict[str, str]:
+    """The fields license, license_name and license_link of a model's card; empty if the Hub does not tell.
+
+    The card is public for gated models.
+    """
     from huggingface_hub import HfApi
 
     try:
         card = HfApi().model_info(model_id).card_data
     except Exception:
-        return ""  # nothing depends on it
-    name = card and (card.get("license_name") or card.get("license"))
-    return printable(name) if isinstance(name, str) else ""
+        return {}  # nothing depends on it
+    values = {name: card.get(name) for name in ("license", "license_name", "license_link")} if card else {}
+    return {name: printable(value) for name, value in values.items() if isinstance(value, str) and value}
+
+
+def license_name(model_id: str) -> str:
+    """The name of a model's license; empty if the Hub does not tell."""
+    fields = license_fields(model_id)
+    return fields.get("license_name") or fields.get("license") or ""
 
 
 def _requested_wait(error: Exception) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from dreambooth_trainer.families.base import AdapterInfo, KohyaWriter, SingleFil
 from dreambooth_trainer.families.registry import open_family
 from dreambooth_trainer.jobfile.load import dump_job
 from dreambooth_trainer.models.files import ADAPTER_FILE, EMBEDDINGS_PATTERN, INDEX, embeddings_file
+from dreambooth_trainer.models.hub_requests import license_fields
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.phases.evaluate import check_thresholds
 from dreambooth_trainer.planning.plan import Plan
@@ -59,6 +61,7 @@ def _complete(context: Context) -> bool:
 
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     from dreambooth_trainer.report.collect import collect_report
+    from dreambooth_trainer.report.loading import tool_files
     from dreambooth_trainer.report.page import write_report
 
     check_thresholds(context)
@@ -70,7 +73,7 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
         (draft / MANIFEST).write_text(manifest.model_dump_json(by_alias=True, indent=2))
         if issues := model_issues(folder.model, plan.job):
             raise UserError(issues)
-    write_report(report, folder.report)
+    write_report(replace(report, tool_files=tool_files(plan, manifest.files)), folder.report)
     uri = str(folder.model)
     remote = plan.spec.output.uri
     if remote is not None and is_url(remote):
@@ -84,8 +87,9 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
 
 def _write_model_folder(draft: Path, context: Context, report: Report) -> list[str]:
     """Write all files but the manifest; returns messages about files that the family of the model cannot have."""
-    from dreambooth_trainer.report.card import model_card
+    from dreambooth_trainer.report.card import model_card, save_gallery
     from dreambooth_trainer.report.grids import comparison_grid
+    from dreambooth_trainer.report.loading import tool_files
     from dreambooth_trainer.report.page import write_report
 
     folder, plan, notes = context.folder, context.plan, list[str]()
@@ -122,7 +126,11 @@ def _write_model_folder(draft: Path, context: Context, report: Report) -> list[s
     comparison_grid(prompts).save(draft / layout.RECONTEXTUALIZATION)
     classes = {one.class_prompt: one.class_comparison for one in subjects}
     comparison_grid(list(classes.values())).save(draft / layout.CLASS)
-    model_card(report, layout.COMPARISON, lora="lora" in plan.formats).save(draft / "README.md")
+    report = replace(report, tool_files=tool_files(plan, {path.name for path in draft.iterdir()}))
+    licensed = license_fields(plan.model.id) if plan.model.revision else {}
+    gallery = save_gallery(report, draft)
+    card = model_card(report, layout.COMPARISON, gallery=gallery, formats=plan.formats, license_fields=licensed)
+    card.save(draft / "README.md")
     # The model may be uploaded to a public place. The report in the job's folder has the photos.
     write_report(report, draft / layout.REPORT, photos=False)
     return notes

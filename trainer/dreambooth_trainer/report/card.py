@@ -3,40 +3,89 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from dreambooth_api import layout
+from dreambooth_api.job import Format
 from dreambooth_trainer.report.contents import Report, ScoreRow, SubjectReport
 from dreambooth_trainer.report.page import template_environment
 
+MAX_GALLERY_IMAGES = 6
+"""Of each subject."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+# Tags by which the Hub groups models, as in the example scripts of diffusers.
+_FAMILY_TAGS = {
+    "StableDiffusionPipeline": "stable-diffusion",
+    "StableDiffusionXLPipeline": "stable-diffusion-xl",
+    "StableDiffusion3Pipeline": "sd3",
+    "FluxPipeline": "flux",
+    "ZImagePipeline": "z-image",
+}
+
+
+@dataclass(frozen=True)
+class GalleryImage:
+    """An image that the Hub shows in the gallery and beside the prompt field.
+
+    Attributes:
+        file: path in the folder of the card.
+    """
+
+    prompt: str
+    file: str
+
+
 def model_card(
-    report: Report, grid: str | None = None, *, lora: bool = False, license_id: str | None = None
+    report: Report,
+    grid: str | None = None,
+    *,
+    gallery: Sequence[GalleryImage] = (),
+    formats: Collection[Format] = ("diffusers",),
+    license_fields: Mapping[str, str] | None = None,
 ) -> ModelCard:
     """Build the model card. `card.save(folder / "README.md")` writes it.
 
     Args:
         grid: name of an image file to show, in the folder of the card.
-        lora: the model is an adapter, not a complete pipeline.
-        license_id: license of the base model, which also applies to the trained model, for example
-            "creativeml-openrail-m".
+        formats: that are published.
+        license_fields: those of the base model's card, which also apply to the trained model: license, license_name
+            and license_link.
     """
+    licensed = license_fields or {}
+    complete = {"diffusers", "safetensors"}.intersection(formats)
+    # The Hub rejects cards whose base_model is a folder or builtin:sprites.
+    base = report.base_model if _HUB_ID.fullmatch(report.base_model) else None
+    family = _FAMILY_TAGS.get(report.pipeline_class)
     data = ModelCardData(
-        # The Hub rejects cards whose base_model is a folder or builtin:sprites.
-        base_model=report.base_model if _HUB_ID.fullmatch(report.base_model) else None,
+        base_model=base,
+        base_model_relation=None if base is None else "finetune" if complete else "adapter",
         instance_prompt=report.subjects[0].instance_prompt,
         library_name="diffusers",
-        license=license_id,
         pipeline_tag="text-to-image",
-        tags=["text-to-image", "diffusers", "dreambooth", *(["lora"] if lora else [])],
+        widget=[{"text": image.prompt, "output": {"url": image.file}} for image in gallery] or None,
+        tags=[
+            *("text-to-image", "diffusers", "dreambooth"),
+            *([family, f"{family}-diffusers"] if family else []),
+            # The template makes the Hub show how to use an adapter.
+            *(["lora", "template:sd-lora"] if "lora" in formats else []),
+            *(["textual_inversion"] if "embeddings" in formats else []),
+        ],
+        license=licensed.get("license"),
+        license_name=licensed.get("license_name"),
+        license_link=licensed.get("license_link"),
     )
     # Not ModelCard.from_template: its environment keeps the lines of {% %} tags, and a blank line would end a table.
     environment = template_environment(autoescape=False)
     environment.filters["code"] = code_span
     body = environment.get_template("card.md.j2").render(
         report=report,
+        gallery=bool(gallery),
         grid=grid,
         code=code_span,
         fence=code_fence(report.loading_code),
@@ -46,6 +95,19 @@ def model_card(
         cell=lambda text: code_span(text).replace("|", "\\|"),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
+
+
+def save_gallery(report: Report, folder: Path) -> list[GalleryImage]:
+    """Write the first image of some prompts by the trained model, and return them in the order of the gallery."""
+    images: list[GalleryImage] = []
+    for subject in report.subjects:
+        for comparison in (subject.comparison, *subject.prompt_comparisons)[:MAX_GALLERY_IMAGES]:
+            if comparison.after:
+                (folder / layout.GALLERY).mkdir(exist_ok=True)
+                image = GalleryImage(comparison.prompt, f"{layout.GALLERY}/{len(images):02}.png")
+                comparison.after[0].save(folder / image.file)
+                images.append(image)
+    return images
 
 
 def code_span(text: str) -> str:

@@ -20,7 +20,7 @@ from dreambooth_trainer.planning.plan import Plan, PlannedSubject
 from dreambooth_trainer.progress.http import external_uri
 from dreambooth_trainer.report.contents import Comparison, PhaseTime, PromptRow, Report, SubjectReport
 from dreambooth_trainer.report.curves import loss_curves
-from dreambooth_trainer.report.loading import loading_code
+from dreambooth_trainer.report.loading import loading_code, tool_files
 from dreambooth_trainer.report.scores import encoder_names, read_losses, read_scores, references, score_rows, verdict
 from dreambooth_trainer.report.verdict import prompt_rows
 from dreambooth_trainer.sampling.evaluation_set import (
@@ -65,11 +65,12 @@ def collect_report(folder: JobFolder) -> Report:
     if TrainerPhase.EVALUATE not in job.records:
         remedy = "run the job again; it continues where it stopped"
         raise UserError(ValidationIssue("OUT", str(folder.root), "has no finished evaluation", remedy))
-    plan = run.plan
+    plan, pipeline_class = run.plan, family_name(folder.trained)
     scores, losses = read_scores(folder, plan), read_losses(folder)
     return Report(
         name=plan.job.metadata.name,
         base_model=plan.model.id,
+        pipeline_class=pipeline_class,
         created=datetime.now(UTC),
         subjects=tuple(_subject(job, index, scores) for index in range(len(plan.subjects))),
         scores=() if scores is None else score_rows(*scores),
@@ -80,7 +81,8 @@ def collect_report(folder: JobFolder) -> Report:
         phases=_phases(job),
         settings=_settings(plan),
         versions={name: version(name) for name in ("torch", "diffusers", "transformers", "deepspeed", "ray")},
-        loading_code=loading_code(plan, _location(folder, plan), family_name(folder.trained)),
+        loading_code=loading_code(plan, _location(folder, plan), pipeline_class),
+        tool_files=tool_files(plan, {path.name for path in folder.model.glob("*")}),
     )
 
 
@@ -102,6 +104,7 @@ def _subject(job: _FinishedJob, index: int, scores: tuple[Scores, Scores] | None
     return SubjectReport(
         instance_prompt=subject.instance_prompt,
         class_prompt=subject.class_prompt,
+        trigger=subject.noun,
         images=tuple(Image.open(path) for path in job.folder.prepared_of(index)),
         comparison=_compare(job, subject.instance_prompt, instance, instance),
         prompt_comparisons=_prompt_comparisons(job, subject, rows),

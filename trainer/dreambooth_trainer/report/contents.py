@@ -127,6 +127,21 @@ class PhaseTime:
 
 
 @dataclass(frozen=True)
+class ToolFile:
+    """A published file that ComfyUI and AUTOMATIC1111 load."""
+
+    file: str
+    comfyui: str
+    """Its folder in ComfyUI, with the name of the file there."""
+    a1111: str
+    """Its folder in AUTOMATIC1111, with the name of the file there."""
+    note: str
+    """How to use it."""
+    prompt: str
+    """An example."""
+
+
+@dataclass(frozen=True)
 class SubjectReport:
     """What the report and the model card show of one subject."""
 
@@ -134,6 +149,8 @@ class SubjectReport:
     """For example "a sks dog"."""
     class_prompt: str
     """For example "a dog". Its images show language drift."""
+    trigger: str
+    """The words that stand for the subject in a prompt, for example "sks dog"."""
     images: Images
     comparison: Comparison
     """Images of the instance prompt."""
@@ -157,6 +174,8 @@ class Report:
 
     name: str
     base_model: str
+    pipeline_class: str
+    """Class of diffusers that the model is for."""
     created: datetime
     subjects: tuple[SubjectReport, ...]
     scores: tuple[ScoreRow, ...] = ()
@@ -172,3 +191,4 @@ class Report:
     settings: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     loading_code: str = ""
+    tool_files: tuple[ToolFile, ...] = ()

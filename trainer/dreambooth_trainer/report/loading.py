@@ -1,12 +1,15 @@
-"""Python code that loads the published model, for the report and the model card."""
+"""How to load the published model in diffusers, ComfyUI and AUTOMATIC1111, for the report and the model card."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from dreambooth_api.model import ModelSource
 from dreambooth_api.uris import BUILTIN_SPRITES, VOLUME, is_url
 from dreambooth_trainer.models.files import ADAPTER_FILE, TOKEN_COMPONENTS, embeddings_file
 from dreambooth_trainer.planning.cascade import NOISE_LEVEL, SUPER_RESOLUTION
 from dreambooth_trainer.planning.plan import Plan
+from dreambooth_trainer.report.contents import ToolFile
 from dreambooth_trainer.store.published import single_file_name
 
 # Local name of a model that is downloaded first.
@@ -101,3 +104,29 @@ def _fixed_variance(pipeline: str) -> str:
     """A line that sets the scheduler for an adapter of DeepFloyd IF: its variance was not trained."""
     scheduler = f"{pipeline}.scheduler"
     return f'{scheduler} = {scheduler}.from_config({scheduler}.config, variance_type="fixed_small")'
+
+
+def tool_files(plan: Plan, published: Collection[str]) -> tuple[ToolFile, ...]:
+    """The published files that ComfyUI and AUTOMATIC1111 load, and the folders that they belong into.
+
+    Args:
+        published: names of the files of the published model.
+    """
+    name, prompt = plan.job.metadata.name, plan.instance_prompts[0]
+    checkpoint, adapter = single_file_name(plan), f"{name}.safetensors"
+    files: list[ToolFile] = []
+    if "safetensors" in plan.formats and checkpoint in published:
+        folders = f"models/checkpoints/{checkpoint}", f"models/Stable-diffusion/{checkpoint}"
+        files.append(ToolFile(checkpoint, *folders, "select it as the checkpoint", prompt))
+    if "lora" in plan.formats and plan.spec.training.traits.kohya and adapter in published:
+        folders = f"models/loras/{adapter}", f"models/Lora/{adapter}"
+        note = f"ComfyUI: node Load LoRA. AUTOMATIC1111: add <lora:{name}:1> to the prompt"
+        files.append(ToolFile(adapter, *folders, note, prompt))
+    for index, subject in enumerate(plan.subjects if "embeddings" in plan.formats else ()):
+        if (file := embeddings_file(index)) in published:
+            # Both tools name an embedding after its file.
+            token = f"{name}-{index + 1}" if len(plan.subjects) > 1 else name
+            folders = f"models/embeddings/{token}.safetensors", f"embeddings/{token}.safetensors"
+            note = f"{token} replaces {subject.identifier} in prompts; in ComfyUI write embedding:{token}"
+            files.append(ToolFile(file, *folders, note, f"a {token} {subject.class_}"))
+    return tuple(files)

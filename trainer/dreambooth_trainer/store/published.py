@@ -80,7 +80,8 @@ def build_manifest(plan: Plan, base_digest: str, model: Path) -> ModelManifest:
 
 def contents_digest(manifest: ModelManifest) -> str:
     """Digest of the weights and the configuration of all formats. It does not depend on the report and the scores."""
-    names = sorted(manifest.files.keys() - _DESCRIPTIONS)
+    described = {name for name in manifest.files if name.startswith(f"{layout.GALLERY}/")} | _DESCRIPTIONS
+    names = sorted(manifest.files.keys() - described)
     lines = "".join(f"{manifest.files[name]}  {name}\n" for name in names)
     return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
 
