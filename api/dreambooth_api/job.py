@@ -26,7 +26,7 @@ from dreambooth_api.subject import (
     names_subject,
 )
 from dreambooth_api.training import Training
-from dreambooth_api.uris import BUILTIN_SPRITES, OBJECT_STORES, OUTPUT_URI
+from dreambooth_api.uris import BUILTIN_SPRITES, HUB, OBJECT_STORES, OUTPUT_URI
 from dreambooth_api.words import contains_word
 
 ApiVersion = Literal["dreambooth.dev/v1alpha1"]
@@ -106,7 +106,10 @@ class Output(Strict):
     """Destination of the published model. At most one of uri and pvc may be set. A local run defaults to out/<name>."""
 
     uri: str | None = Field(
-        default=None, pattern=OUTPUT_URI, description=f"Destination folder: a local path, {OBJECT_STORES}."
+        default=None,
+        pattern=OUTPUT_URI,
+        description=f"Destination folder: a local path, {OBJECT_STORES}. Or a model repository on the Hugging Face "
+        f"Hub, {HUB}<owner>/<name>, which is created as a private one if it does not exist.",
     )
     pvc: VolumeClaim | None = Field(default=None, description="Destination folder on a PersistentVolumeClaim.")
     formats: list[Format] | None = Field(

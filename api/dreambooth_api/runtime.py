@@ -14,7 +14,7 @@ from dreambooth_api.modelcache import ModelCache
 from dreambooth_api.network import Network
 from dreambooth_api.podspec import EnvFrom, EnvVar
 from dreambooth_api.podtemplate import PodTemplatePatch
-from dreambooth_api.uris import OBJECT_STORE_URI, OBJECT_STORES, OUTPUT_BOUND, VOLUME
+from dreambooth_api.uris import HUB, OBJECT_STORE_URI, OBJECT_STORES, OUTPUT_BOUND, VOLUME
 
 # The runtime of jobs without runtimeRef.
 DEFAULT_RUNTIME = "default"
@@ -246,8 +246,9 @@ class Bounds(Strict):
     outputs: list[OutputBound] = Field(
         default_factory=list[OutputBound],
         max_length=64,
-        description=f"Folders allowed in spec.output, with everything below them: in {OBJECT_STORES}, or on volumes as "
-        f"{VOLUME}<claim>/<path>. {VOLUME} alone means all claims of the job's namespace, and {NAMESPACE_PLACEHOLDER} "
+        description=f"Folders allowed in spec.output, with everything below them: in {OBJECT_STORES}, repositories of "
+        f"an owner on the Hugging Face Hub as {HUB}<owner>, or on volumes as {VOLUME}<claim>/<path>. {VOLUME} alone "
+        f"means all claims of the job's namespace, and {NAMESPACE_PLACEHOLDER} "
         "that namespace. If empty, a job can use only its own folder in the runtime's storage.",
     )
     encoders: list[str] = Field(

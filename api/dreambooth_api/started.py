@@ -56,7 +56,9 @@ class StartedWith(Lenient):
     model: StartedModel = Field(description="Base model, as requested.")
     claim_name: ObjectName = Field(max_length=253, description="PersistentVolumeClaim that the job works in.")
     folder: str = Field(pattern=RELATIVE_PATH, description="Folder of the job on that claim.")
-    uri: str | None = Field(default=None, description="Folder in an object store that the model is uploaded to.")
+    uri: str | None = Field(
+        default=None, description="Folder in an object store, or repository on the Hub, that the model is uploaded to."
+    )
     class_image_store: str = Field(default="", description="Where class images are shared, as seen by the pods.")
     deletion_policy: str = Field(default="Retain", max_length=63, description="deletionPolicy of the output.")
     run_policy: StartedRunPolicy = Field(

@@ -23,19 +23,27 @@ _OBJECT_STORE_FOLDER = rf"{OBJECT_STORE}(:?[^/:\x00-\x20])+(/(:?[^:\x00-\x1f])*)
 _FOLDER = rf"{_OBJECT_STORE_FOLDER}|file:///(:?[^:\x00-\x1f])+|[^:\x00-\x1f]+"
 OBJECT_STORE_URI: Final = rf"^{_OBJECT_STORE_FOLDER}$"
 SOURCE_URI: Final = rf"^({_FOLDER}|{BUILTIN_SPRITES}/[-_a-z0-9]+)$"
-OUTPUT_URI: Final = rf"^({_FOLDER})$"
+# A model repository on the Hugging Face Hub. No branch, and no folder in it.
+HUB: Final = "hf://"
+_HUB_NAME = r"[A-Za-z0-9][-._A-Za-z0-9]{0,95}"
+OUTPUT_URI: Final = rf"^({_FOLDER}|{HUB}{_HUB_NAME}/{_HUB_NAME})$"
 # What is the same place on every machine, so that it is not relative to the folder of a job file.
-ABSOLUTE_URI: Final = rf"^({OBJECT_STORE}|file:///|{BUILTIN})"
+ABSOLUTE_URI: Final = rf"^({OBJECT_STORE}|{HUB}|file:///|{BUILTIN})"
 
 
 VOLUME: Final = "pvc://"
 # A folder that a runtime allows. Braces are reserved for placeholders, of which there is one.
-OUTPUT_BOUND: Final = rf"^(?:{OBJECT_STORE}|{VOLUME})([^{{}}:\x00-\x20]|\{{namespace\}})*$"
+OUTPUT_BOUND: Final = rf"^(?:{OBJECT_STORE}|{VOLUME}|{HUB})([^{{}}:\x00-\x20]|\{{namespace\}})*$"
 
 
 def volume_uri(claim: str, path: str) -> str:
     """A folder on a PersistentVolumeClaim, as shown to users. No field of a job accepts it."""
     return f"{VOLUME}{claim}/{path}"
+
+
+def hub_repository(uri: str) -> str | None:
+    """The ID of the repository that a URI names on the Hugging Face Hub, owner/name; None for any other URI."""
+    return uri.removeprefix(HUB).rstrip("/") if uri.startswith(HUB) else None
 
 
 def is_url(uri: str) -> bool:

@@ -28,7 +28,7 @@ TEXTS = {name: value for name, value in vars(environment).items() if name.isuppe
 # A name of a variable or a path is found within a longer text as well; a reason is a word that others may hold.
 WITHIN = {value for value in TEXTS.values() if value.startswith(("DREAMBOOTH_", "/"))} | {"dreambooth_trainer"}
 # Literals that stand in one module of the contract only, and its name.
-HOMES = dict.fromkeys([*(f"{scheme}://" for scheme in [*uris.EXTRAS, "pvc"]), uris.BUILTIN], "uris.py")
+HOMES = dict.fromkeys([*(f"{scheme}://" for scheme in [*uris.EXTRAS, "pvc"]), uris.HUB, uris.BUILTIN], "uris.py")
 HOMES |= {API_VERSION: "job.py", "/attempts/": "progress.py"}
 WHOLE = {environment.INVALID_INPUT, environment.BELOW_THRESHOLDS, environment.OUT_OF_MEMORY}
 

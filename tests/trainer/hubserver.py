@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import socket
 import struct
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "c0ffee" + "0" * 34
@@ -30,6 +32,8 @@ class Repository:
         card: metadata of the model card.
         gated: whether files can be read only with the token "accepted".
         discussions: status of requests for pull requests.
+        private: whether it was created as a private repository.
+        commits: messages of the commits after the first one.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -37,6 +41,13 @@ class Repository:
     card: dict[str, object] = field(default_factory=dict)
     gated: bool = False
     discussions: int = 200
+    private: bool = False
+    commits: list[str] = field(default_factory=list)
+
+    @property
+    def head(self) -> str:
+        """The last commit."""
+        return f"c0ffee{len(self.commits):034}"
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,9 @@ class Hub:
         checksums: whether listings have the checksums of weights.
         truncated: path of a file of which only the first half is sent.
         reset: path of a file during which the connection is reset.
+        objects: content of uploaded LFS objects by SHA-256.
+        writer: the only token that may write.
+        before_commit: is called before a commit is applied, for example to commit something else.
     """
 
     def __init__(self) -> None:
@@ -74,6 +88,9 @@ class Hub:
         self.checksums = True
         self.truncated = ""
         self.reset = ""
+        self.objects: dict[str, bytes] = {}
+        self.writer = "writer"
+        self.before_commit: Callable[[], None] = lambda: None
 
     def serve(self, folder: Path, name: str = MODEL) -> Repository:
         """Serve the files of a folder."""
@@ -98,8 +115,18 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
+    def do_POST(self) -> None:
+        self._answer()
+
+    def do_PUT(self) -> None:
+        self._answer()
+
+    def do_DELETE(self) -> None:
+        self._answer()
+
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if path == "/api/agent-harnesses":
             # huggingface_hub makes this request once per process, in some environments, for its User-Agent.
             self._send(404, b"", {})
@@ -111,7 +138,14 @@ class _Handler(BaseHTTPRequestHandler):
         if failure:
             self._fail(failure)
             return
-        match path.strip("/").split("/"):
+        parts = path.strip("/").split("/")
+        if self.command not in ("HEAD", "GET"):
+            if parts[0] != "lfs" and token != self.hub.writer:
+                self._fail(Failure(403, message="you have no write access"))
+                return
+            self._write(parts, body)
+            return
+        match parts:
             case ["api", "models", owner, name, *rest] if repository := self.hub.repositories.get(f"{owner}/{name}"):
                 self._api(f"{owner}/{name}", repository, rest)
             case [owner, name, "resolve", commit, *file] if repository := self.hub.repositories.get(f"{owner}/{name}"):
@@ -119,22 +153,77 @@ class _Handler(BaseHTTPRequestHandler):
             case _:
                 self._fail(Failure(404, "RepoNotFound"))
 
+    def _write(self, parts: list[str], body: bytes) -> None:
+        """Create and delete repositories, and commit files, as `create_commit` of huggingface_hub does."""
+        repositories = self.hub.repositories
+        match parts:
+            case ["api", "repos", "create"]:
+                asked = json.loads(body)
+                name = f"{asked['organization']}/{asked['name']}"
+                if name in repositories:
+                    self._fail(Failure(409))
+                    return
+                repositories[name] = Repository({".gitattributes": b""}, private=asked.get("visibility") == "private")
+                self._send_json({"url": f"{self._url}/{name}"})
+            case ["api", "repos", "delete"]:
+                asked = json.loads(body)
+                del repositories[f"{asked['organization']}/{asked['name']}"]
+                self._send_json({})
+            case ["api", "validate-yaml"]:
+                self._send_json({"warnings": [], "errors": []})
+            case ["api", "models", owner, name, "preupload", "main"]:
+                self._send_json({"files": [_upload_mode(file["path"]) for file in json.loads(body)["files"]]})
+            case [_, repository, "info", "lfs", "objects", "batch"] if repository.endswith(".git"):
+                objects = json.loads(body)["objects"]
+                self._send_json({"objects": [{**one, **_upload_action(self._url, one["oid"])} for one in objects]})
+            case ["lfs", oid] if hashlib.sha256(body).hexdigest() == oid:
+                self.hub.objects[oid] = body
+                self._send_json({})
+            case ["api", "models", owner, name, "commit", "main"] if repository := repositories.get(f"{owner}/{name}"):
+                self._commit(f"{owner}/{name}", repository, [json.loads(line) for line in body.splitlines()])
+            case _:
+                self._fail(Failure(404, "RepoNotFound"))
+
+    def _commit(self, name: str, repository: Repository, lines: list[dict[str, Any]]) -> None:
+        self.hub.before_commit()
+        header = lines[0]["value"]
+        if header.get("parentCommit", repository.head) != repository.head:
+            self._fail(Failure(412, message="the branch has changed"))
+            return
+        for value, kind in ((line["value"], line["key"]) for line in lines[1:]):
+            match kind:
+                case "file":
+                    repository.files[value["path"]] = base64.b64decode(value["content"])
+                case "lfsFile":
+                    repository.files[value["path"]] = self.hub.objects[value["oid"]]
+                case "deletedFile":
+                    del repository.files[value["path"]]
+        repository.commits.append(header["summary"])
+        self._send_json({"commitUrl": f"{self._url}/{name}/commit/{repository.head}", "commitOid": repository.head})
+
+    @property
+    def _url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}"
+
     def _api(self, name: str, repository: Repository, rest: list[str]) -> None:
+        head = repository.head
         match rest:
             case ["discussions"] if repository.discussions != 200:
                 self._fail(Failure(repository.discussions))
             case ["discussions"]:
                 self._send_json({"discussions": [_pull_request(name, repository)], "count": 1, "start": 0})
-            case ["tree", commit, *_] if commit in (COMMIT, PULL_REQUEST):
+            case ["tree", commit, *_] if commit in (head, PULL_REQUEST):
                 content = _content(repository, commit)
                 self._send_json([_entry(path, data, checksums=self.hub.checksums) for path, data in content.items()])
             case _:
-                commits = {"main": COMMIT, COMMIT: COMMIT, "refs/pr/7": PULL_REQUEST, PULL_REQUEST: PULL_REQUEST}
+                commits = {"main": head, head: head, "refs/pr/7": PULL_REQUEST, PULL_REQUEST: PULL_REQUEST}
                 revision = "/".join(rest).removeprefix("revision/") or "main"
                 if revision not in commits:
                     self._fail(Failure(404, "RevisionNotFound"))
                     return
-                self._send_json({"id": name, "sha": commits[revision], "siblings": [], "cardData": repository.card})
+                siblings = [{"rfilename": file, "size": len(data)} for file, data in repository.files.items()]
+                listed = {"id": name, "sha": commits[revision], "siblings": siblings, "cardData": repository.card}
+                self._send_json(listed)
 
     def _file(self, repository_name: str, repository: Repository, commit: str, name: str) -> None:
         if repository.gated and self.headers.get("Authorization") != "Bearer accepted":
@@ -188,7 +277,15 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _content(repository: Repository, commit: str) -> dict[str, bytes]:
-    return {COMMIT: repository.files, PULL_REQUEST: repository.converted}.get(commit, {})
+    return {repository.head: repository.files, PULL_REQUEST: repository.converted}.get(commit, {})
+
+
+def _upload_mode(path: str) -> dict[str, object]:
+    return {"path": path, "uploadMode": "lfs" if path.endswith(".safetensors") else "regular", "shouldIgnore": False}
+
+
+def _upload_action(url: str, oid: str) -> dict[str, object]:
+    return {"authenticated": True, "actions": {"upload": {"href": f"{url}/lfs/{oid}", "header": {}}}}
 
 
 def _pull_request(name: str, repository: Repository) -> dict[str, object]:

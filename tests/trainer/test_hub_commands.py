@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from hubserver import COMMIT, Failure, Hub, run_hub
+from huggingface_hub import ModelCard
 
 from dreambooth_trainer.cli.main import run_cli
 
@@ -186,27 +187,43 @@ def test_the_environment_sets_endpoint_token_and_offline_mode(tiny_model: Path, 
 
 
 @pytest.mark.long
-def test_a_run_asks_the_hub_once(multi_format_model: Path, encoder: Path, job: Path, tmp_path: Path) -> None:
+def test_a_run_asks_the_hub_once_and_publishes_to_it(
+    multi_format_model: Path, encoder: Path, job: Path, tmp_path: Path
+) -> None:
     sets = [
         "training.steps=2",
         "training.globalBatchSize=2",
         "cluster.workers=2",
         "priorPreservation={numClassImages: 2, sampler: {steps: 1}}",
         'evaluation={prompts: ["a {}"], imagesPerPrompt: 1, encoders: {dino: team/dino, clip: builtin:sprites}}',
+        "output.uri=hf://team/my-dog",
     ]
+    environment = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "", "HF_TOKEN": "writer"}
     command = [sys.executable, "-m", "dreambooth_trainer", "run", str(job), "--out", "out", "--store", "store"]
     with run_hub() as (hub, url):
-        hub.serve(multi_format_model)
+        hub.serve(multi_format_model).card = {"license": "openrail++"}
         hub.serve(encoder, "team/dino")
+        environment |= {"HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1"}
         done = subprocess.run(
             [*command, *(word for item in sets for word in ("--set", item))],
-            env={**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "", "HF_ENDPOINT": url},
+            env={**os.environ, **environment},
             cwd=tmp_path, capture_output=True, text=True, check=False, timeout=400,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
     assert hub.requests.count("GET /api/models/team/model/revision/main") == 1
     assert hub.requests.count("GET /api/models/team/dino/revision/main") == 1
-    gets = [request for request in hub.requests if request.startswith("GET ")]
+    gets = [request for request in hub.requests if request.startswith("GET ") and "team/my-dog" not in request]
     assert len(gets) == len(set(gets)), "no file is requested by every worker or for every batch"
     unused = ("fp16", "non_ema", ".bin", ".msgpack", "safety_checker", "pruned")
     assert not [request for request in gets if any(word in request for word in unused)]
+    published = hub.repositories["team/my-dog"]
+    assert published.private
+    assert len(published.commits) == 2
+    assert published.files["unet/diffusion_pytorch_model.safetensors"]
+    (tmp_path / "README.md").write_bytes(published.files["README.md"])
+    card = ModelCard.load(tmp_path / "README.md")
+    assert (card.data.base_model, card.data.license) == ("team/model", "openrail++")
+    assert "DiffusionPipeline.from_pretrained('team/my-dog')" in card.text
+    assert {image["output"]["url"] for image in card.data.to_dict()["widget"]} <= published.files.keys()
+    assert not any(name.startswith("logs") for name in published.files)
+    assert "writer" not in done.stdout + done.stderr

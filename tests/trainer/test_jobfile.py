@@ -10,7 +10,7 @@ import pytest
 import yaml
 from jobtext import JOB, LoadText, spec
 
-from dreambooth_api.errors import TransientError
+from dreambooth_api.errors import TransientError, UserError
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.jobfile import dump_job
 from dreambooth_trainer.jobfile.load import load_job
@@ -110,6 +110,15 @@ def test_a_tilde_without_a_home_folder_is_kept(
 @pytest.mark.parametrize("uri", ["s3://bucket/a b", "gs://bucket", "builtin:sprites/dog", "/data/dog", "file:///data"])
 def test_urls_and_absolute_paths_are_not_changed(load_text: LoadText, uri: str) -> None:
     assert load_text(JOB.replace("photos", f"'{uri}'")).spec.subject.images.uri == uri
+
+
+def test_an_output_on_the_hub_is_a_repository_of_an_owner(load_text: LoadText) -> None:
+    assert load_text(spec("output: {uri: 'hf://team/my-dog_1.0'}")).spec.output.uri == "hf://team/my-dog_1.0"
+    for uri in ("hf://team", "hf://team/a/b", "hf://team/a@main", "hf://../a", "hf://team/", "hf://a b/c", "hf:///a/b"):
+        with pytest.raises(UserError, match=r"must be a local folder, .* or hf://owner/name"):
+            load_text(spec(f"output: {{uri: '{uri}'}}"))
+    with pytest.raises(UserError, match="must be a local folder"):
+        load_text(JOB.replace("photos", "hf://team/photos"))
 
 
 def test_a_dumped_job_is_short_and_loads_again(load_text: LoadText, tmp_path: Path) -> None:

@@ -143,8 +143,8 @@ ERRORS = {
     ),
     "output to the built-in subjects": (
         spec("output: {uri: 'builtin:sprites/dog'}"),
-        "spec.output.uri (line 9): 'builtin:sprites/dog': must be a local folder, s3://bucket/folder or "
-        "gs://bucket/folder; write, for example, out/my-dog",
+        "spec.output.uri (line 9): 'builtin:sprites/dog': must be a local folder, s3://bucket/folder, "
+        "gs://bucket/folder or hf://owner/name; write, for example, out/my-dog",
     ),
     "a path outside the volume": (
         spec("output: {pvc: {claimName: a, path: ../b}}"),

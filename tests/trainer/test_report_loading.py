@@ -92,6 +92,20 @@ def test_the_code_for_sdxl_uses_its_pipeline_and_both_text_encoders() -> None:
     compile(code, "snippet", "exec")
 
 
+def test_a_model_on_the_hub_is_loaded_by_its_id() -> None:
+    location = "hf://team/my-dog"
+    assert "from_pretrained('team/my-dog')" in loading_code(plan("Full", None), location, "StableDiffusionPipeline")
+    lora = loading_code(plan("LoRA", None), location, "StableDiffusionPipeline")
+    assert "load_lora_weights('team/my-dog', weight_name='pytorch_lora_weights.safetensors')" in lora
+    single = loading_code(plan("Full", ["safetensors"]), location, "StableDiffusionPipeline")
+    assert "from_single_file(hf_hub_download('team/my-dog', 'my-dog.safetensors'), config='a/b')" in single
+    tokens = loading_code(plan("TextualInversion", None), location, "StableDiffusionXLPipeline")
+    assert "load_file(hf_hub_download('team/my-dog', 'learned_embeds.safetensors'))" in tokens
+    for code in (single, tokens):
+        assert code.count("from huggingface_hub import hf_hub_download\n") == 1
+        compile(code, "snippet", "exec")
+
+
 @pytest.mark.parametrize(
     ("method", "formats", "published", "expected"),
     [

@@ -26,12 +26,12 @@ from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.cli.erase import erase
 from dreambooth_trainer.phases.publish import upload
 from dreambooth_trainer.planning.plan import SamplerSettings
-from dreambooth_trainer.store.claim import claim, claim_url
+from dreambooth_trainer.store.claim import claim, claim_url, output_issues
 from dreambooth_trainer.store.erase import Erased, erase_job
 from dreambooth_trainer.store.folder import JobFolder, atomic_directory, atomic_write, link_or_copy
 from dreambooth_trainer.store.image_store import ImageStore
 from dreambooth_trainer.store.lease import _machine, lease
-from dreambooth_trainer.store.owner import MARKER, Owner, output_issues
+from dreambooth_trainer.store.owner import MARKER, Owner
 from dreambooth_trainer.store.published import MANIFEST, ModelManifest
 from dreambooth_trainer.store.verify import verify_model
 

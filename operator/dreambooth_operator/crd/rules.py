@@ -14,7 +14,7 @@ from dreambooth_api.fields import MAX_IDENTIFIER_LENGTH
 from dreambooth_api.job import Format
 from dreambooth_api.methods import MEMBERS, TOKEN_METHODS, WITHOUT_CLASS_IMAGES, methods_of_format, methods_with
 from dreambooth_api.metrics import METRICS
-from dreambooth_api.uris import BUILTIN, BUILTIN_SUBJECT, OBJECT_STORE, OBJECT_STORES
+from dreambooth_api.uris import BUILTIN, BUILTIN_SUBJECT, HUB, OBJECT_STORE, OBJECT_STORES
 
 Rule = dict[str, str]
 
@@ -191,9 +191,9 @@ JOB_RULES: dict[str, list[Rule]] = {
     "spec.output": [
         {"rule": "!(has(self.uri) && has(self.pvc))", "message": "set only one of uri and pvc"},
         {
-            "rule": f"!has(self.uri) || self.uri.matches('^{OBJECT_STORE}')",
-            "message": f"on a cluster, uri must be a folder in {OBJECT_STORES}: for a volume, set "
-            "pvc: {claimName: ...}",
+            "rule": f"!has(self.uri) || self.uri.matches('^{OBJECT_STORE}|^{HUB}')",
+            "message": f"on a cluster, uri must be a folder in {OBJECT_STORES}, or {HUB}<owner>/<name>: for a volume, "
+            "set pvc: {claimName: ...}",
         },
     ],
     "spec.cluster.elastic": [

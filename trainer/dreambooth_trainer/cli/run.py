@@ -13,7 +13,7 @@ from rich.console import Console
 from dreambooth_api.environment import BELOW_THRESHOLDS, INVALID_INPUT, OUT_OF_MEMORY, STORE
 from dreambooth_api.errors import ThresholdError, UserError
 from dreambooth_api.job import DreamBoothJob
-from dreambooth_api.uris import is_url
+from dreambooth_api.uris import hub_repository, is_url
 from dreambooth_trainer.cli import options
 from dreambooth_trainer.cluster.memory_errors import InsufficientMemoryError
 from dreambooth_trainer.progress.console import Reporter, choose_reporter
@@ -45,7 +45,9 @@ def run(job_file: Path, out: Path | None, store: str | None, sets: tuple[str, ..
         folder = JobFolder((out or default_folder(job)).resolve())
         claim_output(job, folder)
         uri = job.spec.output.uri
-        log.open(folder.root, uri if uri is not None and is_url(uri) else None)
+        # Not to the Hub, where each change is a commit that remains.
+        uploaded = uri is not None and is_url(uri) and hub_repository(uri) is None
+        log.open(folder.root, uri if uploaded else None)
         # Imported here, so that errors in the file are reported at once: importing torch and Ray takes seconds.
         from dreambooth_trainer.cluster.capacity import wait_for_capacity
         from dreambooth_trainer.cluster.session import has_address, ray_cluster

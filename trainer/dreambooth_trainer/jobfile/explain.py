@@ -45,7 +45,7 @@ PATTERNS: dict[str, tuple[str, str]] = {
         "write, for example, photos/",
     ),
     uris.OUTPUT_URI: (
-        f"must be a local folder, {' or '.join(_BUCKETS)}",
+        f"must be a local folder, {', '.join(_BUCKETS)} or {uris.HUB}owner/name",
         "write, for example, out/my-dog",
     ),
 }

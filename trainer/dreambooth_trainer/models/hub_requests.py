@@ -27,11 +27,12 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def request(call: Callable[[], T], model_id: str, revision: str | None, path: str) -> T:
+def request(call: Callable[[], T], model_id: str, revision: str | None, path: str, *, write: bool = False) -> T:
     """Call a function of huggingface_hub, and repeat the call during an outage.
 
     Args:
         path: field that contains the model ID, for error messages.
+        write: the call changes a repository.
 
     Raises:
         UserError: wrong ID or revision, missing permissions, or offline mode and not in the cache.
@@ -41,7 +42,7 @@ def request(call: Callable[[], T], model_id: str, revision: str | None, path: st
         try:
             return call()
         except Exception as error:
-            converted = _converted(error, model_id, revision, path)
+            converted = _converted(error, model_id, revision, path, write=write)
             if wait is None or not isinstance(converted, TransientError):
                 raise converted from error
             seconds = max(wait, _requested_wait(error))
@@ -50,7 +51,7 @@ def request(call: Callable[[], T], model_id: str, revision: str | None, path: st
     raise AssertionError("the last attempt returns or raises")
 
 
-def _converted(error: Exception, model_id: str, revision: str | None, path: str) -> Exception:
+def _converted(error: Exception, model_id: str, revision: str | None, path: str, *, write: bool) -> Exception:
     from huggingface_hub import constants, errors
 
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
@@ -65,7 +66,8 @@ def _converted(error: Exception, model_id: str, revision: str | None, path: str)
         rule = "was not found as a local folder, and is not a valid Hub ID"
         problem = rule, "use the path of a model's folder, or an ID such as owner/name"
     elif has(errors.OfflineModeIsEnabled) or constants.is_offline_mode():
-        problem = "is not in the cache, and HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE, or use a local folder"
+        rule = "needs the Hub" if write else "is not in the cache"
+        problem = f"{rule}, and HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE, or use a local folder"
     elif has(errors.RevisionNotFoundError):
         problem = f"has no revision {revision!r} on the Hub", "use an existing commit, tag or branch"
     elif has(errors.GatedRepoError):
@@ -73,16 +75,17 @@ def _converted(error: Exception, model_id: str, revision: str | None, path: str)
     elif has(errors.DisabledRepoError):
         problem = "is disabled on the Hub", "use another model"
     elif (response := _response(causes)) is not None:
-        problem = _denied(*response)
+        problem = _denied(*response, write=write)
     if problem is not None:
         return UserError(ValidationIssue(path, model_id, *problem))
     reason = next(iter(printable(str(causes[-1])).strip().splitlines()), "")
+    verb = "changed on" if write else "downloaded from"
     return TransientError(
-        f"{path}: {model_id!r}: cannot be downloaded from {constants.ENDPOINT} ({type(causes[-1]).__name__}: {reason})"
+        f"{path}: {model_id!r}: cannot be {verb} {constants.ENDPOINT} ({type(causes[-1]).__name__}: {reason})"
     )
 
 
-def _denied(status: int, headers: Mapping[str, str]) -> tuple[str, str] | None:
+def _denied(status: int, headers: Mapping[str, str], *, write: bool) -> tuple[str, str] | None:
     """Rule and remedy for a response of the Hub; None if it is not the user's error."""
     from huggingface_hub import constants
 
@@ -92,8 +95,12 @@ def _denied(status: int, headers: Mapping[str, str]) -> tuple[str, str] | None:
         return f"the Hub rejects the access token: {message}", remedy
     if status == 403:
         details = f": {message}" if message else ""
-        remedy = f"set HF_TOKEN to a token that may read this model ({_ON_A_CLUSTER})"
+        access = "write to this repository" if write else "read this model"
+        remedy = f"set HF_TOKEN to a token that may {access} ({_ON_A_CLUSTER})"
         return f"the Hub denies access{details}", remedy
+    if write and status in (401, 404):
+        remedy = f"set HF_TOKEN to a token with write access ({_ON_A_CLUSTER}), and check the name of the owner"
+        return "cannot be written to without a valid token", remedy
     if status in (401, 404):
         # Without access, the Hub does not reveal whether a repository exists.
         remedy = f"check the ID; for a private model, set HF_TOKEN ({_ON_A_CLUSTER})"

@@ -15,7 +15,7 @@ from dreambooth_api import layout
 from dreambooth_api.errors import UserError
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.status import TrainerPhase
-from dreambooth_api.uris import is_url
+from dreambooth_api.uris import hub_repository, is_url
 from dreambooth_trainer.families.base import AdapterInfo, KohyaWriter, SingleFileWriter
 from dreambooth_trainer.families.registry import open_family
 from dreambooth_trainer.jobfile.load import dump_job
@@ -27,6 +27,7 @@ from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.progress.console import PhaseProgress
 from dreambooth_trainer.store.claim import claim_url
 from dreambooth_trainer.store.folder import atomic_directory, link_or_copy
+from dreambooth_trainer.store.hub_output import upload_repository
 from dreambooth_trainer.store.owner import model_issues, read_manifest, remote_issues
 from dreambooth_trainer.store.published import (
     MANIFEST,
@@ -156,11 +157,16 @@ def _save_single_file(model: Path, target: Path) -> bool:
 
 
 def upload(model: Path, manifest: ModelManifest, uri: str, job: DreamBoothJob, progress: PhaseProgress) -> None:
-    """Upload a model to a URL. It replaces a model that this job published there earlier.
+    """Upload a model to a URL or a repository on the Hub. It replaces a model that this job published there earlier.
 
     Raises:
         UserError: the folder belongs to another job, or contains a file of another owner that would be replaced.
     """
+    if hub_repository(uri) is not None:
+        progress.total(len(manifest.files))
+        upload_repository(model, manifest.files, uri, job)
+        progress.done(len(manifest.files))
+        return
     if issues := remote_issues(uri, job, manifest.files):
         raise UserError(issues)
     fs, root = fsspec.url_to_fs(uri)

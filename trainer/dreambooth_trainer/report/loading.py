@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from dreambooth_api.model import ModelSource
-from dreambooth_api.uris import BUILTIN_SPRITES, VOLUME, is_url
+from dreambooth_api.uris import BUILTIN_SPRITES, VOLUME, hub_repository, is_url
 from dreambooth_trainer.models.files import ADAPTER_FILE, TOKEN_COMPONENTS, embeddings_file
 from dreambooth_trainer.planning.cascade import NOISE_LEVEL, SUPER_RESOLUTION
 from dreambooth_trainer.planning.plan import Plan
@@ -14,6 +14,7 @@ from dreambooth_trainer.store.published import single_file_name
 
 # Local name of a model that is downloaded first.
 _DOWNLOADED = "model"
+_DOWNLOAD = "from huggingface_hub import hf_hub_download"
 
 
 def loading_code(plan: Plan, location: str, pipeline_class: str) -> str:
@@ -28,6 +29,8 @@ def loading_code(plan: Plan, location: str, pipeline_class: str) -> str:
     imports, lines, folder = [f"from diffusers import {pipeline}"], list[str](), location
     if location.startswith(VOLUME):
         lines.append(f"# {location!r} is on a PersistentVolumeClaim: replace it by the path of the mounted folder.")
+    elif (repository := hub_repository(location)) is not None and plan.super_resolution is None:
+        folder = repository
     elif is_url(location):
         folder = _DOWNLOADED
         imports.insert(0, "import fsspec")
@@ -58,14 +61,14 @@ def loading_code(plan: Plan, location: str, pipeline_class: str) -> str:
                 continue
             if index == 0:
                 imports.append("from safetensors.torch import load_file")
-            path = f"{folder.rstrip('/')}/{embeddings_file(index)}"
-            lines.append(f"embeddings = load_file({path!r})")
+            path = _file(location, folder, embeddings_file(index), imports)
+            lines.append(f"embeddings = load_file({path})")
             for key, (encoder, tokenizer) in TOKEN_COMPONENTS.items():
                 parts = f"text_encoder=pipeline.{encoder}, tokenizer=pipeline.{tokenizer}"
                 lines.append(f"pipeline.load_textual_inversion(embeddings[{key!r}], token={token!r}, {parts})")
     else:
-        path = f"{folder.rstrip('/')}/{single_file_name(plan)}"
-        lines.append(f"pipeline = {pipeline}.from_single_file({path!r}, config={base})")
+        path = _file(location, folder, single_file_name(plan), imports)
+        lines.append(f"pipeline = {pipeline}.from_single_file({path}, config={base})")
     files = ["image.png"] if len(plan.subjects) == 1 else [f"image-{n + 1}.png" for n in range(len(plan.subjects))]
     for prompt, file in zip(plan.instance_prompts, files, strict=True):
         lines.append(f"pipeline({prompt!r}).images[0].save({file!r})")
@@ -104,6 +107,15 @@ def _fixed_variance(pipeline: str) -> str:
     """A line that sets the scheduler for an adapter of DeepFloyd IF: its variance was not trained."""
     scheduler = f"{pipeline}.scheduler"
     return f'{scheduler} = {scheduler}.from_config({scheduler}.config, variance_type="fixed_small")'
+
+
+def _file(location: str, folder: str, name: str, imports: list[str]) -> str:
+    """The expression of the local path of a published file; adds its imports."""
+    if hub_repository(location) is None:
+        return repr(f"{folder.rstrip('/')}/{name}")
+    if _DOWNLOAD not in imports:
+        imports.append(_DOWNLOAD)
+    return f"hf_hub_download({folder!r}, {name!r})"
 
 
 def tool_files(plan: Plan, published: Collection[str]) -> tuple[ToolFile, ...]:

@@ -9,14 +9,15 @@ from typing import Any, cast
 
 import fsspec
 
-from dreambooth_api.errors import UserError
+from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import DreamBoothJob
-from dreambooth_api.uris import is_url
+from dreambooth_api.uris import hub_repository, is_url
 from dreambooth_trainer.store.folder import JobFolder, atomic_write
+from dreambooth_trainer.store.hub_output import claim_repository, repository_issues
 from dreambooth_trainer.store.owner import (
     MARKER,
-    check_output,
     is_half_claimed,
+    model_issues,
     owner_of,
     ownership_issues,
     read_marker,
@@ -27,16 +28,29 @@ from dreambooth_trainer.store.owner import (
 _MARKER_TIMEOUT_SECONDS = 2.0
 
 
+def output_issues(job: DreamBoothJob, folder: JobFolder) -> list[ValidationIssue]:
+    """All reasons why a job may not write to its folder or its output. Read-only."""
+    issues = ownership_issues(folder.root, job) or model_issues(folder.model, job)
+    uri = job.spec.output.uri
+    if uri is None or not is_url(uri):
+        return issues
+    at_output = remote_issues(uri, job) if hub_repository(uri) is None else repository_issues(uri, job)
+    return [*issues, *at_output]
+
+
 def claim_output(job: DreamBoothJob, folder: JobFolder) -> None:
     """Claim the folder of a job, and the URL that its model is published to, if it has one.
 
     Raises:
         UserError: one of them is not empty and does not belong to the job. Nothing is written in this case.
     """
-    check_output(job, folder)
+    if issues := output_issues(job, folder):
+        raise UserError(issues)
     claim(folder.root, job)
     uri = job.spec.output.uri
-    if uri is not None and is_url(uri):
+    if uri is not None and hub_repository(uri) is not None:
+        claim_repository(uri, job)
+    elif uri is not None and is_url(uri):
         claim_url(uri, job)
 
 

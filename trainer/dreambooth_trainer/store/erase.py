@@ -14,7 +14,8 @@ import fsspec
 from dreambooth_api import layout
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import DreamBoothJob
-from dreambooth_api.uris import is_url
+from dreambooth_api.uris import hub_repository, is_url
+from dreambooth_trainer.store.hub_output import erase_repository
 from dreambooth_trainer.store.owner import (
     MANIFEST,
     MARKER,
@@ -56,6 +57,9 @@ def erase_job(job: DreamBoothJob, folder: str) -> Iterator[Erased]:
     Raises:
         UserError: the folder is not empty and does not belong to this job. Nothing is deleted.
     """
+    if hub_repository(folder) is not None:
+        yield from _erase_published(owner_of(job), folder)
+        return
     fs, path = fsspec.url_to_fs(folder)
     own, owner, names = owner_of(job), read_marker(fs, path), list_names(fs, path)
     if names and not _is_own(owner, own):
@@ -79,6 +83,10 @@ def _is_own(owner: Owner | None, own: Owner) -> bool:
 
 
 def _erase_published(own: Owner, url: str) -> Iterator[Erased]:
+    if hub_repository(url) is not None:
+        if erased := erase_repository(own, url):
+            yield Erased(url, *erased)
+        return
     fs, root = fsspec.url_to_fs(url)
     names = list_names(fs, root)
     if not names:

@@ -10,7 +10,8 @@ but does not replace or delete a model that the predecessor published.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,15 +20,13 @@ from pydantic import BaseModel, ValidationError, field_validator
 from pydantic.alias_generators import to_camel
 
 from dreambooth_api import layout
-from dreambooth_api.errors import UserError, ValidationIssue
+from dreambooth_api.errors import ValidationIssue
 from dreambooth_api.job import DreamBoothJob
-from dreambooth_api.uris import is_url
-from dreambooth_trainer.store.folder import JobFolder
 
 MARKER = ".dreambooth.json"
 MANIFEST = "dreambooth.json"
 _MAX_NAMES = 5
-_MAX_BYTES = 16 * 2**20  # of a marker or a manifest
+MAX_BYTES = 16 * 2**20  # of a marker or a manifest
 _LOG_NAME = re.compile(rf"{layout.LOGS}/attempt-[0-9]{{1,9}}\.log")
 _EMPTY_REMEDY = "use an empty folder, or one that does not exist"
 
@@ -121,16 +120,24 @@ def list_names(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
 
 def read_marker(fs: fsspec.AbstractFileSystem, path: str) -> Owner | None:
     """The job that a folder belongs to; None if its marker is missing or invalid."""
-    content = _read(fs, f"{path}/{MARKER}")
+    return parse_marker(_read(fs, f"{path}/{MARKER}"))
+
+
+def read_manifest(fs: fsspec.AbstractFileSystem, path: str) -> Manifest | None:
+    """The manifest of a published model; None if it is missing or invalid."""
+    return parse_manifest(_read(fs, f"{path}/{MANIFEST}"))
+
+
+def parse_marker(content: bytes | None) -> Owner | None:
+    """The owner in a marker; None if it is missing or invalid."""
     try:
         return None if content is None else Owner.model_validate_json(content)
     except ValidationError:
         return None
 
 
-def read_manifest(fs: fsspec.AbstractFileSystem, path: str) -> Manifest | None:
-    """The manifest of a published model; None if it is missing or invalid."""
-    content = _read(fs, f"{path}/{MANIFEST}")
+def parse_manifest(content: bytes | None) -> Manifest | None:
+    """The manifest in a file; None if it is missing or invalid."""
     try:
         return None if content is None else Manifest.model_validate_json(content)
     except ValidationError:
@@ -184,34 +191,36 @@ def remote_issues(uri: str, job: DreamBoothJob, files: Collection[str] = ()) -> 
         files: names of the files that will be written, if known.
     """
     fs, root = fsspec.url_to_fs(uri)
-    names, owner, manifest, own = list_names(fs, root), read_marker(fs, root), read_manifest(fs, root), owner_of(job)
+    place = Place(list_names(fs, root), read_marker(fs, root), read_manifest(fs, root))
+    return place_issues(uri, place, owner_of(job), files, lambda name: fs.exists(f"{root}/{name}"))
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is at the destination of a model: names of entries, the marker and the manifest."""
+
+    names: Collection[str]
+    owner: Owner | None
+    manifest: Manifest | None
+
+    @property
+    def owned(self) -> set[str]:
+        """The files of the published model."""
+        return {MANIFEST, *self.manifest.files} if self.manifest is not None else set[str]()
+
+
+def place_issues(
+    uri: str, place: Place, own: Owner, files: Collection[str], exists: Callable[[str], bool]
+) -> list[ValidationIssue]:
+    """Reasons why a job may not publish to a place, for `remote_issues`."""
     rule, remedy = "", _EMPTY_REMEDY
-    if names and (owner is None or not owner.has_name_of(own)):
-        rule = foreign_folder(owner, names)
-    elif manifest is not None and not manifest.job.is_same(own):
-        rule, remedy = _foreign_model(manifest.job, own), f"delete it, or {_EMPTY_REMEDY}"
-    else:
-        owned = {MANIFEST, *manifest.files} if manifest is not None else set[str]()
-        if foreign := [name for name in set(files) - owned if fs.exists(f"{root}/{name}")]:
-            rule = _foreign_files(foreign)
+    if place.names and (place.owner is None or not place.owner.has_name_of(own)):
+        rule = foreign_folder(place.owner, place.names)
+    elif place.manifest is not None and not place.manifest.job.is_same(own):
+        rule, remedy = _foreign_model(place.manifest.job, own), f"delete it, or {_EMPTY_REMEDY}"
+    elif foreign := [name for name in set(files) - place.owned if exists(name)]:
+        rule = _foreign_files(foreign)
     return [ValidationIssue("spec.output.uri", uri, rule, remedy)] if rule else []
-
-
-def output_issues(job: DreamBoothJob, folder: JobFolder) -> list[ValidationIssue]:
-    """All reasons why a job may not write to its folder or its output. Read-only."""
-    issues = ownership_issues(folder.root, job) or model_issues(folder.model, job)
-    uri = job.spec.output.uri
-    return [*issues, *(remote_issues(uri, job) if uri is not None and is_url(uri) else [])]
-
-
-def check_output(job: DreamBoothJob, folder: JobFolder) -> None:
-    """Check that a job may write to its folder and its output. Read-only.
-
-    Raises:
-        UserError: with all reasons why it may not.
-    """
-    if issues := output_issues(job, folder):
-        raise UserError(issues)
 
 
 def _foreign_model(owner: Owner, own: Owner) -> str:
@@ -228,7 +237,7 @@ def _read(fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:
     fs.invalidate_cache()
     try:
         info: Any = fs.info(path)
-        content: Any = fs.cat_file(path) if info["type"] == "file" and info["size"] <= _MAX_BYTES else None
+        content: Any = fs.cat_file(path) if info["type"] == "file" and info["size"] <= MAX_BYTES else None
     except (FileNotFoundError, NotADirectoryError):
         return None
     return content
