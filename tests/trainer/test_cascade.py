@@ -130,6 +130,10 @@ def test_images_are_generated_through_both_stages(tiny_if_model: Path, tiny_supe
     np.testing.assert_allclose(images[0] / 255, expected, rtol=0, atol=1.5 / 255)
     (alone,) = sample_batch(loaded, config, requests[1:])
     np.testing.assert_allclose(np.asarray(alone, dtype=int), images[1], rtol=0, atol=1)
+    fast = replace(config, sampler=SamplerSettings(steps=3, guidance_scale=3, scheduler="DPMSolverMultistep"))
+    other = np.asarray(sample_batch(loaded, fast, requests[:1])[0], dtype=int)
+    assert other.shape == (64, 64, 3)
+    assert np.abs(other - images[0]).max() > 10
 
 
 def test_published_stages_draw_the_same_in_plain_diffusers(

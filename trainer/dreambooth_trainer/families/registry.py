@@ -277,6 +277,6 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    limit = MAX_TOKENS.get(family_name(folder), tokenizer.model_max_length)
-    tokenizer.model_max_length = min(limit, tokenizer.model_max_length)
+    length: int = tokenizer.model_max_length
+    tokenizer.model_max_length = min(length, MAX_TOKENS.get(family_name(folder), length))
     return tokenizer
