@@ -117,6 +117,7 @@ INVALID = {
     "no class": ("spec.subject", {"images": {"uri": "s3://b/x"}}, "spec.subject.class: Required value"),
     "a subject and a list": ("spec.subjects", [{**DOG, "identifier": "ohwx"}], "set exactly one of subject, subjects"),
     "no subject": ("spec", {"output": {"uri": "s3://models/dog"}}, "set exactly one of subject, subjects"),
+    "a folder in a repository on the Hub": ("spec.output.uri", "hf://team/my-dog/v1", "should match"),
     "an empty list of subjects": ("spec", spec_of([]), "should have at least 1 items"),
     "two subjects with the same identifier": ("spec", spec_of([DOG, {**DOG, "identifier": "SKS"}]), "must differ"),
     "a class prompt for several subjects": (
@@ -155,6 +156,7 @@ def test_invalid_job_is_rejected_with_a_message(plane: ControlPlane, case: str) 
 
 
 VALID = {
+    "an output on the Hub": ("spec.output.uri", "hf://team/my-dog_1.0"),
     "an identifier before a comma": ("spec.subject.instancePrompt", "photo of sks, a dog"),
     "an identifier in quotation marks": ("spec.subject.instancePrompt", "a dog named 'sks'"),
     "a caption with an identifier before a period": ("spec.subject.captions", {"1.png": "a dog. sks."}),
