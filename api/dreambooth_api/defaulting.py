@@ -6,18 +6,63 @@ from typing import TypeVar
 
 from dreambooth_api.fields import Strict
 from dreambooth_api.job import JobSpec
+from dreambooth_api.localruntime import LocalRuntimeSpec
 from dreambooth_api.model import BaseModelRef, ModelSource
-from dreambooth_api.runtime import RuntimeSpec, WorkerResources
+from dreambooth_api.runtime import Defaults, RuntimeSpec, WorkerResources
+from dreambooth_api.runtimeref import RuntimeRef
 
 S = TypeVar("S", bound=Strict)
 
 
 def with_defaults(spec: JobSpec, runtime: RuntimeSpec) -> JobSpec:
     """A copy of `spec` with the runtime's defaults for the fields that the job does not set."""
-    defaults, cluster = runtime.defaults, spec.cluster
+    pods, cluster = runtime.pods, spec.cluster
+    filled = _with(spec, runtime.model, runtime.image, runtime.defaults)
+    deadline = runtime.bounds.max_active_deadline_seconds
+    placement = {
+        "node_selector": {**cluster.node_selector, **pods.node_selector},
+        "tolerations": [*pods.tolerations, *cluster.tolerations],
+    }
+    return filled.model_copy(
+        update={
+            "cluster": filled.cluster.model_copy(update=placement),
+            "run_policy": _fill(filled.run_policy, active_deadline_seconds=deadline),
+        }
+    )
+
+
+def with_local_defaults(spec: JobSpec, local: LocalRuntimeSpec) -> JobSpec:
+    """A copy of `spec` as if the job had set what the local runtime sets, and named the parent as its runtime.
+
+    The storage is left out: it supplies a folder for each job.
+    """
+    pods, cluster, worker = local.pods, spec.cluster, local.pods.worker
+    filled = _with(spec, local.model, local.image, local.defaults)
+    placement = {
+        "resources": _fill(cluster.resources, cpu=worker.cpu, memory=worker.memory, gpu=worker.gpu),
+        "node_selector": {**pods.node_selector, **cluster.node_selector},
+        "tolerations": [*pods.tolerations, *cluster.tolerations],
+    }
+    return filled.model_copy(
+        update={
+            "runtime_ref": RuntimeRef(name=local.parent),
+            "cluster": filled.cluster.model_copy(update=placement),
+        }
+    )
+
+
+def with_local_storage(runtime: RuntimeSpec, local: LocalRuntimeSpec) -> RuntimeSpec:
+    """A copy of the parent with the storage that the local runtime sets."""
+    return runtime.model_copy(
+        update={"storage": runtime.storage.model_copy(update=local.storage.model_dump(exclude_none=True))}
+    )
+
+
+def _with(spec: JobSpec, model: BaseModelRef | None, image: str | None, defaults: Defaults) -> JobSpec:
+    images = defaults.num_class_images if spec.preserves_prior else None
     return spec.model_copy(
         update={
-            "model": _model(spec, runtime),
+            "model": _model(spec, model),
             "training": _fill(
                 spec.training,
                 steps=defaults.steps,
@@ -25,18 +70,11 @@ def with_defaults(spec: JobSpec, runtime: RuntimeSpec) -> JobSpec:
                 resolution=defaults.resolution,
                 precision=defaults.precision,
             ),
-            "prior_preservation": _fill(
-                spec.prior_preservation, num_class_images=defaults.num_class_images if spec.preserves_prior else None
-            ),
-            "cluster": _fill(cluster, image=runtime.image).model_copy(
-                update={
-                    "node_selector": {**cluster.node_selector, **runtime.pods.node_selector},
-                    "tolerations": [*runtime.pods.tolerations, *cluster.tolerations],
-                }
-            ),
+            "prior_preservation": _fill(spec.prior_preservation, num_class_images=images),
+            "cluster": _fill(spec.cluster, image=image),
             "run_policy": _fill(
                 spec.run_policy,
-                active_deadline_seconds=defaults.active_deadline_seconds or runtime.bounds.max_active_deadline_seconds,
+                active_deadline_seconds=defaults.active_deadline_seconds,
                 ttl_seconds_after_finished=defaults.ttl_seconds_after_finished,
                 queue_name=defaults.queue_name,
                 priority_class_name=defaults.priority_class_name,
@@ -52,14 +90,14 @@ def worker_resources(spec: JobSpec, runtime: RuntimeSpec) -> WorkerResources:
     return runtime.pods.worker.model_copy(update=requested)
 
 
-def _model(spec: JobSpec, runtime: RuntimeSpec) -> BaseModelRef:
+def _model(spec: JobSpec, own: BaseModelRef | None) -> BaseModelRef | None:
     """A job that names the runtime's model without a revision keeps the runtime's revision.
 
     That also applies to the super-resolution model.
     """
-    model, own = spec.model, runtime.model
-    if model is None:
-        return own
+    model = spec.model
+    if model is None or own is None:
+        return model or own
     second = model.super_resolution
     if second is not None and own.super_resolution is not None and _names(second, own.super_resolution):
         second = own.super_resolution

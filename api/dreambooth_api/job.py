@@ -17,6 +17,7 @@ from dreambooth_api.fields import DNS_LABEL, UID, ObjectName, Quantity, Strict, 
 from dreambooth_api.methods import METHODS, methods_of_format
 from dreambooth_api.metrics import METRICS
 from dreambooth_api.model import BaseModelRef
+from dreambooth_api.runtimeref import RuntimeRef
 from dreambooth_api.subject import (
     MAX_SUBJECTS,
     ListedSubject,
@@ -32,7 +33,6 @@ from dreambooth_api.words import contains_word
 ApiVersion = Literal["dreambooth.dev/v1alpha1"]
 API_VERSION: ApiVersion = "dreambooth.dev/v1alpha1"
 KIND = "DreamBoothJob"
-RUNTIME_KIND = "DreamBoothRuntime"
 Format = Literal["diffusers", "safetensors", "lora", "embeddings"]
 DEFAULT_DINO = "facebook/dino-vits16"
 DEFAULT_CLIP = "openai/clip-vit-base-patch32"
@@ -241,12 +241,6 @@ class RunPolicy(Strict):
         description="Name of the WorkloadPriorityClass by which Kueue orders and preempts the job. Defaults to the "
         "priority of the pods.",
     )
-
-
-class RuntimeRef(Strict):
-    """Reference to a DreamBoothRuntime."""
-
-    name: ObjectName = Field(description="Name of the DreamBoothRuntime.")
 
 
 class JobSpec(Strict):

@@ -16,9 +16,6 @@ from dreambooth_api.podspec import EnvFrom, EnvVar
 from dreambooth_api.podtemplate import PodTemplatePatch
 from dreambooth_api.uris import HUB, OBJECT_STORE_URI, OBJECT_STORES, OUTPUT_BOUND, VOLUME
 
-# The runtime of jobs without runtimeRef.
-DEFAULT_RUNTIME = "default"
-RUNTIME_KIND = "DreamBoothRuntime"
 # Stands for the job's namespace in bounds.outputs.
 NAMESPACE_PLACEHOLDER = "{namespace}"
 OutputBound = Annotated[str, Field(pattern=OUTPUT_BOUND, max_length=1000)]

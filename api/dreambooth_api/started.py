@@ -16,6 +16,9 @@ class StartedRuntime(Lenient):
     name: str = Field(max_length=253, description="Name of the runtime.")
     uid: str = Field(default="", max_length=63, description="UID of the runtime.")
     generation: int = Field(default=0, description="metadata.generation of the runtime.")
+    parent: str | None = Field(
+        default=None, max_length=253, description="Name of the parent of a LocalDreamBoothRuntime; else not set."
+    )
 
 
 class StartedModelSource(Lenient):

@@ -202,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--watch-namespaces", default="", help="namespaces whose jobs are reconciled, as a,b; if empty, all"
     )
+    parser.add_argument("--local-runtimes", action="store_true", help="allow LocalDreamBoothRuntimes")
     _add_selector(parser, "kuberay", "those of KubeRay's chart or kustomize installation")
     _add_selector(parser, "prometheus", "app.kubernetes.io/name=prometheus")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING"])
@@ -232,6 +233,7 @@ def _settings(given: argparse.Namespace, defaults: Settings) -> Settings:
         pods_ready_seconds=given.pods_ready_seconds,
         retry_seconds=given.retry_seconds,
         watch_namespaces=tuple(sorted({name for name in given.watch_namespaces.split(",") if name})),
+        local_runtimes=given.local_runtimes,
         operator_namespace=given.namespace or defaults.operator_namespace,
         kuberay=tuple(
             PodSelector(given.kuberay_namespace, labels)

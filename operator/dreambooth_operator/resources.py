@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dreambooth_api.job import API_VERSION, KIND, RUNTIME_KIND
+from dreambooth_api.job import API_VERSION, KIND
+from dreambooth_api.runtimeref import LOCAL_RUNTIME_KIND, RUNTIME_KIND
 from dreambooth_operator.machinery.resources import Resource
 
 GROUP, _, _VERSION = API_VERSION.partition("/")
@@ -10,6 +11,7 @@ JOBS = Resource(GROUP, _VERSION, "dreamboothjobs", KIND)
 QUALIFIED_KIND = f"{KIND.lower()}.{GROUP}"
 """How kubectl names a kind in its messages."""
 RUNTIMES = Resource(GROUP, _VERSION, "dreamboothruntimes", RUNTIME_KIND)
+LOCAL_RUNTIMES = Resource(GROUP, _VERSION, "localdreamboothruntimes", LOCAL_RUNTIME_KIND)
 RAY_JOBS = Resource("ray.io", "v1", "rayjobs", "RayJob")
 RAY_CLUSTERS = Resource("ray.io", "v1", "rayclusters", "RayCluster")
 BATCH_JOBS = Resource("batch", "v1", "jobs", "Job")

@@ -15,6 +15,7 @@ import yaml
 from dreambooth_api import environment
 from dreambooth_api.environment import ExitCode
 from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.localruntime import LocalRuntimeSpec
 from dreambooth_api.metrics import METRICS
 from dreambooth_api.model import BaseModelRef
 from dreambooth_api.runtime import RuntimeSpec
@@ -182,6 +183,8 @@ def test_every_example_is_valid(text: str) -> None:
     match example.get("kind"):
         case "DreamBoothRuntime":
             RuntimeSpec.model_validate(spec)
+        case "LocalDreamBoothRuntime":
+            LocalRuntimeSpec.model_validate(spec)
         case "DreamBoothJob":
             check_plan(DreamBoothJob.model_validate(example))
         case _:

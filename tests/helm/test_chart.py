@@ -18,12 +18,16 @@ ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "dreambooth-operator"
 SYSTEM = "dreambooth-system"
 ACCOUNT = f"system:serviceaccount:{SYSTEM}:dreambooth-operator"
-CRDS = ("dreamboothjobs.dreambooth.dev", "dreamboothruntimes.dreambooth.dev")
+CRDS = (
+    "dreamboothjobs.dreambooth.dev",
+    "dreamboothruntimes.dreambooth.dev",
+    "localdreamboothruntimes.dreambooth.dev",
+)
 FORBIDDEN = (
     "get secrets", "create secrets", "update secrets", "get pods", "delete pods", "patch pods", "create pods",
     "get pods/log", "create pods/exec", "update rayjobs.ray.io", "patch rayjobs.ray.io",
     "create dreamboothjobs.dreambooth.dev",
-    "update dreamboothruntimes.dreambooth.dev",
+    "update dreamboothruntimes.dreambooth.dev", "list localdreamboothruntimes.dreambooth.dev",
     "delete configmaps", "get configmaps", "create clusterroles", "impersonate users", "delete namespaces",
     "update leases.coordination.k8s.io", "create serviceaccounts/token",
 )  # fmt: skip
@@ -82,7 +86,7 @@ def test_helm_uninstall_keeps_the_crds(plane: ControlPlane) -> None:
         for item in plane.get(kinds, "-A", "-l", "app.kubernetes.io/name=dreambooth-operator")["items"]
     ]
     assert left == []
-    assert len(plane.get("crd")["items"]) == 2, "uninstalling the operator keeps the jobs"
+    assert len(plane.get("crd")["items"]) == len(CRDS), "uninstalling the operator keeps the jobs"
 
 
 @pytest.mark.parametrize(

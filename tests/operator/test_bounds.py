@@ -28,6 +28,7 @@ CHOICE = "a choice of a few values with similar costs"
 
 HARMLESS = {
     "runtimeRef.name": "a runtime restricts its namespaces itself",
+    "runtimeRef.kind": "a LocalDreamBoothRuntime sets only what a job could set, see test_local_runtimes.py",
     "subject.images.uri": CREDENTIALS,
     **dict.fromkeys(
         (

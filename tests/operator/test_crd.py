@@ -13,7 +13,7 @@ from devcluster import ControlPlane, ProcessError
 from dreambooth_api.job import JobSpec
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_operator.machinery.client import Api
-from dreambooth_operator.resources import JOBS, RUNTIMES
+from dreambooth_operator.resources import JOBS, LOCAL_RUNTIMES, RUNTIMES
 
 ROOT = Path(__file__).resolve().parents[2]
 MINIMAL = {
@@ -278,7 +278,8 @@ def test_every_field_has_a_description(plane: ControlPlane) -> None:
     text = plane.kubectl("explain", "dbj.spec.training")
     assert "Number of optimizer steps. Defaults to 1000, as in the paper" in text
     assert "enum: Full, LoRA, DoRA" in text
-    for crd in ("dreamboothjobs.dreambooth.dev", "dreamboothruntimes.dreambooth.dev"):
+    for resource in (JOBS, RUNTIMES, LOCAL_RUNTIMES):
+        crd = f"{resource.plural}.{resource.group}"
         schema = plane.get("crd", crd)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
         assert list(_undescribed(schema["properties"]["spec"], "spec")) == []
 

@@ -27,6 +27,7 @@ class Job:
         *,
         erase: bool = False,
         runtime: str = "default",
+        spec: dict[str, Any] | None = None,
         **run_policy: object,
     ) -> None:
         self.plane, self.ray, self.namespace, self.name = plane, ray, namespace, name
@@ -40,6 +41,7 @@ class Job:
                     "subject": {"images": {"uri": "s3://photos/dog"}, "class": "dog"},
                     "output": {"uri": "s3://models/dog", "deletionPolicy": "Delete" if erase else "Retain"},
                     "runPolicy": run_policy,
+                    **(spec or {}),
                 },
             }
         )

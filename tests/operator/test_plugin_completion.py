@@ -46,6 +46,14 @@ def test_kubectl_completes_the_plugin(plane: ControlPlane, namespace: str, path:
     assert kubectl("li") == ["list\tList jobs, or show one.", ":4"]
     assert kubectl("status", "-n", namespace, "") == ["my-dog", ":4"]
     assert kubectl("status", "-n", namespace[:6]).count(namespace) == 1
+    local = {
+        "apiVersion": "dreambooth.dev/v1alpha1",
+        "kind": "LocalDreamBoothRuntime",
+        "metadata": {"name": "own", "namespace": namespace},
+        "spec": {"parent": "default"},
+    }
+    plane.apply(local)
+    assert kubectl("create", "-n", namespace, "--runtime", "ldbr/") == ["ldbr/own", ":4"]
 
 
 def test_options_values_and_folders_are_completed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

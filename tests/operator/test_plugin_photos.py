@@ -222,6 +222,24 @@ def test_dry_run_prints_objects_that_kubectl_can_create(tmp_path: Path) -> None:
     assert dry_run("--images", str(tmp_path)).output.endswith("dreamboothjob.dreambooth.dev/my-dog created (dry run)\n")
 
 
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        ("dbr/a", {"name": "a"}),
+        ("ldbr/a", {"kind": "LocalDreamBoothRuntime", "name": "a"}),
+        ("localdreamboothruntime/a", {"kind": "LocalDreamBoothRuntime", "name": "a"}),
+    ],
+)
+def test_runtime_has_a_kind(text: str, reference: dict[str, str]) -> None:
+    result = dry_run("--images", "s3://bucket/dog", "--runtime", text, "-o", "yaml")
+    assert yaml.safe_load(result.output)["spec"]["runtimeRef"] == reference
+
+
+def test_unknown_kind_of_runtime_is_rejected() -> None:
+    result = dry_run("--images", "s3://bucket/dog", "--runtime", "pod/a")
+    assert "--runtime pod/a: pod is not a kind of runtime; write NAME for a DreamBoothRuntime, or" in result.output
+
+
 def test_buckets_need_no_photos() -> None:
     result = dry_run("--images", "s3://bucket/dog", "-o", "json")
     assert '"uri": "s3://bucket/dog"' in result.output

@@ -95,7 +95,7 @@ def server() -> Server:
 @pytest.fixture
 def reconciler(server: Server) -> Reconciler:
     made = Reconciler(cast("Api", server), SETTINGS, now=lambda: START, progress_ca=str)
-    made._runtimes.cache[Key("", "default")] = RUNTIME
+    made._runtimes._cluster.cache[Key("", "default")] = RUNTIME
     deliver(made, server)
     return made
 

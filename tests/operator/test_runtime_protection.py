@@ -15,6 +15,7 @@ from test_e2e import Job
 from dreambooth_api.status import Phase
 from dreambooth_operator.controller.observed import CachedJob, Runtime, cache_job, read_runtime
 from dreambooth_operator.controller.runtime_protection import uses_runtime, wanted_finalizers
+from dreambooth_operator.machinery.resources import Key
 from dreambooth_operator.resources import RUNTIME_FINALIZER
 
 OTHERS = "example.com/other"
@@ -47,13 +48,23 @@ def test_finalizer_follows_the_use(found: Runtime, in_use: bool, wanted: list[st
 
 
 def test_only_a_started_and_unfinished_job_uses_its_runtime() -> None:
-    assert uses_runtime(cached(STARTED), "gpu")
-    assert not uses_runtime(cached(STARTED), "cpu")
-    assert not uses_runtime(cached({"phase": "Rejected"}), "gpu"), "it would be protected for ever"
+    gpu = Key("", "gpu")
+    assert uses_runtime(cached(STARTED), gpu)
+    assert not uses_runtime(cached(STARTED), Key("", "cpu"))
+    assert not uses_runtime(cached({"phase": "Rejected"}), gpu), "it would be protected for ever"
     for phase in (Phase.SUCCEEDED, Phase.FAILED, Phase.ERASING):
-        assert not uses_runtime(cached({**STARTED, "phase": phase.value}), "gpu")
-    assert uses_runtime(cached(STARTED, '"phase":"Failed"'), "gpu"), "text of a user"
-    assert uses_runtime(cached({**STARTED, "report": {"phase": "Failed"}}), "gpu"), "the phase of a trainer"
+        assert not uses_runtime(cached({**STARTED, "phase": phase.value}), gpu)
+    assert uses_runtime(cached(STARTED, '"phase":"Failed"'), gpu), "text of a user"
+    assert uses_runtime(cached({**STARTED, "report": {"phase": "Failed"}}), gpu), "the phase of a trainer"
+
+
+def test_job_of_a_local_runtime_uses_it_and_its_parent() -> None:
+    local = cached({"phase": "Running", "startedWith": {"runtime": {"name": "own", "parent": "gpu"}}})
+    assert uses_runtime(local, Key("team", "own"))
+    assert uses_runtime(local, Key("", "gpu"))
+    assert not uses_runtime(local, Key("", "own")), "a DreamBoothRuntime of the same name"
+    assert not uses_runtime(local, Key("team", "gpu"))
+    assert not uses_runtime(cached(STARTED), Key("team", "gpu")), "a LocalDreamBoothRuntime of the same name"
 
 
 def test_job_does_not_start_with_a_runtime_that_is_being_deleted() -> None:

@@ -92,7 +92,7 @@ def running_jobs(count: int) -> Reconciler:
     status = world.status.model_dump(mode="json", by_alias=True, exclude_none=True)
     spec = world.job.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     reconciler = Reconciler(cast("Api", None), SETTINGS, now=lambda: START + timedelta(seconds=60), progress_ca=str)
-    reconciler._runtimes.cache[Key("", "default")] = RUNTIME
+    reconciler._runtimes._cluster.cache[Key("", "default")] = RUNTIME
     for number in range(count):
         name = f"dog-{number}"
         metadata = {

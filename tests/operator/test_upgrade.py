@@ -55,7 +55,7 @@ def newer(tmp_path: Path) -> Path:
 
 def _adopt(plane: ControlPlane) -> None:
     """What docs/operations/upgrade.md says."""
-    for crd in (JOBS, "dreamboothruntimes.dreambooth.dev"):
+    for crd in (JOBS, "dreamboothruntimes.dreambooth.dev", "localdreamboothruntimes.dreambooth.dev"):
         plane.kubectl("label", "crd", crd, "app.kubernetes.io/managed-by=Helm", "--overwrite")
         owner = ("meta.helm.sh/release-name=dreambooth-operator", f"meta.helm.sh/release-namespace={SYSTEM}")
         plane.kubectl("annotate", "crd", crd, *owner, "--overwrite")

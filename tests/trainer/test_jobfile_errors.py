@@ -220,6 +220,11 @@ ERRORS = {
         "job.yaml: is a DreamBoothRuntime, not a DreamBoothJob; pass a file with kind: DreamBoothJob; "
         "apply a runtime to a cluster with kubectl",
     ),
+    "a local runtime": (
+        "kind: LocalDreamBoothRuntime\n",
+        "job.yaml: is a LocalDreamBoothRuntime, not a DreamBoothJob; pass a file with kind: DreamBoothJob; "
+        "apply a runtime to a cluster with kubectl",
+    ),
     "two jobs": (
         JOB + "---\n" + JOB,
         "job.yaml: contains 2 DreamBoothJobs: DreamBoothJob (line 1), DreamBoothJob (line 10); "

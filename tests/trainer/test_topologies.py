@@ -167,9 +167,36 @@ def test_the_command_prints_the_plan_of_a_cluster(tmp_path: Path) -> None:
         assert text in result.output
 
 
+PARENT = "apiVersion: dreambooth.dev/v1alpha1\nkind: DreamBoothRuntime\nmetadata: {name: gpus}\nspec: {image: i}\n---\n"
+LOCAL = "apiVersion: dreambooth.dev/v1alpha1\nkind: LocalDreamBoothRuntime\nmetadata: {name: own}\nspec: "
+
+
+def test_a_local_runtime_is_planned_with_its_parent(tmp_path: Path) -> None:
+    own = "{parent: gpus, pods: {worker: {gpu: 2}}, defaults: {steps: 70}}"
+    job_file = write_yaml(
+        tmp_path / "job.yaml", job_of(CONFIG_MAP).model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    )
+    (tmp_path / "runtime.yaml").write_text(PARENT + LOCAL + own)
+    arguments = [str(job_file), "--runtime", str(tmp_path / "runtime.yaml")]
+    result = CliRunner().invoke(plan, arguments, env={"COLUMNS": "160"})
+    assert result.exit_code == 0, result.output
+    assert "2 x GPU" in result.output
+    assert "70" in result.output
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
+        (LOCAL + "{parent: gpus}", "runtime.yaml: contains 0 DreamBoothRuntimes; pass a file with one"),
+        (
+            PARENT + LOCAL + "{parent: cpus}",
+            "spec.parent (runtime.yaml): 'cpus': is not the DreamBoothRuntime of the file, 'gpus'; add the parent to",
+        ),
+        (
+            PARENT.replace("image", "imag") + LOCAL + "{parent: gpus, bounds: {}}",
+            "spec.bounds (runtime.yaml, line 9): is not a known key",
+        ),
+        (PARENT.replace("image", "imag") + LOCAL + "{parent: gpus, bounds: {}}", "spec.imag (runtime.yaml, line 4)"),
         ("kind: DreamBoothJob", "runtime.yaml: contains 0 DreamBoothRuntimes; pass a file with one"),
         (
             "apiVersion: dreambooth.dev/v1alpha1\nkind: DreamBoothRuntime\nmetadata: {name: a}\nspec: {imag: i}",

@@ -20,6 +20,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - apiGroups: [dreambooth.dev]
   resources: [dreamboothjobs/finalizers]
   verbs: [update]
+{{- if .Values.localRuntimes.enabled }}
+- apiGroups: [dreambooth.dev]
+  resources: [localdreamboothruntimes]
+  verbs: [get, list, watch, patch]
+{{- end }}
 - apiGroups: [ray.io]
   resources: [rayjobs]
   verbs: [get, list, watch, create, delete]

@@ -104,12 +104,14 @@ def _workers(spec: JobSpec, worker: WorkerResources, runtime: RuntimeSpec, by: s
         if worker.gpu > own:
             yield f"spec.cluster.resources.gpu: {worker.gpu} exceeds {own}, the limit set by {by}; set {own} or less"
         return
-    gpus = workers * worker.gpu
-    if gpus > bounds.max_gpus:
-        fitting = max(1, bounds.max_gpus // max(1, worker.gpu))
+    gpus, limit = workers * worker.gpu, bounds.max_gpus
+    if worker.gpu > limit:
+        yield f"spec.cluster.resources.gpu: {worker.gpu} exceeds {limit}, the limit set by {by}; set {limit} or less"
+    elif gpus > limit:
+        fitting = limit // worker.gpu
         yield (
             f"{path}: {workers} workers with {worker.gpu} GPUs each need {gpus} GPUs, which exceeds "
-            f"{bounds.max_gpus}, the limit set by {by}; set {fitting} or less"
+            f"{limit}, the limit set by {by}; set {fitting} or less"
         )
 
 

@@ -9,12 +9,14 @@ import hashlib
 from dataclasses import dataclass, field
 from datetime import datetime
 from sys import intern
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, to_json
 
 from dreambooth_api.job import DreamBoothJob, JobSpec, RunPolicy
 from dreambooth_api.lenient import parse_leniently
+from dreambooth_api.localruntime import LocalRuntimeSpec
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_api.status import Failure, JobStatus, fit_message, parse_status
 from dreambooth_operator.controller.observed_pods import METADATA_FIELDS, Pod, one_line
@@ -22,6 +24,7 @@ from dreambooth_operator.machinery.partial import Fields
 from dreambooth_operator.machinery.resources import Json, Key, part, parts
 from dreambooth_operator.resources import JOB_LABEL, JOB_SHA256_ANNOTATION, JOBS
 
+S = TypeVar("S", RuntimeSpec, LocalRuntimeSpec)
 _MAX_CONFIG_BYTES = 8192
 # The fields that read_ray_cluster and read_erase_job read, and those of read_ray_job.
 CHILD_FIELDS: Fields = {"metadata": METADATA_FIELDS, "status": None}
@@ -133,11 +136,11 @@ def _issue_message(issue: ErrorDetails) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Runtime:
-    """A DreamBoothRuntime."""
+class AnyRuntime(Generic[S]):
+    """A runtime. `spec` is None if it is not valid, and `problems` explains why."""
 
     name: str
-    spec: RuntimeSpec | None
+    spec: S | None
     problems: tuple[str, ...] = ()
     uid: str = ""
     generation: int = 0
@@ -146,24 +149,45 @@ class Runtime:
     deleting: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Runtime(AnyRuntime[RuntimeSpec]):
+    """A DreamBoothRuntime."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRuntime(AnyRuntime[LocalRuntimeSpec]):
+    """A LocalDreamBoothRuntime."""
+
+
 def read_runtime(obj: Json) -> Runtime:
     """Never raises: validation errors are returned in `problems`."""
-    metadata = obj["metadata"]
-    spec, problems = None, ()
+    spec, problems = _read_runtime_spec(obj, RuntimeSpec)
+    return Runtime(spec=spec, problems=problems, **_identity(obj))
+
+
+def read_local_runtime(obj: Json) -> LocalRuntime:
+    """As `read_runtime`."""
+    spec, problems = _read_runtime_spec(obj, LocalRuntimeSpec)
+    return LocalRuntime(spec=spec, problems=problems, **_identity(obj))
+
+
+def _read_runtime_spec(obj: Json, model: type[S]) -> tuple[S | None, tuple[str, ...]]:
     try:
-        spec = RuntimeSpec.model_validate(obj.get("spec") or {})
+        return model.model_validate(obj.get("spec") or {}), ()
     except ValidationError as error:
-        problems = tuple(_issue_message(issue) for issue in error.errors(include_url=False))
-    return Runtime(
-        name=metadata["name"],
-        spec=spec,
-        problems=problems,
-        uid=metadata.get("uid", ""),
-        generation=metadata.get("generation", 0),
-        resource_version=metadata.get("resourceVersion", ""),  # an answer to a dry run has none
-        finalizers=tuple(metadata.get("finalizers") or ()),
-        deleting="deletionTimestamp" in metadata,
-    )
+        return None, tuple(_issue_message(issue) for issue in error.errors(include_url=False))
+
+
+def _identity(obj: Json) -> dict[str, Any]:
+    metadata = obj["metadata"]
+    return {
+        "name": metadata["name"],
+        "uid": metadata.get("uid", ""),
+        "generation": metadata.get("generation", 0),
+        "resource_version": metadata.get("resourceVersion", ""),  # an answer to a dry run has none
+        "finalizers": tuple(metadata.get("finalizers") or ()),
+        "deleting": "deletionTimestamp" in metadata,
+    }
 
 
 @dataclass(frozen=True, slots=True)

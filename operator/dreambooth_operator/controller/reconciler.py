@@ -40,20 +40,17 @@ from dreambooth_operator.controller.observed import (
     Job,
     Observed,
     RayJob,
-    Runtime,
     cache_job,
     read_erase_job,
     read_job,
     read_ray_cluster,
     read_ray_job,
-    read_runtime,
 )
 from dreambooth_operator.controller.observed_pods import POD_FIELDS, Pod, explain_by_events, needs_event, read_pod
 from dreambooth_operator.controller.ownership import COMPARED, controller_uid, name_conflict
 from dreambooth_operator.controller.policies.retries import QUOTA_EXCEEDED
 from dreambooth_operator.controller.queueing.workload import JOB_UID_LABEL, WORKLOADS, waiting_reason
-from dreambooth_operator.controller.resolve import choose_runtime, resolve
-from dreambooth_operator.controller.runtime_protection import RECOUNT_SECONDS, RuntimeProtection
+from dreambooth_operator.controller.runtimes import Runtimes
 from dreambooth_operator.controller.settings import Settings
 from dreambooth_operator.machinery.client import Api, ApiError
 from dreambooth_operator.machinery.events import Event, Recorder
@@ -69,7 +66,7 @@ from dreambooth_operator.machinery.resources import (
     Resource,
     key_of,
 )
-from dreambooth_operator.resources import BATCH_JOBS, ERASE_FINALIZER, JOBS, RAY_CLUSTERS, RAY_JOBS, RUNTIMES
+from dreambooth_operator.resources import BATCH_JOBS, ERASE_FINALIZER, JOBS, RAY_CLUSTERS, RAY_JOBS
 
 log = logging.getLogger(__name__)
 FIELD_MANAGER = "dreambooth-controller"
@@ -135,17 +132,14 @@ class Reconciler:
         self._jobs: Reflector[CachedJob] = Reflector(
             api, JOBS, project=cache_job, on_change=self._job_changed, namespace=first
         )
-        self._runtimes: Reflector[Runtime] = Reflector(
-            api, RUNTIMES, project=read_runtime, on_change=self._runtime_changed
-        )
-        self._protection = RuntimeProtection(api, self._recorder, self._runtimes.cache, self._jobs.cache)
+        self._runtimes = Runtimes(api, self._recorder, settings, self._jobs.cache, self.queue)
         self._ray_jobs = watch_children(api, RAY_JOBS, read_ray_job, RAY_JOB_FIELDS, self._ray_jobs_of, first)
         self._clusters = watch_children(api, RAY_CLUSTERS, read_ray_cluster, CHILD_FIELDS, self._clusters_of, first)
         self._erase_jobs = watch_children(api, BATCH_JOBS, read_erase_job, CHILD_FIELDS, self._erase_of, first)
         self._pods = watch_children(api, PODS, read_pod, POD_FIELDS, self._pods_of, first)
         namespaced = (self._jobs, self._ray_jobs, self._clusters, self._erase_jobs, self._pods)
         more = [reflector.also_in(namespace) for reflector in namespaced for namespace in others]
-        self.reflectors = (self._runtimes, *namespaced, *more)
+        self.reflectors = (*self._runtimes.reflectors, *namespaced, *more)
 
     @property
     def is_synced(self) -> bool:
@@ -168,7 +162,7 @@ class Reconciler:
         Returns after how many seconds to do so again; None for "on the next change".
         """
         if not key.namespace:
-            await self._protection.reconcile(key)
+            await self._runtimes.reconcile(key)
             return None
         job = self.cached_job(key)
         if job is None:
@@ -209,9 +203,7 @@ class Reconciler:
         return False
 
     async def _decide(self, job: Job, known: _Known) -> Decision:
-        name = choose_runtime(job.spec) if job.spec else ""
-        runtimes = {key.name for key in self._runtimes.cache}
-        resolution = resolve(job, self._runtimes.cache.get(Key("", name)), sorted(runtimes))
+        resolution = self._runtimes.resolve(job)
         observed = replace(await self._observe(job, known), create_failure=known.rejected)
         return decide(job, resolution, observed, self._now(), self._settings)
 
@@ -368,15 +360,7 @@ class Reconciler:
     def _job_changed(self, job: Key) -> None:
         """Enqueue a job, and the runtimes that wait for the end of their jobs."""
         self.queue.add(job)
-        for runtime in self._protection.deleting():
-            self.queue.add_after(runtime, RECOUNT_SECONDS)
-
-    def _runtime_changed(self, runtime: Key) -> None:
-        """Enqueue a runtime and all jobs that have not finished, because any of them may use it."""
-        self.queue.add(runtime)
-        for key, job in self._jobs.cache.items():
-            if b'"phase":"Succeeded"' not in job.raw and b'"phase":"Failed"' not in job.raw:
-                self.queue.add(key)
+        self._runtimes.job_changed(job)
 
 
 def _is_independent(action: Action) -> bool:

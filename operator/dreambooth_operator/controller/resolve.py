@@ -10,7 +10,8 @@ from dreambooth_api.environment import IMAGES_PATH, OUTPUT_PATH
 from dreambooth_api.fields import VolumeClaim
 from dreambooth_api.job import JobSpec, Resources, RunPolicy
 from dreambooth_api.model import BaseModelRef, ModelSource
-from dreambooth_api.runtime import DEFAULT_RUNTIME, RuntimeSpec, WorkerResources
+from dreambooth_api.runtime import RuntimeSpec, WorkerResources
+from dreambooth_api.runtimeref import DEFAULT_RUNTIME
 from dreambooth_api.started import StartedRunPolicy, StartedRuntime
 from dreambooth_api.status import JobStatus
 from dreambooth_api.subject import ImageSource

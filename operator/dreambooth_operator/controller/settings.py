@@ -32,6 +32,7 @@ class Settings:
         pods_ready_seconds: minimum time that the pods of an attempt have to become ready.
         retry_seconds: delay before the first retry. It doubles with each failure, up to max_retry_seconds.
         watch_namespaces: namespaces whose jobs are reconciled; all if it is empty.
+        local_runtimes: whether jobs may use LocalDreamBoothRuntimes, which users of a namespace write.
         operator_namespace: namespace of this operator.
         kuberay: KubeRay's pods, which may reach the dashboards of jobs; any of the selectors.
         prometheus: pods that may read the metrics of jobs.
@@ -43,6 +44,7 @@ class Settings:
     retry_seconds: float = 10
     max_retry_seconds: float = 360
     watch_namespaces: tuple[str, ...] = ()
+    local_runtimes: bool = False
     operator_namespace: str = "dreambooth-system"
     kuberay: tuple[PodSelector, ...] = field(
         default_factory=lambda: tuple(PodSelector("", labels) for labels in KUBERAY_LABELS)

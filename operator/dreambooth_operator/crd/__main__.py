@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from dreambooth_operator.crd.admission import bounds_policy
-from dreambooth_operator.crd.definitions import job_crd, runtime_crd
+from dreambooth_operator.crd.definitions import job_crd, local_runtime_crd, runtime_crd
 from dreambooth_operator.crd.reference import render_reference
 
 _MANIFESTS, _CHART = "manifests/crd", "charts/dreambooth-operator/templates/crds"
@@ -26,7 +26,7 @@ _ONLY_IF_ENABLED = "{{{{- if .Values.admissionPolicy.enabled }}}}\n{}{{{{- end }
 
 def targets() -> dict[str, str]:
     """Content of every generated file, by path relative to the repository root."""
-    crds = [job_crd(), runtime_crd()]
+    crds = [job_crd(), runtime_crd(), local_runtime_crd()]
     policy = _HEADER + "---\n".join(_yaml(obj, header="") for obj in bounds_policy())
     files = {f"{crd['metadata']['name']}.yaml": crd for crd in crds}
     return {

@@ -13,7 +13,8 @@ from typing import Any
 
 from dreambooth_api.job import DEFAULT_ENCODERS
 from dreambooth_api.methods import WITHOUT_CLASS_IMAGES
-from dreambooth_api.runtime import DEFAULT_RUNTIME, NAMESPACE_PLACEHOLDER
+from dreambooth_api.runtime import NAMESPACE_PLACEHOLDER
+from dreambooth_api.runtimeref import DEFAULT_RUNTIME, LOCAL_RUNTIME_KIND
 from dreambooth_api.subject import MAX_DEFAULT_CLASS_IMAGES
 from dreambooth_api.training import DEFAULT_STEPS
 from dreambooth_api.uris import VOLUME
@@ -44,7 +45,9 @@ def _larger_quantity(bound: str, own: str) -> str:
 _VARIABLES = {
     "isStarted": "oldObject != null && has(oldObject.status) && has(oldObject.status.attempts) && "
     "oldObject.status.attempts > 0",
-    "runtime": f"has(object.spec.runtimeRef) ? object.spec.runtimeRef.name : '{DEFAULT_RUNTIME}'",
+    # Empty for a job of a local runtime, which no DreamBoothRuntime judges: what that sets is not known here.
+    "runtime": f"!has(object.spec.runtimeRef) ? '{DEFAULT_RUNTIME}' : "
+    f"object.spec.runtimeRef.kind == '{LOCAL_RUNTIME_KIND}' ? '' : object.spec.runtimeRef.name",
     "subjects": "has(object.spec.subjects) ? object.spec.subjects.size() : 1",
     "by": "'the limit set by DreamBoothRuntime ' + params.metadata.name",
     "elastic": "has(object.spec.cluster.elastic)",

@@ -1,4 +1,4 @@
-"""The two CustomResourceDefinitions, built from the pydantic models of `dreambooth_api`."""
+"""The CustomResourceDefinitions, built from the pydantic models of `dreambooth_api`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any, cast
 
 from dreambooth_api.fields import DNS_SUBDOMAIN
 from dreambooth_api.job import API_VERSION, JobSpec
+from dreambooth_api.localruntime import LocalRuntimeSpec
 from dreambooth_api.metrics import METRICS
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_api.status import JobStatus
 from dreambooth_operator.crd.rules import JOB_RULES, LIMITS, NAME_LIMIT, Rule
 from dreambooth_operator.crd.schema import Schema, structural
 from dreambooth_operator.machinery.resources import Resource
-from dreambooth_operator.resources import GROUP, JOBS, RUNTIMES
+from dreambooth_operator.resources import GROUP, JOBS, LOCAL_RUNTIMES, RUNTIMES
 
 
 def job_crd() -> dict[str, Any]:
@@ -59,6 +60,23 @@ def runtime_crd() -> dict[str, Any]:
     )
     root = _root(description, structural(RuntimeSpec), None)
     return _crd(RUNTIMES, "dbr", "Cluster", root, {}, columns)
+
+
+def local_runtime_crd() -> dict[str, Any]:
+    """The CRD of LocalDreamBoothRuntime."""
+    columns = [
+        _column("Parent", ".spec.parent"),
+        _column("Model", ".spec.model.id"),
+        _column("Image", ".spec.image"),
+        _column("Age", ".metadata.creationTimestamp", kind="date"),
+    ]
+    description = (
+        "LocalDreamBoothRuntime extends a DreamBoothRuntime for the jobs of its namespace that name it in runtimeRef. "
+        "What it sets must be within the bounds of its parent; all else is that of the parent. The operator allows "
+        "this kind only with --local-runtimes."
+    )
+    root = _root(description, structural(LocalRuntimeSpec), None)
+    return _crd(LOCAL_RUNTIMES, "ldbr", "Namespaced", root, {}, columns)
 
 
 def _root(description: str, spec: Schema, status: Schema | None) -> Schema:

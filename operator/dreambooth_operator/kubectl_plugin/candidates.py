@@ -9,9 +9,11 @@ from typing import Any
 import click
 
 from dreambooth_operator.kubectl_plugin.connect import Cluster, run, selection
+from dreambooth_operator.kubectl_plugin.objects import LOCAL_RUNTIME
+from dreambooth_operator.machinery.client import ApiError
 from dreambooth_operator.machinery.kubeconfig import KubeconfigError, read_kubeconfig
 from dreambooth_operator.machinery.resources import Resource, key_of
-from dreambooth_operator.resources import JOBS, RUNTIMES
+from dreambooth_operator.resources import JOBS, LOCAL_RUNTIMES, RUNTIMES
 
 _SECONDS = 3
 _NAMESPACES = Resource("", "v1", "namespaces", "Namespace")
@@ -28,8 +30,17 @@ def complete_namespaces(context: click.Context, _parameter: click.Parameter, inc
 
 
 def complete_runtimes(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Names of runtimes."""
-    return _named(context, incomplete, lambda cluster: _names(cluster, RUNTIMES))
+    """Names of runtimes of both kinds."""
+
+    async def find(cluster: Cluster) -> list[str]:
+        names = await _names(cluster, RUNTIMES)
+        try:
+            local = await _names(cluster, LOCAL_RUNTIMES, cluster.namespace)
+        except ApiError:  # the user may not read them
+            return names
+        return names + [f"{LOCAL_RUNTIME}/{name}" for name in local]
+
+    return _named(context, incomplete, find)
 
 
 def complete_contexts(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:

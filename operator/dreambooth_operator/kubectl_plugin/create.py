@@ -18,6 +18,7 @@ from dreambooth_operator.kubectl_plugin.candidates import complete_runtimes
 from dreambooth_operator.kubectl_plugin.connect import run, selection
 from dreambooth_operator.kubectl_plugin.listing import without_managed_fields
 from dreambooth_operator.kubectl_plugin.objects import (
+    LOCAL_RUNTIME,
     captioned_by_key,
     explain_too_large,
     job_object,
@@ -50,7 +51,8 @@ def _complete_folders(*_: object) -> list[CompletionItem]:
     "--runtime",
     metavar="NAME",
     shell_complete=complete_runtimes,
-    help="DreamBoothRuntime. Defaults to the one named default.",
+    help=f"DreamBoothRuntime, or {LOCAL_RUNTIME}/NAME for a LocalDreamBoothRuntime. Defaults to the DreamBoothRuntime "
+    "named default.",
 )
 @click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="Field of spec: --set training.steps=200.")
 @click.option(

@@ -13,8 +13,11 @@ from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import JobSpec
 from dreambooth_api.uris import EXTRAS, OBJECT_STORES
 from dreambooth_operator.kubectl_plugin.photos import MAX_BYTES, TooLargeError, composed
-from dreambooth_operator.machinery.resources import CONFIG_MAPS, Json, Key, part
-from dreambooth_operator.resources import JOB_LABEL, JOBS
+from dreambooth_operator.machinery.resources import CONFIG_MAPS, Json, Key, Resource, part
+from dreambooth_operator.resources import JOB_LABEL, JOBS, LOCAL_RUNTIMES, RUNTIMES
+
+LOCAL_RUNTIME = "ldbr"
+"""The short name of LocalDreamBoothRuntime."""
 
 
 def job_object(key: Key, images: Json, class_: str, runtime: str | None, sets: Sequence[str]) -> Json:
@@ -22,6 +25,7 @@ def job_object(key: Key, images: Json, class_: str, runtime: str | None, sets: S
 
     Args:
         images: `spec.subject.images`.
+        runtime: name of a DreamBoothRuntime, or ldbr/<name> for a LocalDreamBoothRuntime.
         sets: overrides below spec, KEY=VALUE with dotted keys and YAML values. Later ones have precedence.
 
     Raises:
@@ -29,7 +33,7 @@ def job_object(key: Key, images: Json, class_: str, runtime: str | None, sets: S
     """
     spec: Json = {"subject": {"images": images, "class": class_}}
     if runtime:
-        spec["runtimeRef"] = {"name": runtime}
+        spec["runtimeRef"] = _runtime_ref(runtime)
     for text in sets:
         _assign(spec, text)
     try:
@@ -88,6 +92,21 @@ spec:
   subject:
     images:
       uri: {next(iter(EXTRAS))}://BUCKET/{name}     # {OBJECT_STORES}; the runtime supplies the credentials"""
+
+
+def _runtime_ref(text: str) -> Json:
+    kind, _, name = text.rpartition("/")
+    if kind in ("", *_names(RUNTIMES, "dbr")):
+        return {"name": name}
+    if kind in _names(LOCAL_RUNTIMES, LOCAL_RUNTIME):
+        return {"kind": LOCAL_RUNTIMES.kind, "name": name}
+    remedy = f"write NAME for a {RUNTIMES.kind}, or {LOCAL_RUNTIME}/NAME for a {LOCAL_RUNTIMES.kind}"
+    raise UserError(ValidationIssue(f"--runtime {text}", None, f"{kind} is not a kind of runtime", remedy))
+
+
+def _names(resource: Resource, short: str) -> tuple[str, ...]:
+    """The names of a kind in kubectl's TYPE/NAME."""
+    return short, resource.kind.lower(), resource.plural
 
 
 def _metadata(key: Key) -> Json:

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from dreambooth_api.defaulting import with_local_defaults
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.status import printable
 from dreambooth_trainer.cli import options
@@ -65,13 +66,16 @@ def _print_notes(console: Console, warnings: Iterable[str]) -> None:
     "runtime_file",
     metavar="RUNTIME.yaml",
     type=click.Path(path_type=Path),
-    help="Plan for a cluster: file of the DreamBoothRuntime, which supplies defaults and the hardware of the workers.",
+    help="Plan for a cluster: file of the DreamBoothRuntime, which supplies defaults and the hardware of the workers. "
+    "It may also contain a LocalDreamBoothRuntime whose parent that is.",
 )
 @options.sets
 def plan(job_file: Path, runtime_file: Path | None, sets: tuple[str, ...]) -> None:
     """Show what a job will do: resolved defaults, memory per process, the ZeRO stage and the reason for it."""
     job = options.read_job(job_file, sets)
-    runtime = load_runtime(runtime_file) if runtime_file else None
+    runtime, local = load_runtime(runtime_file) if runtime_file else (None, None)
+    if local is not None:
+        job = job.model_copy(update={"spec": with_local_defaults(job.spec, local)})
     from dreambooth_trainer.cluster.capacity import wait_for_capacity
     from dreambooth_trainer.cluster.session import has_address, ray_cluster
     from dreambooth_trainer.images.subjects import prepare_subjects

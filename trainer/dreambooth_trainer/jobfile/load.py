@@ -16,6 +16,7 @@ from pydantic import JsonValue
 from dreambooth_api.errors import TransientError, UserError, ValidationIssue
 from dreambooth_api.job import API_VERSION, KIND, DreamBoothJob
 from dreambooth_api.model import BaseModelRef
+from dreambooth_api.runtimeref import LOCAL_RUNTIME_KIND, RUNTIME_KIND
 from dreambooth_api.uris import ABSOLUTE_URI
 from dreambooth_trainer.jobfile.explain import validate
 from dreambooth_trainer.jobfile.overrides import apply_sets
@@ -202,11 +203,12 @@ def _title(document: Document) -> str:
 def _check_kind(document: Document, name: str) -> None:
     """Reject another kind. A missing or misspelled kind is reported by validation."""
     kind = _kind(document)
-    if kind is None or (closest_match(kind, [KIND]) and kind != "DreamBoothRuntime"):
+    is_runtime = kind in (RUNTIME_KIND, LOCAL_RUNTIME_KIND)
+    if kind is None or (closest_match(kind, [KIND]) and not is_runtime):
         return
     rule = f"is a {kind}, not a {KIND}"
     remedy = f"pass a file with kind: {KIND}"
-    if kind == "DreamBoothRuntime":
+    if is_runtime:
         remedy += "; apply a runtime to a cluster with kubectl"
     raise UserError(ValidationIssue(name, None, rule, remedy))
 
