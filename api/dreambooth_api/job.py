@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, create_model, mode
 from pydantic.alias_generators import to_camel
 
 from dreambooth_api.fields import DNS_LABEL, UID, ObjectName, Quantity, Strict, Template, VolumeClaim, rule_error
-from dreambooth_api.methods import METHODS, methods_of_format
+from dreambooth_api.methods import ADAPTER_WITH_TOKENS, METHODS, methods_of_format
 from dreambooth_api.metrics import METRICS
 from dreambooth_api.model import BaseModelRef
 from dreambooth_api.runtimeref import RuntimeRef
@@ -341,6 +341,11 @@ class JobSpec(Strict):
                 methods = " or ".join(methods_of_format(name))
                 rule = f"contains {name}, which method {self.training.method} does not publish"
                 raise rule_error("output.formats", rule, f"remove {name}, or set training.method: {methods}")
+        given = [name for name in ("lora", "embeddings") if name in (self.output.formats or ())]
+        if self.training.method in ADAPTER_WITH_TOKENS and len(given) == 1:
+            missing = "embeddings" if given == ["lora"] else "lora"
+            rule = f"the adapter and the tokens of method {self.training.method} need each other, and it contains only "
+            raise rule_error("output.formats", rule + given[0], f"add {missing}, or remove {given[0]}")
         return self
 
     @property

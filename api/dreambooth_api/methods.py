@@ -77,5 +77,7 @@ def methods_of_format(name: str) -> tuple[str, ...]:
     return tuple(method for method, traits in METHODS.items() if name in traits.formats)
 
 
+ADAPTER_WITH_TOKENS = tuple(name for name, traits in METHODS.items() if traits.adapter and traits.tokens)
+"""Methods whose adapter and new tokens are trained together, so that one is of no use without the other."""
 TOKEN_METHODS = tuple(name for name, traits in METHODS.items() if traits.tokens)
 WITHOUT_CLASS_IMAGES = tuple(name for name, traits in METHODS.items() if not traits.class_images)

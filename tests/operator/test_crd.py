@@ -26,6 +26,7 @@ MINIMAL = {
     },
 }
 INVERSION = {"method": "TextualInversion"}
+PIVOTAL = {"method": "PivotalTuning"}
 DOG = {"images": {"configMap": {"name": "photos"}}, "class": "dog"}
 CAT = {**DOG, "class": "cat", "identifier": "ohwx"}
 
@@ -108,6 +109,14 @@ INVALID = {
     "new tokens of method Full": (
         "spec.output.formats", ["embeddings"], "remove embeddings, or set training.method: TextualInversion",
     ),
+    "an adapter without its tokens": (
+        "spec", {**MINIMAL["spec"], "training": PIVOTAL, "output": {"formats": ["diffusers", "lora"]}},
+        "need each other: list both lora and embeddings in output.formats, or neither",
+    ),
+    "tokens without their adapter": (
+        "spec", {**MINIMAL["spec"], "training": PIVOTAL, "output": {"formats": ["embeddings"]}},
+        "need each other: list both lora and embeddings in output.formats, or neither",
+    ),
     "a local output": ("spec.output.uri", "out/dog", "for a volume, set pvc: {claimName: ...}"),
     "maxWorkers less than minWorkers": (
         "spec.cluster.elastic", {"minWorkers": 4, "maxWorkers": 2}, "maxWorkers must not be less than minWorkers",
@@ -157,6 +166,12 @@ def test_invalid_job_is_rejected_with_a_message(plane: ControlPlane, case: str) 
 
 VALID = {
     "an output on the Hub": ("spec.output.uri", "hf://team/my-dog_1.0"),
+    "an adapter with its tokens": (
+        "spec", {**MINIMAL["spec"], "training": PIVOTAL, "output": {"formats": ["embeddings", "lora"]}},
+    ),
+    "an adapter and its tokens in one model": (
+        "spec", {**MINIMAL["spec"], "training": PIVOTAL, "output": {"formats": ["diffusers"]}},
+    ),
     "an identifier before a comma": ("spec.subject.instancePrompt", "photo of sks, a dog"),
     "an identifier in quotation marks": ("spec.subject.instancePrompt", "a dog named 'sks'"),
     "a caption with an identifier before a period": ("spec.subject.captions", {"1.png": "a dog. sks."}),

@@ -131,6 +131,11 @@ ERRORS = {
         "spec.output.formats (line 10): contains safetensors, which method TextualInversion does not publish; remove "
         "safetensors, or set training.method: Full or LoRA or DoRA",
     ),
+    "an adapter without the tokens that it was trained with": (
+        spec("training: {method: PivotalTuning}\noutput: {formats: [lora]}"),
+        "spec.output.formats (line 10): the adapter and the tokens of method PivotalTuning need each other, and it "
+        "contains only lora; add embeddings, or remove lora",
+    ),
     "class images for new tokens": (
         spec("training: {method: TextualInversion}\npriorPreservation: {enabled: true}"),
         "spec.priorPreservation.enabled (line 10): method TextualInversion does not change the model's weights, so "

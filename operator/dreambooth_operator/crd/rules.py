@@ -12,7 +12,14 @@ from pydantic.alias_generators import to_camel
 
 from dreambooth_api.fields import MAX_IDENTIFIER_LENGTH
 from dreambooth_api.job import Format
-from dreambooth_api.methods import MEMBERS, TOKEN_METHODS, WITHOUT_CLASS_IMAGES, methods_of_format, methods_with
+from dreambooth_api.methods import (
+    ADAPTER_WITH_TOKENS,
+    MEMBERS,
+    TOKEN_METHODS,
+    WITHOUT_CLASS_IMAGES,
+    methods_of_format,
+    methods_with,
+)
 from dreambooth_api.metrics import METRICS
 from dreambooth_api.uris import BUILTIN, BUILTIN_SUBJECT, HUB, OBJECT_STORE, OBJECT_STORES
 
@@ -144,6 +151,13 @@ JOB_RULES: dict[str, list[Rule]] = {
             "message": "priorPreservation.classPrompt must not contain the identifier: write, for example, 'a dog'",
         },
         *(_format(name) for name in get_args(Format) if name != "diffusers"),
+        {
+            "rule": "!has(self.training) || !has(self.training.method) || "
+            f"!(self.training.method in {list(ADAPTER_WITH_TOKENS)}) || !has(self.output) || "
+            "!has(self.output.formats) || ('lora' in self.output.formats) == ('embeddings' in self.output.formats)",
+            "message": f"the adapter and the tokens of method {' or '.join(ADAPTER_WITH_TOKENS)} need each other: list "
+            "both lora and embeddings in output.formats, or neither",
+        },
         {
             "rule": "!has(self.training) || !has(self.training.method) || "
             f"!(self.training.method in {list(WITHOUT_CLASS_IMAGES)}) || !has(self.priorPreservation) || "
