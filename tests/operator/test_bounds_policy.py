@@ -209,52 +209,66 @@ def test_namespace_that_a_runtime_does_not_allow(policy: ControlPlane, namespace
     until("the runtime is known", lambda: "allowedNamespaces" in answer(policy, namespace, "closed", {}))
 
 
-def test_finalizer_and_status_of_a_job_can_change_after_its_bounds_were_lowered(
-    policy: ControlPlane, namespace: str
-) -> None:
-    kind = {"apiVersion": "dreambooth.dev/v1alpha1", "kind": "DreamBoothRuntime", "metadata": {"name": "lowered"}}
-    policy.apply({**kind, "spec": BOUNDED})
+def applied(policy: ControlPlane, namespace: str, runtime: str, spec: dict[str, Any], **metadata: object) -> str:
+    """A job that was accepted; its name."""
     job = {
         "apiVersion": "dreambooth.dev/v1alpha1",
         "kind": "DreamBoothJob",
-        "metadata": {"name": "kept", "namespace": namespace, "finalizers": ["example.com/keep"]},
-        "spec": {
-            "runtimeRef": {"name": "lowered"},
-            "subject": {"images": {"uri": "s3://b/dog"}, "class": "dog"},
-            "training": {"steps": 500},
-        },
+        "metadata": {"name": runtime, "namespace": namespace, **metadata},
+        "spec": {"runtimeRef": {"name": runtime}, "subject": {"images": {"uri": "s3://b/dog"}, "class": "dog"}, **spec},
     }
     policy.apply(job)
-    policy.apply({**kind, "spec": {**BOUNDED, "bounds": {"maxSteps": 100}}})
+    return runtime
+
+
+def test_update_is_judged_by_what_it_changes(policy: ControlPlane, namespace: str) -> None:
+    kind = {"apiVersion": "dreambooth.dev/v1alpha1", "kind": "DreamBoothRuntime", "metadata": {"name": "lowered"}}
+    policy.apply({**kind, "spec": BOUNDED})
+    spec = {
+        "training": {"steps": 500}, "cluster": {"workers": 4}, "runPolicy": {"activeDeadlineSeconds": 600},
+    }  # fmt: skip
+    name = applied(policy, namespace, "lowered", spec, finalizers=["example.com/keep"])
+    lower = {"maxSteps": 100, "maxWorkers": 2, "maxActiveDeadlineSeconds": 60, "maxClassImages": 10}
+    policy.apply({**kind, "spec": {**BOUNDED, "bounds": lower}})
     until("the bound is known", lambda: answer(policy, namespace, "lowered", {"training": {"steps": 500}}))
-    change = ("patch", "dbj", "kept", "-n", namespace, "--type=merge", "-p")
+    change = ("patch", "dbj", name, "-n", namespace, "--type=merge", "-p")
     policy.kubectl(*change, '{"status":{"message":"x"}}', "--subresource=status")
-    with pytest.raises(ProcessError, match="exceeds 100"):
-        policy.kubectl(*change, '{"spec":{"training":{"seed":1}}}')
+    policy.kubectl(*change, '{"metadata":{"labels":{"a":"b"}}}')
+    policy.kubectl(*change, '{"spec":{"training":{"seed":1}}}')
+    policy.kubectl(*change, '{"spec":{"runPolicy":{"suspend":true}}}')
+    for changed, message in (
+        ('{"training":{"steps":400}}', "steps: 400 exceeds 100"),
+        ('{"cluster":{"workers":3}}', "workers: 3 exceeds 2"),
+        ('{"runPolicy":{"activeDeadlineSeconds":61}}', "activeDeadlineSeconds: 61 exceeds 60"),
+        ('{"priorPreservation":{"enabled":true}}', "numClassImages: is not set and defaults to up to 1000"),
+        ('{"cluster":{"image":"evil"}}', "cluster.image: evil is not allowed"),
+    ):
+        with pytest.raises(ProcessError, match=message):
+            policy.kubectl(*change, f'{{"spec":{changed}}}')
+    with pytest.raises(ProcessError, match="steps: 500 exceeds 200"):
+        policy.kubectl(*change, '{"spec":{"runtimeRef":{"name":"wide"}}}')
+    policy.kubectl(*change, '{"spec":{"training":{"steps":100}}}')
     policy.kubectl(*change, '{"metadata":{"finalizers":null}}')
 
 
-def test_running_job_can_be_suspended_after_a_bound_was_set(policy: ControlPlane, namespace: str) -> None:
+def test_running_job_keeps_what_exceeds_a_new_bound(policy: ControlPlane, namespace: str) -> None:
     spec = {**BOUNDED, "bounds": {}}
     kind = {"apiVersion": "dreambooth.dev/v1alpha1", "kind": "DreamBoothRuntime", "metadata": {"name": "tightened"}}
     policy.apply({**kind, "spec": spec})
-    job = {
-        "apiVersion": "dreambooth.dev/v1alpha1",
-        "kind": "DreamBoothJob",
-        "metadata": {"name": "running", "namespace": namespace},
-        "spec": {"runtimeRef": {"name": "tightened"}, "subject": {"images": {"uri": "s3://b/dog"}, "class": "dog"}},
-    }
-    policy.apply(job)
+    name = applied(policy, namespace, "tightened", {"runPolicy": {"activeDeadlineSeconds": 600}})
     policy.apply({**kind, "spec": {**spec, "bounds": {"maxSteps": 10, "maxActiveDeadlineSeconds": 60}}})
     until("the bound is known", lambda: "is not set" in answer(policy, namespace, "tightened", {}))
-    change = ("patch", "dbj", "running", "-n", namespace, "--type=merge", "-p")
-    suspension = '{"spec":{"runPolicy":{"suspend":true}}}'
-    with pytest.raises(ProcessError, match=r"training[.]steps: is not set"):
-        policy.kubectl(*change, suspension)
+    change = ("patch", "dbj", name, "-n", namespace, "--type=merge", "-p")
     policy.kubectl(*change, '{"status":{"attempts":1}}', "--subresource=status")
-    policy.kubectl(*change, suspension)
-    with pytest.raises(ProcessError, match="activeDeadlineSeconds: 61 exceeds 60"):
-        policy.kubectl(*change, '{"spec":{"runPolicy":{"activeDeadlineSeconds":61}}}')
+    policy.kubectl(*change, '{"spec":{"runPolicy":{"suspend":true}}}')
+    policy.kubectl(*change, '{"spec":{"runPolicy":{"backoffLimit":1}}}')
+    with pytest.raises(ProcessError, match="activeDeadlineSeconds: 500 exceeds 60"):
+        policy.kubectl(*change, '{"spec":{"runPolicy":{"activeDeadlineSeconds":500}}}')
+
+
+def test_job_of_a_local_runtime_is_left_to_the_operator(policy: ControlPlane, namespace: str) -> None:
+    reference = {"kind": "LocalDreamBoothRuntime", "name": "strict"}
+    assert answer(policy, namespace, "strict", {"runtimeRef": reference, "cluster": {"workers": 9}}) == ""
 
 
 def test_job_of_a_missing_runtime_is_left_to_the_operator(policy: ControlPlane, namespace: str) -> None:

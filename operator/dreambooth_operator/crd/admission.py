@@ -2,13 +2,14 @@
 
 The API server evaluates it for each runtime; it judges the jobs of that runtime, also by the defaults of fields that
 they omit. Before a job starts, the operator checks the resolved spec (`controller/bounds.py`), because the runtime may
-have been created or changed since. Requests that do not change the spec are not judged: a bound that was lowered later
-must not prevent the operator from removing a finalizer. Nor must it prevent a user from suspending a running job, so
-after the start only `spec.runPolicy` is judged: the CRD keeps other fields from changing.
+have been created or changed since. Of an update, only what it changes is judged, as Kubernetes' ratcheting validation
+does: a bound that was lowered later must prevent neither the operator from removing a finalizer, nor a user from
+suspending the job.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from dreambooth_api.job import DEFAULT_ENCODERS
@@ -43,8 +44,7 @@ def _larger_quantity(bound: str, own: str) -> str:
 
 
 _VARIABLES = {
-    "isStarted": "oldObject != null && has(oldObject.status) && has(oldObject.status.attempts) && "
-    "oldObject.status.attempts > 0",
+    "keepsRuntime": "oldObject != null && object.spec.?runtimeRef == oldObject.spec.?runtimeRef",
     # Empty for a job of a local runtime, which no DreamBoothRuntime judges: what that sets is not known here.
     "runtime": f"!has(object.spec.runtimeRef) ? '{DEFAULT_RUNTIME}' : "
     f"object.spec.runtimeRef.kind == '{LOCAL_RUNTIME_KIND}' ? '' : object.spec.runtimeRef.name",
@@ -85,6 +85,31 @@ _DEFAULTS = {
 _RESOURCES = {"cpu": _larger_quantity("maxCpu", "cpu"), "memory": _larger_quantity("maxMemory", "memory")}
 
 
+@dataclass(frozen=True)
+class _Rule:
+    """A rule.
+
+    Attributes:
+        fields: fields of the spec that it depends on. An update that changes none of them is not judged by it.
+        holds: CEL of what must hold.
+        message: CEL of the message if it does not.
+    """
+
+    fields: tuple[str, ...]
+    holds: str
+    message: str
+
+    @property
+    def expression(self) -> str:
+        """CEL: it holds, or does not judge the job."""
+        same = "".join(f" && object.spec.{path} == oldObject.spec.{path}" for path in map(_optional, self.fields))
+        return f"variables.runtime != params.metadata.name || (variables.keepsRuntime{same}) || ({self.holds})"
+
+
+def _optional(path: str) -> str:
+    return ".".join(f"?{name}" for name in path.split("."))
+
+
 def bounds_policy() -> list[dict[str, Any]]:
     """The policy and its binding."""
     metadata: dict[str, Any] = {"name": NAME, "labels": {"app.kubernetes.io/name": "dreambooth-operator"}}
@@ -101,10 +126,7 @@ def bounds_policy() -> list[dict[str, Any]]:
             {"name": "spec-changed", "expression": "oldObject == null || object.spec != oldObject.spec"}
         ],
         "variables": [{"name": name, "expression": expression} for name, expression in _VARIABLES.items()],
-        "validations": [
-            {"expression": f"{_not_judged(holds)} || ({holds})", "messageExpression": message}
-            for holds, message in _validations()
-        ],
+        "validations": [{"expression": rule.expression, "messageExpression": rule.message} for rule in _validations()],
     }
     binding: dict[str, Any] = {
         "policyName": NAME,
@@ -118,15 +140,8 @@ def bounds_policy() -> list[dict[str, Any]]:
     ]
 
 
-def _validations() -> list[tuple[str, str]]:
-    """What must hold, and the CEL of the message if it does not."""
+def _validations() -> list[_Rule]:
     return [*_numbers(), *_workers(), *_resources(), *_choices(), *_outputs(), *_placement()]
-
-
-def _not_judged(holds: str) -> str:
-    """CEL: whether another runtime judges the job, or the fields of the rule cannot change any more."""
-    other = "variables.runtime != params.metadata.name"
-    return other if "object.spec.runPolicy" in holds else f"{other} || variables.isStarted"
 
 
 def _exceeds(path: str, value: str, limit: str) -> str:
@@ -146,34 +161,50 @@ def _not_allowed(path: str, value: str, bound: str) -> str:
     return f"'spec.{path}: ' + {value} + ' {text}"
 
 
-def _numbers() -> list[tuple[str, str]]:
+def _numbers() -> list[_Rule]:
     found = [
-        (f"!has(object.spec.{path}) || object.spec.{path} <= {limit}", _exceeds(path, f"object.spec.{path}", limit))
+        _rule(path, f"!has(object.spec.{path}) || object.spec.{path} <= {limit}", _exceeds(path, _value(path), limit))
         for path, limit in _NUMBERS.items()
     ]
-    own, limit = "object.spec.training.resolution", "params.spec.bounds.maxResolution"
-    default = "params.spec.defaults.resolution"
+    path, limit = "training.resolution", "params.spec.bounds.maxResolution"
+    own, default = _value(path), "params.spec.defaults.resolution"
     within = f"{own} <= {limit} || (has({default}) && {own} <= {default})"
-    found.append((f"!has({own}) || !has({limit}) || {within}", _exceeds("training.resolution", own, limit)))
-    for path, (field, chosen) in _DEFAULTS.items():
-        holds = f"has(object.spec.{path}) || has(params.spec.defaults.{field}) || {chosen} <= {_NUMBERS[path]}"
-        found.append((holds, _omitted(path, f"defaults to up to ' + string({chosen}) + '", _NUMBERS[path])))
-    message = _omitted("training.resolution", "has a default that depends on the model", limit)
-    found.append((f"has({own}) || !has({limit}) || has({default})", message))
-    # A disabled phase needs no bound. The CRD lets no job of these methods enable it.
-    path, method = "object.spec.priorPreservation", "object.spec.training.method"
-    without = f"has({method}) && {method} in {list(WITHOUT_CLASS_IMAGES)}"
-    disabled = f"(has({path}.enabled) && !{path}.enabled || {without})"
-    return [(f"{disabled} || {holds}" if path in holds else holds, message) for holds, message in found]
+    found.append(_rule(path, f"!has({own}) || !has({limit}) || {within}", _exceeds(path, own, limit)))
+    for omitted, (field, chosen) in _DEFAULTS.items():
+        bound = _NUMBERS[omitted]
+        holds = f"has({_value(omitted)}) || has(params.spec.defaults.{field}) || {chosen} <= {bound}"
+        message = _omitted(omitted, f"defaults to up to ' + string({chosen}) + '", bound)
+        found.append(_Rule((omitted, "subjects"), holds, message))
+    message = _omitted(path, "has a default that depends on the model", limit)
+    found.append(_rule(path, f"has({own}) || !has({limit}) || has({default})", message))
+    return [_unless_disabled(rule) if rule.fields[0].startswith("priorPreservation.") else rule for rule in found]
 
 
-def _workers() -> list[tuple[str, str]]:
+def _unless_disabled(rule: _Rule) -> _Rule:
+    """A disabled phase needs no bound. The CRD lets no job of these methods enable it."""
+    enabled, method = "priorPreservation.enabled", "training.method"
+    without = f"has({_value(method)}) && {_value(method)} in {list(WITHOUT_CLASS_IMAGES)}"
+    disabled = f"(has({_value(enabled)}) && !{_value(enabled)} || {without})"
+    return _Rule((*rule.fields, enabled, method), f"{disabled} || {rule.holds}", rule.message)
+
+
+def _rule(field: str, holds: str, message: str) -> _Rule:
+    return _Rule((field,), holds, message)
+
+
+def _value(path: str) -> str:
+    return f"object.spec.{path}"
+
+
+def _workers() -> list[_Rule]:
     limit, own, total = "params.spec.bounds.maxWorkers", "params.spec.pods.worker.gpu", "params.spec.bounds.maxGpus"
-    product = "variables.workers * variables.gpus"
+    product, workers, gpu = "variables.workers * variables.gpus", "cluster.workers", "cluster.resources.gpu"
+    number = (workers, "cluster.elastic")
     return [
-        (f"variables.workers <= {limit}", _exceeds("cluster.workers", "variables.workers", limit)),
-        (f"has({total}) || variables.gpus <= {own}", _exceeds("cluster.resources.gpu", "variables.gpus", own)),
-        (
+        _Rule(number, f"variables.workers <= {limit}", _exceeds(workers, "variables.workers", limit)),
+        _rule(gpu, f"has({total}) || variables.gpus <= {own}", _exceeds(gpu, "variables.gpus", own)),
+        _Rule(
+            (*number, gpu),
             f"!has({total}) || {product} <= {total}",
             f"'spec.cluster: ' + string(variables.workers) + ' workers with ' + string(variables.gpus) + ' GPUs each "
             f"exceed ' + string({total}) + ' GPUs, ' + variables.by",
@@ -181,34 +212,38 @@ def _workers() -> list[tuple[str, str]]:
     ]
 
 
-def _resources() -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
+def _resources() -> list[_Rule]:
+    found: list[_Rule] = []
     for name, limit in _RESOURCES.items():
         path = f"cluster.resources.{name}"
-        value = f"object.spec.{path}"
+        value = _value(path)
         holds = f"!has({value}) || quantity({value}).compareTo(quantity({limit})) <= 0"
-        found.append((holds, _exceeds(path, value, limit)))
-    value, own = "object.spec.cluster.resources.cpu", "params.spec.pods.worker.cpu"
+        found.append(_rule(path, holds, _exceeds(path, value, limit)))
+    path, own = "cluster.resources.cpu", "params.spec.pods.worker.cpu"
+    value = _value(path)
     least = f"quantity({value}).compareTo(quantity('{_MIN_CPU}')) >= 0 || "
     least += f"quantity({value}).compareTo(quantity({own})) >= 0"
-    message = f"'spec.cluster.resources.cpu: ' + {value} + ' is below the minimum {_MIN_CPU} of a worker'"
-    return [*found, (f"!has({value}) || {least}", message)]
+    message = f"'spec.{path}: ' + {value} + ' is below the minimum {_MIN_CPU} of a worker'"
+    return [*found, _rule(path, f"!has({value}) || {least}", message)]
 
 
-def _choices() -> list[tuple[str, str]]:
+def _choices() -> list[_Rule]:
     image = "object.spec.cluster.image"
     below = f"{image} == e || {image}.startsWith(e + '/') || (e.contains('/') && "
     below += f"({image}.startsWith(e + ':') || {image}.startsWith(e + '@')))"
     found = [
-        (
+        _rule(
+            "cluster.image",
             f"!has({image}) || {image} == params.spec.image || variables.images.exists(e, {below})",
             _not_allowed("cluster.image", image, "images"),
         ),
-        (
+        _rule(
+            "model",
             f"variables.model == variables.ownModel || variables.model in {_list('models')}",
             _not_allowed("model", "variables.model", "models"),
         ),
-        (
+        _rule(
+            "model",
             "variables.superResolution == variables.ownSuperResolution || "
             f"variables.superResolution in {_list('models')}",
             _not_allowed("model.superResolution", "variables.superResolution", "models"),
@@ -216,18 +251,18 @@ def _choices() -> list[tuple[str, str]]:
     ]
     for name in ("priorityClassName", "workloadPriorityClassName"):
         path, default = f"runPolicy.{name}", f"params.spec.defaults.{name}"
-        priority = f"object.spec.{path}"
+        priority = _value(path)
         holds = f"!has({priority}) || (has({default}) && {priority} == {default}) || {priority} in {_list(f'{name}s')}"
-        found.append((holds, _not_allowed(path, priority, f"{name}s")))
+        found.append(_rule(path, holds, _not_allowed(path, priority, f"{name}s")))
     defaults = "[" + ", ".join(f"'{encoder}'" for encoder in DEFAULT_ENCODERS) + "]"
     for name in ("dino", "clip"):
         path = f"evaluation.encoders.{name}"
-        holds = f"!has(object.spec.{path}) || object.spec.{path} in {defaults} || object.spec.{path} in "
-        found.append((holds + _list("encoders"), _not_allowed(path, f"object.spec.{path}", "encoders")))
+        holds = f"!has({_value(path)}) || {_value(path)} in {defaults} || {_value(path)} in {_list('encoders')}"
+        found.append(_rule(path, holds, _not_allowed(path, _value(path), "encoders")))
     return found
 
 
-def _outputs() -> list[tuple[str, str]]:
+def _outputs() -> list[_Rule]:
     """As `controller/bounds_outputs.py`: the job's own folder in the runtime's storage, or a folder below a bound."""
     uri, claim, path = "object.spec.output.uri", "object.spec.output.pvc.claimName", "variables.folder"
     storage, name = "params.spec.storage", "object.metadata.name"
@@ -236,8 +271,13 @@ def _outputs() -> list[tuple[str, str]]:
     own_claim = f"has({storage}.claimName) && {claim} == {storage}.claimName && {path} == {name}"
     volume = f"'{VOLUME}' + {claim} + '/' + {path}"
     return [
-        (f"!has({uri}) || ({own_uri}) || {_below(uri)}", _not_allowed("output.uri", uri, "outputs")),
-        (
+        _rule(
+            "output.uri",
+            f"!has({uri}) || ({own_uri}) || {_below(uri)}",
+            _not_allowed("output.uri", uri, "outputs"),
+        ),
+        _rule(
+            "output.pvc",
             f"!has(object.spec.output.pvc) || ({own_claim}) || {_below(f'({volume})')}",
             _not_allowed("output.pvc", volume, "outputs"),
         ),
@@ -252,22 +292,25 @@ def _below(uri: str) -> str:
     return f"({plain} && variables.outputs.exists(e, {inside}))"
 
 
-def _placement() -> list[tuple[str, str]]:
+def _placement() -> list[_Rule]:
     selector, tolerations = "object.spec.cluster.nodeSelector", "object.spec.cluster.tolerations"
     allowed = "params.spec.allowedNamespaces"
     own = f"k in variables.nodeSelector ? {selector}[k] == variables.nodeSelector[k]"
     fits = f"{own} : k in {_list('nodeSelectorKeys')}"
     tolerated = f"t in variables.tolerations || (has(t.key) && t.key in {_list('tolerationKeys')})"
     return [
-        (
+        _rule(
+            "cluster.nodeSelector",
             f"!has({selector}) || {selector}.all(k, {fits})",
             _not_allowed("cluster.nodeSelector", f"{selector}.map(k, k).join(', ')", "nodeSelectorKeys"),
         ),
-        (
+        _rule(
+            "cluster.tolerations",
             f"!has({tolerations}) || {tolerations}.all(t, {tolerated})",
             _not_allowed("cluster.tolerations", "'a toleration'", "tolerationKeys"),
         ),
-        (
+        _Rule(
+            (),
             f"!has({allowed}) || {allowed}.size() == 0 || object.metadata.namespace in {allowed}",
             "'metadata.namespace: ' + object.metadata.namespace + ' is not in spec.allowedNamespaces of "
             "DreamBoothRuntime ' + params.metadata.name",
