@@ -29,6 +29,7 @@ from dreambooth_operator.statusserver.server import StatusServer
 DEADLINE = RunPolicy().progress_deadline_seconds
 NOW = datetime(2026, 11, 24, 7, 0, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
+MINUTE = timedelta(seconds=61)
 
 
 @pytest.mark.parametrize(
@@ -92,9 +93,12 @@ class ApiServer(Reviews):
         self.job: Json = json.loads(json.dumps({**JOB, "status": {"phase": "Running", "attempts": 1}}))
         self.status["user"] = {"username": f"system:serviceaccount:team:{base_name(read_job(self.job))}"}
         self.gets = self.applies = 0
+        self.gone = False
 
     async def get(self, resource: Resource, key: Key) -> Json:
         self.gets += 1
+        if self.gone:
+            raise ApiError(404, "NotFound", "no such job")
         return self.job
 
     async def apply(self, resource: Resource, obj: Json, **_: object) -> Json:
@@ -114,10 +118,11 @@ class Reporter:
         self.session, self.api, self.url = session, api, ""
         self.server = StatusServer(cast("Api", api), checker(api, Clock()), cached=self._job, now=lambda: self.now)
         self.now = NOW
+        self.gone = False  # the cache contains no job
         self.cached: Json | None = None  # what the cache contains, if not the latest
 
-    def _job(self, _: Key) -> Job:
-        return read_job(self.cached or self.api.job)
+    def _job(self, _: Key) -> Job | None:
+        return None if self.gone else read_job(self.cached or self.api.job)
 
     async def report(self, attempt: int = 1, **fields: object) -> tuple[int, Mapping[str, Any], int, int]:
         """Status code, reply, and the GETs and PATCHes that the report caused."""
@@ -210,8 +215,49 @@ async def test_stale_cache_causes_no_wrong_answer(reporter: Reporter) -> None:
     status, reply, gets, applies = await reporter.report(attempt=first, phase="Evaluate")
     assert (status, gets, applies) == (409, 1, 1)
     assert reply["message"] == "attempt 1 has ended, the latest attempt is 2; stop"
+    reporter.now += MINUTE  # rejections are remembered for a minute
     change(metadata={**stale["metadata"], "resourceVersion": "1000", "deletionTimestamp": "2026-11-24T07:00:00Z"})
     assert (await reporter.report(phase="Evaluate"))[::2] == (409, 1)
+    reporter.now += MINUTE
     change(metadata={**stale["metadata"], "resourceVersion": "1000", "uid": "u2"})
     assert (await reporter.report(phase="Evaluate"))[::2] == (403, 1), "another job of the same name"
     assert reporter.api.job["status"] == stale["status"]
+
+
+async def test_rejection_costs_one_get_per_minute(reporter: Reporter) -> None:
+    ended = {**reporter.api.job["status"], "attempts": 2}
+    reporter.api.job = {**reporter.api.job, "status": ended}
+    assert [(await reporter.report(phase="Evaluate"))[::2] for _ in range(3)] == [(409, 1), (409, 0), (409, 0)]
+    assert (await reporter.report(attempt=2, phase="Prepare"))[::2] == (202, 0), "another attempt of the same account"
+    reporter.now += MINUTE
+    assert (await reporter.report(phase="Evaluate"))[::2] == (409, 1)
+
+
+async def test_report_for_a_missing_job_costs_one_get_per_minute(reporter: Reporter) -> None:
+    reporter.api.gone = reporter.gone = True
+    for expected in ((404, 1), (404, 0), (404, 0)):
+        assert (await reporter.report(phase="Train"))[::2] == expected
+    reporter.now += MINUTE
+    assert (await reporter.report(phase="Train"))[::2] == (404, 1)
+
+
+async def test_attempt_that_may_still_start_is_not_rejected_for_a_minute(reporter: Reporter) -> None:
+    assert (await reporter.report(attempt=2, phase="Prepare"))[::2] == (409, 1)
+    reporter.api.job = {**reporter.api.job, "status": {**reporter.api.job["status"], "attempts": 2}}
+    assert (await reporter.report(attempt=2, phase="Prepare"))[::2] == (202, 0)
+
+
+@pytest.mark.parametrize(
+    "account", ["default", "00000000", "dbj-dog", "dbj-cat-00000000", "dbj-dog-x-00000000", "dbj-dog-0000000g"]
+)
+async def test_account_of_no_job_of_that_name_costs_no_get(reporter: Reporter, account: str) -> None:
+    reporter.api.status["user"] = {"username": f"system:serviceaccount:team:{account}"}
+    assert (await reporter.report(phase="Train"))[::2] == (403, 0)
+
+
+async def test_pod_of_another_attempt_costs_no_get(reporter: Reporter) -> None:
+    user = reporter.api.status["user"]
+    account = user["username"].rpartition(":")[2]
+    for attempt, status in ((1, 202), (2, 403), (12, 403)):
+        user["extra"] = {"authentication.kubernetes.io/pod-name": [f"{account}-1-abcde-head-fghij"]}
+        assert (await reporter.report(attempt=attempt, phase="Train"))[::2] == (status, 0)

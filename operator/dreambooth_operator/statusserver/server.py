@@ -8,7 +8,9 @@ within a budget of writes (see `budget`); other reports in between cost no reque
 the interval as `nextReportSeconds`.
 
 The job is taken from the cache. A stale one cannot be written, because the write is a compare-and-swap, and cannot
-cause a rejection: in both cases, or if the cache has no such job, it is read from the API server.
+cause a rejection: in both cases, or if the cache has no such job, it is read from the API server. A rejection that this
+has confirmed stays right, because accounts belong to one job and attempts do not start again. It is remembered for a
+minute, and an account or a pod that belongs to no job of that name is rejected without a request.
 
 The latest attempt may still report after its RayJob has ended, because its last report may be delayed. Its reports
 count until the next attempt starts or the job is deleted.
@@ -35,7 +37,7 @@ from aiohttp import web
 from dreambooth_api.fields import DNS_LABEL
 from dreambooth_api.progress import ProgressMessage, ProgressReply, parse_message, report_path
 from dreambooth_api.status import ReportedStatus
-from dreambooth_operator.controller.names import attempt_name, base_name
+from dreambooth_operator.controller.names import base_name, may_be_base_name
 from dreambooth_operator.controller.observed import Job, read_job
 from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiError
 from dreambooth_operator.machinery.resources import Json, Key
@@ -51,7 +53,10 @@ _MAX_BYTES = 64 * 1024
 _MAX_TRIES = 5
 _MAX_REPORTING_JOBS = 100_000
 _MAX_IN_FLIGHT = 256
+_REJECTION_SECONDS = 60
+_MAX_REJECTIONS = 20_000
 _REQUEST_SECONDS = 10  # twice what the trainer waits
+_Rejection = tuple[int, str]  # status code and message
 # Matched against the raw path, in which %2F stays encoded: invalid names get 404 before any request is made.
 _LABEL = DNS_LABEL.strip("^$")
 _ROUTE = report_path(f"{{namespace:{_LABEL}}}", f"{{name:{_LABEL}}}", "{attempt:[0-9]{1,6}}")
@@ -69,6 +74,9 @@ class StatusServer:
         self._now = now
         self._reporting: TtlCache[Key, bool] = TtlCache(
             ttl_seconds=COUNTED_SECONDS, max_entries=_MAX_REPORTING_JOBS, clock=lambda: now().timestamp()
+        )
+        self._rejected: TtlCache[tuple[Key, int, Caller], _Rejection] = TtlCache(
+            ttl_seconds=_REJECTION_SECONDS, max_entries=_MAX_REJECTIONS, clock=lambda: now().timestamp()
         )
         self._in_flight = 0
 
@@ -107,10 +115,8 @@ class StatusServer:
                 return _respond(400, f"the report is not valid: {error}")
             if ignored:
                 log.debug("report for %s: ignored invalid values: %s", key, ", ".join(ignored))
-            return await self._accept(key, attempt, caller, report)
+            return await self._answer(key, attempt, caller, report)
         except ApiError as error:
-            if error.is_not_found:
-                return _respond(404, f"DreamBoothJob {key} does not exist")
             if error.status in (400, 422):
                 return _respond(400, f"the API server rejected the report: {error.message}")
             log.warning("report for %s: %s", key, error)
@@ -118,12 +124,26 @@ class StatusServer:
         except CONNECTION_ERRORS:
             return _respond(503, "the API server is not available; retry")
 
+    async def _answer(self, key: Key, attempt: int, caller: Caller, report: ProgressMessage) -> web.Response:
+        rejection = _foreign(key, attempt, caller) or self._rejected.get((key, attempt, caller))
+        if rejection is None:
+            try:
+                return await self._accept(key, attempt, caller, report)
+            except ApiError as error:
+                if not error.is_not_found:
+                    raise
+                rejection = (404, f"DreamBoothJob {key} does not exist")
+                self._rejected.set((key, attempt, caller), rejection)
+        return _respond(*rejection)
+
     async def _accept(self, key: Key, attempt: int, caller: Caller, report: ProgressMessage) -> web.Response:
         async for job, is_cached in self._versions(key):
             if rejection := _reject(job, attempt, caller):
                 if is_cached:
                     continue
-                return rejection
+                if attempt <= job.status.attempts:  # a later one may still start
+                    self._rejected.set((key, attempt, caller), rejection)
+                return _respond(*rejection)
             self._reporting.set(key, True)
             seconds = report_interval_seconds(len(self._reporting), job.valid_run_policy.progress_deadline_seconds)
             now = self._now()
@@ -160,16 +180,23 @@ class StatusServer:
         await self._api.apply(JOBS, obj, manager=FIELD_MANAGER, subresource="status")
 
 
-def _reject(job: Job, attempt: int, caller: Caller) -> web.Response | None:
-    """The response to a caller that may not report for this attempt; None if it may."""
+def _foreign(key: Key, attempt: int, caller: Caller) -> _Rejection | None:
+    """Why a caller may report for no job of this name, as far as the names say; None if it may."""
+    if not may_be_base_name(caller.account, key.name):
+        return 403, f"service account {caller.account} does not belong to DreamBoothJob {key}"
+    if caller.pod and not caller.pod.startswith(f"{caller.account}-{attempt}-"):
+        return 403, f"pod {caller.pod} does not belong to attempt {attempt} of DreamBoothJob {key}"
+    return None
+
+
+def _reject(job: Job, attempt: int, caller: Caller) -> _Rejection | None:
+    """Why a caller that `_foreign` admits may not report for this attempt of the job; None if it may."""
     if caller.account != base_name(job):
-        return _respond(403, f"service account {caller.account} does not belong to DreamBoothJob {job.key}")
-    if caller.pod and not caller.pod.startswith(f"{attempt_name(job, attempt)}-"):
-        return _respond(403, f"pod {caller.pod} does not belong to attempt {attempt} of DreamBoothJob {job.key}")
+        return 403, f"service account {caller.account} does not belong to DreamBoothJob {job.key}"
     if attempt != job.status.attempts:
-        return _respond(409, f"attempt {attempt} has ended, the latest attempt is {job.status.attempts}; stop")
+        return 409, f"attempt {attempt} has ended, the latest attempt is {job.status.attempts}; stop"
     if job.deleted:
-        return _respond(409, f"DreamBoothJob {job.key} is being deleted; stop")
+        return 409, f"DreamBoothJob {job.key} is being deleted; stop"
     return None
 
 
