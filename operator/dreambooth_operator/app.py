@@ -83,6 +83,7 @@ async def run(options: Options) -> None:
         metrics.gauge("jobs", "Number of DreamBoothJobs.", lambda: reconciler.job_count)
         tokens = TokenChecker(reports_api, AUDIENCE, clock=time.time)
         server = StatusServer(reports_api, tokens, cached=reconciler.cached_job, now=_now)
+        server.on_lost = reconciler.status_not_written
 
         health_checks = health_app(metrics, lambda: reconciler.is_synced)
         async with serving(health_checks, options.host, options.health_port) as health:
@@ -98,6 +99,8 @@ async def _work(api: Api, reconciler: Reconciler, metrics: Metrics, options: Opt
 
     async def reconcile() -> None:
         metrics.leader.set(1)
+        # Writes may have failed until now: then the lease of the process before has ended, and reports were lost.
+        reconciler.reports_since = _now()
         await run_workers(reconciler.queue, reconciler.reconcile, metrics, count=options.workers)
 
     for reflector in reconciler.reflectors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import json
 import random
@@ -22,7 +23,7 @@ from dreambooth_operator.machinery.client import Api, ApiError
 from dreambooth_operator.machinery.resources import Json, Key, Resource
 from dreambooth_operator.machinery.serving import serving
 from dreambooth_operator.machinery.ttlcache import TtlCache
-from dreambooth_operator.statusserver import budget
+from dreambooth_operator.statusserver import budget, server
 from dreambooth_operator.statusserver.budget import is_due, report_interval_seconds
 from dreambooth_operator.statusserver.server import StatusServer
 
@@ -261,3 +262,31 @@ async def test_pod_of_another_attempt_costs_no_get(reporter: Reporter) -> None:
     for attempt, status in ((1, 202), (2, 403), (12, 403)):
         user["extra"] = {"authentication.kubernetes.io/pod-name": [f"{account}-1-abcde-head-fghij"]}
         assert (await reporter.report(attempt=attempt, phase="Train"))[::2] == (status, 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (ApiError(500, "InternalError", "etcdserver: request timed out"), True),
+        (ApiError(429, "TooManyRequests", "retry"), True),
+        (ConnectionError(), True),
+        (None, True),
+        (ApiError(422, "Invalid", "no"), False),
+        (ApiError(404, "NotFound", "gone"), False),
+    ],
+    ids=str,
+)
+async def test_report_that_the_api_server_did_not_store_is_lost(
+    reporter: Reporter, monkeypatch: pytest.MonkeyPatch, error: Exception | None, is_lost: bool
+) -> None:
+    async def apply(*_: object, **__: object) -> Json:
+        if error is None:
+            await asyncio.Event().wait()  # no answer
+        raise error or AssertionError
+
+    lost: list[Key] = []
+    reporter.server.on_lost = lost.append
+    monkeypatch.setattr(reporter.api, "apply", apply)
+    monkeypatch.setattr(server, "_REQUEST_SECONDS", 0.2)
+    assert ((await reporter.report(phase="Train"))[0] == 503) == is_lost
+    assert lost == [Key("team", "dog")] * is_lost

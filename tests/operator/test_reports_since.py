@@ -10,11 +10,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
-from simulation import SETTINGS, make_job
+from simulation import SETTINGS, job_with, make_job
 
 from dreambooth_operator import app
 from dreambooth_operator.controller.reconciler import Reconciler, _Known
 from dreambooth_operator.machinery.client import Api, ApiError
+from dreambooth_operator.machinery.metrics import Metrics
 from dreambooth_operator.machinery.reflector import Reflector
 from dreambooth_operator.machinery.resources import Json
 from dreambooth_operator.resources import JOBS
@@ -75,6 +76,56 @@ async def test_outage_of_the_api_server_counts(ago_seconds: float | None, expect
         reconciler._jobs.unavailable = START + timedelta(seconds=ago_seconds)
     observed = await reconciler._observe(make_job(), _Known())
     assert observed.reports_since == START + timedelta(seconds=expected_seconds)
+
+
+class Refusing:
+    """An API server that answers reads, and writes of a status with an error."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def apply(self, *_: object, **__: object) -> Json:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "counts"),
+    [
+        (ApiError(500, "InternalError", "etcdserver: request timed out"), True),
+        (ApiError(429, "TooManyRequests", "retry"), True),
+        (TimeoutError(), True),
+        (ApiError(409, "Conflict", "changed"), False),
+        (ApiError(422, "Invalid", "no"), False),
+    ],
+    ids=str,
+)
+async def test_status_that_could_not_be_written_counts(error: Exception, counts: bool) -> None:
+    """The deadline passes while no report can be written; nor can the failure. Later it must not be written either."""
+    now = START
+    reconciler = Reconciler(cast("Api", Refusing(error)), SETTINGS, now=lambda: now, progress_ca=str)
+    job = make_job()
+    now = later = START + timedelta(hours=1)
+    with pytest.raises(type(error)):
+        await reconciler._write_status(job, job.status)
+    now += timedelta(seconds=9)
+    assert (await reconciler._observe(job, _Known())).reports_since == (later if counts else START)
+    other = job_with({}, name="cat")
+    assert (await reconciler._observe(other, _Known())).reports_since == START, "it may be the job's own fault"
+    await reconciler.reconcile(job.key)
+    assert (await reconciler._observe(job, _Known())).reports_since == START, "the job is gone"
+
+
+async def test_time_before_a_process_leads_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outage of writes ends the lease. The next leader has received no reports that it could have written."""
+
+    async def run_workers(*_: object, **__: object) -> None: ...
+
+    reconciler = Reconciler(cast("Api", None), SETTINGS, now=lambda: START, progress_ca=str)
+    reconciler.reflectors = ()
+    monkeypatch.setattr(app, "run_workers", run_workers)
+    monkeypatch.setattr(app, "_now", lambda: START + timedelta(hours=1))
+    await app._work(cast("Api", None), reconciler, Metrics("test"), app.Options())
+    assert reconciler.reports_since == START + timedelta(hours=1)
 
 
 class LateTls:

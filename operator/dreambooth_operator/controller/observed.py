@@ -321,9 +321,9 @@ def read_erase_job(obj: Json) -> EraseJob:
 class Observed:
     """The children of one job, as cached.
 
-    `create_failure` is set if the API server has rejected a child of the open attempt. `reports_since` is when this
-    operator began to receive progress reports, or when the API server was last unavailable. `queue_reason` is why the
-    queue has not admitted the open attempt. `progress_ca` is what its trainer must trust to report, in PEM.
+    `create_failure` is set if the API server has rejected a child of the open attempt. `reports_since` is when the
+    progress deadline began to count (see `policies.progress_deadline`). `queue_reason` is why the queue has not
+    admitted the open attempt. `progress_ca` is what its trainer must trust to report, in PEM.
     """
 
     ray_jobs: tuple[RayJob, ...] = ()

@@ -52,7 +52,7 @@ from dreambooth_operator.controller.policies.retries import QUOTA_EXCEEDED
 from dreambooth_operator.controller.queueing.workload import JOB_UID_LABEL, WORKLOADS, waiting_reason
 from dreambooth_operator.controller.runtimes import Runtimes
 from dreambooth_operator.controller.settings import Settings
-from dreambooth_operator.machinery.client import Api, ApiError
+from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiError
 from dreambooth_operator.machinery.events import Event, Recorder
 from dreambooth_operator.machinery.queue import WorkQueue
 from dreambooth_operator.machinery.reflector import Reflector
@@ -109,7 +109,7 @@ class Reconciler:
     """Reconciles DreamBoothJobs. `reflectors` fill `queue`; the caller runs them.
 
     `progress_ca` returns the certificates by which new trainers verify the status server, in PEM. `reports_since` is
-    when that server began to receive reports: now, unless the caller sets it.
+    when that server began to receive reports, or this process to lead: now, unless the caller sets it.
     """
 
     def __init__(
@@ -129,6 +129,7 @@ class Reconciler:
         first, *others = settings.watch_namespaces or ("",)
         # The resource version of the last status write of a job, until the cache contains it or the time has passed.
         self._written: dict[Key, tuple[int, float]] = {}
+        self._not_written: dict[Key, datetime] = {}
         self._jobs: Reflector[CachedJob] = Reflector(
             api, JOBS, project=cache_job, on_change=self._job_changed, namespace=first
         )
@@ -156,6 +157,13 @@ class Reconciler:
         cached = self._jobs.cache.get(key)
         return read_job(from_json(cached.raw)) if cached else None
 
+    def status_not_written(self, key: Key) -> None:
+        """Note that the API server has not stored a status of this job, so reports of its trainer may be lost too.
+
+        Only of this job, because a single object can be the reason.
+        """
+        self._not_written[key] = self._now()
+
     async def reconcile(self, key: Key) -> float | None:
         """Reconcile one job, or a runtime, whose key has no namespace.
 
@@ -167,6 +175,7 @@ class Reconciler:
         job = self.cached_job(key)
         if job is None:
             self._written.pop(key, None)
+            self._not_written.pop(key, None)
             return None
         if self._is_behind(job):
             return _BEHIND_POLL_SECONDS
@@ -225,7 +234,11 @@ class Reconciler:
             tuple(clusters),
             erase,
             pods=pods,
-            reports_since=max(self.reports_since, self._jobs.unavailable or self.reports_since),
+            reports_since=max(
+                self.reports_since,
+                self._jobs.unavailable or self.reports_since,
+                self._not_written.get(job.key, self.reports_since),
+            ),
             queue_reason=reason,
             progress_ca=self._progress_ca(),
         )
@@ -321,7 +334,12 @@ class Reconciler:
             "metadata": {**_name(job), "resourceVersion": job.resource_version},
             "status": {name: value for name, value in content.items() if name in CONTROL_FIELDS},
         }
-        applied = await self._api.apply(JOBS, obj, manager=FIELD_MANAGER, subresource="status")
+        try:
+            applied = await self._api.apply(JOBS, obj, manager=FIELD_MANAGER, subresource="status")
+        except (ApiError, *CONNECTION_ERRORS) as error:
+            if not isinstance(error, ApiError) or error.is_transient:
+                self.status_not_written(job.key)
+            raise
         if (version := applied["metadata"]["resourceVersion"]).isdigit():
             self._written[job.key] = (int(version), time.monotonic() + _MAX_BEHIND_SECONDS)
         return applied

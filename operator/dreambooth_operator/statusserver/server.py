@@ -63,7 +63,10 @@ _ROUTE = report_path(f"{{namespace:{_LABEL}}}", f"{{name:{_LABEL}}}", "{attempt:
 
 
 class StatusServer:
-    """The HTTP server. `cached` returns a job as cached, or None; `now` returns the time of the wall clock, in UTC."""
+    """The HTTP server. `cached` returns a job as cached, or None; `now` returns the time of the wall clock, in UTC.
+
+    `on_lost` is called with the key of a job whose report the API server did not store.
+    """
 
     def __init__(
         self, api: Api, tokens: TokenChecker, *, cached: Callable[[Key], Job | None], now: Callable[[], datetime]
@@ -79,6 +82,7 @@ class StatusServer:
             ttl_seconds=_REJECTION_SECONDS, max_entries=_MAX_REJECTIONS, clock=lambda: now().timestamp()
         )
         self._in_flight = 0
+        self.on_lost: Callable[[Key], None] = lambda _: None
 
     def app(self) -> web.Application:
         """The aiohttp application."""
@@ -159,6 +163,11 @@ class StatusServer:
             except ApiError as error:
                 if error.is_conflict:
                     continue
+                if error.is_transient:
+                    self.on_lost(key)
+                raise
+            except (asyncio.CancelledError, *CONNECTION_ERRORS):  # cancelled after _REQUEST_SECONDS
+                self.on_lost(key)
                 raise
             return _accepted("written", seconds)
         return _respond(503, "the job changes too often; retry")

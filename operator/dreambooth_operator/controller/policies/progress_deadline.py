@@ -19,8 +19,9 @@ def progress_deadline_exceeded(
 ) -> Failure | None:
     """A failure if a running trainer has not reported for too long. Otherwise the job is reconciled again when it has.
 
-    `reports_since` is when this operator began to receive reports, or when the API server was last unavailable. Time
-    before it does not count, because reports may have been lost.
+    `reports_since` is when this operator began to receive reports or to lead, or when the API server was last
+    unavailable or last failed to store a status of the job. Time before it does not count, because reports may have
+    been lost.
     """
     report, limit_seconds = report_of_attempt(builder.status), policy.progress_deadline_seconds
     reported = report.time if report else None
