@@ -14,7 +14,9 @@ from fakeray import FakeRay
 from operatorprocess import RUNTIME, SYSTEM, Operator, until
 from test_e2e import Job
 
-from dreambooth_operator.resources import RUNTIME_FINALIZER
+from dreambooth_api.localruntime import LocalRuntimeSpec
+from dreambooth_operator.machinery.client import Api
+from dreambooth_operator.resources import LOCAL_RUNTIMES, RUNTIME_FINALIZER
 
 CHART = Path(__file__).resolve().parents[2] / "charts" / "dreambooth-operator"
 LOCAL = {"runtimeRef": {"kind": "LocalDreamBoothRuntime", "name": "own"}}
@@ -104,3 +106,11 @@ def test_fields_of_the_platform_are_not_in_the_schema(plane: ControlPlane, names
             plane.kubectl("create", "-f", "-", stdin=json.dumps(own(namespace, **{field: value})))
     with pytest.raises(ProcessError, match=r"spec.parent: Required"):
         plane.kubectl("create", "-f", "-", stdin=json.dumps({**own(namespace), "spec": {}}))
+
+
+@pytest.mark.parametrize("part", [{}, {"pods": {}}, {"model": {}}, {"storage": {"claimName": "a"}}], ids=str)
+async def test_server_and_python_apply_the_same_defaults(api: Api, part: dict[str, Any]) -> None:
+    query = {"dryRun": "All", "fieldValidation": "Strict"}
+    stored = await api.request("POST", LOCAL_RUNTIMES.path("default"), query=query, body=own("default", **part))
+    ours = LocalRuntimeSpec.model_validate({"parent": "default", **part})
+    assert LocalRuntimeSpec.model_validate(stored["spec"]) == ours
