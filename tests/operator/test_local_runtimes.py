@@ -18,7 +18,7 @@ from dreambooth_api.runtime import RuntimeSpec, Storage
 from dreambooth_api.started import StartedRuntime
 from dreambooth_operator.controller.bounds import exceeded_bounds
 from dreambooth_operator.controller.children.attempt import attempt_children
-from dreambooth_operator.controller.observed import Job, LocalRuntime, Runtime, cache_job
+from dreambooth_operator.controller.observed import Job, LocalRuntime, Runtime, cache_job, read_local_runtime
 from dreambooth_operator.controller.reconciler import Reconciler
 from dreambooth_operator.controller.resolve import ResolutionError, ResolvedJob
 from dreambooth_operator.controller.resolve_local import resolve_job
@@ -296,6 +296,17 @@ def test_job_of_a_runtime_that_cannot_be_used_is_rejected_with_a_remedy(case: st
     assert found.reason == reason
     assert message in found.message
     assert "; " in found.message
+
+
+def test_cached_runtime_is_small_whatever_its_users_write() -> None:
+    """A key of a map has no maximum length."""
+    metadata = {"name": "own", "namespace": "team", "uid": "l1", "annotations": {"key": "x" * 250_000}}
+    spec = {"parent": "gpu", "pods": {"nodeSelector": {"x" * 1_000_000: "y"}}}
+    cached = read_local_runtime({"metadata": metadata, "spec": spec})
+    assert cached.spec is None
+    assert len(repr(cached)) < 500
+    message = refused(resolve_job(job_with(NAMES), catalog({})[0], {Key("team", "own"): cached})).message
+    assert "is not valid; correct it: spec: has 1000049 bytes, and at most 32768 are allowed; remove values" in message
 
 
 def test_local_runtime_is_used_only_if_its_kind_is_named() -> None:

@@ -26,6 +26,7 @@ from dreambooth_operator.resources import JOB_LABEL, JOB_SHA256_ANNOTATION, JOBS
 
 S = TypeVar("S", RuntimeSpec, LocalRuntimeSpec)
 _MAX_CONFIG_BYTES = 8192
+_MAX_LOCAL_RUNTIME_BYTES = 32768
 # The fields that read_ray_cluster and read_erase_job read, and those of read_ray_job.
 CHILD_FIELDS: Fields = {"metadata": METADATA_FIELDS, "status": None}
 RAY_JOB_FIELDS: Fields = {**CHILD_FIELDS, "spec": {"suspend": None}}
@@ -166,7 +167,10 @@ def read_runtime(obj: Json) -> Runtime:
 
 
 def read_local_runtime(obj: Json) -> LocalRuntime:
-    """As `read_runtime`."""
+    """As `read_runtime`. What users write of a local runtime is cached only up to a size."""
+    if (size := len(to_json(obj.get("spec")))) > _MAX_LOCAL_RUNTIME_BYTES:
+        rule = f"has {size} bytes, and at most {_MAX_LOCAL_RUNTIME_BYTES} are allowed"
+        return LocalRuntime(spec=None, problems=(f"spec: {rule}; remove values",), **_identity(obj))
     spec, problems = _read_runtime_spec(obj, LocalRuntimeSpec)
     return LocalRuntime(spec=spec, problems=problems, **_identity(obj))
 

@@ -11,7 +11,7 @@ from dreambooth_api.localruntime import LocalRuntimeSpec
 from dreambooth_api.metrics import METRICS
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_api.status import JobStatus
-from dreambooth_operator.crd.rules import JOB_RULES, LIMITS, NAME_LIMIT, Rule
+from dreambooth_operator.crd.rules import JOB_RULES, LIMITS, LOCAL_RUNTIME_LIMITS, NAME_LIMIT, Rule
 from dreambooth_operator.crd.schema import Schema, structural
 from dreambooth_operator.machinery.resources import Resource
 from dreambooth_operator.resources import GROUP, JOBS, LOCAL_RUNTIMES, RUNTIMES
@@ -76,6 +76,7 @@ def local_runtime_crd() -> dict[str, Any]:
         "this kind only with --local-runtimes."
     )
     root = _root(description, structural(LocalRuntimeSpec), None)
+    _limit(root, LOCAL_RUNTIME_LIMITS)
     return _crd(LOCAL_RUNTIMES, "ldbr", "Namespaced", root, {}, columns)
 
 

@@ -241,5 +241,10 @@ LIMITS: dict[str, dict[str, Any]] = {
     "spec.evaluation.encoders.dino": {"maxLength": 500},
     "spec.evaluation.encoders.clip": {"maxLength": 500},
 }
+# Of a LocalDreamBoothRuntime, which users write and the operator caches.
+LOCAL_RUNTIME_LIMITS: dict[str, dict[str, Any]] = {
+    **{path: limit for path, limit in LIMITS.items() if path.startswith("spec.model.")},
+    "spec.pods.nodeSelector{}": LIMITS["spec.cluster.nodeSelector{}"],
+}
 # Maximum length of a DNS subdomain, the grammar of object names.
 NAME_LIMIT = 253
