@@ -70,8 +70,8 @@ def test_job_follows_its_local_runtime(plane: ControlPlane, ray: FakeRay, allowi
     # A user of the namespace writes it; a reader cannot.
     text = json.dumps(own(namespace, image="evil.example/trainer", pods={"worker": {"cpu": "500m"}}))
     with pytest.raises(ProcessError, match="forbidden"):
-        plane.kubectl("create", "-f", "-", *as_user(plane, namespace, "view"), stdin=text)
-    plane.kubectl("create", "-f", "-", *as_user(plane, namespace, "edit"), stdin=text)
+        plane.kubectl("create", "-f", "-", *as_user(plane, namespace, "dreambooth-operator-viewer"), stdin=text)
+    plane.kubectl("create", "-f", "-", *as_user(plane, namespace, "dreambooth-operator-user"), stdin=text)
     job = job_of(plane, ray, namespace, "tenant")
     job.reaches("Rejected")
     assert job.condition("Accepted")["reason"] == "RuntimeInvalid"
