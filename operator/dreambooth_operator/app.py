@@ -33,6 +33,8 @@ from dreambooth_operator.machinery.resources import Key
 from dreambooth_operator.machinery.serving import health_app, serving
 from dreambooth_operator.machinery.tls import ServerTls
 from dreambooth_operator.machinery.workers import run_workers
+from dreambooth_operator.metrics.history import JobHistory
+from dreambooth_operator.metrics.state import JobsCollector, RuntimeLabels
 from dreambooth_operator.statusserver.auth import TokenChecker
 from dreambooth_operator.statusserver.server import StatusServer
 
@@ -80,7 +82,8 @@ async def run(options: Options) -> None:
         events = metrics.counter("events", "Recorded events by reason.", "reason")
         reconciler.on_event = lambda event: events.labels(event.reason).inc()
         metrics.gauge("queue_depth", "Number of jobs that wait to be reconciled.", lambda: len(reconciler.queue))
-        metrics.gauge("jobs", "Number of DreamBoothJobs.", lambda: reconciler.job_count)
+        labels = RuntimeLabels(reconciler.runtime)
+        reconciler.observer = JobHistory(metrics.registry, labels, _now)
         tokens = TokenChecker(reports_api, AUDIENCE, clock=time.time)
         server = StatusServer(reports_api, tokens, cached=reconciler.cached_job, now=_now)
         server.on_lost = reconciler.status_not_written
@@ -91,21 +94,22 @@ async def run(options: Options) -> None:
             async with serving(server.app(), options.host, options.progress_port, tls=tls.context) as progress:
                 reconciler.reports_since = _now()
                 log.info("health on port %d, progress on port %d", health, progress)
-                await _run_with_reflectors(reconciler, tls.run(), _work(api, reconciler, metrics, options))
+                await _run_with_reflectors(reconciler, tls.run(), _work(api, reconciler, metrics, labels, options))
 
 
-async def _work(api: Api, reconciler: Reconciler, metrics: Metrics, options: Options) -> None:
+async def _work(api: Api, reconciler: Reconciler, metrics: Metrics, labels: RuntimeLabels, options: Options) -> None:
     """Reconcile forever, once the caches are filled and this process leads."""
 
     async def reconcile() -> None:
         metrics.leader.set(1)
         # Writes may have failed until now: then the lease of the process before has ended, and reports were lost.
         reconciler.reports_since = _now()
+        metrics.registry.register(JobsCollector(reconciler.job_summaries, labels))
         await run_workers(reconciler.queue, reconciler.reconcile, metrics, count=options.workers)
 
     for reflector in reconciler.reflectors:
         await reflector.synced.wait()
-    log.info("%d jobs", reconciler.job_count)
+    log.info("%d jobs", len(reconciler.job_summaries()))
     if options.namespace:
         await _lease(api, options).lead(reconcile)
     else:

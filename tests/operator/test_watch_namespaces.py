@@ -66,7 +66,9 @@ def test_jobs_of_these_namespaces_only_are_reconciled(plane: ControlPlane) -> No
         return plane.get("dbj", name, "-n", namespace).get("status", {}).get("phase", "")
 
     plane.apply(job(OTHER), job("team-a"))
-    operator = Operator(plane, "namespaced", f"--watch-namespaces={','.join(WATCHED)}").start()
+    flag = f"--watch-namespaces={','.join(WATCHED)}"
+    operator = Operator(plane, "namespaced", flag).start()
+    standby = Operator(plane, "standby", flag)
     try:
         plane.apply(job("team-b"), job("team-b", "cat"), job("team-a", "cat"))
         for namespace in WATCHED:
@@ -74,8 +76,11 @@ def test_jobs_of_these_namespaces_only_are_reconciled(plane: ControlPlane) -> No
                 until(f"{namespace}/{name} is explained", lambda n=namespace, j=name: phase(n, j) == "Rejected")
         assert phase(OTHER) == "Pending", "the default"
         assert operator.metric("dreambooth_jobs") == 4
+        standby.start()
+        assert "dreambooth_jobs{" not in standby.get(standby.health, "/metrics"), "only the leader counts jobs"
     finally:
         operator.process.kill()
+        standby.process.kill()
 
 
 async def test_list_of_one_namespace_keeps_the_objects_of_another(plane: ControlPlane) -> None:

@@ -20,6 +20,7 @@ from dreambooth_api.localruntime import LocalRuntimeSpec
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_api.status import Failure, JobStatus, fit_message, parse_status
 from dreambooth_operator.controller.observed_pods import METADATA_FIELDS, Pod, one_line
+from dreambooth_operator.controller.summary import JobSummary, summarize_job
 from dreambooth_operator.machinery.partial import Fields
 from dreambooth_operator.machinery.resources import Json, Key, part, parts
 from dreambooth_operator.resources import JOB_LABEL, JOB_SHA256_ANNOTATION, JOBS
@@ -73,10 +74,12 @@ class CachedJob:
     Attributes:
         raw: the job as JSON, without the parts that are not used and can be large.
         digest: of all fields except the progress that trainers report often, which no decision depends on.
+        summary: what metrics need.
     """
 
     raw: bytes = field(compare=False)
     digest: bytes
+    summary: JobSummary = field(compare=False)
 
 
 def cache_job(obj: Json) -> CachedJob:
@@ -90,13 +93,13 @@ def cache_job(obj: Json) -> CachedJob:
     deepspeed = part(obj, "spec", "training", "deepspeed")
     if len(to_json(deepspeed.get("config"))) > _MAX_CONFIG_BYTES:
         deepspeed["config"] = {f"(more than {_MAX_CONFIG_BYTES} bytes)": None}
-    raw = to_json(obj)
+    raw, summary = to_json(obj), summarize_job(obj)
     obj["metadata"].pop("resourceVersion", None)
     status = part(obj, "status")
     for name in _PROGRESS_FIELDS:
         status.pop(name, None)
     part(status, "report").pop("time", None)
-    return CachedJob(raw, hashlib.blake2b(to_json(obj), digest_size=16).digest())
+    return CachedJob(raw, hashlib.blake2b(to_json(obj), digest_size=16).digest(), summary)
 
 
 def read_job(obj: Json) -> Job:

@@ -52,6 +52,7 @@ from dreambooth_operator.controller.policies.retries import QUOTA_EXCEEDED
 from dreambooth_operator.controller.queueing.workload import JOB_UID_LABEL, WORKLOADS, waiting_reason
 from dreambooth_operator.controller.runtimes import Runtimes
 from dreambooth_operator.controller.settings import Settings
+from dreambooth_operator.controller.summary import JobObserver, JobSummary
 from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiError
 from dreambooth_operator.machinery.events import Event, Recorder
 from dreambooth_operator.machinery.queue import WorkQueue
@@ -123,6 +124,7 @@ class Reconciler:
         self._recorder = Recorder(api, "dreambooth-operator")
         self.queue: WorkQueue[Key] = WorkQueue()
         self.on_event: Callable[[Event], None] = lambda _: None
+        self.observer = JobObserver()
         self._ray_jobs_of, self._clusters_of, self._erase_of, self._pods_of = (
             ChildIndex(self.queue.add) for _ in range(4)
         )
@@ -147,10 +149,13 @@ class Reconciler:
         """Whether all caches have been filled once."""
         return all(reflector.synced.is_set() for reflector in self.reflectors)
 
-    @property
-    def job_count(self) -> int:
-        """Number of cached jobs."""
-        return len(self._jobs.cache)
+    def job_summaries(self) -> list[JobSummary]:
+        """The summaries of all cached jobs."""
+        return [job.summary for job in self._jobs.cache.values()]
+
+    def runtime(self, name: str) -> Runtime | None:
+        """The runtime as cached; None if it does not exist."""
+        return self._runtimes.find(name)
 
     def cached_job(self, key: Key) -> Job | None:
         """The job as cached; None if it is not. It may be stale."""
@@ -174,11 +179,13 @@ class Reconciler:
             return None
         job = self.cached_job(key)
         if job is None:
+            self.observer.seen(key, None)
             self._written.pop(key, None)
             self._not_written.pop(key, None)
             return None
         if self._is_behind(job):
             return _BEHIND_POLL_SECONDS
+        self.observer.seen(key, self._jobs.cache[key].summary)
         known = _Known()
         for _ in range(_MAX_PASSES):
             decision = await self._decide(job, known)
@@ -287,6 +294,7 @@ class Reconciler:
                     case WriteStatus(status, events):
                         written = read_job(await self._write_status(job, status))
                         known.fresh = True
+                        self.observer.written(job.key, job.status, written.status)
                         for event in events:
                             self.on_event(event)
                             self._recorder.record(job.reference, event)
@@ -331,7 +339,7 @@ class Reconciler:
         obj: Json = {
             "apiVersion": JOBS.api_version,
             "kind": JOBS.kind,
-            "metadata": {**_name(job), "resourceVersion": job.resource_version},
+            "metadata": {**job.key._asdict(), "resourceVersion": job.resource_version},
             "status": {name: value for name, value in content.items() if name in CONTROL_FIELDS},
         }
         try:
@@ -392,7 +400,3 @@ def _rejection(resource: Resource, error: ApiError) -> Failure:
         remedy = "The job waits until the ResourceQuota has room, and starts automatically."
         return Failure(reason=QUOTA_EXCEEDED, message=f"{message}. {remedy}")
     return Failure(reason=f"{resource.kind}Refused", message=message, retryable=error.status == 403)
-
-
-def _name(job: Job) -> Json:
-    return {"name": job.key.name, "namespace": job.key.namespace}

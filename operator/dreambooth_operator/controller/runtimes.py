@@ -56,6 +56,10 @@ class Runtimes:
         """Resolve a job against the runtime that it names."""
         return resolve_job(job, self._cluster.cache, self._local.cache if self._local else None)
 
+    def find(self, name: str) -> Runtime | None:
+        """The DreamBoothRuntime as cached; None if it does not exist."""
+        return self._cluster.cache.get(Key("", name))
+
     async def reconcile(self, queued: Key) -> None:
         """Make the finalizer of a runtime match its use."""
         namespace, _, name = queued.name.rpartition("/")

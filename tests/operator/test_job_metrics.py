@@ -1,0 +1,216 @@
+"""Metrics of jobs: counted once, whoever leads, and with a bounded number of label values."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from scenarios import fail, running, succeed
+from simulation import RUNTIME, START, World, make_job
+
+from dreambooth_api.status import Failure, JobStatus, TrainerPhase
+from dreambooth_operator.controller.actions import Action, WriteStatus
+from dreambooth_operator.controller.observed import Job, Runtime
+from dreambooth_operator.controller.summary import JobSummary, summarize_job
+from dreambooth_operator.metrics.history import JobHistory
+from dreambooth_operator.metrics.reasons import KNOWN
+from dreambooth_operator.metrics.state import JobsCollector, RuntimeLabels
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+TROUBLESHOOTING = DOCS / "troubleshooting.md"
+MONITORING = DOCS / "operations" / "monitoring.md"
+PLACE = {"namespace": "team", "runtime": "default"}
+
+
+def find(name: str) -> Runtime | None:
+    return RUNTIME if name == "default" else None
+
+
+def summary_of(job: Job) -> JobSummary:
+    spec = job.spec.model_dump(mode="json", by_alias=True) if job.spec else {}
+    status = job.status.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return summarize_job({"metadata": {"namespace": job.key.namespace}, "spec": spec, "status": status})
+
+
+class ObservedWorld(World):
+    """A world whose controller has metrics. `restart` replaces the process: its counters are lost."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self.registries: list[CollectorRegistry] = []
+        self.key = job.key
+        self.restart()
+
+    def restart(self) -> None:
+        self.registries.append(CollectorRegistry())
+        self.history = JobHistory(self.registries[-1], RuntimeLabels(find), lambda: self.now)
+
+    def reconcile(self, max_actions: int | None = None) -> int:
+        self.history.seen(self.key, summary_of(self.job) if self.job else None)
+        return super().reconcile(max_actions) if self.job else 0
+
+    def act(self, snapshot: object, action: Action, *, first: bool) -> None:
+        before = self.job.status if self.job else JobStatus()
+        super().act(snapshot, action, first=first)  # type: ignore[arg-type]
+        if isinstance(action, WriteStatus) and self.job:
+            self.history.written(self.key, before, self.job.status)
+
+    def total(self, name: str, **labels: str) -> float:
+        """The sum over all processes."""
+        values = [registry.get_sample_value(name, {**PLACE, **labels}) for registry in self.registries]
+        return sum(value or 0 for value in values)
+
+
+def next_attempt(world: ObservedWorld) -> None:
+    world.advance(60)
+    world.reconcile()
+    world.collect()
+    world.reconcile()
+    assert world.status.attempts == 2
+
+
+@pytest.fixture
+def world() -> ObservedWorld:
+    world = ObservedWorld(make_job())
+    world.reconcile()
+    return world
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_job_is_counted_once_also_if_the_operator_restarts(world: ObservedWorld, restarts: bool) -> None:
+    def happens(seconds: float) -> None:
+        world.advance(seconds)
+        if restarts:
+            world.restart()
+        world.reconcile()
+        world.reconcile()
+
+    world.advance(20)
+    running(world)
+    world.reconcile()
+    world.report(TrainerPhase.ENCODE, class_images={"wanted": 5, "reused": 3, "generated": 2})
+    happens(30)
+    world.report(TrainerPhase.EVALUATE)
+    happens(100)
+    world.report_all()
+    succeed(world)
+    happens(40)
+    assert world.total("dreambooth_jobs_finished_total", phase="Succeeded") == 1
+    assert world.total("dreambooth_jobs_finished_total", phase="Failed") == 0
+    assert world.total("dreambooth_job_phase_seconds_count", phase="Running") == 1
+    assert world.total("dreambooth_job_phase_seconds_sum", phase="Running") == 170
+    assert world.total("dreambooth_job_queue_seconds_sum") == 20
+    assert world.total("dreambooth_gpu_seconds_total") == 170, "the runtime's default is one GPU"
+    assert world.total("dreambooth_class_images_total", source="reused") == 3
+    assert world.total("dreambooth_class_images_total", source="generated") == 2
+    phases = {phase: world.total("dreambooth_trainer_phase_seconds_sum", phase=phase) for phase in TrainerPhase}
+    assert (phases["ClassImages"], phases["Train"], phases["Evaluate"]) == (30, 100, 40)
+
+
+def test_failed_attempts_are_counted_by_reason(world: ObservedWorld) -> None:
+    running(world)
+    world.reconcile()
+    world.advance(10)
+    fail(world)
+    world.reconcile()
+    assert world.total("dreambooth_attempt_failures_total", reason="AppFailed") == 1
+    assert world.total("dreambooth_jobs_finished_total", phase="Failed") == 0
+    next_attempt(world)
+    running(world)
+    world.report(failure=Failure(reason="RayTaskError(ZeroDivisionError)", message="x", retryable=False))
+    fail(world)
+    world.reconcile()
+    assert world.total("dreambooth_attempt_failures_total", reason="Other") == 1
+    assert world.total("dreambooth_jobs_finished_total", phase="Failed") == 1
+
+
+def test_a_running_job_that_is_deleted_has_used_its_gpus(world: ObservedWorld) -> None:
+    running(world)
+    world.reconcile()
+    world.reconcile()
+    world.advance(60)
+    world.delete()
+    for _ in range(2):
+        world.reconcile()
+    assert world.total("dreambooth_gpu_seconds_total") == 60
+
+
+def test_class_images_of_a_later_attempt_are_not_reused_from_other_jobs(world: ObservedWorld) -> None:
+    running(world)
+    fail(world)
+    world.reconcile()
+    next_attempt(world)
+    running(world)
+    world.report(TrainerPhase.ENCODE, class_images={"wanted": 5, "reused": 4, "generated": 1})
+    world.reconcile()
+    assert world.total("dreambooth_class_images_total", source="reused") == 0
+    assert world.total("dreambooth_class_images_total", source="generated") == 1
+
+
+def stored(name: str, phase: str, **status: object) -> dict[str, object]:
+    """A job as the API server sends it."""
+    return {
+        "metadata": {"namespace": name},
+        "spec": {"runtimeRef": {"name": "default"}, "cluster": {"workers": 2}},
+        "status": {"phase": phase, **status},
+    }
+
+
+def scrape(*jobs: JobSummary) -> str:
+    registry = CollectorRegistry()
+    registry.register(JobsCollector(lambda: jobs, RuntimeLabels(find)))
+    return generate_latest(registry).decode()
+
+
+def test_gauges_show_the_jobs_as_they_are_now() -> None:
+    speed = {"training": {"stepsPerSecond": 1.5, "worldSize": 7}}
+    jobs = [stored("a", "Running", **speed), stored("a", "Running", **speed), stored("b", "Succeeded", **speed)]
+    text = scrape(*map(summarize_job, jobs))
+    assert 'dreambooth_jobs{namespace="a",phase="Running",runtime="default"} 2.0' in text
+    assert 'dreambooth_jobs{namespace="b",phase="Succeeded",runtime="default"} 1.0' in text
+    assert 'dreambooth_gpus{namespace="a",runtime="default"} 4.0' in text
+    assert 'dreambooth_training_steps_per_second{namespace="a",runtime="default"} 3.0' in text
+    assert text.count('namespace="b"') == 1
+
+
+def test_an_elastic_job_uses_as_many_gpus_as_it_has_processes() -> None:
+    job = stored("a", "Running", training={"worldSize": 3})
+    job["spec"] = {"cluster": {"workers": 8, "elastic": {"minWorkers": 1, "maxWorkers": 4}}}
+    assert summarize_job(job).gpus(1) == 3
+    assert summarize_job(job).gpus(0) == 0
+    waiting = copy.deepcopy(job)
+    waiting["status"] = {}
+    assert summarize_job(waiting).gpus(1) == 4
+
+
+def test_a_name_of_a_user_is_no_label() -> None:
+    made_up = {"spec": {"runtimeRef": {"name": "made-up"}}, "status": {"phase": "Rejected"}}
+    gone = {"status": {"phase": "Failed", "startedWith": {"runtime": {"name": "gone"}}}}
+    newer = {"status": {"phase": "Distilling"}}
+    jobs = [{"metadata": {"namespace": "a", "name": "dog"}, **job} for job in (made_up, gone, newer)]
+    text = scrape(*map(summarize_job, jobs))
+    assert "made-up" not in text
+    assert "dog" not in text
+    assert 'phase="Rejected",runtime="Unknown"' in text
+    assert 'runtime="gone"' in text
+    assert 'phase="Unknown",runtime="default"' in text
+
+
+def test_reasons_are_those_of_the_documentation() -> None:
+    text = TROUBLESHOOTING.read_text()
+    section = text[text.index("## Failed attempts and jobs") : text.index("## Reasons of other conditions")]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    assert {name for cell in cells for name in re.findall(r"`(\w+)`", cell)} == KNOWN
+
+
+def test_every_metric_of_jobs_is_documented() -> None:
+    registry = CollectorRegistry()
+    registry.register(JobsCollector(list, RuntimeLabels(find)))
+    JobHistory(registry, RuntimeLabels(find), lambda: START)
+    text = MONITORING.read_text()
+    section = text[text.index("## Metrics of jobs") :]
+    rows = re.findall(r"^\| `(\w+?)(?:_total)?(?:\{\w+\})?` \| (\w+) \|", section, re.MULTILINE)
+    assert {(family.name, family.type) for family in registry.collect()} == set(rows)
