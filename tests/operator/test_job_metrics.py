@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import re
+import threading
 from pathlib import Path
 
 import pytest
+from aiohttp import ClientSession
 from prometheus_client import CollectorRegistry, generate_latest
 from scenarios import fail, running, succeed
 from simulation import RUNTIME, START, World, make_job
@@ -15,6 +18,9 @@ from dreambooth_api.status import Failure, JobStatus, TrainerPhase
 from dreambooth_operator.controller.actions import Action, WriteStatus
 from dreambooth_operator.controller.observed import Job, Runtime
 from dreambooth_operator.controller.summary import JobSummary, summarize_job
+from dreambooth_operator.machinery.metrics import Metrics
+from dreambooth_operator.machinery.resources import Key
+from dreambooth_operator.machinery.serving import health_app, serving
 from dreambooth_operator.metrics.history import JobHistory
 from dreambooth_operator.metrics.reasons import KNOWN
 from dreambooth_operator.metrics.state import JobsCollector, RuntimeLabels
@@ -212,5 +218,31 @@ def test_every_metric_of_jobs_is_documented() -> None:
     JobHistory(registry, RuntimeLabels(find), lambda: START)
     text = MONITORING.read_text()
     section = text[text.index("## Metrics of jobs") :]
-    rows = re.findall(r"^\| `(\w+?)(?:_total)?(?:\{\w+\})?` \| (\w+) \|", section, re.MULTILINE)
+    rows = re.findall(r"^\| `(dreambooth_\w+?)(?:_total)?(?:\{\w+\})?` \| (\w+) \|", section, re.MULTILINE)
     assert {(family.name, family.type) for family in registry.collect()} == set(rows)
+
+
+async def test_a_scrape_does_not_occupy_the_event_loop() -> None:
+    other_request_served, waited = threading.Event(), list[bool]()
+
+    def read() -> float:
+        waited.append(other_request_served.wait(10))
+        return 1
+
+    metrics = Metrics("test")
+    metrics.gauge("slow", "A gauge that takes long to read.", read)
+    async with serving(health_app(metrics, lambda: True), "127.0.0.1", 0) as port, ClientSession() as session:
+        scraping = asyncio.ensure_future(session.get(f"http://127.0.0.1:{port}/metrics"))
+        async with session.get(f"http://127.0.0.1:{port}/healthz") as response:
+            assert response.status == 200
+            other_request_served.set()
+        assert "test_slow 1.0" in await (await scraping).text()
+    assert waited == [True]
+
+
+def test_no_series_are_spent_on_times_of_creation() -> None:
+    registry = CollectorRegistry()
+    JobHistory(registry, RuntimeLabels(find), lambda: START).seen(
+        Key("a", "dog"), summarize_job(stored("a", "Running"))
+    )
+    assert "_created" not in generate_latest(registry).decode()

@@ -150,8 +150,8 @@ class Reconciler:
         return all(reflector.synced.is_set() for reflector in self.reflectors)
 
     def job_summaries(self) -> list[JobSummary]:
-        """The summaries of all cached jobs."""
-        return [job.summary for job in self._jobs.cache.values()]
+        """The summaries of all cached jobs. Any thread may call it: a dictionary is copied in one step."""
+        return [job.summary for job in list(self._jobs.cache.values())]
 
     def runtime(self, name: str) -> Runtime | None:
         """The runtime as cached; None if it does not exist."""

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.process_collector import ProcessCollector
+
+# A series with the time of creation for each other series, which nobody reads.
+disable_created_metrics()
 
 
 class Metrics:
@@ -33,9 +43,9 @@ class Metrics:
         return Counter(f"{self._prefix}_{name}", help_text, labels, registry=self.registry)
 
     def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> None:
-        """A gauge that is read when the metrics are rendered."""
+        """A gauge that is read when the metrics are rendered, in any thread."""
         Gauge(f"{self._prefix}_{name}", help_text, registry=self.registry).set_function(read)
 
     def render(self) -> bytes:
-        """All metrics in the text format of Prometheus."""
+        """All metrics in the text format of Prometheus. It can be called in any thread."""
         return generate_latest(self.registry)

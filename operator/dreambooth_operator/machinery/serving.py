@@ -28,7 +28,9 @@ def health_app(metrics: Metrics, is_ready: Callable[[], bool]) -> web.Applicatio
         return web.Response(status=200 if ready else 503, text="ok" if ready else "the caches are not filled yet")
 
     async def render(_: web.Request) -> web.Response:
-        return web.Response(body=metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4"})
+        # In a thread: the event loop has other work while thousands of series are rendered.
+        text = await asyncio.to_thread(metrics.render)
+        return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4"})
 
     app = web.Application()
     app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", render)])

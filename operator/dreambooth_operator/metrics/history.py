@@ -23,7 +23,7 @@ from dreambooth_operator.metrics.reasons import reason_label
 from dreambooth_operator.metrics.state import RuntimeLabels
 
 _C = ConditionType
-_SECONDS = (5, 15, 30, 60, 120, 300, 600, 1800, 3600, 10_800, 43_200, 86_400)
+_SECONDS = (10, 60, 180, 600, 1800, 3600, 14_400, 86_400)  # few, because each is a series of each namespace
 _PLACE = ("namespace", "runtime")
 # The phases of the trainer that a condition ends, in order.
 _TRAINER_PHASES = (

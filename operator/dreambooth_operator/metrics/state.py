@@ -40,7 +40,7 @@ class JobsCollector(Collector):
         self._labels = labels
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        """The gauges. It is called in the event loop, so it must be fast for thousands of jobs."""
+        """The gauges. It is called in a thread."""
         jobs: Counter[tuple[str, str, str]] = Counter()
         gpus: Counter[tuple[str, str]] = Counter()
         speed: dict[tuple[str, str], float] = {}
