@@ -100,6 +100,7 @@ format: setup ## Fix style
 generate: setup ## Write the generated files again
 	$(BIN)/python -m dreambooth_operator.crd
 	$(BIN)/python docs/generate_cli.py
+	$(BIN)/python docs/generate_chart.py
 
 # An environment of its own, made of uv.lock's docs group: the site needs none of the project's libraries.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(UV) run --quiet --frozen --isolated --only-group docs mkdocs

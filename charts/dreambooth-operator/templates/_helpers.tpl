@@ -1,13 +1,17 @@
 {{- define "operator.name" -}}
-dreambooth-operator
+{{ .Values.nameOverride | default "dreambooth-operator" }}
 {{- end }}
+{{- /* Not the name: the NetworkPolicies of jobs and kubectl dreambooth select the operator by this label. */ -}}
 {{- define "operator.selector" -}}
-app.kubernetes.io/name: {{ include "operator.name" . }}
+app.kubernetes.io/name: dreambooth-operator
 {{- end }}
 {{- define "operator.labels" -}}
 {{ include "operator.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- with omit .Values.labels "app.kubernetes.io/name" "app.kubernetes.io/version" "app.kubernetes.io/managed-by" }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 {{- /* What the operator may do in each namespace with jobs. */ -}}
 {{- define "operator.rules" -}}

@@ -40,6 +40,7 @@ from dreambooth_operator.controller.observed import (
     Job,
     Observed,
     RayJob,
+    Runtime,
     cache_job,
     read_erase_job,
     read_job,
