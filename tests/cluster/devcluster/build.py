@@ -36,6 +36,7 @@ class Program:
         module: folder under `go/` that pins the versions.
         package: package to compile.
         stamp: linker flags.
+        tags: build tags.
         assets: whether a program of this name on PATH or in KUBEBUILDER_ASSETS may be used instead.
         seldom: whether only few tests need the program.
     """
@@ -43,9 +44,12 @@ class Program:
     module: str
     package: str
     stamp: str = ""
+    tags: str = ""
     assets: bool = False
     seldom: bool = False
 
+
+_PROMETHEUS = "github.com/prometheus/prometheus/cmd"
 
 PROGRAMS = {
     "etcd": Program("etcd", "go.etcd.io/etcd/server/v3", assets=True),
@@ -62,6 +66,10 @@ PROGRAMS = {
     "kuberay": Program("kuberay", "github.com/ray-project/kuberay/ray-operator"),
     "helm": Program("helm", "helm.sh/helm/v3/cmd/helm", _HELM_STAMP, assets=True),
     "kubectl": Program("kubectl", "k8s.io/kubernetes/cmd/kubectl", _STAMP, assets=True),
+    # Without the clients of cloud providers, which discover targets.
+    "prometheus": Program("prometheus", f"{_PROMETHEUS}/prometheus", tags="remove_all_sd", seldom=True),
+    "promtool": Program("prometheus", f"{_PROMETHEUS}/promtool", tags="remove_all_sd", seldom=True),
+    "glua": Program("lua", "github.com/yuin/gopher-lua/cmd/glua"),
     "actionlint": Program("actionlint", "github.com/rhysd/actionlint/cmd/actionlint"),
 }
 
@@ -99,7 +107,7 @@ def _installed(name: str) -> Path | None:
 
 def _cache(program: Program) -> Path:
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    pin = hashlib.sha256(program.stamp.encode())
+    pin = hashlib.sha256(f"{program.stamp}{program.tags}".encode())
     for name in ("go.mod", "go.sum"):
         pin.update((GO / program.module / name).read_bytes())
     return Path(home) / "dreambooth" / "cluster" / f"{program.module}-{pin.hexdigest()[:12]}"
@@ -116,7 +124,8 @@ def _build(program: Program, target: Path) -> None:
         flags = f"-s -w {program.stamp}".strip()
         _go(
             program.module,
-            *("build", "-trimpath", "-ldflags", flags, "-o", str(unfinished), program.package),
+            *("build", "-trimpath", "-tags", program.tags, "-ldflags", flags),
+            *("-o", str(unfinished), program.package),
         )
         unfinished.rename(target)
 
