@@ -82,13 +82,14 @@ dev-cluster: setup $(if $(NODE),packages) | $(GO) ## A real control plane with K
 	$(DEVCLUSTER) up $(if $(NODE),--node,--apply manifests/crd)
 
 .PHONY: lint
-lint: setup ## Check style, types, layers, sizes, versions and Dockerfiles; changes nothing
+lint: setup ## Check style, types, layers, sizes, versions, Dockerfiles and shell scripts; changes nothing
 	$(UV) lock --check --quiet
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 	$(BIN)/hadolint docker/*.Dockerfile
+	$(BIN)/shellcheck .ci/run packaging/krew/build packaging/krew/kubectl-dreambooth packaging/kind/up
 	$(PYTEST) --quiet tests/repository -m unit
 
 .PHONY: format

@@ -60,3 +60,13 @@ def test_images_start_from_pinned_bases_and_the_lock(file: Path) -> None:
 def test_every_base_has_a_tag_and_a_digest() -> None:
     for image in bases().values():
         assert re.fullmatch(r"[a-z0-9./-]+:[\w.-]+@sha256:[0-9a-f]{64}", image), image
+
+
+def test_every_shell_script_is_checked() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    files = [name for name in listed if name and (ROOT / name).is_file()]
+    scripts = {name for name in files if re.match(rb"#!.*\b(ba)?sh\b", (ROOT / name).read_bytes())}
+    (checked,) = re.findall(r"^\t\$\(BIN\)/shellcheck (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert scripts == set(checked.split())
