@@ -37,7 +37,7 @@ quickstart: setup ## Fine-tune the embedded model on a subject: class images, tr
 	$(BIN)/dreambooth run manifests/samples/sprites.yaml --out out/quickstart
 
 .PHONY: cluster
-cluster: setup | $(GO) ## Build the control plane that tests need (12 minutes the first time, nothing afterwards)
+cluster: setup | $(GO) ## Build the control plane that tests need (15 minutes the first time, nothing afterwards)
 	$(DEVCLUSTER) build
 
 .PHONY: packages
