@@ -82,7 +82,7 @@ async def run(options: Options) -> None:
         events = metrics.counter("events", "Recorded events by reason.", "reason")
         reconciler.on_event = lambda event: events.labels(event.reason).inc()
         metrics.gauge("queue_depth", "Number of jobs that wait to be reconciled.", lambda: len(reconciler.queue))
-        labels = RuntimeLabels(reconciler.runtime)
+        labels = RuntimeLabels(reconciler.runtimes.find, reconciler.runtimes.find_local)
         reconciler.observer = JobHistory(metrics.registry, labels, _now)
         tokens = TokenChecker(reports_api, AUDIENCE, clock=time.time)
         server = StatusServer(reports_api, tokens, cached=reconciler.cached_job, now=_now)

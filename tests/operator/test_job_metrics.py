@@ -14,9 +14,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from scenarios import fail, running, succeed
 from simulation import RUNTIME, START, World, make_job
 
+from dreambooth_api.localruntime import LocalRuntimeSpec
 from dreambooth_api.status import Failure, JobStatus, TrainerPhase
 from dreambooth_operator.controller.actions import Action, WriteStatus
-from dreambooth_operator.controller.observed import Job, Runtime
+from dreambooth_operator.controller.observed import Job, LocalRuntime, Runtime
 from dreambooth_operator.controller.summary import JobSummary, summarize_job
 from dreambooth_operator.machinery.metrics import Metrics
 from dreambooth_operator.machinery.resources import Key
@@ -203,6 +204,23 @@ def test_a_name_of_a_user_is_no_label() -> None:
     assert 'phase="Rejected",runtime="Unknown"' in text
     assert 'runtime="gone"' in text
     assert 'phase="Unknown",runtime="default"' in text
+
+
+def test_a_job_with_a_local_runtime_counts_for_its_parent() -> None:
+    ref = {"kind": "LocalDreamBoothRuntime", "name": "default"}
+    waiting = {"spec": {"runtimeRef": ref}, "status": {"phase": "Queued"}}
+    started = {"runtime": {"name": "default", "parent": "gpus"}}
+    running = {"spec": {"runtimeRef": ref}, "status": {"phase": "Running", "startedWith": started}}
+    spec = LocalRuntimeSpec.model_validate({"parent": "gpus", "pods": {"worker": {"gpu": 8}}})
+    local = LocalRuntime(name="default", spec=spec)
+    registry = CollectorRegistry()
+    jobs = [summarize_job({"metadata": {"namespace": "a", "name": "dog"}, **job}) for job in (waiting, running)]
+    labels = RuntimeLabels(find, {Key("a", "default"): local}.get)
+    registry.register(JobsCollector(lambda: jobs, labels))
+    text = generate_latest(registry).decode()
+    assert 'dreambooth_jobs{namespace="a",phase="Queued",runtime="Unknown"} 1.0' in text
+    assert 'dreambooth_jobs{namespace="a",phase="Running",runtime="gpus"} 1.0' in text
+    assert 'dreambooth_gpus{namespace="a",runtime="gpus"} 8.0' in text
 
 
 def test_reasons_are_those_of_the_documentation() -> None:

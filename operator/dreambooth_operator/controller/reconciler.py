@@ -40,7 +40,6 @@ from dreambooth_operator.controller.observed import (
     Job,
     Observed,
     RayJob,
-    Runtime,
     cache_job,
     read_erase_job,
     read_job,
@@ -136,14 +135,14 @@ class Reconciler:
         self._jobs: Reflector[CachedJob] = Reflector(
             api, JOBS, project=cache_job, on_change=self._job_changed, namespace=first
         )
-        self._runtimes = Runtimes(api, self._recorder, settings, self._jobs.cache, self.queue)
+        self.runtimes = Runtimes(api, self._recorder, settings, self._jobs.cache, self.queue)
         self._ray_jobs = watch_children(api, RAY_JOBS, read_ray_job, RAY_JOB_FIELDS, self._ray_jobs_of, first)
         self._clusters = watch_children(api, RAY_CLUSTERS, read_ray_cluster, CHILD_FIELDS, self._clusters_of, first)
         self._erase_jobs = watch_children(api, BATCH_JOBS, read_erase_job, CHILD_FIELDS, self._erase_of, first)
         self._pods = watch_children(api, PODS, read_pod, POD_FIELDS, self._pods_of, first)
         namespaced = (self._jobs, self._ray_jobs, self._clusters, self._erase_jobs, self._pods)
         more = [reflector.also_in(namespace) for reflector in namespaced for namespace in others]
-        self.reflectors = (*self._runtimes.reflectors, *namespaced, *more)
+        self.reflectors = (*self.runtimes.reflectors, *namespaced, *more)
 
     @property
     def is_synced(self) -> bool:
@@ -153,10 +152,6 @@ class Reconciler:
     def job_summaries(self) -> list[JobSummary]:
         """The summaries of all cached jobs. Any thread may call it: a dictionary is copied in one step."""
         return [job.summary for job in list(self._jobs.cache.values())]
-
-    def runtime(self, name: str) -> Runtime | None:
-        """The runtime as cached; None if it does not exist."""
-        return self._runtimes.find(name)
 
     def cached_job(self, key: Key) -> Job | None:
         """The job as cached; None if it is not. It may be stale."""
@@ -176,7 +171,7 @@ class Reconciler:
         Returns after how many seconds to do so again; None for "on the next change".
         """
         if not key.namespace:
-            await self._runtimes.reconcile(key)
+            await self.runtimes.reconcile(key)
             return None
         job = self.cached_job(key)
         if job is None:
@@ -220,7 +215,7 @@ class Reconciler:
         return False
 
     async def _decide(self, job: Job, known: _Known) -> Decision:
-        resolution = self._runtimes.resolve(job)
+        resolution = self.runtimes.resolve(job)
         observed = replace(await self._observe(job, known), create_failure=known.rejected)
         return decide(job, resolution, observed, self._now(), self._settings)
 
@@ -387,7 +382,7 @@ class Reconciler:
     def _job_changed(self, job: Key) -> None:
         """Enqueue a job, and the runtimes that wait for the end of their jobs."""
         self.queue.add(job)
-        self._runtimes.job_changed(job)
+        self.runtimes.job_changed(job)
 
 
 def _is_independent(action: Action) -> bool:

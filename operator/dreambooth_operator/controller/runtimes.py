@@ -60,6 +60,10 @@ class Runtimes:
         """The DreamBoothRuntime as cached; None if it does not exist."""
         return self._cluster.cache.get(Key("", name))
 
+    def find_local(self, key: Key) -> LocalRuntime | None:
+        """The LocalDreamBoothRuntime as cached; None if it does not exist, or they are not allowed."""
+        return self._local.cache.get(key) if self._local else None
+
     async def reconcile(self, queued: Key) -> None:
         """Make the finalizer of a runtime match its use."""
         namespace, _, name = queued.name.rpartition("/")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sys import intern
 from typing import Any
 
-from dreambooth_api.runtime import DEFAULT_RUNTIME
+from dreambooth_api.runtimeref import DEFAULT_RUNTIME, LOCAL_RUNTIME_KIND
 from dreambooth_api.status import JobStatus, Phase
 from dreambooth_operator.machinery.resources import Json, Key, part
 
@@ -19,7 +19,9 @@ class JobSummary:
 
     Attributes:
         phase: None if a newer operator has written it.
-        runtime: the runtime that the job was started with, or the one that it names.
+        runtime: the DreamBoothRuntime that the job was started with, or the one that it names. That of a
+            LocalDreamBoothRuntime is its parent, and empty until the job is started.
+        local_runtime: name of the job's LocalDreamBoothRuntime; empty if it has none.
         started: whether the job was started with that runtime, so that it exists or has existed.
         active_since: status.activeSince.
         workers: number of workers with which an attempt starts.
@@ -31,6 +33,7 @@ class JobSummary:
     namespace: str
     phase: Phase | None
     runtime: str
+    local_runtime: str
     started: bool
     active_since: str | None
     workers: int
@@ -63,13 +66,16 @@ def summarize_job(obj: Json) -> JobSummary:
     if elastic:
         workers = min(max(workers, _number(elastic.get("minWorkers")) or 1), _number(elastic.get("maxWorkers")) or 1)
     phase = _PHASES.get(status.get("phase") or Phase.PENDING)
-    started = part(status, "startedWith", "runtime").get("name")
+    started, named = part(status, "startedWith", "runtime"), part(spec, "runtimeRef")
+    local = named.get("kind") == LOCAL_RUNTIME_KIND
+    runtime = started.get("parent") or started.get("name")
     speed = training.get("stepsPerSecond") if phase is Phase.RUNNING else None
     return JobSummary(
         namespace=intern(part(obj, "metadata").get("namespace", "")),
         phase=phase,
-        runtime=intern(started or part(spec, "runtimeRef").get("name") or DEFAULT_RUNTIME),
-        started=bool(started),
+        runtime=intern(runtime or ("" if local else named.get("name") or DEFAULT_RUNTIME)),
+        local_runtime=intern(named.get("name") or "") if local else "",
+        started=bool(runtime),
         active_since=status.get("activeSince"),
         workers=workers,
         gpus_per_worker=_number(part(cluster, "resources").get("gpu")),

@@ -88,7 +88,8 @@ class JobHistory(JobObserver):
 
     def written(self, key: Key, before: JobStatus, after: JobStatus) -> None:
         job = self._jobs[key]
-        place = (job.namespace, after.started_with.runtime.name if after.started_with else self._labels.name(job))
+        started = after.started_with.runtime if after.started_with else None
+        place = (job.namespace, (started.parent or started.name) if started else self._labels.name(job))
         if before.phase is not after.phase:
             self._leave(before, after, place)
         if before.phase is Phase.RUNNING is not after.phase:

@@ -9,18 +9,24 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from dreambooth_api.status import Phase
-from dreambooth_operator.controller.observed import Runtime
+from dreambooth_operator.controller.observed import LocalRuntime, Runtime
 from dreambooth_operator.controller.summary import JobSummary
+from dreambooth_operator.machinery.resources import Key
 
 # No runtime and no phase has this name.
 UNKNOWN = "Unknown"
 
 
 class RuntimeLabels:
-    """Label values that depend on runtimes. `find` returns a runtime by name."""
+    """Label values that depend on runtimes. `find` returns a runtime by name, `find_local` a local one."""
 
-    def __init__(self, find: Callable[[str], Runtime | None]) -> None:
+    def __init__(
+        self,
+        find: Callable[[str], Runtime | None],
+        find_local: Callable[[Key], LocalRuntime | None] = lambda _: None,
+    ) -> None:
         self._find = find
+        self._find_local = find_local
 
     def name(self, job: JobSummary) -> str:
         """The runtime of a job; "Unknown" if it has never existed, because a job can name anything."""
@@ -29,7 +35,10 @@ class RuntimeLabels:
     def gpus(self, job: JobSummary) -> int:
         """Number of GPUs of all workers of a job."""
         runtime = self._find(job.runtime)
-        return job.gpus(runtime.spec.pods.worker.gpu if runtime and runtime.spec else 0)
+        local = self._find_local(Key(job.namespace, job.local_runtime)) if job.local_runtime else None
+        own = local.spec.pods.worker.gpu if local and local.spec else None
+        inherited = runtime.spec.pods.worker.gpu if runtime and runtime.spec else 0
+        return job.gpus(inherited if own is None else own)
 
 
 class JobsCollector(Collector):
