@@ -82,7 +82,7 @@ async def run(options: Options) -> None:
         events = metrics.counter("events", "Recorded events by reason.", "reason")
         reconciler.on_event = lambda event: events.labels(event.reason).inc()
         metrics.gauge("queue_depth", "Number of jobs that wait to be reconciled.", lambda: len(reconciler.queue))
-        labels = RuntimeLabels(reconciler.runtimes.find, reconciler.runtimes.find_local)
+        labels = RuntimeLabels(reconciler.find_runtime)
         reconciler.observer = JobHistory(metrics.registry, labels, _now)
         tokens = TokenChecker(reports_api, AUDIENCE, clock=time.time)
         server = StatusServer(reports_api, tokens, cached=reconciler.cached_job, now=_now)
@@ -104,12 +104,12 @@ async def _work(api: Api, reconciler: Reconciler, metrics: Metrics, labels: Runt
         metrics.leader.set(1)
         # Writes may have failed until now: then the lease of the process before has ended, and reports were lost.
         reconciler.reports_since = _now()
-        metrics.registry.register(JobsCollector(reconciler.job_summaries, labels))
+        metrics.registry.register(JobsCollector(reconciler.job_cache, labels))
         await run_workers(reconciler.queue, reconciler.reconcile, metrics, count=options.workers)
 
     for reflector in reconciler.reflectors:
         await reflector.synced.wait()
-    log.info("%d jobs", len(reconciler.job_summaries()))
+    log.info("%d jobs", len(reconciler.job_cache))
     if options.namespace:
         await _lease(api, options).lead(reconcile)
     else:

@@ -42,7 +42,7 @@ def exposed() -> set[str]:
     metrics, labels = Metrics("dreambooth"), RuntimeLabels(lambda _: None)
     metrics.counter("events", "Events.", "reason")
     metrics.gauge("queue_depth", "Depth.", lambda: 0)
-    metrics.registry.register(JobsCollector(list, labels))
+    metrics.registry.register(JobsCollector({}, labels))
     JobHistory(metrics.registry, labels, lambda: datetime.now(UTC))
     ends = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_sum", "_count"]}
     return {family.name + end for family in metrics.registry.collect() for end in ends[family.type]}

@@ -17,7 +17,7 @@ from simulation import RUNTIME, START, World, make_job
 from dreambooth_api.localruntime import LocalRuntimeSpec
 from dreambooth_api.status import Failure, JobStatus, TrainerPhase
 from dreambooth_operator.controller.actions import Action, WriteStatus
-from dreambooth_operator.controller.observed import Job, LocalRuntime, Runtime
+from dreambooth_operator.controller.observed import CachedJob, Job, LocalRuntime, Runtime
 from dreambooth_operator.controller.summary import JobSummary, summarize_job
 from dreambooth_operator.machinery.metrics import Metrics
 from dreambooth_operator.machinery.resources import Key
@@ -32,8 +32,11 @@ MONITORING = DOCS / "operations" / "monitoring.md"
 PLACE = {"namespace": "team", "runtime": "default"}
 
 
-def find(name: str) -> Runtime | None:
-    return RUNTIME if name == "default" else None
+LOCAL = LocalRuntime("mine", LocalRuntimeSpec.model_validate({"parent": "default", "pods": {"worker": {"gpu": 3}}}))
+
+
+def find(key: Key) -> Runtime | LocalRuntime | None:
+    return {Key("", "default"): RUNTIME, Key("a", "mine"): LOCAL}.get(key)
 
 
 def summary_of(job: Job) -> JobSummary:
@@ -167,8 +170,9 @@ def stored(name: str, phase: str, **status: object) -> dict[str, object]:
 
 
 def scrape(*jobs: JobSummary) -> str:
-    registry = CollectorRegistry()
-    registry.register(JobsCollector(lambda: jobs, RuntimeLabels(find)))
+    registry, labels = CollectorRegistry(), RuntimeLabels(find)
+    cache = {Key("a", str(number)): CachedJob(b"", b"", job) for number, job in enumerate(jobs)}
+    registry.register(JobsCollector(cache, labels))
     return generate_latest(registry).decode()
 
 
@@ -206,21 +210,16 @@ def test_a_name_of_a_user_is_no_label() -> None:
     assert 'phase="Unknown",runtime="default"' in text
 
 
-def test_a_job_with_a_local_runtime_counts_for_its_parent() -> None:
-    ref = {"kind": "LocalDreamBoothRuntime", "name": "default"}
-    waiting = {"spec": {"runtimeRef": ref}, "status": {"phase": "Queued"}}
-    started = {"runtime": {"name": "default", "parent": "gpus"}}
-    running = {"spec": {"runtimeRef": ref}, "status": {"phase": "Running", "startedWith": started}}
-    spec = LocalRuntimeSpec.model_validate({"parent": "gpus", "pods": {"worker": {"gpu": 8}}})
-    local = LocalRuntime(name="default", spec=spec)
-    registry = CollectorRegistry()
-    jobs = [summarize_job({"metadata": {"namespace": "a", "name": "dog"}, **job}) for job in (waiting, running)]
-    labels = RuntimeLabels(find, {Key("a", "default"): local}.get)
-    registry.register(JobsCollector(lambda: jobs, labels))
-    text = generate_latest(registry).decode()
-    assert 'dreambooth_jobs{namespace="a",phase="Queued",runtime="Unknown"} 1.0' in text
-    assert 'dreambooth_jobs{namespace="a",phase="Running",runtime="gpus"} 1.0' in text
-    assert 'dreambooth_gpus{namespace="a",runtime="gpus"} 8.0' in text
+def test_a_local_runtime_counts_as_its_parent() -> None:
+    local = {"runtimeRef": {"kind": "LocalDreamBoothRuntime", "name": "mine"}, "cluster": {"workers": 2}}
+    started = {"phase": "Running", "startedWith": {"runtime": {"name": "mine", "parent": "default"}}}
+    waiting = {"metadata": {"namespace": "a"}, "spec": local, "status": {"phase": "Queued"}}
+    elsewhere = {"metadata": {"namespace": "b"}, "spec": local, "status": {"phase": "Rejected"}}
+    text = scrape(*map(summarize_job, [waiting, {**waiting, "status": started}, elsewhere]))
+    assert "mine" not in text
+    assert 'dreambooth_jobs{namespace="a",phase="Queued",runtime="default"} 1.0' in text
+    assert 'dreambooth_jobs{namespace="b",phase="Rejected",runtime="Unknown"} 1.0' in text
+    assert 'dreambooth_gpus{namespace="a",runtime="default"} 6.0' in text
 
 
 def test_reasons_are_those_of_the_documentation() -> None:
@@ -232,7 +231,7 @@ def test_reasons_are_those_of_the_documentation() -> None:
 
 def test_every_metric_of_jobs_is_documented() -> None:
     registry = CollectorRegistry()
-    registry.register(JobsCollector(list, RuntimeLabels(find)))
+    registry.register(JobsCollector({}, RuntimeLabels(find)))
     JobHistory(registry, RuntimeLabels(find), lambda: START)
     text = MONITORING.read_text()
     section = text[text.index("## Metrics of jobs") :]

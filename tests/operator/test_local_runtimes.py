@@ -38,6 +38,10 @@ HARMLESS = {
 EXCEEDING: dict[str, dict[str, Any]] = {
     "model.id": {"model": {"id": "evil/model"}},
     "model.revision": {"model": {"id": "org/model", "revision": "main"}},
+    "model.superResolution.id": {"model": {"id": "org/model", "superResolution": {"id": "evil/model"}}},
+    "model.superResolution.revision": {
+        "model": {"id": "org/model", "superResolution": {"id": "org/model", "revision": "main"}},
+    },
     "image": {"image": "ghcr.io/corp/trainer:2"},
     "pods.worker.cpu": {"pods": {"worker": {"cpu": "4001m"}}},
     "pods.worker.memory": {"pods": {"worker": {"memory": "16385Mi"}}},

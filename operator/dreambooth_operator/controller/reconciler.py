@@ -52,7 +52,7 @@ from dreambooth_operator.controller.policies.retries import QUOTA_EXCEEDED
 from dreambooth_operator.controller.queueing.workload import JOB_UID_LABEL, WORKLOADS, waiting_reason
 from dreambooth_operator.controller.runtimes import Runtimes
 from dreambooth_operator.controller.settings import Settings
-from dreambooth_operator.controller.summary import JobObserver, JobSummary
+from dreambooth_operator.controller.summary import JobObserver
 from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiError
 from dreambooth_operator.machinery.events import Event, Recorder
 from dreambooth_operator.machinery.queue import WorkQueue
@@ -135,23 +135,21 @@ class Reconciler:
         self._jobs: Reflector[CachedJob] = Reflector(
             api, JOBS, project=cache_job, on_change=self._job_changed, namespace=first
         )
-        self.runtimes = Runtimes(api, self._recorder, settings, self._jobs.cache, self.queue)
+        self.job_cache = self._jobs.cache
+        self._runtimes = Runtimes(api, self._recorder, settings, self.job_cache, self.queue)
+        self.find_runtime = self._runtimes.find
         self._ray_jobs = watch_children(api, RAY_JOBS, read_ray_job, RAY_JOB_FIELDS, self._ray_jobs_of, first)
         self._clusters = watch_children(api, RAY_CLUSTERS, read_ray_cluster, CHILD_FIELDS, self._clusters_of, first)
         self._erase_jobs = watch_children(api, BATCH_JOBS, read_erase_job, CHILD_FIELDS, self._erase_of, first)
         self._pods = watch_children(api, PODS, read_pod, POD_FIELDS, self._pods_of, first)
         namespaced = (self._jobs, self._ray_jobs, self._clusters, self._erase_jobs, self._pods)
         more = [reflector.also_in(namespace) for reflector in namespaced for namespace in others]
-        self.reflectors = (*self.runtimes.reflectors, *namespaced, *more)
+        self.reflectors = (*self._runtimes.reflectors, *namespaced, *more)
 
     @property
     def is_synced(self) -> bool:
         """Whether all caches have been filled once."""
         return all(reflector.synced.is_set() for reflector in self.reflectors)
-
-    def job_summaries(self) -> list[JobSummary]:
-        """The summaries of all cached jobs. Any thread may call it: a dictionary is copied in one step."""
-        return [job.summary for job in list(self._jobs.cache.values())]
 
     def cached_job(self, key: Key) -> Job | None:
         """The job as cached; None if it is not. It may be stale."""
@@ -171,7 +169,7 @@ class Reconciler:
         Returns after how many seconds to do so again; None for "on the next change".
         """
         if not key.namespace:
-            await self.runtimes.reconcile(key)
+            await self._runtimes.reconcile(key)
             return None
         job = self.cached_job(key)
         if job is None:
@@ -215,7 +213,7 @@ class Reconciler:
         return False
 
     async def _decide(self, job: Job, known: _Known) -> Decision:
-        resolution = self.runtimes.resolve(job)
+        resolution = self._runtimes.resolve(job)
         observed = replace(await self._observe(job, known), create_failure=known.rejected)
         return decide(job, resolution, observed, self._now(), self._settings)
 
@@ -382,7 +380,7 @@ class Reconciler:
     def _job_changed(self, job: Key) -> None:
         """Enqueue a job, and the runtimes that wait for the end of their jobs."""
         self.queue.add(job)
-        self.runtimes.job_changed(job)
+        self._runtimes.job_changed(job)
 
 
 def _is_independent(action: Action) -> bool:

@@ -56,13 +56,11 @@ class Runtimes:
         """Resolve a job against the runtime that it names."""
         return resolve_job(job, self._cluster.cache, self._local.cache if self._local else None)
 
-    def find(self, name: str) -> Runtime | None:
-        """The DreamBoothRuntime as cached; None if it does not exist."""
-        return self._cluster.cache.get(Key("", name))
-
-    def find_local(self, key: Key) -> LocalRuntime | None:
-        """The LocalDreamBoothRuntime as cached; None if it does not exist, or they are not allowed."""
-        return self._local.cache.get(key) if self._local else None
+    def find(self, key: Key) -> Runtime | LocalRuntime | None:
+        """The runtime as cached; None if it does not exist. The key of a DreamBoothRuntime has no namespace."""
+        if key.namespace:
+            return self._local.cache.get(key) if self._local else None
+        return self._cluster.cache.get(key)
 
     async def reconcile(self, queued: Key) -> None:
         """Make the finalizer of a runtime match its use."""

@@ -19,10 +19,8 @@ class JobSummary:
 
     Attributes:
         phase: None if a newer operator has written it.
-        runtime: the DreamBoothRuntime that the job was started with, or the one that it names. That of a
-            LocalDreamBoothRuntime is its parent, and empty until the job is started.
-        local_runtime: name of the job's LocalDreamBoothRuntime; empty if it has none.
-        started: whether the job was started with that runtime, so that it exists or has existed.
+        runtime: the runtime that the job was started with, or the one that it names. A local one has a namespace.
+        started_runtime: name of the DreamBoothRuntime that the job was started with; of a local one, its parent.
         active_since: status.activeSince.
         workers: number of workers with which an attempt starts.
         gpus_per_worker: None for the default of the runtime.
@@ -32,9 +30,8 @@ class JobSummary:
 
     namespace: str
     phase: Phase | None
-    runtime: str
-    local_runtime: str
-    started: bool
+    runtime: Key
+    started_runtime: str
     active_since: str | None
     workers: int
     gpus_per_worker: int | None
@@ -66,16 +63,16 @@ def summarize_job(obj: Json) -> JobSummary:
     if elastic:
         workers = min(max(workers, _number(elastic.get("minWorkers")) or 1), _number(elastic.get("maxWorkers")) or 1)
     phase = _PHASES.get(status.get("phase") or Phase.PENDING)
-    started, named = part(status, "startedWith", "runtime"), part(spec, "runtimeRef")
-    local = named.get("kind") == LOCAL_RUNTIME_KIND
-    runtime = started.get("parent") or started.get("name")
+    reference, started = part(spec, "runtimeRef"), part(status, "startedWith", "runtime")
+    namespace = intern(part(obj, "metadata").get("namespace", ""))
+    is_local = bool(started.get("parent")) if started else reference.get("kind") == LOCAL_RUNTIME_KIND
+    name = started.get("name") or reference.get("name") or DEFAULT_RUNTIME
     speed = training.get("stepsPerSecond") if phase is Phase.RUNNING else None
     return JobSummary(
-        namespace=intern(part(obj, "metadata").get("namespace", "")),
+        namespace=namespace,
         phase=phase,
-        runtime=intern(runtime or ("" if local else named.get("name") or DEFAULT_RUNTIME)),
-        local_runtime=intern(named.get("name") or "") if local else "",
-        started=bool(runtime),
+        runtime=Key(namespace if is_local else "", intern(name)),
+        started_runtime=intern(started.get("parent") or started.get("name") or ""),
         active_since=status.get("activeSince"),
         workers=workers,
         gpus_per_worker=_number(part(cluster, "resources").get("gpu")),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from dreambooth_api.status import Phase
-from dreambooth_operator.controller.observed import LocalRuntime, Runtime
+from dreambooth_operator.controller.observed import CachedJob, LocalRuntime, Runtime
 from dreambooth_operator.controller.summary import JobSummary
 from dreambooth_operator.machinery.resources import Key
 
@@ -18,33 +18,38 @@ UNKNOWN = "Unknown"
 
 
 class RuntimeLabels:
-    """Label values that depend on runtimes. `find` returns a runtime by name, `find_local` a local one."""
+    """Label values that depend on runtimes. `find` returns a runtime by its key."""
 
-    def __init__(
-        self,
-        find: Callable[[str], Runtime | None],
-        find_local: Callable[[Key], LocalRuntime | None] = lambda _: None,
-    ) -> None:
+    def __init__(self, find: Callable[[Key], Runtime | LocalRuntime | None]) -> None:
         self._find = find
-        self._find_local = find_local
 
     def name(self, job: JobSummary) -> str:
-        """The runtime of a job; "Unknown" if it has never existed, because a job can name anything."""
-        return job.runtime if job.started or self._find(job.runtime) else UNKNOWN
+        """The DreamBoothRuntime of a job: of a LocalDreamBoothRuntime, which users create, the parent.
+
+        "Unknown" if it has never existed, because a job can name anything.
+        """
+        if job.started_runtime:
+            return job.started_runtime
+        runtime = self._find(job.runtime)
+        if isinstance(runtime, LocalRuntime):
+            runtime = self._find(Key("", runtime.spec.parent)) if runtime.spec else None
+        return runtime.name if runtime else UNKNOWN
 
     def gpus(self, job: JobSummary) -> int:
         """Number of GPUs of all workers of a job."""
-        runtime = self._find(job.runtime)
-        local = self._find_local(Key(job.namespace, job.local_runtime)) if job.local_runtime else None
-        own = local.spec.pods.worker.gpu if local and local.spec else None
-        inherited = runtime.spec.pods.worker.gpu if runtime and runtime.spec else 0
-        return job.gpus(inherited if own is None else own)
+        runtime, per_worker = self._find(job.runtime), None
+        if isinstance(runtime, LocalRuntime) and runtime.spec:
+            per_worker = runtime.spec.pods.worker.gpu
+            runtime = self._find(Key("", runtime.spec.parent))
+        if per_worker is None:
+            per_worker = runtime.spec.pods.worker.gpu if isinstance(runtime, Runtime) and runtime.spec else 0
+        return job.gpus(per_worker)
 
 
 class JobsCollector(Collector):
-    """Counts the jobs that `jobs` returns. Register it once the process leads."""
+    """Counts cached jobs. Register it once the process leads."""
 
-    def __init__(self, jobs: Callable[[], Iterable[JobSummary]], labels: RuntimeLabels) -> None:
+    def __init__(self, jobs: Mapping[Key, CachedJob], labels: RuntimeLabels) -> None:
         self._jobs = jobs
         self._labels = labels
 
@@ -53,7 +58,8 @@ class JobsCollector(Collector):
         jobs: Counter[tuple[str, str, str]] = Counter()
         gpus: Counter[tuple[str, str]] = Counter()
         speed: dict[tuple[str, str], float] = {}
-        for job in self._jobs():
+        for cached in list(self._jobs.values()):  # copied in one step, whatever the event loop does
+            job = cached.summary
             runtime = self._labels.name(job)
             jobs[job.namespace, job.phase or UNKNOWN, runtime] += 1
             if job.phase is Phase.RUNNING:
