@@ -116,7 +116,7 @@ def test_a_job_is_counted_once_also_if_the_operator_restarts(world: ObservedWorl
     assert world.total("dreambooth_gpu_seconds_total") == 170, "the runtime's default is one GPU"
     assert world.total("dreambooth_class_images_total", source="reused") == 3
     assert world.total("dreambooth_class_images_total", source="generated") == 2
-    phases = {phase: world.total("dreambooth_trainer_phase_seconds_sum", phase=phase) for phase in TrainerPhase}
+    phases = {phase: world.total("dreambooth_job_trainer_phase_seconds_sum", phase=phase) for phase in TrainerPhase}
     assert (phases["ClassImages"], phases["Train"], phases["Evaluate"]) == (30, 100, 40)
 
 

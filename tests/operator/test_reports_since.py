@@ -16,6 +16,7 @@ from dreambooth_operator import app
 from dreambooth_operator.controller.reconciler import Reconciler, _Known
 from dreambooth_operator.machinery.client import Api, ApiError
 from dreambooth_operator.machinery.metrics import Metrics
+from dreambooth_operator.metrics.state import RuntimeLabels
 from dreambooth_operator.machinery.reflector import Reflector
 from dreambooth_operator.machinery.resources import Json
 from dreambooth_operator.resources import JOBS
@@ -124,7 +125,7 @@ async def test_time_before_a_process_leads_does_not_count(monkeypatch: pytest.Mo
     reconciler.reflectors = ()
     monkeypatch.setattr(app, "run_workers", run_workers)
     monkeypatch.setattr(app, "_now", lambda: START + timedelta(hours=1))
-    await app._work(cast("Api", None), reconciler, Metrics("test"), app.Options())
+    await app._work(cast("Api", None), reconciler, Metrics("test"), RuntimeLabels(lambda _: None), app.Options())
     assert reconciler.reports_since == START + timedelta(hours=1)
 
 

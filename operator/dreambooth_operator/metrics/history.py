@@ -51,7 +51,7 @@ class JobHistory(JobObserver):
             registry=registry,
         )
         self._trainer_seconds = Histogram(
-            "dreambooth_trainer_phase_seconds",
+            "dreambooth_job_trainer_phase_seconds",
             "Duration of completed phases of trainers.",
             (*_PLACE, "phase"),
             buckets=_SECONDS,

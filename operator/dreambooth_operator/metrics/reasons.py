@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
+from dreambooth_api.environment import BELOW_THRESHOLDS, INVALID_INPUT, OUT_OF_MEMORY
+
 OTHER: Final = "Other"
 # Those of docs/troubleshooting.md.
 KNOWN: Final = frozenset(
     {
         "AppFailed",
         "BackoffLimitExceeded",
-        "BelowThresholds",
+        BELOW_THRESHOLDS,
         "ConfigMapNotFound",
         "ConfigMapRefused",
         "DeadlineExceeded",
@@ -18,14 +20,14 @@ KNOWN: Final = frozenset(
         "HeadLost",
         "ImageNotFound",
         "InvalidImageName",
-        "InvalidInput",
+        INVALID_INPUT,
         "JobDeploymentStatusTransitionGracePeriodExceeded",
         "JobRefused",
         "KeyNotFound",
         "LimitRangeExceeded",
         "NameTaken",
         "NetworkPolicyRefused",
-        "OutOfMemory",
+        OUT_OF_MEMORY,
         "PodsNotReady",
         "PreRunningDeadlineExceeded",
         "PriorityClassNotFound",
