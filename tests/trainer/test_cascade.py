@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, IFPipeline, IFSuperResolutionPipeline
 from hubserver import COMMIT, Hub
+from inline_pool import InlinePool
 from PIL import Image
 from randomtraining import random_result
 from test_plan import job_of
@@ -27,8 +28,11 @@ from dreambooth_trainer.families.registry import (
     stage_folders,
     weights_digest,
 )
+from dreambooth_trainer.images.augment import resized
 from dreambooth_trainer.models.files import ADAPTER_FILE, local_pipeline_files
-from dreambooth_trainer.phases.encode import encode
+from dreambooth_trainer.phases.base import Context
+from dreambooth_trainer.phases.class_images import generate_missing
+from dreambooth_trainer.phases.encode import class_images_of, encode, encode_shared
 from dreambooth_trainer.phases.train import save_trained_model
 from dreambooth_trainer.planning.fit import size_of
 from dreambooth_trainer.planning.memory import ModelSize
@@ -210,6 +214,31 @@ def test_each_stage_is_encoded_and_trained_in_a_folder_of_its_own(cascade: BaseM
     assert (trained / ADAPTER_FILE).exists()
     assert (trained / SECOND / ADAPTER_FILE).exists()
     assert np.isfinite(draw(trained, trained / SECOND)).all()
+
+
+def test_class_images_are_generated_once_and_encoded_for_each_stage(cascade: BaseModelRef, tmp_path: Path) -> None:
+    sampler = SamplerSettings(steps=1, guidance_scale=1)
+    update = {"num_class_images": 2, "class_image_sampler": sampler}
+    plan, done = plan_of(cascade).model_copy(update=update), list[int]()
+    pool: Any = InlinePool()
+    context = Context(plan, JobFolder(tmp_path / "job"), (), str(tmp_path / "store"), {}, pool)
+    class_images = class_images_of(context)
+    generate_missing(context, "a dog", class_images[0].names, lambda *_, **__: None)
+    encode_shared(context, class_images, done.append)
+    assert done == [1, 2, 3, 4]
+    (tmp_path / "job" / "work" / "prepared").mkdir(parents=True)
+    for number, image in enumerate(random_images(64)):
+        image.save(context.folder.prepared / f"0-{number:03d}.png")
+    encode(plan, context.folder, [[PROMPT] * 3], class_images)
+    for stage in plan.stages:
+        cached = load_data(context.folder.of_stage(stage.stage).latents).class_images
+        assert cached is not None
+        for row, name in enumerate(class_images[0].names):
+            image = class_images[0].store.get(name)
+            assert image.size == (64, 64)
+            expected = np.asarray(resized(image, stage.resolution)) / 127.5 - 1
+            np.testing.assert_allclose(cached.images["pixels"][row].permute(1, 2, 0), expected, atol=1e-6)
+        assert cached.indices == (range(2),)
 
 
 def test_the_stages_have_their_own_resolutions_rates_and_models(cascade: BaseModelRef) -> None:
