@@ -74,7 +74,6 @@ def _complete(context: Context) -> bool:
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     stages = context.plan.stages
     progress.total(context.plan.steps * len(stages))
-    context.pool.free_memory(unload_models)
     # A stage whose training was complete before an interruption ends at once.
     losses = [_train_stage(context, stage, _Progress(progress, stage, number)) for number, stage in enumerate(stages)]
     return {"steps": context.plan.steps * len(stages), "loss": losses[-1]}
@@ -83,6 +82,7 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
 def _train_stage(context: Context, plan: Plan, progress: _Progress) -> float:
     """Train a stage and write its model; returns the loss of the last step."""
     folder = context.folder.of_stage(plan.stage)
+    context.pool.free_memory(unload_models)
     # On the driver's node: the run must survive the loss of any worker's node.
     driver_node = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     progress_actor: Any = ray.remote(num_cpus=0, label_selector=driver_node)(ProgressActor).remote()
