@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from torch.nn import functional
 
 from dreambooth_api.errors import UserError
 from dreambooth_api.model import BaseModelRef, ModelSource
+from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.families.registry import (
     base_digest,
     local_folder,
@@ -30,6 +33,7 @@ from dreambooth_trainer.families.registry import (
 )
 from dreambooth_trainer.images.augment import resized
 from dreambooth_trainer.models.files import ADAPTER_FILE, local_pipeline_files
+from dreambooth_trainer.phases import train
 from dreambooth_trainer.phases.base import Context
 from dreambooth_trainer.phases.class_images import generate_missing
 from dreambooth_trainer.phases.encode import class_images_of, encode, encode_shared
@@ -44,6 +48,7 @@ from dreambooth_trainer.store.folder import JobFolder
 from dreambooth_trainer.training.cache import load_data
 from dreambooth_trainer.training.loop import run_step
 from dreambooth_trainer.training.memory_count import count_size
+from dreambooth_trainer.training.messages import RECORDS_FILE, StepRecord
 from dreambooth_trainer.training.plain_engine import PlainEngine
 
 pytestmark = [pytest.mark.trainer, pytest.mark.usefixtures("one_thread")]
@@ -239,6 +244,48 @@ def test_class_images_are_generated_once_and_encoded_for_each_stage(cascade: Bas
             expected = np.asarray(resized(image, stage.resolution)) / 127.5 - 1
             np.testing.assert_allclose(cached.images["pixels"][row].permute(1, 2, 0), expected, atol=1e-6)
         assert cached.indices == (range(2),)
+
+
+def test_stages_are_trained_in_turn_on_gpus_that_the_pool_has_released(
+    cascade: BaseModelRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, events, reports = plan_of(cascade), list[str](), list[dict[str, Any]]()
+    records = [StepRecord(step, 0.5, 0.5, None, 1e-6, 1) for step in (1, 2)]
+
+    class Pool(InlinePool):
+        def free_memory(self, release_models: object) -> None:
+            events.append("release")
+
+        def call(self, function: Any, *arguments: Any) -> None:
+            events.append(f"{function.__name__} {arguments[0].stage}".strip())
+
+    def fit(trainer: Plan, actor: object, report: Any) -> Path:
+        events.append(f"train {trainer.resolution}")
+        report(records[0], None)
+        return checkpoint
+
+    checkpoint, pool = tmp_path / "checkpoint", Pool()
+    checkpoint.mkdir()
+    (checkpoint / RECORDS_FILE).write_text("".join(f"{json.dumps(asdict(record))}\n" for record in records))
+    actors = SimpleNamespace(remote=lambda: None)
+    nodes = SimpleNamespace(get_node_id=lambda: "node")
+    fake = {"remote": lambda **_: lambda cls: actors, "get_runtime_context": lambda: nodes, "kill": lambda actor: None}
+    monkeypatch.setattr(train, "ray", SimpleNamespace(**fake))
+    monkeypatch.setattr(train, "build_trainer", lambda plan, *_: plan)
+    monkeypatch.setattr(train, "_fit", fit)
+    context: Any = SimpleNamespace(plan=plan, folder=JobFolder(tmp_path), pool=pool, keys={TrainerPhase.TRAIN: "key"})
+    progress: Any = SimpleNamespace(
+        total=lambda count: events.append(f"{count} steps"),
+        done=lambda step, **facts: reports.append({"step": step, **facts}),
+    )
+    assert train.TRAIN.run(context, progress) == {"steps": 4, "loss": 0.5}
+    assert events == [
+        "4 steps", "release", "train 16", "save_trained_model",
+        "release", "train 64", f"save_trained_model {SECOND}",
+    ]  # fmt: skip
+    assert [(report["step"], report.get("saved_step")) for report in reports] == [(1, None), (2, 2), (3, None), (4, 4)]
+    assert train.TRAIN.complete(context) is False, "the models are missing"
+    assert len((tmp_path / "work" / SECOND / "losses.jsonl").read_text().splitlines()) == 2
 
 
 def test_the_stages_have_their_own_resolutions_rates_and_models(cascade: BaseModelRef) -> None:
