@@ -139,10 +139,13 @@ def test_failed_prompts_are_marked_and_named() -> None:
         ("on sand", 4, ("does not follow the prompt",)),
         ("wet", 4, ("does not follow the prompt", "does not show the subject")),
     ]
-    (finding,) = [finding for finding in findings(before, after, COURSE) if finding.prompts]
-    assert finding.normal
-    assert finding.text == "Prompts are followed: CLIP-T 0.745 (0.794 before); 2 of 3 prompts are not followed"
-    assert finding.prompts == ("on sand", "wet")
+    subject, prompt = (finding for finding in findings(before, after, COURSE) if finding.prompts)
+    assert subject.normal
+    assert subject.text == "The subject is learned: DINO 0.711 (0.268 before); 1 of 3 prompts do not show the subject"
+    assert subject.prompts == ("wet",)
+    assert prompt.normal
+    assert prompt.text == "Prompts are followed: CLIP-T 0.745 (0.794 before); 2 of 3 prompts are not followed"
+    assert prompt.prompts == ("on sand", "wet")
 
 
 def test_lines_for_the_console() -> None:

@@ -181,24 +181,24 @@ def _subject(before: Scores, after: Scores, ranges: Mapping[str, Range], course:
     scored = _limited(after, ranges, _SUBJECT)
     if not scored:
         return None
+    failed, count = _failed(before, after, NOT_SHOWN, "do not show the subject")
     bad = _outside(after, ranges, scored)
     if not bad:
         changes = ", ".join(_change(before, after, name, label) for name, label in scored.items())
-        return Finding(normal=True, text=f"The subject is learned: {changes}")
+        return Finding(normal=True, text=f"The subject is learned: {changes}{count}", prompts=failed)
     numbers = ", ".join(f"{label} {after.values[name]:.3f}, normal is {ranges[name]}" for name, label in bad.items())
     advice = f"train for more steps (now {course.steps})"
     if _loss_rose(course) or _outside(after, ranges, _limited(after, ranges, _PROMPTS)):
         advice = f"use a lower learning rate (now {course.learning_rate:g})"
-    return Finding(normal=False, text=f"The subject is not learned well: {numbers}", advice=advice)
+    text = f"The subject is not learned well: {numbers}{count}"
+    return Finding(normal=False, text=text, advice=advice, prompts=failed)
 
 
 def _prompts(before: Scores, after: Scores, ranges: Mapping[str, Range], course: Course) -> Finding | None:
     scored = _limited(after, ranges, _PROMPTS)
     if not scored:
         return None
-    rows = prompt_rows(before, after)
-    failed = tuple(row.prompt for row in rows if NOT_FOLLOWED in row.failures)
-    count = f"; {len(failed)} of {len(rows)} prompts are not followed" if failed else ""
+    failed, count = _failed(before, after, NOT_FOLLOWED, "are not followed")
     if not _outside(after, ranges, scored):
         text = f"Prompts are followed: {_change(before, after, 'clipT', 'CLIP-T')}{count}"
         return Finding(normal=True, text=text, prompts=failed)
@@ -206,6 +206,13 @@ def _prompts(before: Scores, after: Scores, ranges: Mapping[str, Range], course:
     text = f"Prompt fidelity fell by {was - now:.2f} (CLIP-T {was:.3f} to {now:.3f}){count}"
     advice = f"use fewer steps (now {course.steps}) or a lower learning rate (now {course.learning_rate:g})"
     return Finding(normal=False, text=text, advice=advice, prompts=failed)
+
+
+def _failed(before: Scores, after: Scores, failure: str, rule: str) -> tuple[tuple[str, ...], str]:
+    """The prompts with a failure, and the end of a sentence that counts them, which is empty without any."""
+    rows = prompt_rows(before, after)
+    failed = tuple(row.prompt for row in rows if failure in row.failures)
+    return failed, f"; {len(failed)} of {len(rows)} prompts {rule}" if failed else ""
 
 
 def _class(before: Scores, after: Scores, ranges: Mapping[str, Range], course: Course) -> Finding | None:
