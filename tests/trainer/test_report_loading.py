@@ -141,6 +141,10 @@ def test_files_for_other_tools_are_those_that_were_published(
     assert [(file.file, file.comfyui) for file in files] == expected
 
 
+def test_other_tools_do_not_know_the_embedded_base_model() -> None:
+    assert tool_files(plan("Full", None, "builtin:sprites"), ["my-dog.safetensors"]) == ()
+
+
 def test_an_embedding_is_named_after_its_file_in_other_tools() -> None:
     (file,) = tool_files(plan("TextualInversion", None), ["learned_embeds.safetensors"])
     assert file.a1111 == "embeddings/my-dog.safetensors"

@@ -124,6 +124,8 @@ def tool_files(plan: Plan, published: Collection[str]) -> tuple[ToolFile, ...]:
     Args:
         published: names of the files of the published model.
     """
+    if plan.model.id == BUILTIN_SPRITES:
+        return ()  # its layers do not have the sizes of a Stable Diffusion that these tools know
     name, prompt = plan.job.metadata.name, plan.instance_prompts[0]
     checkpoint, adapter = single_file_name(plan), f"{name}.safetensors"
     files: list[ToolFile] = []
