@@ -75,6 +75,16 @@ def test_the_hub_library_reads_the_metadata(tmp_path: Path) -> None:
     assert "<Gallery />" in path.read_text()
 
 
+def test_the_gallery_has_each_prompt_once(tmp_path: Path) -> None:
+    dog = _report().subjects[0]
+    prompts = [dog.comparison, *(replace(dog.comparison, prompt=f"a sks dog {number}") for number in range(9))]
+    report = replace(_report(), subjects=(replace(dog, prompt_comparisons=tuple(prompts)),) * 2)
+    gallery = save_gallery(report, tmp_path)
+    assert [image.prompt for image in gallery] == ["a sks dog", *(f"a sks dog {number}" for number in range(5))] * 2
+    assert [image.file for image in gallery] == [f"images/{number:02}.png" for number in range(12)]
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [f"{n:02}.png" for n in range(12)]
+
+
 def test_a_complete_model_is_a_finetune_without_a_template() -> None:
     for formats in (["diffusers", "safetensors"], ["lora", "diffusers"]):
         assert model_card(_report(), formats=formats).data.to_dict()["base_model_relation"] == "finetune"

@@ -101,12 +101,13 @@ def save_gallery(report: Report, folder: Path) -> list[GalleryImage]:
     """Write the first image of some prompts by the trained model, and return them in the order of the gallery."""
     images: list[GalleryImage] = []
     for subject in report.subjects:
-        for comparison in (subject.comparison, *subject.prompt_comparisons)[:MAX_GALLERY_IMAGES]:
-            if comparison.after:
-                (folder / layout.GALLERY).mkdir(exist_ok=True)
-                image = GalleryImage(comparison.prompt, f"{layout.GALLERY}/{len(images):02}.png")
-                comparison.after[0].save(folder / image.file)
-                images.append(image)
+        # By prompt: the instance prompt may be an evaluation prompt, too.
+        own = {one.prompt: one.after[0] for one in (subject.comparison, *subject.prompt_comparisons) if one.after}
+        for prompt, shown in list(own.items())[:MAX_GALLERY_IMAGES]:
+            (folder / layout.GALLERY).mkdir(exist_ok=True)
+            image = GalleryImage(prompt, f"{layout.GALLERY}/{len(images):02}.png")
+            shown.save(folder / image.file)
+            images.append(image)
     return images
 
 
