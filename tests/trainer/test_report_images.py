@@ -77,10 +77,21 @@ def test_labels_are_drawn_and_long_ones_truncated() -> None:
 
 def test_comparison_grid_limits_the_number_of_images() -> None:
     red = Image.new("RGB", (10, 10), RED)
-    many = comparison_grid([Comparison("p", (red,) * 9, (red,) * 9)], tile=20, max_images=2)
+    many = comparison_grid([Comparison("p", (red,) * 9, (red,) * 9)], tile=20, max_images=2, pairs=2)
     assert many.width == GAP + 4 * (20 + GAP) + 3 * GAP
     with pytest.raises(ValueError, match="at least one row"):
         comparison_grid([])
+
+
+def test_images_from_the_same_noise_are_next_to_each_other_in_every_row() -> None:
+    red, blue, green = (Image.new("RGB", (10, 10), color) for color in (RED, BLUE, (0, 255, 0)))
+    rows = [Comparison("a", (red,) * 4, (blue, green, green, green)), Comparison("b", (red,), (blue, green))]
+    grid = comparison_grid(rows, tile=50)
+    assert grid.width == GAP + 5 * (50 + GAP) + 6 * GAP
+    starts = [GAP, 50 + 5 * GAP, 100 + 9 * GAP]
+    for row in range(2):
+        middle = LINE + row * (LINE + 50) + LINE + 25
+        assert [grid.getpixel((start + 25, middle)) for start in starts] == [RED, BLUE, (0, 255, 0)]
 
 
 def test_smooth_ignores_missing_values() -> None:

@@ -121,12 +121,14 @@ def _write_model_folder(draft: Path, context: Context, report: Report) -> list[s
         (draft / "scores.json").write_bytes(folder.scores.read_bytes())
     subjects = report.subjects
     summaries = [(one.comparison, *one.prompt_comparisons[:6], one.class_comparison) for one in subjects]
-    comparison_grid([row for summary in summaries for row in summary]).save(draft / layout.COMPARISON)
-    comparison_grid([one.comparison for one in subjects]).save(draft / layout.SUBJECT)
+    # By prompt: an instance prompt may be an evaluation prompt, too.
+    rows = {row.prompt: row for summary in summaries for row in summary}
+    comparison_grid(list(rows.values())).save(draft / layout.COMPARISON)
+    comparison_grid([one.comparison for one in subjects], pairs=4).save(draft / layout.SUBJECT)
     prompts = [comparison for one in subjects for comparison in one.prompt_comparisons]
     comparison_grid(prompts).save(draft / layout.RECONTEXTUALIZATION)
     classes = {one.class_prompt: one.class_comparison for one in subjects}
-    comparison_grid(list(classes.values())).save(draft / layout.CLASS)
+    comparison_grid(list(classes.values()), pairs=4).save(draft / layout.CLASS)
     report = replace(report, tool_files=tool_files(plan, {path.name for path in draft.iterdir()}))
     licensed = license_fields(plan.model.id) if plan.model.revision else {}
     gallery = save_gallery(report, draft)

@@ -75,10 +75,25 @@ def labeled_grid(rows: Sequence[Row], headings: Sequence[str] = (), tile: int = 
     return grid
 
 
-def comparison_grid(comparisons: Sequence[Comparison], tile: int = TILE, max_images: int = 4) -> Image.Image:
-    """One row per prompt: up to `max_images` images before training on the left, after training on the right."""
-    rows = [Row(c.prompt, (c.before[:max_images], c.after[:max_images])) for c in comparisons]
-    return labeled_grid(rows, headings=("Before", "After"), tile=tile)
+def comparison_grid(
+    comparisons: Sequence[Comparison], tile: int = TILE, max_images: int = 4, *, pairs: int = 1
+) -> Image.Image:
+    """One row per prompt: images before training on the left, those after training from the same noise next to them.
+
+    Args:
+        max_images: of the trained model in a row. Those without a counterpart from the same noise are on the right.
+        pairs: maximum number of images with a counterpart in a row.
+    """
+    groups: list[tuple[tuple[Image.Image, ...], ...]] = []
+    for comparison in comparisons:
+        count = min(pairs, comparison.pairs)
+        before, after = comparison.before[:count], comparison.after[:max_images]
+        groups.append((before, after[:count], after[count:]))
+    headings = ("Before", "After", "After, from other noise")
+    if not any(more for _, _, more in groups):
+        groups, headings = [group[:2] for group in groups], headings[:2]
+    rows = [Row(c.prompt, group) for c, group in zip(comparisons, groups, strict=True)]
+    return labeled_grid(rows, headings=headings, tile=tile)
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
