@@ -10,9 +10,17 @@ _MARK = "\x01"
 _MARKED_WORD = re.compile(rf"(?:^|[^\w{_MARK}]|_){_MARK}(?:$|[^\w{_MARK}]|_)")
 
 
+_MARKED_PART = re.compile(rf"[^\W_]{_MARK}|{_MARK}[^\W_]")
+
+
 def contains_word(text: str, word: str) -> bool:
     """Whether `text` contains `word` with no letter or digit before and after it, as in "photo of sks, a dog".
 
     `crd.rules` has the same rule in CEL.
     """
     return _MARKED_WORD.search(text.replace(word, _MARK)) is not None
+
+
+def inside_word(text: str, word: str) -> bool:
+    """Whether `text` contains `word` with a letter or digit before or after it, as in "photo of masks" for sks."""
+    return _MARKED_PART.search(text.replace(word, _MARK)) is not None

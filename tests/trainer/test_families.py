@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,8 @@ from test_plan import make_plan
 
 from dreambooth_api.errors import UserError
 from dreambooth_api.model import BaseModelRef
-from dreambooth_trainer.families import identifiers
 from dreambooth_trainer.families.base import AdapterInfo, Stage
 from dreambooth_trainer.families.ddpm import loss_target
-from dreambooth_trainer.families.identifiers import rare_identifier
 from dreambooth_trainer.families.registry import local_folder, open_family, weights_digest
 from dreambooth_trainer.methods.registry import open_method
 from dreambooth_trainer.sprites import WEIGHTS
@@ -332,42 +329,3 @@ def test_unsupported_models_are_rejected(tmp_path: Path) -> None:
 
 def test_the_digest_depends_on_file_contents_only(make_model) -> None:
     assert weights_digest(make_model()) == weights_digest(make_model()) != weights_digest(make_model("v_prediction"))
-
-
-def test_auto_identifiers_are_single_tokens_and_deterministic() -> None:
-    from transformers import CLIPTokenizer
-
-    token = rare_identifier(WEIGHTS, "default/my-dog")
-    assert token == rare_identifier(WEIGHTS, "default/my-dog")
-    assert len(CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer").tokenize(token)) == 1
-
-
-def test_auto_identifiers_are_not_words_of_the_prompts() -> None:
-    taken: list[str] = []
-    for _ in range(5):
-        taken.append(rare_identifier(WEIGHTS, "default/my-dog", [f"a {word.upper()}, a dog" for word in taken]))
-    assert len(set(taken)) == 5
-
-
-@pytest.mark.parametrize("mark", ["{}</w>", "Ġ{}", "▁{}"], ids=["CLIP", "byte-level BPE", "SentencePiece"])
-def test_auto_identifiers_are_words_of_any_tokenizer(mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Tokenizer:
-        def get_vocab(self) -> dict[str, int]:
-            words = ["dog", "sks", "xq1", "long", "xyz"]
-            return {"abc": 0, **{mark.format(word): rank for rank, word in enumerate(words, 1)}, "def": 9}
-
-    monkeypatch.setattr(identifiers, "load_tokenizer", lambda folder: Tokenizer())
-    assert rare_identifier(Path(), "default/my-dog") == "xyz"
-
-
-def test_a_tokenizer_without_rare_tokens_is_reported(tiny_z_image_model: Path) -> None:
-    with pytest.raises(UserError, match=r"spec\.subject\.identifier: 'auto': found no rare token of three letters"):
-        rare_identifier(tiny_z_image_model, "default/my-dog")
-
-
-def test_an_auto_identifier_that_becomes_a_token_is_not_a_part_of_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    vocabulary = {"xyz</w>": 1, "abc</w>": 2, "abc": 3}
-    tokenizer = SimpleNamespace(get_vocab=lambda: vocabulary)
-    monkeypatch.setattr("dreambooth_trainer.families.identifiers.load_tokenizer", lambda folder: tokenizer)
-    assert rare_identifier(WEIGHTS, "default/my-dog") == "abc"
-    assert rare_identifier(WEIGHTS, "default/my-dog", new_token=True) == "xyz"

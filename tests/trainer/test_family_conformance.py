@@ -28,9 +28,9 @@ from safetensors.torch import load_file
 from test_plan import make_plan
 from torch import Tensor
 
-from dreambooth_api.errors import UserError
 from dreambooth_api.methods import METHODS
 from dreambooth_trainer.families.base import AdapterInfo, Family, KohyaWriter, SingleFileWriter, trained_modules
+from dreambooth_trainer.families.capabilities import capability_issues
 from dreambooth_trainer.families.registry import open_family
 from dreambooth_trainer.models.files import ADAPTER_FILE
 from dreambooth_trainer.phases.encode import encode
@@ -386,10 +386,16 @@ def test_a_job_is_encoded_trained_and_saved(
     model: Path, images: list[Image.Image], tmp_path: Path, method: str
 ) -> None:
     training = {"learningRate": 1e-2, "method": method, "textEncoder": {"train": not METHODS[method].tokens}}
-    if METHODS[method].tokens and not open_family(model).open(model, ()).text:
-        with pytest.raises(UserError, match="not supported for this model family"):
-            run_job(model, images, tmp_path, training)
+    family, plan = open_family(model), make_plan({"model": {"id": str(model)}, "training": {"method": method}})
+    assert [slot.folder for slot in family.open(model, ()).text] == list(family.extensible_tokenizers)
+    issues = [str(issue) for issue in capability_issues(plan, family)]
+    if METHODS[method].tokens and not family.extensible_tokenizers:
+        assert issues == [
+            f"spec.training.method: '{method}': adds tokens, which is not supported for {family.name}: its pipeline in "
+            "diffusers loads none; set method: LoRA"
+        ]
         return
+    assert issues == []
     folder = run_job(model, images, tmp_path, training)
     assert np.abs(draw(folder.trained) - draw(model)).max() > 1 / 255
     if METHODS[method].adapter and not METHODS[method].tokens:

@@ -25,7 +25,7 @@ SIZE = replace(STABLE_DIFFUSION, trainable=GIB, frozen=0, total=GIB + GIB // 4, 
 @pytest.fixture
 def no_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
     """For models of configuration files only."""
-    monkeypatch.setattr("dreambooth_trainer.runner.check_prompts", lambda plan, folder: ([], []))
+    monkeypatch.setattr("dreambooth_trainer.runner.check_use", lambda plan, folder: [])
 
 
 def of(training: dict[str, Any], gpus: int, workers: int = 1, size: Any = SIZE, precision: str = "bf16") -> float:

@@ -18,7 +18,7 @@ from dreambooth_api.errors import UserError
 from dreambooth_api.model import BaseModelRef
 from dreambooth_trainer.cluster.hardware import Hardware
 from dreambooth_trainer.planning.fit import size_of
-from dreambooth_trainer.planning.make_plan import JobFacts, make_plan
+from dreambooth_trainer.planning.make_plan import JobFacts, draft_plan, make_plan
 from dreambooth_trainer.planning.memory import GIB, ModelSize
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.sprites import WEIGHTS
@@ -169,8 +169,9 @@ def test_full_fine_tuning_of_flux_is_rejected_with_the_memory_that_it_and_lora_n
     job = job_of({"model": {"id": str(tmp_path)}})
     hardware = Hardware(1, "NVIDIA H100", 0.92 * 80 * GIB, bf16=True)
     facts = JobFacts(BaseModelRef(id=str(tmp_path)), tmp_path, ("sks",), (4,), hardware)
+    draft = draft_plan(job, facts)
     with pytest.raises(UserError) as caught:
-        make_plan(job, facts, lambda plan, images: count_size(plan, tmp_path, images, encoding_batch=4))
+        make_plan(draft, facts, lambda plan, images: count_size(plan, tmp_path, images, encoding_batch=4))
     message = str(caught.value)
     assert "Full in bf16 at 1024 px needs 252.0 GiB" in message
     assert "set method: LoRA and gradientCheckpointing: true (needs 28.3 GiB)" in message

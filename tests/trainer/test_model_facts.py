@@ -12,7 +12,7 @@ from test_plan import job_of
 from dreambooth_api.errors import UserError
 from dreambooth_api.model import BaseModelRef
 from dreambooth_trainer.cluster.hardware import Hardware
-from dreambooth_trainer.planning.make_plan import JobFacts, make_plan
+from dreambooth_trainer.planning.make_plan import JobFacts, draft_plan
 from dreambooth_trainer.planning.memory import GIB, ModelSize
 from dreambooth_trainer.planning.model_facts import check_model, check_scheduler, native_resolution
 from dreambooth_trainer.sprites import WEIGHTS
@@ -55,9 +55,9 @@ def test_a_job_trains_at_the_resolution_of_its_model(tmp_path: Path, training: d
     folder = write_model(tmp_path, unet, scheduler={"prediction_type": "v_prediction"})
     job = job_of({"model": {"id": str(folder)}, "training": training})
     facts = JobFacts(BaseModelRef(id=str(folder)), folder, ("sks",), (4,), H100)
-    planned = make_plan(job, facts, lambda plan, images: EMPTY)
-    assert planned.plan.resolution == resolution
-    assert planned.plan.sampler.steps == 50
+    plan = draft_plan(job, facts)
+    assert plan.resolution == resolution
+    assert plan.sampler.steps == 50
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", None])
@@ -103,7 +103,7 @@ def test_a_model_with_flow_matching_has_defaults_of_its_own(
 ) -> None:
     folder = write_transformer(tmp_path, config, FLOW)
     facts = JobFacts(BaseModelRef(id=str(folder)), folder, ("sks",), (4,), H100)
-    plan = make_plan(job_of({"model": {"id": str(folder)}}), facts, lambda plan, images: EMPTY).plan
+    plan = draft_plan(job_of({"model": {"id": str(folder)}}), facts)
     assert plan.resolution == resolution
     for sampler in (plan.sampler, plan.class_image_sampler):
         assert (sampler.steps, sampler.guidance_scale, sampler.scheduler) == (28, 3.5, "Default")

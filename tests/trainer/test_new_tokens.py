@@ -9,13 +9,15 @@ import torch
 from test_plan import make_plan
 from torch import nn
 
-from dreambooth_api.errors import UserError
-from dreambooth_trainer.families.registry import open_family
-from dreambooth_trainer.methods.tokens import ExtendedEmbedding, add_tokens
+from dreambooth_trainer.methods.tokens import ExtendedEmbedding
 from dreambooth_trainer.sampling.prompt_check import check_prompts
+from dreambooth_trainer.sampling.token_check import token_issues
 from dreambooth_trainer.sprites import WEIGHTS
 
 pytestmark = pytest.mark.trainer
+
+
+FOLDERS = ("tokenizer",)
 
 
 def inversion(*identifiers: str, vectors: int = 2, **subject: Any) -> dict[str, Any]:
@@ -29,18 +31,42 @@ def inversion(*identifiers: str, vectors: int = 2, **subject: Any) -> dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("identifiers", "rule"),
+    ("identifiers", "rules"),
     [
-        (["sks", "sks_1"], "is a part of 'sks_1', the identifier of another subject"),
-        (["XYZ", "abc"], "has upper-case letters"),
-        (["og", "abc"], "is a part of 'dog'"),
-        (["abc", "ab"], "is a part of 'abc'"),
+        (["sks", "sks_1"], ["is a part of 'sks_1', the identifier of another subject", None]),
+        (["XYZ", "abc"], ["has upper-case letters", None]),
+        (["og", "abc"], ["would be read inside of a word of the prompt 'a og dog'", None]),
+        (["abc", "ab"], [None, "is a part of 'abc'"]),
+        (["eac", "abc"], ["would be read inside of a word of the prompt 'a eac dog on the beach'", None]),
+        (["red", "abc"], [None, None]),
+        (["c", "abc"], ["becomes a token, and 'c' is a token of the base model already", None]),
     ],
 )
-def test_names_that_would_be_misread_are_rejected(identifiers: list[str], rule: str) -> None:
-    plan = make_plan(inversion(*identifiers))
-    with pytest.raises(UserError, match=rule):
-        add_tokens(open_family(WEIGHTS).open(WEIGHTS, ()), plan)
+def test_names_that_would_be_misread_are_rejected(identifiers: list[str], rules: list[str | None]) -> None:
+    """`rules` of each subject."""
+    issues = {issue.path: str(issue) for issue in token_issues(make_plan(inversion(*identifiers)), WEIGHTS, FOLDERS)}
+    expected = {f"spec.subjects[{index}].identifier": rule for index, rule in enumerate(rules) if rule}
+    assert issues.keys() == expected.keys()
+    for path, rule in expected.items():
+        assert rule in issues[path]
+        assert "; set auto, or another word in lower case, for example <" in issues[path]
+
+
+@pytest.mark.parametrize(
+    ("field", "spec"),
+    [
+        ("spec.subject.instancePrompt", {"subject": {"instancePrompt": "a sks dog with masks"}}),
+        ('spec.subject.captions["a.png"]', {"subject": {"captions": {"a.png": "a sks dog in the dusksun"}}}),
+        ("spec.priorPreservation.classPrompt", {"priorPreservation": {"classPrompt": "a dog with masks"}}),
+        ("spec.evaluation.prompts[0]", {"evaluation": {"prompts": ["a {} with masks"]}}),
+    ],
+)
+def test_a_token_is_not_read_inside_of_words_of_any_prompt(field: str, spec: dict[str, Any]) -> None:
+    subject = {"class": "dog", "images": {"uri": "photos"}, **spec.get("subject", {})}
+    job = {**spec, "subject": subject, "training": {"method": "PivotalTuning"}}
+    (issue,) = token_issues(make_plan(job), WEIGHTS, FOLDERS)
+    assert f"({field})" in issue.rule
+    assert token_issues(make_plan({**job, "training": {"method": "LoRA"}}), WEIGHTS, FOLDERS) == []
 
 
 def test_embeddings_have_the_number_format_of_the_rows_also_if_only_parameters_are_cast() -> None:

@@ -17,7 +17,6 @@ from PIL import Image
 from dreambooth_api.errors import UserError
 from dreambooth_api.job import DreamBoothJob, Thresholds
 from dreambooth_api.status import TrainerPhase
-from dreambooth_trainer.families.identifiers import select_identifiers
 from dreambooth_trainer.images.sources import RawImage
 from dreambooth_trainer.images.subjects import prepare_subjects, read_subjects
 from dreambooth_trainer.metrics.scores import Scores, failed_thresholds, mean_scores
@@ -28,6 +27,7 @@ from dreambooth_trainer.phases.encode import class_images_of, encode, encode_sha
 from dreambooth_trainer.phases.prepare import PREPARE
 from dreambooth_trainer.planning.plan import Plan, fill_defaults
 from dreambooth_trainer.sampling.evaluation_set import image_requests
+from dreambooth_trainer.sampling.identifiers import select_identifiers
 from dreambooth_trainer.sampling.prompt_check import check_prompts
 from dreambooth_trainer.sprites import WEIGHTS
 from dreambooth_trainer.store.folder import JobFolder

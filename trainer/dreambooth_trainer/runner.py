@@ -13,7 +13,6 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from dreambooth_api.defaulting import with_defaults, worker_resources
-from dreambooth_api.errors import UserError
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_api.status import TrainerPhase
@@ -21,9 +20,7 @@ from dreambooth_trainer.cluster.hardware import Hardware, check_cores, check_run
 from dreambooth_trainer.cluster.pool import WorkerPool
 from dreambooth_trainer.cluster.runtime_hardware import runtime_hardware
 from dreambooth_trainer.cluster.session import has_address, ray_cluster
-from dreambooth_trainer.families.capabilities import capability_issues
-from dreambooth_trainer.families.identifiers import select_identifiers
-from dreambooth_trainer.families.registry import config_folder, family_module, open_family, pinned, stage_folders
+from dreambooth_trainer.families.registry import config_folder, family_module, pinned, stage_folders
 from dreambooth_trainer.images.sources import RawImage, read_images
 from dreambooth_trainer.images.subjects import each_subject, located_warnings, read_subjects, with_captions
 from dreambooth_trainer.jobfile.load import dump_job
@@ -34,12 +31,13 @@ from dreambooth_trainer.phases.evaluate import EVALUATE, check_encoders
 from dreambooth_trainer.phases.prepare import PREPARE
 from dreambooth_trainer.phases.publish import PUBLISH
 from dreambooth_trainer.phases.train import TRAIN
-from dreambooth_trainer.planning.make_plan import JobFacts, PlannedJob, make_plan
+from dreambooth_trainer.planning.make_plan import JobFacts, PlannedJob, draft_plan, make_plan
 from dreambooth_trainer.planning.memory import ModelSize
 from dreambooth_trainer.planning.plan import Plan, fingerprint, model_ref
 from dreambooth_trainer.planning.precision import check_packages
 from dreambooth_trainer.progress.console import Reporter
-from dreambooth_trainer.sampling.prompt_check import check_prompts
+from dreambooth_trainer.sampling.identifiers import select_identifiers
+from dreambooth_trainer.sampling.model_check import check_use
 from dreambooth_trainer.store.claim import claim_output
 from dreambooth_trainer.store.folder import JobFolder, atomic_write
 from dreambooth_trainer.store.run_record import RunRecord, read_completion, write_run
@@ -101,11 +99,9 @@ def _plan(job: DreamBoothJob, image_counts: tuple[int, ...], hardware: Hardware)
     folders = stage_folders(model)
     folder = folders[""]
     facts = JobFacts(model, folder, select_identifiers(job, folder), image_counts, hardware)
-    planned = make_plan(job, facts, partial(_count_size, folders, sum(image_counts)))
-    issues, warnings = check_prompts(planned.plan, folder)
-    issues += capability_issues(planned.plan, open_family(folder))
-    if issues:
-        raise UserError(issues)
+    draft = draft_plan(job, facts)
+    warnings = check_use(draft, folder)
+    planned = make_plan(draft, facts, partial(_count_size, folders, sum(image_counts)))
     notes = [hardware.note] if hardware.note else []
     return planned, (*notes, *warnings)
 

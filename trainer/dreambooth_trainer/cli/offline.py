@@ -9,7 +9,6 @@ from dreambooth_api.errors import UserError
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.subject import Subject
 from dreambooth_api.uris import BUILTIN, is_url
-from dreambooth_trainer.families.identifiers import select_identifiers
 from dreambooth_trainer.families.registry import known_config_folder
 from dreambooth_trainer.images.captions import with_caption_files
 from dreambooth_trainer.images.prepare import prepare_images
@@ -19,7 +18,8 @@ from dreambooth_trainer.planning.cascade import SCALE
 from dreambooth_trainer.planning.defaults import model_defaults
 from dreambooth_trainer.planning.model_facts import check_model, is_flow_matching, is_pixel_space, native_resolution
 from dreambooth_trainer.planning.plan import encoder_names, fill_defaults, model_ref
-from dreambooth_trainer.sampling.prompt_check import check_prompts
+from dreambooth_trainer.sampling.identifiers import select_identifiers
+from dreambooth_trainer.sampling.model_check import check_use
 
 
 def check_plan(job: DreamBoothJob) -> list[str]:
@@ -27,7 +27,7 @@ def check_plan(job: DreamBoothJob) -> list[str]:
 
     Raises:
         UserError: values that do not fit together once defaults are filled in, on any hardware; or a base model on this
-            machine that is not supported, or whose text encoder does not read a prompt to its end.
+            machine that is not supported, or that does not support what the job asks for.
     """
     # A runtime can give workers more GPUs. A batch that cannot be split with one each cannot be split then either.
     gpus, folder = job.spec.cluster.resources.gpu or 0, _known_folder(job)
@@ -50,10 +50,7 @@ def check_plan(job: DreamBoothJob) -> list[str]:
     ]
     if folder is None:
         return notes
-    issues, warnings = check_prompts(plan, folder)
-    if issues:
-        raise UserError(issues)
-    return [*notes, *warnings]
+    return [*notes, *check_use(plan, folder)]
 
 
 def check_images(job: DreamBoothJob) -> list[str]:

@@ -112,6 +112,7 @@ class Family(Protocol):
         text_encoders: names of the text encoders. A model may lack some: `open` leaves them out.
         trainable_text_encoders: those that can be trained with the denoiser.
         image_encoders: names of the modules that `Stage.encode_images` needs.
+        extensible_tokenizers: folders of the tokenizers that can get new tokens; empty if pipelines load none.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Family(Protocol):
     text_encoders: tuple[str, ...]
     trainable_text_encoders: tuple[str, ...]
     image_encoders: tuple[str, ...]
+    extensible_tokenizers: tuple[str, ...]
 
     def open(self, folder: Path, modules: Collection[str], *, empty: bool = False) -> Stage:
         """Open a diffusers folder for training, with some of its modules on the CPU, in fp32 or in bf16 as stored.

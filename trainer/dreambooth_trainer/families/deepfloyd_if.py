@@ -107,6 +107,7 @@ class DeepFloydIF:
     text_encoders: tuple[str, ...] = ("text_encoder",)
     trainable_text_encoders: tuple[str, ...] = ()
     image_encoders: tuple[str, ...] = ()
+    extensible_tokenizers: tuple[str, ...] = ()
     pipeline_class: ClassVar[Any] = IFPipeline
 
     def open(self, folder: Path, modules: Collection[str], *, empty: bool = False) -> PixelStage:

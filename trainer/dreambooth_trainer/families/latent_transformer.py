@@ -37,7 +37,7 @@ class LatentTransformerStage:
 
     @property
     def text(self) -> tuple[TextSlot, ...]:
-        """None: the pipelines of SD3 and Z-Image load no new tokens, and that of FLUX.1 loads them into CLIP only."""
+        """None: see `LatentTransformer.extensible_tokenizers`."""
         return ()
 
     def encode_images(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
@@ -63,6 +63,8 @@ class LatentTransformer:
     trainable_text_encoders: tuple[str, ...]
     denoiser = "transformer"
     image_encoders = ("vae",)
+    # The pipelines of SD3 and Z-Image load no new tokens, and that of FLUX.1 loads them into CLIP only.
+    extensible_tokenizers: tuple[str, ...] = ()
 
     @property
     def _classes(self) -> dict[str, Any]:

@@ -272,11 +272,11 @@ def _digest(files: Mapping[str, bytes]) -> str:
     return digest.hexdigest()
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a diffusers folder, with the length to which the pipeline truncates prompts."""
+def load_tokenizer(folder: Path, name: str = "tokenizer") -> PreTrainedTokenizerBase:
+    """A tokenizer of a diffusers folder, with the length to which the pipeline truncates prompts."""
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder / name)
     length: int = tokenizer.model_max_length
     tokenizer.model_max_length = min(length, MAX_TOKENS.get(family_name(folder), length))
     return tokenizer

@@ -94,6 +94,7 @@ class StableDiffusion:
     text_encoders = ("text_encoder",)
     trainable_text_encoders = text_encoders
     image_encoders = ("vae",)
+    extensible_tokenizers = ("tokenizer",)
 
     def open(self, folder: Path, modules: Collection[str], *, empty: bool = False) -> StableDiffusionStage:
         return StableDiffusionStage(

@@ -119,6 +119,7 @@ class StableDiffusionXL:
     text_encoders = tuple(TEXT_ENCODERS)
     trainable_text_encoders = text_encoders
     image_encoders = ("vae",)
+    extensible_tokenizers = ("tokenizer", "tokenizer_2")
 
     def open(self, folder: Path, modules: Collection[str], *, empty: bool = False) -> StableDiffusionXLStage:
         return StableDiffusionXLStage(

@@ -5,13 +5,11 @@ Pipelines of diffusers and `families.clip.token_ids` replace the first token of 
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_trainer.methods.base import Trainee
 from dreambooth_trainer.planning.plan import Plan
 
@@ -49,37 +47,9 @@ class ExtendedEmbedding(nn.Module):
 
 
 def add_tokens(stage: Trainee, plan: Plan) -> None:
-    """Add the new tokens of a plan, if there are any, to the tokenizers of a stage.
-
-    Raises:
-        UserError: the model has no text encoder that can get tokens, or prompts would not be read as they are written:
-            an identifier is a token already, or would be read as another one or in other words.
-    """
-    tokens = plan.new_tokens
-    if tokens and not stage.text:
-        rule = "adds tokens, which is not supported for this model family"
-        raise UserError(ValidationIssue("spec.training.method", plan.spec.training.method, rule, "set method: LoRA"))
-    for slot in stage.text if tokens else ():
-        vocabulary = slot.tokenizer.get_vocab()
-        for field, (identifier, own) in zip(plan.spec.subject_fields, tokens.items(), strict=True):
-            if rule := _misread(identifier, own, plan, vocabulary):
-                remedy = f"set another word in lower case, for example identifier: <{identifier.lower().strip('<>')}>"
-                raise UserError(ValidationIssue(f"{field}.identifier", identifier, rule, remedy))
-        slot.tokenizer.add_tokens([token for own in tokens.values() for token in own])
-
-
-def _misread(identifier: str, own: list[str], plan: Plan, vocabulary: Collection[str]) -> str:
-    """Why prompts with a new token would not be read as they are written; empty if they are."""
-    if taken := [token for token in own if token in vocabulary]:
-        return f"{taken[0]!r} is a token of the base model already"
-    if identifier != identifier.lower():
-        return "has upper-case letters, and the tokenizer reads prompts in lower case"
-    # Added tokens are found inside of words, too.
-    if others := [name for name in plan.new_tokens if identifier in name and identifier != name]:
-        return f"is a part of {others[0]!r}, the identifier of another subject"
-    if words := [text for s in plan.subjects for text in (s.class_, s.class_prompt) if identifier in text.lower()]:
-        return f"is a part of {words[0]!r}, which describes a class"
-    return ""
+    """Add the new tokens of a plan, if there are any, to the tokenizers of a stage. The plan was checked."""
+    for slot in stage.text if plan.new_tokens else ():
+        slot.tokenizer.add_tokens([token for own in plan.new_tokens.values() for token in own])
 
 
 def extend(stage: Trainee, plan: Plan) -> list[nn.Parameter]:

@@ -60,15 +60,12 @@ class PlannedJob:
     sampling_processes: int
 
 
-def make_plan(job: DreamBoothJob, facts: JobFacts, measure: Measure) -> PlannedJob:
-    """Resolve all defaults, choose the ZeRO stage, and check that the plan fits into the workers' memory.
-
-    Args:
-        measure: counts the memory of the model for a draft of the plan.
+def draft_plan(job: DreamBoothJob, facts: JobFacts) -> Plan:
+    """Resolve all defaults. `make_plan` chooses the ZeRO stage and the batch of image generation.
 
     Raises:
-        UserError: the batch cannot be split across the workers, the plan needs more memory than available, or the
-            model's configuration or a number format is not supported.
+        UserError: the batch cannot be split across the workers, or the model's configuration or a number format is not
+            supported.
     """
     hardware = facts.hardware
     check_model(facts.model_folder, job.spec)
@@ -84,6 +81,20 @@ def make_plan(job: DreamBoothJob, facts: JobFacts, measure: Measure) -> PlannedJ
         pixel_space=is_pixel_space(facts.model_folder),
     ).with_model(facts.model)
     check_number_formats(draft)
+    return draft
+
+
+def make_plan(draft: Plan, facts: JobFacts, measure: Measure) -> PlannedJob:
+    """Choose the ZeRO stage, and check that the plan fits into the workers' memory.
+
+    Args:
+        draft: result of `draft_plan`.
+        measure: counts the memory of the model for a draft of the plan.
+
+    Raises:
+        UserError: the plan needs more memory than available.
+    """
+    hardware = facts.hardware
     draft = with_sampling_batch(draft, hardware, measure)
     size = size_of(draft, measure)
     choice = plan_stage(draft, size, hardware)

@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 from PIL import Image
 
+from dreambooth_api.job import JobSpec
 from dreambooth_api.uris import BUILTIN_SPRITES
 from dreambooth_trainer.metrics.prompts import fill_template, paper_prompts
 from dreambooth_trainer.planning.plan import Plan, PlannedSubject
@@ -22,18 +23,20 @@ MODELS: Final[tuple[Model, Model]] = ("before", "after")
 
 
 def evaluation_prompts(plan: Plan, subject: PlannedSubject) -> list[str]:
-    """A subject's prompt templates: those of the job, those that the built-in model can read, or the paper's 25.
+    """A subject's prompt templates: all `prompt_templates`, or without scores a few of the default ones."""
+    prompts = prompt_templates(plan.spec, plan.model.id, subject.class_)
+    return prompts if plan.spec.evaluation.enabled or plan.spec.evaluation.prompts else evenly(prompts, NUM_UNSCORED)
 
-    Without scores, a few of the default prompts are enough.
-    """
-    if plan.spec.evaluation.prompts:
-        return list(plan.spec.evaluation.prompts)
-    prompts = paper_prompts(subject.class_)
-    if plan.model.id == BUILTIN_SPRITES:
+
+def prompt_templates(spec: JobSpec, model_id: str, class_name: str) -> list[str]:
+    """Prompt templates for a class: those of the job, those that the built-in model can read, or the paper's 25."""
+    if spec.evaluation.prompts:
+        return list(spec.evaluation.prompts)
+    if model_id == BUILTIN_SPRITES:
         from dreambooth_trainer.sprites.captions import SPRITES_PROMPTS
 
-        prompts = list(SPRITES_PROMPTS)
-    return prompts if plan.spec.evaluation.enabled else evenly(prompts, NUM_UNSCORED)
+        return list(SPRITES_PROMPTS)
+    return paper_prompts(class_name)
 
 
 def evenly(items: list[str], count: int) -> list[str]:

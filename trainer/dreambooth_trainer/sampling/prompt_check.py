@@ -23,7 +23,7 @@ def check_prompts(plan: Plan, folder: Path) -> tuple[list[ValidationIssue], list
     for own in plan.new_tokens.values():
         tokenizer.add_tokens(own)
     issues: dict[str, ValidationIssue] = {}
-    for field, written in _prompts(plan):
+    for field, written in prompts_by_field(plan):
         prompt = written
         for identifier, own in plan.new_tokens.items():
             prompt = prompt.replace(identifier, " ".join(own))
@@ -37,7 +37,7 @@ def check_prompts(plan: Plan, folder: Path) -> tuple[list[ValidationIssue], list
     return list(issues.values()), warnings
 
 
-def _prompts(plan: Plan) -> Iterable[tuple[str, str]]:
+def prompts_by_field(plan: Plan) -> Iterable[tuple[str, str]]:
     """All prompts of a job, with the fields that they come from. Default prompts come from the class."""
     spec = plan.spec
     for field, given, subject in zip(spec.subject_fields, spec.all_subjects, plan.subjects, strict=True):
