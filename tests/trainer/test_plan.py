@@ -151,6 +151,7 @@ def test_the_remedy_is_a_plan_with_the_same_number_of_samples() -> None:
     other = {"globalBatchSize": 8, "steps": 125, "learningRate": 1.4e-05}
     remedy = make_plan({"model": {"id": "some/model"}, "cluster": {"workers": 8}, "training": other})
     assert plan.samples == remedy.samples == 1000
+    assert ("images of models", "50 steps, guidance scale 7.5") in describe.rows(planned(remedy))
     assert describe.describe(planned(remedy)).count("125 steps x batch size 8 = 1000 samples") == 1
     assert ("training", "Full, 125 steps x batch size 8 = 1000 samples, learning rate 1.4e-05, 512 px, fp32") in (
         describe.rows(planned(remedy))

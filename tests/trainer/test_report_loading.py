@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth_api.job import DreamBoothJob
-from dreambooth_trainer.planning.plan import Plan, fill_defaults
+from dreambooth_trainer.planning.plan import Plan, SamplerSettings, fill_defaults
 from dreambooth_trainer.report.loading import loading_code, tool_files
 
 
@@ -53,6 +53,13 @@ def test_the_default_formats_depend_on_the_method() -> None:
 )
 def test_the_code_loads_a_format_that_is_published(method: str, formats: list[str] | None, line: str) -> None:
     assert line in loading_code(plan(method, formats), "out", "StableDiffusionPipeline")
+
+
+def test_the_code_uses_the_sampling_settings_of_the_evaluation() -> None:
+    own = plan("Full", None).model_copy(update={"sampler": SamplerSettings(steps=4, guidance_scale=1)})
+    for pipeline, scale in (("StableDiffusionPipeline", 1), ("ZImagePipeline", 0)):
+        line = f"pipeline('a sks dog', num_inference_steps=4, guidance_scale={scale})"
+        assert line in loading_code(own, "out", pipeline)
 
 
 def test_a_model_in_an_object_store_is_downloaded_first(tmp_path: Path) -> None:

@@ -196,6 +196,15 @@ class KohyaWriter(Protocol):
 
 
 @runtime_checkable
+class GuidanceScale(Protocol):
+    """A family whose pipeline has another definition of the guidance scale than other pipelines of diffusers."""
+
+    def guidance_argument(self, scale: float) -> float:
+        """The pipeline's argument for a scale as in Saharia et al. (2022, equation 2), where 1 disables guidance."""
+        ...
+
+
+@runtime_checkable
 class SingleFileWriter(Protocol):
     """A family that can be written as a single file. Families without it do not publish that format."""
 

@@ -92,5 +92,9 @@ class ZImage(LatentTransformer):
         embeddings = {"prompt_embeds": text, "negative_prompt_embeds": no_text}
         return {name: [row.to(dtype) for row in rows] for name, rows in embeddings.items()}
 
+    def guidance_argument(self, scale: float) -> float:
+        # The pipeline adds the difference of both predictions to the one with the prompt, not to the one without.
+        return scale - 1
+
     def lora_target_modules(self) -> dict[str, list[str]]:
         return {"transformer": ["to_q", "to_k", "to_v", "to_out.0"]}

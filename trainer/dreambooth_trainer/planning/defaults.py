@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Self
 
 from dreambooth_api.job import DEFAULT_CLIP, DEFAULT_DINO
 from dreambooth_api.subject import MAX_DEFAULT_CLASS_IMAGES
@@ -41,6 +42,16 @@ class ModelDefaults:
     sampling_batch_size: int
     dino: str
     clip: str
+
+    def with_sampling(self, steps: int, guidance_scale: float) -> Self:
+        """These defaults with other sampling settings, for class images and for the evaluation."""
+        return replace(
+            self,
+            class_image_steps=steps,
+            class_image_guidance_scale=guidance_scale,
+            sampling_steps=steps,
+            sampling_guidance_scale=guidance_scale,
+        )
 
 
 PAPER = ModelDefaults(
@@ -85,14 +96,7 @@ DPM_SOLVER_STEPS = 25
 
 # Models with flow matching are sampled in fewer steps and with a lower scale: the values for Stable Diffusion 3.5 Large
 # and FLUX.1 dev. For FLUX.1, the scale is an input of the transformer.
-FLOW_MATCHING = replace(
-    PAPER,
-    resolution=1024,
-    class_image_steps=28,
-    class_image_guidance_scale=3.5,
-    sampling_steps=28,
-    sampling_guidance_scale=3.5,
-)
+FLOW_MATCHING = replace(PAPER, resolution=1024).with_sampling(28, 3.5)
 
 # Learning rates and sampling settings of DeepFloyd IF in diffusers' guides. It degrades at higher learning rates.
 PIXEL_SPACE = replace(

@@ -59,6 +59,7 @@ def rows(planned: PlannedJob) -> list[tuple[str, str]]:
         *_machine_memory(planned),
         ("published formats", ", ".join(plan.formats)),
         ("evaluation", f"encoders {plan.dino} and {plan.clip}" if plan.spec.evaluation.enabled else "disabled"),
+        ("images of models", f"{plan.sampler.steps} steps, guidance scale {plan.sampler.guidance_scale:g}"),
     ]
 
 

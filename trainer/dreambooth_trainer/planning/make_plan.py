@@ -21,6 +21,7 @@ from dreambooth_trainer.planning.memory import ModelSize, StageChoice
 from dreambooth_trainer.planning.model_facts import check_model, is_flow_matching, is_pixel_space, native_resolution
 from dreambooth_trainer.planning.plan import Plan, fill_defaults
 from dreambooth_trainer.planning.precision import check_number_formats, default_precision
+from dreambooth_trainer.planning.sampling_facts import recommended_sampling
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def draft_plan(job: DreamBoothJob, facts: JobFacts) -> Plan:
         native_resolution=native_resolution(facts.model_folder),
         flow_matching=is_flow_matching(facts.model_folder),
         pixel_space=is_pixel_space(facts.model_folder),
+        sampling=recommended_sampling(facts.model_folder),
     ).with_model(facts.model)
     check_number_formats(draft)
     return draft

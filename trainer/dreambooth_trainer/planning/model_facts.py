@@ -21,17 +21,18 @@ RESOLUTION_FIELD = "spec.training.resolution"
 
 def has_configs(folder: Path) -> bool:
     """Whether the files that this module reads are in a folder."""
-    names = (_denoiser_config(folder), SCHEDULER_CONFIG, *([] if is_pixel_space(folder) else [VAE_CONFIG]))
+    names = (denoiser_config(folder), SCHEDULER_CONFIG, *([] if is_pixel_space(folder) else [VAE_CONFIG]))
     return all((folder / name).is_file() for name in names)
 
 
-def _denoiser_config(folder: Path) -> str:
+def denoiser_config(folder: Path) -> str:
+    """The name of the configuration file of a model's denoiser."""
     return "transformer/config.json" if (folder / "transformer").is_dir() else "unet/config.json"
 
 
 def native_resolution(folder: Path) -> int | None:
     """Side length of the images that a diffusers pipeline was trained on, in pixels; None if it is not configured."""
-    sample_size = _read_config(folder, _denoiser_config(folder)).get("sample_size")
+    sample_size = read_config(folder, denoiser_config(folder)).get("sample_size")
     if not sample_size:
         return None
     side = sample_size if isinstance(sample_size, int) else min(sample_size)
@@ -40,7 +41,7 @@ def native_resolution(folder: Path) -> int | None:
 
 def is_flow_matching(folder: Path) -> bool:
     """Whether a model was trained by flow matching, and not with a DDPM noise schedule."""
-    return _read_config(folder, SCHEDULER_CONFIG).get("_class_name") == FLOW_MATCHING_SCHEDULER
+    return read_config(folder, SCHEDULER_CONFIG).get("_class_name") == FLOW_MATCHING_SCHEDULER
 
 
 def is_pixel_space(folder: Path) -> bool:
@@ -80,7 +81,7 @@ def check_scheduler(folder: Path) -> None:
     Raises:
         UserError: the prediction type is not supported, or the scheduler's configuration cannot be read.
     """
-    prediction_type = _read_config(folder, SCHEDULER_CONFIG).get("prediction_type", "epsilon")
+    prediction_type = read_config(folder, SCHEDULER_CONFIG).get("prediction_type", "epsilon")
     if prediction_type not in PREDICTION_TYPES:
         rule = f"{SCHEDULER_CONFIG}: prediction_type {prediction_type!r} is not supported"
         remedy = f"use a model with one of: {', '.join(PREDICTION_TYPES)}"
@@ -94,10 +95,15 @@ def _vae_scale_factor(folder: Path) -> int:
     """
     if is_pixel_space(folder):
         return 1
-    return 2 ** (len(_read_config(folder, VAE_CONFIG)["block_out_channels"]) - 1)
+    return 2 ** (len(read_config(folder, VAE_CONFIG)["block_out_channels"]) - 1)
 
 
-def _read_config(folder: Path, name: str) -> dict[str, Any]:
+def read_config(folder: Path, name: str) -> dict[str, Any]:
+    """A configuration file of a model.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         config = json.loads((folder / name).read_text())
     except (OSError, ValueError):

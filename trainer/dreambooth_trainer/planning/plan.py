@@ -238,6 +238,7 @@ def fill_defaults(
     native_resolution: int | None = None,
     flow_matching: bool = False,
     pixel_space: bool = False,
+    sampling: tuple[int, float] | None = None,
 ) -> Plan:
     """Resolve all defaults of a job.
 
@@ -249,12 +250,14 @@ def fill_defaults(
         native_resolution: default of training.resolution, from the model's configuration.
         flow_matching: whether the model was trained by flow matching, and has that as its defaults.
         pixel_space: whether the model denoises pixels, and has that as its defaults.
+        sampling: steps and guidance scale that the model needs, as defaults.
 
     Raises:
         UserError: the batch cannot be split, or a number of steps or of class images does not fit the others.
     """
     spec, model, (dino, clip) = job.spec, model_ref(job), encoder_names(job)
     defaults = model_defaults(model.id, flow_matching=flow_matching, pixel_space=pixel_space)
+    defaults = defaults if sampling is None else defaults.with_sampling(*sampling)
     training = spec.training
     steps = _steps(spec, defaults.steps * len(identifiers))
     rate = training.learning_rate or defaults.learning_rates[training.method]

@@ -71,7 +71,7 @@ def loading_code(plan: Plan, location: str, pipeline_class: str) -> str:
         lines.append(f"pipeline = {pipeline}.from_single_file({path}, config={base})")
     files = ["image.png"] if len(plan.subjects) == 1 else [f"image-{n + 1}.png" for n in range(len(plan.subjects))]
     for prompt, file in zip(plan.instance_prompts, files, strict=True):
-        lines.append(f"pipeline({prompt!r}).images[0].save({file!r})")
+        lines.append(f"pipeline({prompt!r}, {_sampling(plan, pipeline_class)}).images[0].save({file!r})")
     return "\n".join([*imports, "", *lines])
 
 
@@ -144,3 +144,9 @@ def tool_files(plan: Plan, published: Collection[str]) -> tuple[ToolFile, ...]:
             note = f"{token} replaces {subject.identifier} in prompts; in ComfyUI write embedding:{token}"
             files.append(ToolFile(file, *folders, note, f"a {token} {subject.class_}"))
     return tuple(files)
+
+
+def _sampling(plan: Plan, pipeline_class: str) -> str:
+    """The settings of the evaluation. A distilled model needs other ones than a pipeline's defaults."""
+    scale = plan.sampler.guidance_scale - (pipeline_class == "ZImagePipeline")  # see `GuidanceScale`
+    return f"num_inference_steps={plan.sampler.steps}, guidance_scale={scale:g}"

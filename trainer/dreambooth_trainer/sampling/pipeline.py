@@ -145,6 +145,9 @@ def sample_batch(loaded: LoadedPipeline, config: SamplingConfig, requests: Seque
     """Generate a batch in one pipeline call, each image from its own noise."""
     import torch
 
+    from dreambooth_trainer.families.base import GuidanceScale
+
+    scale = config.sampler.guidance_scale
     loaded.use_scheduler(config.sampler.scheduler)
     embeddings, second = loaded.embed([request.prompt for request in requests]), loaded.super_resolution
     generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
@@ -152,7 +155,7 @@ def sample_batch(loaded: LoadedPipeline, config: SamplingConfig, requests: Seque
     images = loaded.pipeline(
         **embeddings,
         num_inference_steps=config.sampler.steps,
-        guidance_scale=config.sampler.guidance_scale,
+        guidance_scale=loaded.family.guidance_argument(scale) if isinstance(loaded.family, GuidanceScale) else scale,
         height=side,
         width=side,
         generator=generators,
