@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from test_plan import make_plan
 
 from dreambooth_api.errors import UserError
@@ -174,7 +176,7 @@ def test_a_plan_that_does_not_fit_is_rejected_with_the_numbers(tiny_model: Path)
     message = str(caught.value)
     assert message.startswith("spec.training: Full in fp32 at 256 px needs ")
     assert "per process, 12.0 GiB are available (CPU)" in message
-    assert "set method: LoRA (needs 7.9 GiB), a lower resolution" in message
+    assert "set training: {method: LoRA} (needs 7.9 GiB), a lower resolution" in message
     small = Hardware(0, "CPU", 6 * GIB, bf16=False)
     with pytest.raises(UserError, match=r"spec.model.id: .*: generating images needs 8.0 GiB, 6.0 GiB are available"):
         check_memory(plan, SD15, choice, small, measure)
@@ -221,8 +223,16 @@ def test_remedies_that_fit_only_together_are_offered_together(tiny_model: Path) 
     def measure_large(plan: Plan, images: int) -> ModelSize:
         return replace(measure(plan, images), activations=GIB if plan.spec.training.gradient_checkpointing else 8 * GIB)
 
-    with pytest.raises(UserError, match=r"; set method: LoRA and gradientCheckpointing: true \(needs 5\.4 GiB\)"):
+    with pytest.raises(UserError) as caught:
         check_memory(plan, large, plan_stage(plan, large, hardware), hardware, measure_large)
+    remedy = re.search(r"; set (training: {.*}) \(needs 5\.4 GiB\)", str(caught.value))
+    assert remedy, caught.value
+    # The remedy is YAML that makes the job fit.
+    spec = yaml.safe_load(remedy[1])
+    assert spec == {"training": {"method": "LoRA", "gradientCheckpointing": True}}
+    changed = make_plan({"model": {"id": str(tiny_model)}, **spec})
+    size = measure_large(changed, 2)
+    check_memory(changed, size, plan_stage(changed, size, hardware), hardware, measure_large)
 
 
 def failed_allocation() -> BaseException:

@@ -174,4 +174,4 @@ def test_full_fine_tuning_of_flux_is_rejected_with_the_memory_that_it_and_lora_n
         make_plan(draft, facts, lambda plan, images: count_size(plan, tmp_path, images, encoding_batch=4))
     message = str(caught.value)
     assert "Full in bf16 at 1024 px needs 252.0 GiB" in message
-    assert "set method: LoRA and gradientCheckpointing: true (needs 28.3 GiB)" in message
+    assert "set training: {method: LoRA, gradientCheckpointing: true} (needs 28.3 GiB)" in message

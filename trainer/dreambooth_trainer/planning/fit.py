@@ -139,8 +139,8 @@ def _remedies(plan: Plan, hardware: Hardware, measure: Measure) -> str:
         changed = _with_training(plan, values)
         choice = plan_stage(changed, size_of(changed, measure), hardware)
         if choice.fits:
-            setting = " and ".join(SETTINGS[name] for name in values)
-            remedies.append(f"{setting} (needs {choice.need.total / GIB:.1f} GiB)")
+            settings = ", ".join(SETTINGS[name] for name in values)
+            remedies.append(f"training: {{{settings}}} (needs {choice.need.total / GIB:.1f} GiB)")
     if hardware.gpus_per_worker:
         remedies.append("a higher cluster.workers")
     remedies.append("a lower resolution, or use workers with more memory")
