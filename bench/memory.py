@@ -155,7 +155,6 @@ def print_table(prepared: PreparedJob, monitor: MemoryMonitor) -> None:
     needs = phase_bytes(
         planned.size,
         planned.choice.need,
-        precision=plan.precision,
         sampling_processes=planned.sampling_processes,
         training_processes=plan.world_sizes[1],
     )

@@ -342,22 +342,31 @@ def test_both_models_are_pinned_and_t5_is_downloaded_once(
 
 def test_the_stage_that_needs_most_memory_counts(cascade: BaseModelRef) -> None:
     base = ModelSize(
-        trainable=1000, frozen=0, total=1500, encoders=500, activations=1, backward=1, sampling=7, encoding=0
+        trainable=1000,
+        frozen=0,
+        pipeline=1500,
+        encoders=500,
+        loaded=4000,
+        assembled=4500,
+        activations=1,
+        backward=1,
+        sampling=7,
+        encoding=0,
     )
-    second = replace(base, trainable=10, total=10, encoders=0, sampling=70)
+    second = replace(base, trainable=10, pipeline=10, assembled=40, encoders=0, sampling=70)
     plan = plan_of(cascade)
 
     def size(*sizes: ModelSize) -> ModelSize:
         return size_of(plan, lambda stage, images: sizes[bool(stage.stage)])
 
-    assert size(base, second) == replace(base, total=1510, sampling=70)
+    assert size(base, second) == replace(base, pipeline=1510, sampling=70)
     wide = replace(second, activations=10**9)
-    assert size(base, wide) == replace(wide, total=1510, encoders=500)
+    assert size(base, wide) == replace(wide, pipeline=1510, assembled=4500, encoders=500)
 
 
 def test_memory_is_counted_for_each_stage(cascade: BaseModelRef, tiny_super_resolution_model: Path) -> None:
     _, second = plan_of(cascade).stages
     unet = open_family(tiny_super_resolution_model).open(tiny_super_resolution_model, ["unet"]).modules["unet"]
     size = count_size(second, tiny_super_resolution_model, 2, encoding_batch=1)
-    assert size.total == sum(parameter.numel() for parameter in unet.parameters())
+    assert size.pipeline == 4 * sum(parameter.numel() for parameter in unet.parameters())
     assert size.encoders == 0 < size.activations

@@ -32,8 +32,10 @@ pytestmark = pytest.mark.trainer
 SD15 = ModelSize(
     trainable=860_000_000,
     frozen=0,
-    total=1_066_000_000,
-    encoders=206_000_000,
+    pipeline=4 * 1_066_000_000,
+    encoders=4 * 206_000_000,
+    loaded=4 * 860_000_000,
+    assembled=4 * 1_066_000_000,
     activations=int(3.5 * GIB),
     backward=int(0.5 * GIB),
     sampling=3 * GIB,
@@ -189,7 +191,7 @@ def test_sampling_can_use_the_memory_of_all_workers_of_a_machine(
     cluster = Cluster(workers=4)
     found = hardware._query_machine(cluster)
     plan = make_plan({"model": {"id": str(tiny_model)}, "cluster": {"workers": 4}, "training": {"globalBatchSize": 4}})
-    need = sampling_need(SD15, precision=plan.precision)
+    need = sampling_need(SD15)
     assert found.memory_bytes is not None
     assert found.memory_bytes < need < 4 * found.memory_bytes
     fitting = StageChoice(1, "", MemoryNeed(0, 0, 0, 0), fits=True)

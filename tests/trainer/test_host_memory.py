@@ -19,7 +19,15 @@ from dreambooth_trainer.planning.host_memory import host_bytes
 from dreambooth_trainer.planning.memory import GIB, RUNTIME_BYTES
 from dreambooth_trainer.runner import plan_for_runtime
 
-SIZE = replace(STABLE_DIFFUSION, trainable=GIB, frozen=0, total=GIB + GIB // 4, encoders=GIB // 4)
+SIZE = replace(
+    STABLE_DIFFUSION,
+    trainable=GIB,
+    frozen=0,
+    loaded=4 * GIB,
+    assembled=5 * GIB,
+    encoders=GIB,
+    pipeline=5 * GIB // 2,
+)
 
 
 @pytest.fixture
@@ -39,14 +47,14 @@ def of(training: dict[str, Any], gpus: int, workers: int = 1, size: Any = SIZE, 
 def test_a_single_process_loads_the_weights_in_fp32() -> None:
     # Assembling the published model needs more.
     assert of({}, gpus=1) == 5
-    assert of({}, gpus=1, size=replace(SIZE, total=GIB)) == 4
+    assert of({}, gpus=1, size=replace(SIZE, assembled=GIB)) == 4
 
 
 def test_every_process_of_a_worker_holds_fp32_weights_and_their_cast_for_deepspeed() -> None:
     assert of({}, gpus=8) == 8 * 6
     assert of({}, gpus=1, workers=2) == 6
     assert of({}, gpus=8, precision="fp32") == 8 * 4
-    lora = replace(SIZE, trainable=GIB // 8, frozen=GIB)
+    lora = replace(SIZE, trainable=GIB // 8, frozen=GIB, loaded=4 * (GIB // 8 + GIB))
     assert of({"method": "LoRA"}, gpus=8, size=lora) == 8 * (4 + 6 / 8)
 
 
@@ -60,22 +68,52 @@ def test_other_phases_load_the_pipeline_and_the_encoders() -> None:
     plan = make_plan({"training": {"globalBatchSize": 16}}, gpus=8, precision="bf16")
     phases = host_bytes(SIZE, plan, processes=8)
     shared = SHARED_NODE_BYTES + 8 * RUNTIME_BYTES
-    assert phases[TrainerPhase.CLASS_IMAGES] == phases[TrainerPhase.EVALUATE] == shared + 8 * 2 * SIZE.total
-    assert phases[TrainerPhase.ENCODE] == shared + 8 * 4 * SIZE.encoders
+    assert phases[TrainerPhase.CLASS_IMAGES] == phases[TrainerPhase.EVALUATE] == shared + 8 * SIZE.pipeline
+    assert phases[TrainerPhase.ENCODE] == shared + 8 * SIZE.encoders
+
+
+STORED = [
+    *(("tiny_xl_model", "fp32"), ("tiny_flux_model", "fp32"), ("tiny_sd3_model", "bf16")),
+    *(("tiny_flux_model", "bf16"), ("tiny_z_image_model", "bf16")),
+]
 
 
 @pytest.mark.trainer
-@pytest.mark.parametrize("training", [{}, {"method": "LoRA", "textEncoder": {"train": True}}], ids=str)
-def test_the_weights_that_a_process_loads_are_those_that_were_counted(
-    tiny_model: Path, training: dict[str, Any]
+@pytest.mark.parametrize(("name", "stored"), STORED)
+def test_the_weights_that_processes_load_are_those_that_were_counted(
+    request: pytest.FixtureRequest, tmp_path: Path, name: str, stored: str
 ) -> None:
-    from dreambooth_trainer.training.memory_count import count_size
+    """Large frozen modules that are stored in bf16 are loaded in bf16."""
+    import torch
+    from diffusers import DiffusionPipeline
+
+    from dreambooth_trainer.families.registry import open_family
+    from dreambooth_trainer.training.memory_count import DTYPES, count_size
     from dreambooth_trainer.training.model import build_module
 
-    plan = make_plan({"model": {"id": str(tiny_model)}, "training": {"resolution": 64, **training}})
-    size = count_size(plan, tiny_model, 2, encoding_batch=1)
-    loaded = sum(parameter.nbytes for parameter in build_module(plan).parameters())
-    assert loaded == 4 * (size.trainable + size.frozen)
+    folder: Path = request.getfixturevalue(name)
+    if stored == "bf16":
+        DiffusionPipeline.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(tmp_path)
+        folder = tmp_path
+    family = open_family(folder)
+    encoders = family.open(folder, [*family.text_encoders, *family.image_encoders]).modules
+    for method, precision, gpus in (("Full", "fp32", 0), ("LoRA", "bf16", 1)):
+        spec = {"model": {"id": str(folder)}, "training": {"resolution": 32, "method": method}}
+        plan = make_plan(spec, gpus=gpus, precision=precision)
+        size = count_size(plan, folder, 2, encoding_batch=1)
+        pipeline = family.pipeline(folder, DTYPES[precision])
+        parts = {key: part for key, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+        assert size.pipeline == sum(map(weight_bytes, parts.values()))
+        assert size.encoders == sum(map(weight_bytes, encoders.values()))
+        module = build_module(plan)
+        assert size.loaded == weight_bytes(module)
+        trained = module.trained.keys()
+        others = [part for key, part in encoders.items() if key not in trained]
+        assert size.assembled == weight_bytes(module) + sum(map(weight_bytes, others))
+
+
+def weight_bytes(module: Any) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())
 
 
 @pytest.mark.trainer
@@ -94,5 +132,7 @@ def test_pods_with_too_little_memory_for_their_gpus_are_rejected_with_numbers(
     with pytest.raises(UserError, match=sentence):
         plan_for_runtime(job, runtime_of(8, memory="16Gi"))
     planned, _ = plan_for_runtime(job, runtime_of(8, memory="48Gi"))
-    shown = dict(rows(planned))["memory per worker"]
-    assert shown == "ClassImages 25.1, Encode 15.4, Train 47.7, Evaluate 25.1 of 48.0 GiB"
+    shown = dict(rows(planned))["memory per worker"]  # images are generated with the autoencoder in fp32
+    assert shown == "ClassImages 26.4, Encode 15.4, Train 47.7, Evaluate 26.4 of 48.0 GiB", (
+        "with the autoencoder in fp32"
+    )

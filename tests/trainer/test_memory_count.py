@@ -75,7 +75,7 @@ def count(folder: Path, images: int, precision: str = "bf16", **training: Any) -
 def test_the_parameters_of_stable_diffusion_are_counted(sd15: Path) -> None:
     size = count(sd15, 1)
     assert (size.trainable, size.frozen) == (859_520_964, 0)
-    assert size.total == 859_520_964 + 123_060_480 + 83_653_863
+    assert size.assembled == 4 * (859_520_964 + 123_060_480 + 83_653_863)
     lora = count(sd15, 1, method="LoRA", lora={"rank": 4})
     assert lora.frozen == 859_520_964
     assert lora.trainable == 3_654_144
@@ -132,7 +132,7 @@ def test_a_plan_is_sized_for_the_micro_batch_of_one_process() -> None:
 
     def measure(plan: Plan, images: int) -> ModelSize:
         sizes.append(images)
-        return ModelSize(0, 0, 0, 0, 0, 0, 0, 0)
+        return ModelSize(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
     training = {"globalBatchSize": 16, "gradientAccumulationSteps": 2}
     for enabled in (True, False):

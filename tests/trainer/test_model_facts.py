@@ -13,12 +13,11 @@ from dreambooth_api.errors import UserError
 from dreambooth_api.model import BaseModelRef
 from dreambooth_trainer.cluster.hardware import Hardware
 from dreambooth_trainer.planning.make_plan import JobFacts, draft_plan
-from dreambooth_trainer.planning.memory import GIB, ModelSize
+from dreambooth_trainer.planning.memory import GIB
 from dreambooth_trainer.planning.model_facts import check_model, check_scheduler, native_resolution
 from dreambooth_trainer.sprites import WEIGHTS
 
 FOUR_BLOCKS = {"block_out_channels": [128, 256, 512, 512]}
-EMPTY = ModelSize(0, 0, 0, 0, 0, 0, 0, 0)
 H100 = Hardware(1, "NVIDIA H100", 0.92 * 80 * GIB, bf16=True)
 
 
@@ -128,3 +127,18 @@ def test_settings_of_ddpm_schedules_are_rejected_for_models_with_flow_matching(t
         "spec.training.resolution: 520: is not a multiple of 16, the side length of this model's patches in pixels; "
         "set 512",
     ]
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype"),
+    [({"dtype": "bfloat16"}, "bfloat16"), ({"torch_dtype": "bfloat16"}, "bfloat16"), ({}, "float32")],
+    ids=["transformers 5", "transformers 4", "diffusers"],
+)
+def test_without_weights_the_number_format_is_that_of_the_configuration(
+    tmp_path: Path, config: dict[str, str], dtype: str
+) -> None:
+    """As in a plan for a model on the Hub, whose weights are not downloaded."""
+    from dreambooth_trainer.families.stored_dtype import stored_dtype
+
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert str(stored_dtype(tmp_path)) == f"torch.{dtype}"

@@ -32,8 +32,10 @@ from dreambooth_trainer.training.deepspeed_config import deepspeed_config, merge
 STABLE_DIFFUSION = ModelSize(
     trainable=860_000_000,
     frozen=0,
-    total=1_066_000_000,
-    encoders=206_000_000,
+    pipeline=4 * 1_066_000_000,
+    encoders=4 * 206_000_000,
+    loaded=4 * 860_000_000,
+    assembled=4 * 1_066_000_000,
     activations=300_000_000,
     backward=110_000_000,
     sampling=800_000_000,
@@ -239,8 +241,8 @@ def test_memory_of_a_single_process_without_zero() -> None:
 def test_memory_of_a_machine_is_the_sum_over_the_processes_of_each_phase() -> None:
     need = memory_need(STABLE_DIFFUSION, plain_bytes(), gpu=False, frozen_bytes=4)
     sizes = {"sampling_processes": 2, "training_processes": 1}
-    phases = phase_bytes(STABLE_DIFFUSION, need, precision="fp32", **sizes)
-    sampling = sampling_need(STABLE_DIFFUSION, precision="fp32")
+    phases = phase_bytes(STABLE_DIFFUSION, need, **sizes)
+    sampling = sampling_need(STABLE_DIFFUSION)
     assert phases[TrainerPhase.CLASS_IMAGES] == pytest.approx(1.1 * GIB + 2 * sampling)
     assert phases[TrainerPhase.ENCODE] < phases[TrainerPhase.CLASS_IMAGES] < phases[TrainerPhase.EVALUATE]
     assert max(phases, key=lambda name: phases[name]) is TrainerPhase.TRAIN

@@ -26,8 +26,10 @@ def half_a_gib_per_image(plan: Plan, images: int) -> ModelSize:
     return ModelSize(
         trainable=0,
         frozen=0,
-        total=GIB,
+        pipeline=2 * GIB,
         encoders=0,
+        loaded=0,
+        assembled=0,
         activations=0,
         backward=0,
         sampling=plan.sampling_batch_size * GIB // 2,

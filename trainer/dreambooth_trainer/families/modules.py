@@ -23,6 +23,7 @@ def open_module(module_class: Any, folder: Path, *, empty: bool, dtype: torch.dt
     Args:
         module_class: of diffusers or transformers.
         empty: build the module from its configuration, on torch's default device, and read no weights.
+        dtype: of all weights.
     """
     if not empty:
         module = module_class.from_pretrained(folder, dtype=dtype, use_safetensors=True)
@@ -30,6 +31,8 @@ def open_module(module_class: Any, folder: Path, *, empty: bool, dtype: torch.dt
         module = module_class(cast("Any", module_class.config_class).from_pretrained(folder))
     else:
         module = module_class.from_config(module_class.load_config(folder))
+    if empty and dtype != torch.float32:
+        nn.Module.to(module, dtype)  # diffusers' own method logs a warning
     return in_tiles(module) if isinstance(module, AutoencoderKL) else module
 
 

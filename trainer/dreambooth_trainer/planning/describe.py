@@ -103,7 +103,6 @@ def _machine_memory(planned: PlannedJob) -> list[tuple[str, str]]:
     phases = phase_bytes(
         planned.size,
         planned.choice.need,
-        precision=plan.precision,
         sampling_processes=planned.sampling_processes,
         training_processes=plan.world_sizes[1],
     )

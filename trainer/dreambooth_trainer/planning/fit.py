@@ -42,7 +42,8 @@ def size_of(plan: Plan, measure: Measure) -> ModelSize:
     largest = max(sizes, key=lambda size: plan_stage(plan, size, unlimited).need.total)
     return replace(
         largest,
-        total=sum(size.total for size in sizes),
+        pipeline=sum(size.pipeline for size in sizes),
+        assembled=max(size.assembled for size in sizes),
         encoders=max(size.encoders for size in sizes),
         sampling=max(size.sampling for size in sizes),
         encoding=max(size.encoding for size in sizes),
@@ -61,7 +62,7 @@ def with_sampling_batch(plan: Plan, hardware: Hardware, measure: Measure) -> Pla
         batch = MAX_SAMPLING_BATCH
     while True:
         planned = plan.model_copy(update={"sampling_batch_size": batch})
-        need = sampling_need(size_of(planned, measure), precision=plan.precision)
+        need = sampling_need(size_of(planned, measure))
         if batch == 1 or need <= available:
             return planned
         batch //= 2
@@ -72,7 +73,7 @@ def sampling_processes(plan: Plan, size: ModelSize, hardware: Hardware) -> int:
     _, processes = plan.world_sizes
     if hardware.gpus_per_worker or hardware.sampling_bytes is None:
         return processes
-    need = sampling_need(size, precision=plan.precision)
+    need = sampling_need(size)
     machines = math.ceil(plan.spec.cluster.workers / hardware.processes_per_machine)
     return max(1, min(max(processes, 2), machines * int(hardware.sampling_bytes // need)))
 
@@ -108,7 +109,7 @@ def check_memory(plan: Plan, size: ModelSize, choice: StageChoice, hardware: Har
         return
     # The phases do not run at the same time, and one process is enough for sampling and encoding.
     needs = {
-        "generating": sampling_need(size, precision=plan.precision),
+        "generating": sampling_need(size),
         "encoding": encoding_need(size),
     }
     for activity, need in needs.items():

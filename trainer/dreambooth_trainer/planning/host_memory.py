@@ -20,30 +20,29 @@ def host_bytes(size: ModelSize, plan: Plan, processes: int) -> dict[TrainerPhase
     Args:
         processes: processes that share the memory, one per GPU.
     """
-    low = BYTES[plan.precision]
     loading = {
-        TrainerPhase.CLASS_IMAGES: low * size.total,
-        TrainerPhase.ENCODE: BYTES["fp32"] * size.encoders,
+        TrainerPhase.CLASS_IMAGES: size.pipeline,
+        TrainerPhase.ENCODE: size.encoders,
         TrainerPhase.TRAIN: _training_bytes(size, plan),
-        TrainerPhase.EVALUATE: low * size.total,
+        TrainerPhase.EVALUATE: size.pipeline,
     }
     needs = {phase: processes * (RUNTIME_BYTES + one) for phase, one in loading.items()}
-    # One process assembles the published model, at most in fp32.
-    assembly = RUNTIME_BYTES + BYTES["fp32"] * size.total
+    # One process assembles the published model.
+    assembly = RUNTIME_BYTES + size.assembled
     needs[TrainerPhase.TRAIN] = max(needs[TrainerPhase.TRAIN], assembly)
     return {phase: SHARED_NODE_BYTES + need for phase, need in needs.items()}
 
 
 def _training_bytes(size: ModelSize, plan: Plan) -> float:
-    """Bytes of one training process: fp32 weights, and what DeepSpeed adds while it still needs them."""
-    weights, world_size = BYTES["fp32"] * (size.trainable + size.frozen), plan.world_sizes[0]
+    """Bytes of one training process: the weights, and what DeepSpeed adds while it still needs them."""
+    world_size = plan.world_sizes[0]
     if not plan.needs_deepspeed(world_size):
-        return weights
+        return size.loaded
     # DeepSpeed casts the weights before it moves them. The optimizer's master weights are set from the fp32 weights.
     cast = 0 if plan.precision == "fp32" else BYTES[plan.precision] * size.trainable
     offloaded = plan.spec.training.deepspeed.offload_optimizer
     optimizer = OPTIMIZER_BYTES * size.trainable / world_size if offloaded else 0
-    return weights + max(cast, optimizer)
+    return size.loaded + max(cast, optimizer)
 
 
 def check_host_memory(plan: Plan, size: ModelSize, hardware: Hardware) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.planning.memory import (
-    BYTES,
     GIB,
     RUNTIME_BYTES,
     MemoryNeed,
@@ -21,7 +20,7 @@ IDLE_WORKER_BYTES = 0.55 * GIB
 
 
 def phase_bytes(
-    size: ModelSize, need: MemoryNeed, *, precision: str, sampling_processes: int, training_processes: int
+    size: ModelSize, need: MemoryNeed, *, sampling_processes: int, training_processes: int
 ) -> dict[TrainerPhase, float]:
     """Bytes in use on a machine that runs the whole job, by phase.
 
@@ -31,8 +30,8 @@ def phase_bytes(
         need: of one training process.
     """
     shared = RAY_BYTES + DRIVER_BYTES
-    sampling = sampling_processes * sampling_need(size, precision=precision)
-    loaded = RUNTIME_BYTES + BYTES[precision] * size.total
+    sampling = sampling_processes * sampling_need(size)
+    loaded = RUNTIME_BYTES + size.pipeline
     idle = sampling_processes * IDLE_WORKER_BYTES
     return {
         TrainerPhase.CLASS_IMAGES: shared + sampling,

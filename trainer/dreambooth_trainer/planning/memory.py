@@ -31,8 +31,10 @@ class ModelSize:
     Attributes:
         trainable: parameters with gradients; with LoRA, those of the adapters.
         frozen: parameters that training loads but does not update.
-        total: parameters of the pipeline: denoiser, text encoder and autoencoder.
-        encoders: parameters of text encoder and autoencoder.
+        pipeline: bytes of the weights of a process that generates images: denoiser, text encoders and autoencoder.
+        encoders: bytes of the text encoders and the autoencoder, as they are loaded for encoding.
+        loaded: bytes of the modules that are trained, as they are loaded, before an engine casts them.
+        assembled: bytes of all modules with the trained ones, when the published model is written.
         activations: bytes that the forward pass of one micro-batch keeps for the backward pass.
         backward: bytes at the peak of both passes in addition to the gradients of all trainable parameters.
         sampling: bytes at the peak of generating a batch of images, in addition to the weights.
@@ -41,8 +43,10 @@ class ModelSize:
 
     trainable: int
     frozen: int
-    total: int
+    pipeline: int
     encoders: int
+    loaded: int
+    assembled: int
     activations: int
     backward: int
     sampling: int
@@ -142,14 +146,14 @@ def zero_need(
     )
 
 
-def sampling_need(size: ModelSize, *, precision: str) -> float:
+def sampling_need(size: ModelSize) -> float:
     """Memory in bytes of a process that generates a batch of images."""
-    return RUNTIME_BYTES + BYTES[precision] * size.total + size.sampling
+    return RUNTIME_BYTES + size.pipeline + size.sampling
 
 
 def encoding_need(size: ModelSize) -> float:
-    """Memory in bytes of the process that encodes images and prompts, in fp32."""
-    return RUNTIME_BYTES + BYTES["fp32"] * size.encoders + size.encoding
+    """Memory in bytes of the process that encodes images and prompts."""
+    return RUNTIME_BYTES + size.encoders + size.encoding
 
 
 @dataclass(frozen=True)

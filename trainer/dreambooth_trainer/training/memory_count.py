@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dreambooth_api.errors import UserError, ValidationIssue
-from dreambooth_trainer.families.base import Family, Stage
+from dreambooth_trainer.families.base import Family, Stage, trained_modules
 from dreambooth_trainer.families.registry import open_family
 from dreambooth_trainer.planning.memory import ModelSize
 from dreambooth_trainer.planning.plan import Plan
@@ -72,7 +72,8 @@ def count_size(plan: Plan, folder: Path, images: int, encoding_batch: int) -> Mo
         images: images per micro-batch of one process, including class images.
         encoding_batch: images per forward pass of the autoencoder.
     """
-    pipeline = _count_pipeline(folder, plan.resolution, plan.sampling_batch_size, encoding_batch, plan.precision)
+    dtype = DTYPES[plan.precision] if plan.gpus_per_worker else torch.float32  # CPUs generate images in fp32
+    pipeline = _count_pipeline(folder, plan.resolution, plan.sampling_batch_size, encoding_batch, dtype)
     training, text = plan.spec.training, plan.train_text_encoder
     key = (
         *(folder, text, training.method, training.adapters.rank, training.vectors, training.gradient_checkpointing),
@@ -96,9 +97,12 @@ def _count_training(plan: Plan, folder: Path, images: int) -> dict[str, int]:
     family, low = open_family(folder), _autocast_dtype(plan)
     live = family.trainable_text_encoders if plan.live_text_encoders else ()
     with torch.device("meta"), fused_attention():
-        stage = _open(family, folder, DTYPES[plan.precision] if low is None else torch.float32)
+        stage = _open(family, folder)
+        trained = trained_modules(family, text_encoders=plan.live_text_encoders)
+        others = sum(_weight_bytes(module) for name, module in stage.modules.items() if name not in trained)
         batch = _meta_batch(stage, family.image_shapes(folder, plan.resolution), images, live)
         module = prepare_module(plan, family, stage)
+        loaded = _weight_bytes(module)
         if low is not None:
             cast_frozen_matrices(module, low)
         else:
@@ -113,6 +117,8 @@ def _count_training(plan: Plan, folder: Path, images: int) -> dict[str, int]:
     return {
         "trainable": count,
         "frozen": sum(parameter.numel() for parameter in parameters) - count,
+        "loaded": loaded,
+        "assembled": loaded + others,
         "activations": activations,
         "backward": max(0, peak - gradients),
     }
@@ -140,53 +146,71 @@ def _meta_batch(
 
 @functools.cache
 def _count_pipeline(
-    folder: Path, resolution: int, sampling_batch: int, encoding_batch: int, precision: str
+    folder: Path, resolution: int, sampling_batch: int, encoding_batch: int, dtype: torch.dtype
 ) -> dict[str, int]:
-    """Parameters of the pipeline, and bytes of generating and of encoding a batch of images, beyond the weights."""
+    """Bytes of the weights of the pipeline, and of generating and of encoding a batch of images, beyond the weights."""
     family = open_family(folder)
     with torch.device("meta"), torch.no_grad(), fused_attention():
-        stage = _open(family, folder, DTYPES[precision])
+        stage = _open(family, folder)
         modules: dict[str, Any] = stage.modules
+        encoders = sum(_weight_bytes(module) for name, module in modules.items() if name != stage.denoiser)
+        pipeline = sum(_pipeline_bytes(family, name, module, dtype) for name, module in modules.items())
+        for name, module in modules.items():
+            if name not in family.image_encoders:  # the autoencoder is in fp32, which most autoencoders need
+                nn.Module.to(module, dtype)
         shapes = family.image_shapes(folder, resolution)
         # Classifier-free guidance doubles the batch.
         batch = _meta_batch(stage, shapes, 2 * sampling_batch)
         with LiveBytes(modules[stage.denoiser].parameters()) as denoising:
             stage.loss(modules, batch.examples, batch.noise, batch.u)
-        decoding = encoding = 0
-        if (vae := modules.get("vae")) is not None:
-            latent = next(iter(shapes.values()))
+        decoding, encoding = 0, 0
+        if (vae := modules.get("vae")) is not None:  # pixels are not decoded
             with LiveBytes(vae.parameters()) as memory:
-                vae.decode(torch.zeros(sampling_batch, *latent))
+                vae.decode(torch.zeros(sampling_batch, *next(iter(shapes.values()))))
             decoding = memory.peak
             with LiveBytes(vae.parameters()) as memory:
                 vae.encode(torch.zeros(encoding_batch, 3, resolution, resolution))
             encoding = memory.peak
-    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
     return {
-        "total": sum(sizes.values()),
-        "encoders": sum(sizes.values()) - sizes[stage.denoiser],
+        "pipeline": pipeline,
+        "encoders": encoders,
         "sampling": max(denoising.peak, decoding),
         "encoding": encoding,
     }
 
 
-def _open(family: Family, folder: Path, dtype: torch.dtype) -> Stage:
-    """A stage without weights. The autoencoder is in fp32, which most autoencoders need.
+def _weight_bytes(module: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())
+
+
+def _pipeline_bytes(family: Family, name: str, module: Any, dtype: torch.dtype) -> int:
+    """Bytes of a module of `Family.pipeline` in a dtype.
+
+    Args:
+        module: as `Family.open` opens it.
+    """
+    stored = next(module.parameters()).dtype
+    frozen = name in family.text_encoders and name not in family.trainable_text_encoders
+    if name in family.image_encoders and module.config.force_upcast:
+        dtype = torch.float32
+    elif frozen and stored == torch.bfloat16:
+        dtype = stored
+    return dtype.itemsize * sum(parameter.numel() for parameter in module.parameters())
+
+
+def _open(family: Family, folder: Path) -> Stage:
+    """A stage without weights, in the number formats in which the weights would be loaded.
 
     Raises:
         UserError: a configuration file is missing or not valid.
     """
     names = (family.denoiser, *family.text_encoders, *family.image_encoders)
     try:
-        stage = family.open(folder, names, empty=True)
+        return family.open(folder, names, empty=True)
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         rule = f"has a module whose configuration is not valid: {str(error).partition(chr(10))[0]}"
         remedy = "set the folder of a complete diffusers model"
         raise UserError(ValidationIssue("spec.model.id", str(folder), rule, remedy)) from error
-    for name, module in stage.modules.items():
-        if name not in family.image_encoders:
-            nn.Module.to(module, dtype)  # diffusers' own method logs a warning
-    return stage
 
 
 @contextlib.contextmanager
