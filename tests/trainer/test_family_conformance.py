@@ -391,8 +391,8 @@ def test_a_job_is_encoded_trained_and_saved(
     issues = [str(issue) for issue in capability_issues(plan, family)]
     if METHODS[method].tokens and not family.extensible_tokenizers:
         assert issues == [
-            f"spec.training.method: '{method}': adds tokens, which is not supported for {family.name}: its pipeline in "
-            "diffusers loads none; set method: LoRA"
+            f"spec.training.method: '{method}': adds tokens, which is not supported for {family.name}, only for Stable "
+            "Diffusion 1, 2 and XL; set method: LoRA"
         ]
         return
     assert issues == []

@@ -15,7 +15,7 @@ def capability_issues(plan: Plan, family: Family) -> list[ValidationIssue]:
         field = "spec.training.textEncoder.train"
         issues.append(ValidationIssue(field, True, rule, "remove it, or set false"))
     if plan.new_tokens and not family.extensible_tokenizers:
-        rule = f"adds tokens, which is not supported for {family.name}: its pipeline in diffusers loads none"
+        rule = f"adds tokens, which is not supported for {family.name}, only for Stable Diffusion 1, 2 and XL"
         issues.append(ValidationIssue("spec.training.method", plan.spec.training.method, rule, "set method: LoRA"))
     if "safetensors" in (plan.spec.output.formats or ()) and not isinstance(family, SingleFileWriter):
         rule = f"is not available for {family.name}: there is no converter to a single file"

@@ -63,7 +63,8 @@ class LatentTransformer:
     trainable_text_encoders: tuple[str, ...]
     denoiser = "transformer"
     image_encoders = ("vae",)
-    # The pipelines of SD3 and Z-Image load no new tokens, and that of FLUX.1 loads them into CLIP only.
+    # The pipelines of SD3 and Z-Image load no new tokens. In FLUX.1 only T5 sees the words of a prompt one by one, and
+    # training its tokens would keep it in memory and pass gradients through its 4.7 billion weights.
     extensible_tokenizers: tuple[str, ...] = ()
 
     @property
