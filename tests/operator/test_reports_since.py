@@ -16,9 +16,9 @@ from dreambooth_operator import app
 from dreambooth_operator.controller.reconciler import Reconciler, _Known
 from dreambooth_operator.machinery.client import Api, ApiError
 from dreambooth_operator.machinery.metrics import Metrics
-from dreambooth_operator.metrics.state import RuntimeLabels
 from dreambooth_operator.machinery.reflector import Reflector
 from dreambooth_operator.machinery.resources import Json
+from dreambooth_operator.metrics.state import RuntimeLabels
 from dreambooth_operator.resources import JOBS
 
 START = datetime(2026, 11, 28, tzinfo=UTC)
