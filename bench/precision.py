@@ -44,7 +44,8 @@ def load_data() -> tuple[DreamBoothModule, TrainingData]:
     for subject, prompt in (("dog-pink-blue", "a sks dog"), ("dog-teal-magenta", "a dog")):
         images = [Image.fromarray(image) for image in example_images(subject)]
         ranges, prompts = torch.tensor([[0, len(images)]]), torch.zeros(len(images), dtype=torch.long)
-        kinds.append(EncodedImages(stage.encode_images(images), stage.encode_prompts([prompt]), ranges, prompts))
+        encoded, weights = stage.encode_images(images), torch.ones_like(prompts)
+        kinds.append(EncodedImages(encoded, stage.encode_prompts([prompt]), ranges, prompts, weights))
     learner = Learner({"unet": stage.modules["unet"]}, [])  # the optimizers are made here
     return DreamBoothModule(stage, learner, 1.0), TrainingData(*kinds)
 

@@ -115,7 +115,7 @@ def trainer_step(unet: UNet2DConditionModel, plan: Plan, latent_side: int) -> Ca
         one = torch.tensor([[0, 1]])
         images = {"latent_mean": torch.randn(shape), "latent_std": torch.ones(shape)}
         prompts = {"text_embeds": torch.randn(1, TOKENS, TEXT)}
-        return EncodedImages(images, prompts, one, torch.zeros(1, dtype=torch.long))
+        return EncodedImages(images, prompts, one, torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.long))
 
     data = TrainingData(encoded(), encoded())
     stage = StableDiffusionStage({"unet": unet}, mock.Mock(), DDPMScheduler())

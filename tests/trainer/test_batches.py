@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dreambooth_trainer.training.batches import DeterministicSampler, noise
+from dreambooth_trainer.training.cache import EncodedImages
 
 
 def full_batch(sampler: DeterministicSampler, step: int, num_micro_batches: int) -> dict[str, list[int]]:
@@ -32,6 +33,16 @@ def test_every_image_is_sampled_once_per_epoch_in_a_new_order() -> None:
     epochs = [indices[i : i + 6] for i in range(0, len(indices), 6)]
     assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_an_image_occurs_as_often_as_its_weight_in_each_epoch() -> None:
+    images = EncodedImages(
+        {}, {}, torch.tensor([[0, 3], [3, 5]]), torch.zeros(5), torch.tensor([2, 1, 1, 1, 3])
+    ).indices
+    sampler = DeterministicSampler(images, batch_size=4, seed=0)
+    indices = [i for step in range(8) for i in sampler.sample(step, 0, 1).indices.tolist()]
+    for own, epoch in ((indices[0::2], {0: 2, 1: 1, 2: 1}), (indices[1::2], {3: 1, 4: 3})):
+        assert [Counter(own[i : i + 4]) for i in range(0, 16, 4)] == [Counter(epoch)] * 4
 
 
 def test_a_batch_that_cannot_be_split_is_an_error() -> None:

@@ -202,7 +202,7 @@ def test_each_stage_is_encoded_and_trained_in_a_folder_of_its_own(cascade: BaseM
     folder.prepared.mkdir(parents=True)
     for number, image in enumerate(random_images(64)):
         image.save(folder.prepared / f"0-{number:03d}.png")
-    encode(plan, folder, [[PROMPT, "a sks dog on the beach", PROMPT]], [])
+    encode(plan, folder, [[PROMPT, "a sks dog on the beach", PROMPT]], [1, 1, 1], [])
     caches = [load_data(folder.of_stage(stage.stage).latents).instance_images for stage in plan.stages]
     assert [tuple(cache.images["pixels"].shape) for cache in caches] == [(3, 3, 16, 16), (3, 3, 64, 64)]
     assert torch.equal(caches[0].prompts["text_embeds"], caches[1].prompts["text_embeds"])

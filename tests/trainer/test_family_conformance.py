@@ -316,7 +316,7 @@ def run_job(model: Path, images: list[Image.Image], root: Path, training: dict[s
         path.mkdir(parents=True)
     for number, image in enumerate(images):
         image.save(folder.prepared / f"{number:03d}.png")
-    encode(plan, folder, [PROMPTS], [])
+    encode(plan, folder, [PROMPTS], [1] * len(PROMPTS), [])
     engine, data = PlainEngine(plan, None), load_data(folder.latents)
     losses = [run_step(engine, plan, data, step, 0, 1).tolist() for step in range(2)]
     assert np.isfinite(losses).all()

@@ -61,7 +61,7 @@ def test_adapters_of_a_model_in_bf16_are_trained_in_fp32(bf16_model: Path, tmp_p
     for path in (folder.prepared, checkpoint):
         path.mkdir(parents=True)
     Image.new("RGB", (32, 32)).save(folder.prepared / "000.png")
-    encode(plan, folder, [["a sks dog"]], [])
+    encode(plan, folder, [["a sks dog"]], [1], [])
     engine = PlainEngine(plan, None)
     assert {p.dtype for p in engine.module.parameters() if p.requires_grad} == {torch.float32}
     frozen = {p.dtype for p in engine.module.parameters() if not p.requires_grad}

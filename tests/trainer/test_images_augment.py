@@ -91,7 +91,7 @@ def test_every_variant_has_the_latents_and_the_prompt_of_its_image(tmp_path: Pat
         photo = Image.new("RGB", (32, 32), color)
         photo.paste("white", (0, 0, 8, 32))  # an asymmetric mark
         photo.save(folder.photos / f"{number:03d}.png")
-    encode(plan, folder, [["a sks dog", "a sks dog on the beach"]], [])
+    encode(plan, folder, [["a sks dog", "a sks dog on the beach"]], [1, 1], [])
     latents = load_data(folder.latents).instance_images
     assert latents.prompt_indices.tolist() == [0, 0, 1, 1]
     red, red_mirrored, blue, _ = latents.images["latent_mean"]

@@ -13,7 +13,7 @@ from imagefiles import encoded, gradient
 from dreambooth_api.errors import UserError
 from dreambooth_api.subject import Subject
 from dreambooth_trainer.images.captions import caption_for, with_caption_files
-from dreambooth_trainer.images.sources import read_folder
+from dreambooth_trainer.images.sources import RawImage, read_folder
 
 NFC, NFD = (unicodedata.normalize(form, "Café.png") for form in ("NFC", "NFD"))
 
@@ -103,3 +103,115 @@ def test_captions_of_the_job_take_precedence_and_unusable_files_are_noted(
     subject, warnings = with_caption_files(Subject.model_validate(spec), texts)
     assert subject.captions == captions
     assert [warning in line for line in warnings] == [True] * bool(warning)
+
+
+def write(folder: Path, **files: str) -> None:
+    """Images, and files with the given texts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("a.png", "b.png", "c.png"):
+        (folder / name).write_bytes(encoded(gradient()))
+    for name, text in files.items():
+        (folder / name.replace("_", ".")).write_text(text)
+
+
+def test_captions_are_read_from_metadata_jsonl(tmp_path: Path) -> None:
+    rows = """{"file_name": "a.png", "text": "a sks dog\\n sitting"}
+
+{"file_name": "b.png", "text": "a sks dog running", "id": 3}
+{"file_name": "c.png"}
+{"file_name": "d.png", "text": "not copied"}
+"""
+    write(tmp_path, metadata_jsonl=rows, b_txt="a sks dog in a text file")
+    found = read_folder(str(tmp_path))
+    assert found.captions == {"a.png": "a sks dog sitting", "b.png": "a sks dog in a text file"}
+    assert found.warnings == ["metadata.jsonl has captions of 1 file(s) that are not among the images"]
+    spec = {"class": "dog", "images": {"uri": "photos"}, "captions": {"a.png": "a sks dog of the job"}}
+    subject, warnings = with_caption_files(Subject.model_validate(spec), found.captions, found.origins)
+    assert subject.captions == {"a.png": "a sks dog of the job", "b.png": "a sks dog in a text file"}
+    assert warnings == []
+
+
+def test_all_faults_of_metadata_jsonl_and_caption_files_are_reported_at_once(tmp_path: Path) -> None:
+    rows = """{"file_name": "a.png", "text": "a {} dog"}
+a.png, a sks dog
+["a.png"]
+{"file_name": "a.png", "text": 1}
+"""
+    write(tmp_path, metadata_jsonl=rows, b_txt="{}")
+    with pytest.raises(UserError) as caught:
+        read_folder(str(tmp_path))
+    lines = [str(issue) for issue in caught.value.issues]
+    for line, expected in zip(
+        lines,
+        (
+            "b.txt: '{}': is not a caption",
+            "metadata.jsonl line 1: 'a {} dog': is not a caption",
+            "metadata.jsonl line 2: is not JSON",
+            "metadata.jsonl line 3: has no file_name; write, for example, {",
+            "metadata.jsonl line 4: has a text that is not a string",
+        ),
+        strict=True,
+    ):
+        assert line.startswith(expected)
+
+
+def test_kohya_folders_are_one_subject_with_weights_and_captions(tmp_path: Path) -> None:
+    write(tmp_path / "10_sks dog", a_txt="a sks dog on the beach", b_npz="")
+    write(tmp_path / "15_sks dog close up", metadata_jsonl='{"file_name": "b.png", "text": "a sks dog at night"}')
+    write(tmp_path / "__MACOSX")
+    (tmp_path / ".DS_Store").write_bytes(b"")
+    found = read_folder(str(tmp_path))
+    first, second = "10_sks dog", "15_sks dog close up"
+    data = encoded(gradient())
+    assert found.images == [
+        *(RawImage(f"{first}/{name}.png", data, weight=2) for name in "abc"),
+        *(RawImage(f"{second}/{name}.png", data, weight=3) for name in "abc"),
+    ]
+    assert found.captions == {
+        f"{first}/a.png": "a sks dog on the beach",
+        f"{first}/b.png": "sks dog",
+        f"{first}/c.png": "sks dog",
+        f"{second}/a.png": "sks dog close up",
+        f"{second}/b.png": "a sks dog at night",
+        f"{second}/c.png": "sks dog close up",
+    }
+    note = (
+        "images are used in proportion to the repeats of their folders: 10 for 10_sks dog, 15 for 15_sks dog close up"
+    )
+    assert found.warnings == [note]
+
+
+@pytest.mark.parametrize(
+    ("fields", "captions", "warning"),
+    [
+        ({}, {"10_sks dog/a.png": "sks dog"}, ""),
+        ({"instancePrompt": "a photo of sks dog"}, {}, ""),
+        (
+            {"identifier": "zwx"},
+            {},
+            "10_sks dog/a.png: the name of its folder is ignored: it does not contain the iden",
+        ),
+    ],
+)
+def test_the_name_of_a_kohya_folder_is_the_prompt_unless_the_job_has_one(
+    tmp_path: Path, fields: dict[str, str], captions: dict[str, str], warning: str
+) -> None:
+    (tmp_path / "10_sks dog").mkdir()
+    (tmp_path / "10_sks dog" / "a.png").write_bytes(encoded(gradient()))
+    found = read_folder(str(tmp_path))
+    assert found.images[0].weight == 1
+    subject = Subject.model_validate({"class": "dog", "images": {"uri": "photos"}, **fields})
+    subject, warnings = with_caption_files(subject, found.captions, found.origins)
+    assert subject.captions == captions
+    assert [warning in line for line in warnings] == [True] * bool(warning)
+
+
+def test_kohya_folders_beside_images_and_links_to_folders_are_not_read(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere")
+    write(tmp_path / "photos")
+    write(tmp_path / "photos" / "10_sks dog")
+    assert [image.name for image in read_folder(str(tmp_path / "photos")).images] == ["a.png", "b.png", "c.png"]
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "10_sks dog").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="contains no images, only 10_sks dog"):
+        read_folder(str(tmp_path / "linked"))

@@ -10,7 +10,7 @@ import pytest
 
 from dreambooth_api.errors import TransientError, UserError
 from dreambooth_api.subject import ImageSource
-from dreambooth_trainer.images import RawImage, prepare_images, read_folder, read_images, sources
+from dreambooth_trainer.images import RawImage, prepare_images, read_folder, read_images, selection, sources
 
 
 def test_a_folder_is_read_in_order_without_subfolders_hidden_files_and_sidecars(tmp_path: Path) -> None:
@@ -144,11 +144,11 @@ def test_sizes_are_checked_before_any_file_is_read(tmp_path: Path, monkeypatch: 
     assert [str(issue) for issue in caught.value.issues] == [
         f"{name}: has 100 MiB, the maximum is 64 MiB; reduce its size" for name in "abc"
     ]
-    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 2**30)
-    monkeypatch.setattr(sources, "MAX_TOTAL_BYTES", 2**28)
+    monkeypatch.setattr(selection, "MAX_FILE_BYTES", 2**30)
+    monkeypatch.setattr(selection, "MAX_TOTAL_BYTES", 2**28)
     with pytest.raises(UserError, match=r"contains 0\.3 GiB"):
         read_folder(str(tmp_path))
-    monkeypatch.setattr(sources, "MAX_FILES", 2)
+    monkeypatch.setattr(selection, "MAX_FILES", 2)
     with pytest.raises(UserError, match="contains 3 files, the maximum is 2"):
         read_folder(str(tmp_path))
 
@@ -201,6 +201,6 @@ def test_errors_in_our_own_code_are_not_converted(monkeypatch: pytest.MonkeyPatc
     memory.pipe_file("/bucket/dog/0.png", b"x")
     store = SimpleNamespace(_strip_protocol=lambda uri: "/bucket/dog", isfile=memory.isfile, ls=memory.ls)
     monkeypatch.setattr("fsspec.filesystem", lambda scheme: store)
-    monkeypatch.setattr(sources, "_select", None)
+    monkeypatch.setattr(sources, "select", None)
     with pytest.raises(TypeError):
         read_folder("s3://bucket/dog")

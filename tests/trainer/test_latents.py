@@ -126,7 +126,7 @@ def test_the_cache_has_the_latents_of_the_requested_images(tiny_model: Path, tmp
     context.folder.prepared.mkdir(parents=True)
     Image.new("RGB", (32, 32), "red").save(context.folder.prepared / "000.png")
     names, store = class_image_names(context)["a dog"][:3], class_image_store(context, "a dog")
-    encode(context.plan, context.folder, [["a sks dog"]], [ClassImages("a dog", store, names)])
+    encode(context.plan, context.folder, [["a sks dog"]], [1], [ClassImages("a dog", store, names)])
     data = load_data(context.folder.latents)
     assert data.class_images is not None
     means, shapes = data.class_images.images["latent_mean"], {"latent_mean": (4, 8, 8), "latent_std": (4, 8, 8)}

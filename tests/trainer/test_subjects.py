@@ -23,7 +23,7 @@ from dreambooth_trainer.metrics.scores import Scores, failed_thresholds, mean_sc
 from dreambooth_trainer.phases import evaluate
 from dreambooth_trainer.phases.base import Context
 from dreambooth_trainer.phases.class_images import CLASS_IMAGES, class_image_key, class_image_names, class_image_store
-from dreambooth_trainer.phases.encode import class_images_of, encode, encode_shared, instance_prompts
+from dreambooth_trainer.phases.encode import class_images_of, encode, encode_shared, instance_prompts, instance_weights
 from dreambooth_trainer.phases.prepare import PREPARE
 from dreambooth_trainer.planning.plan import Plan, fill_defaults
 from dreambooth_trainer.sampling.evaluation_set import image_requests
@@ -195,7 +195,7 @@ def test_latents_know_the_images_of_each_subject(tmp_path: Path) -> None:
         for name in images.names:
             images.store.put(name, Image.new("RGB", (32, 32)))
     encode_shared(context, class_images, lambda _: None)
-    encode(context.plan, context.folder, instance_prompts(context), class_images)
+    encode(context.plan, context.folder, instance_prompts(context), instance_weights(context), class_images)
     data = load_data(context.folder.latents)
     counts = [len(images) for images in context.images]
     assert [len(images) for images in data.instance_images.indices] == counts

@@ -33,7 +33,7 @@ def _train(method: str, model: Path, port: int, queue: Any) -> None:
     shapes = open_family(model).image_shapes(model, 32)
     images = {name: torch.full((3, *shape), 0.1) for name, shape in shapes.items()}
     prompts = engine.module.stage.encode_prompts(PROMPTS, open_family(model).trainable_text_encoders)
-    encoded = EncodedImages(images, prompts, torch.tensor([[0, 3]]), torch.arange(3))
+    encoded = EncodedImages(images, prompts, torch.tensor([[0, 3]]), torch.arange(3), torch.ones(3, dtype=torch.long))
     queue.put([run_step(engine, plan, TrainingData(encoded, None), step, 0, 1).tolist() for step in range(2)])
 
 

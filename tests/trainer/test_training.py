@@ -68,7 +68,13 @@ def make_data(path: Path) -> Path:
             "input_ids": torch.randint(0, 50, (1, 16), generator=generator),
             "text_embeds": torch.randn(1, 16, 32, generator=generator),
         }
-        return EncodedImages(latents, prompts, torch.tensor([[0, count]]), torch.zeros(count, dtype=torch.long))
+        return EncodedImages(
+            latents,
+            prompts,
+            torch.tensor([[0, count]]),
+            torch.zeros(count, dtype=torch.long),
+            torch.ones(count, dtype=torch.long),
+        )
 
     save_data(TrainingData(kind(3), kind(5)), path)
     return path

@@ -67,7 +67,7 @@ def check_images(job: DreamBoothJob) -> list[str]:
         if found is None:
             expected = uri is not None and not is_url(uri)
             return [f"{uri} does not exist on this machine, dreambooth run requires it"] if expected else []
-        subject, warnings = with_caption_files(subject, found.captions)
+        subject, warnings = with_caption_files(subject, found.captions, found.origins)
         return [*found.warnings, *warnings, *prepare_images(found.images, resolution, subject.captions).warnings]
 
     return located_warnings(job.spec, each_subject(job.spec, check))

@@ -1,30 +1,18 @@
-"""Captions of images: in the job, by file name, or in a text file beside each image."""
+"""Captions of images: in the job, by file name, or in files of the folder of images."""
 
 from __future__ import annotations
 
-import codecs
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
-
-from pydantic import TypeAdapter, ValidationError
+from types import MappingProxyType
 
 from dreambooth_api.errors import UserError, ValidationIssue
-from dreambooth_api.fields import Phrase
+from dreambooth_api.imagefolder import Concept, decode_captions, decode_metadata, normalized
 from dreambooth_api.subject import Subject
 from dreambooth_api.words import contains_word
 
-SUFFIX = ".txt"
-_PHRASE: TypeAdapter[str] = TypeAdapter(Phrase)
-_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-
-
-def normalized(name: str) -> str:
-    """A file name for comparison.
-
-    macOS stores an accent in a file name as a separate character (NFD), while keyboards produce one character (NFC).
-    """
-    return unicodedata.normalize("NFC", name)
+_TEXT_FILE = "the .txt file beside it"
+_FOLDER = "the name of its folder"
 
 
 def caption_for(name: str, captions: Mapping[str, str]) -> str | None:
@@ -35,65 +23,73 @@ def caption_for(name: str, captions: Mapping[str, str]) -> str | None:
     return next((text for other, text in captions.items() if normalized(other) == key), None)
 
 
-def caption_file_for(image: str, names: Sequence[str]) -> str | None:
-    """The text file beside an image, with the image's name and another suffix, as training tools write it."""
-    stem = normalized(PurePosixPath(image).stem)
-    same = (n for n in names if PurePosixPath(n).suffix.lower() == SUFFIX and normalized(PurePosixPath(n).stem) == stem)
-    return next(same, None)
+def merge_captions(
+    images: Sequence[str],
+    files: Mapping[str, tuple[str, bytes]],
+    metadata: Mapping[str, bytes],
+    concepts: Mapping[str, Concept],
+) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """The captions in a folder of images, where each is from if not from a text file, and warnings.
 
+    A text file beside an image takes precedence over `metadata.jsonl`, and that over the tokens of kohya's folder.
 
-def decode_caption(file: str, content: bytes) -> str:
-    """The text of a caption file in UTF-8, or in UTF-16 with a byte order mark, on one line.
-
-    Raises:
-        UserError: another encoding, or not a legal prompt.
-    """
-    encoding = "utf-16" if content.startswith(_UTF16_MARKS) else "utf-8-sig"
-    try:
-        text = " ".join(content.decode(encoding).split())
-    except UnicodeDecodeError as error:
-        rule = f"is not UTF-8 text: byte {error.start} is 0x{content[error.start]:02x}"
-        raise UserError(ValidationIssue(file, None, rule, "save the file as UTF-8")) from error
-    try:
-        return _PHRASE.validate_python(text) if text else ""
-    except ValidationError as error:
-        rule = "is not a caption: it has more than 300 characters, braces or control characters"
-        raise UserError(ValidationIssue(file, text, rule, "shorten it, or remove the file")) from error
-
-
-def decode_captions(files: Mapping[str, tuple[str, bytes]]) -> dict[str, str]:
-    """The texts of caption files, given as name and content by name of the image.
+    Args:
+        images: names of the images.
+        files: name and content of text files, by name of the image.
+        metadata: contents of the `metadata.jsonl` files by name.
+        concepts: kohya's folders by name.
 
     Raises:
         UserError: with the issues of all files.
     """
-    texts: dict[str, str] = {}
     issues: list[ValidationIssue] = []
-    for image, (file, content) in files.items():
+    texts: dict[str, str] = {}
+    listed: dict[str, str] = {}
+    warnings: list[str] = []
+    try:
+        texts = decode_captions(files)
+    except UserError as error:
+        issues += error.issues
+    for file, content in metadata.items():
         try:
-            texts[image] = decode_caption(file, content)
+            found = decode_metadata(file, content)
         except UserError as error:
             issues += error.issues
+            continue
+        known = {normalized(image): image for image in images}
+        listed |= {known[normalized(name)]: text for name, text in found.items() if normalized(name) in known}
+        if missing := len([name for name in found if normalized(name) not in known]):
+            warnings.append(f"{file} has captions of {missing} file(s) that are not among the images")
     if issues:
         raise UserError(issues)
-    return texts
+    tokens = {image: concepts[PurePosixPath(image).parts[0]].tokens for image in images} if concepts else {}
+    listed = {image: text for image, text in listed.items() if text and not texts.get(image)}
+    tokens = {image: text for image, text in tokens.items() if not texts.get(image) and image not in listed}
+    origins = {**dict.fromkeys(listed, "its text in metadata.jsonl"), **dict.fromkeys(tokens, _FOLDER)}
+    return {**texts, **listed, **tokens}, origins, warnings
 
 
-def with_caption_files(subject: Subject, texts: Mapping[str, str]) -> tuple[Subject, list[str]]:
+def with_caption_files(
+    subject: Subject, texts: Mapping[str, str], origins: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Subject, list[str]]:
     """A subject with captions from files, and warnings about captions that are not used.
 
     Args:
-        texts: content of the caption files, by name of the image. Captions in the job take precedence.
+        texts: captions in files, by name of the image. Captions in the job take precedence, and so does its instance
+            prompt over the names of folders.
+        origins: see `RawImages`.
     """
     added = {name: text for name, text in texts.items() if text and caption_for(name, subject.captions) is None}
-    ignored: dict[str, list[str]] = {}
+    if subject.instance_prompt is not None:
+        added = {name: text for name, text in added.items() if origins.get(name) != _FOLDER}
+    ignored: dict[tuple[str, str], list[str]] = {}
     for name, text in list(added.items()):
         if reason := _unusable(name, text, subject.identifier):
-            ignored.setdefault(reason, []).append(name)
+            ignored.setdefault((origins.get(name, _TEXT_FILE), reason), []).append(name)
             del added[name]
     warnings = [
-        f"{', '.join(names[:5])}{' and others' * (len(names) > 5)}: the {SUFFIX} file beside it is ignored: {reason}"
-        for reason, names in ignored.items()
+        f"{', '.join(names[:5])}{' and others' * (len(names) > 5)}: {origin} is ignored: {reason}"
+        for (origin, reason), names in ignored.items()
     ]
     return subject.model_copy(update={"captions": {**subject.captions, **added}}), warnings
 

@@ -37,7 +37,7 @@ def with_captions(spec: JobSpec, found: Sequence[RawImages | None]) -> tuple[Job
         found: files of each subject; None for a subject whose files were not read.
     """
     subjects = [
-        with_caption_files(subject, {} if raw is None else raw.captions)
+        with_caption_files(subject, raw.captions, raw.origins) if raw else (subject, list[str]())
         for subject, raw in zip(spec.all_subjects, found, strict=True)
     ]
     warnings = [[] if raw is None else [*raw.warnings, *notes] for raw, (_, notes) in zip(found, subjects, strict=True)]

@@ -61,6 +61,11 @@ def instance_prompts(context: Context) -> list[list[str]]:
     ]
 
 
+def instance_weights(context: Context) -> list[int]:
+    """Number of times that each image of each subject occurs in an epoch, in one list."""
+    return [image.weight for images in context.images for image in images]
+
+
 def _inputs(context: Context) -> JsonValue:
     plan, training = context.plan, context.plan.spec.training
     return {
@@ -68,6 +73,7 @@ def _inputs(context: Context) -> JsonValue:
         "class_images": context.keys[TrainerPhase.CLASS_IMAGES],
         "model": context.base_digest,
         "prompts": [list[JsonValue](prompts) for prompts in instance_prompts(context)],
+        "weights": list[JsonValue](instance_weights(context)),
         "text_encoder": plan.live_text_encoders,
         "tokens": [list[JsonValue](tokens) for tokens in plan.new_tokens.values()],
         "augmentation": [training.random_crop, training.random_flip, training.seed]
@@ -87,7 +93,8 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     count *= len(context.plan.stages)
     progress.total(count)
     encode_shared(context, class_images, progress.done)
-    context.pool.call(encode, context.plan, context.folder, instance_prompts(context), class_images)
+    prompts, weights = instance_prompts(context), instance_weights(context)
+    context.pool.call(encode, context.plan, context.folder, prompts, weights, class_images)
     progress.done(count)
     return {"images": count}
 
@@ -109,7 +116,9 @@ def encode_shared(context: Context, class_images: list[ClassImages], on_progress
         done += len(images.names)
 
 
-def encode(plan: Plan, folder: JobFolder, prompts: list[list[str]], class_images: list[ClassImages]) -> None:
+def encode(
+    plan: Plan, folder: JobFolder, prompts: list[list[str]], weights: list[int], class_images: list[ClassImages]
+) -> None:
     """Encode the images of the subjects and all prompts for each stage, and write the cache of the stage.
 
     It also gets the latents of the class images. The first stage encodes the prompts for all stages. Runs on a worker,
@@ -117,6 +126,7 @@ def encode(plan: Plan, folder: JobFolder, prompts: list[list[str]], class_images
 
     Args:
         prompts: of each image of each subject.
+        weights: see `instance_weights`.
     """
     from dreambooth_trainer.methods.tokens import add_tokens
     from dreambooth_trainer.sampling.generate import unload_models
@@ -137,7 +147,7 @@ def encode(plan: Plan, folder: JobFolder, prompts: list[list[str]], class_images
             module.to(work_device())
         encode_prompts = encode_prompts or partial(stage.encode_prompts, live=live)
         images = [resized(image, part.resolution) for image in instance_images(plan, folder)]
-        instance = _with_prompts(encode_prompts, _encode_images(stage, images), all_prompts, ranges)
+        instance = _with_prompts(encode_prompts, _encode_images(stage, images), all_prompts, ranges, weights)
         shapes = family.image_shapes(base, part.resolution)
         prior = _class_images(part, encode_prompts, shapes, class_images, folder.work) if class_images else None
         draft = own.latents.with_suffix(".draft")
@@ -163,7 +173,8 @@ def _class_images(
     prompts = [of_class.prompt for of_class in class_images for _ in of_class.names]
     ranges = consecutive_ranges([len(of_class.names) for of_class in class_images])
     by_prompt = dict(zip((of_class.prompt for of_class in class_images), ranges, strict=True))
-    return _with_prompts(encode_prompts, stacked, prompts, [by_prompt[one.class_prompt] for one in stage.subjects])
+    own_ranges = [by_prompt[one.class_prompt] for one in stage.subjects]
+    return _with_prompts(encode_prompts, stacked, prompts, own_ranges, [1] * len(prompts))
 
 
 def instance_images(plan: Plan, folder: JobFolder) -> list[Image.Image]:
@@ -199,7 +210,11 @@ def _encode_images(stage: Stage, images: Sequence[Image.Image]) -> dict[str, Ten
 
 
 def _with_prompts(
-    encode_prompts: EncodePrompts, images: Tensors, prompts: list[str], subject_ranges: list[tuple[int, int]]
+    encode_prompts: EncodePrompts,
+    images: Tensors,
+    prompts: list[str],
+    subject_ranges: list[tuple[int, int]],
+    weights: list[int],
 ) -> EncodedImages:
     """Encoded images with their prompts.
 
@@ -216,7 +231,7 @@ def _with_prompts(
         name: (tensor.float() if tensor.is_floating_point() else tensor).cpu()
         for name, tensor in encode_prompts(unique).items()
     }
-    return EncodedImages(images, encoded, torch.tensor(subject_ranges), indices)
+    return EncodedImages(images, encoded, torch.tensor(subject_ranges), indices, torch.tensor(weights))
 
 
 ENCODE = Phase(TrainerPhase.ENCODE, _inputs, _complete, _run)

@@ -7,7 +7,7 @@ Legend: B images of one kind (instance or class images) in a micro-batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,16 +28,17 @@ class BatchSample:
 
 @dataclass(frozen=True)
 class DeterministicSampler:
-    """Samples the images of one kind, rotating through the subjects: each image once per epoch, in a new order.
+    """Samples the images of one kind, rotating through the subjects: all images in each epoch, in a new order.
 
     Attributes:
-        images: indices of the images of each subject. Subjects with the same range share its images and epochs.
+        images: indices of the images of each subject, each as often as it occurs in an epoch. Subjects with the same
+            ones share images and epochs.
         batch_size: images of this kind per optimizer step, over all workers and gradient accumulation steps.
         num_variants: augmented variants of each image. Indices count variants: those of image i start at
             i x num_variants.
     """
 
-    images: tuple[range, ...]
+    images: tuple[Sequence[int], ...]
     batch_size: int
     seed: int
     num_variants: int = 1

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dreambooth_trainer.families.base import Tensors
 
-_FIELDS = ("subject_ranges", "prompt_indices")
+_FIELDS = ("subject_ranges", "prompt_indices", "weights")
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,23 @@ class EncodedImages:
         subject_ranges: first and end index of the images of each subject, [K, 2], not counting augmented variants.
             Subjects can share class images.
         prompt_indices: index of each image's prompt, [N].
+        weights: number of times that each image occurs in an epoch, not counting augmented variants.
     """
 
     images: Tensors
     prompts: Tensors
     subject_ranges: Tensor
     prompt_indices: Tensor
+    weights: Tensor
 
     @property
-    def indices(self) -> tuple[range, ...]:
-        """Indices of the images of each subject."""
-        return tuple(range(first, end) for first, end in self.subject_ranges.tolist())
+    def indices(self) -> tuple[tuple[int, ...], ...]:
+        """Indices of the images of each subject, each as often as it occurs in an epoch."""
+        weights = self.weights.tolist()
+        return tuple(
+            tuple(index for index in range(first, end) for _ in range(weights[index]))
+            for first, end in self.subject_ranges.tolist()
+        )
 
     def examples(self, indices: Tensor) -> dict[str, Tensor]:
         """Some images with their prompts."""
