@@ -22,3 +22,8 @@ def gradient(width: int = 96, height: int = 64) -> Image.Image:
     x, y = np.linspace(0, 255, width), np.linspace(0, 255, height)
     pixels = np.stack([*np.meshgrid(x, y), np.full((height, width), 60)], axis=-1)
     return Image.fromarray(pixels.astype(np.uint8))
+
+
+def noise(width: int = 64, height: int = 64, seed: int = 0) -> Image.Image:
+    """A sharp image without a near-duplicate, unless the seed is the same."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from imagefiles import USE_IMAGE, encoded, gradient
+from imagefiles import USE_IMAGE, encoded, gradient, noise
 from PIL import Image
 
 from dreambooth_api.errors import UserError
@@ -21,6 +21,7 @@ def test_a_wide_image_is_cropped_with_warnings() -> None:
         "1 image: 3-5 images from different angles work best",
         "wide.png: cropping to the center square keeps 2% of the image; crop it around the subject",
         "wide.png: upscaled from 400 to 512 pixels; a larger image is sharper",
+        "wide.png (0): may be blurred: the variance of the Laplacian is less than 30; training learns the blur",
     ]
 
 
@@ -36,7 +37,7 @@ def test_all_unusable_files_and_captions_are_reported_at_once() -> None:
 
 
 def test_duplicates_cause_a_warning() -> None:
-    bmp, png = encoded(gradient(), "BMP"), encoded(gradient())
+    bmp, png = encoded(noise(), "BMP"), encoded(noise())
     found = prepare_images([RawImage("a.bmp", bmp), RawImage("b.png", png), RawImage("c.png", png)], 32, {"a.bmp": "x"})
     assert [image.caption for image in found.images] == ["x", None, None]
     assert len({image.digest for image in found.images}) == 1
@@ -47,7 +48,7 @@ def test_duplicates_cause_a_warning() -> None:
 
 
 def test_two_hundred_images_are_accepted_with_a_warning() -> None:
-    raws = [RawImage(f"{i:03}.png", encoded(Image.new("RGB", (32, 32), (i, 0, 0)))) for i in range(200)]
+    raws = [RawImage(f"{i:03}.png", encoded(noise(32, 32, seed=i))) for i in range(200)]
     found = prepare_images(raws, 32)
     assert len(found.images) == 200
     assert found.warnings == [

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from imagefiles import encoded, gradient
+from imagefiles import encoded, noise
 from inline_pool import InlinePool
 from jobtext import LoadText
 from PIL import Image
@@ -138,7 +138,7 @@ def test_selected_identifiers_differ() -> None:
 
 def test_issues_and_warnings_name_the_subject() -> None:
     spec = job_of({**DOG, "captions": {"9.png": "a sks dog"}}, TEAPOT).spec
-    good, small = (RawImage(name, encoded(gradient(64, 64))) for name in ("0.png", "1.png"))
+    good, small = (RawImage(name, encoded(noise())) for name in ("0.png", "1.png"))
     with pytest.raises(UserError) as caught:
         prepare_subjects([[good], [good, RawImage("bad.png", b"x" * 4096)]], spec, 32)
     assert [issue.path for issue in caught.value.issues] == [

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from imagefiles import encoded, gradient
+from imagefiles import encoded, gradient, noise
 from jobtext import JOB, spec
 
 HEIC = b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic"
@@ -25,7 +25,7 @@ def photos(tmp_path: Path) -> Path:
     (tmp_path / "job.yaml").write_text(JOB)
     (tmp_path / "photos").mkdir()
     for name in ("0.png", "1.png", "2.png"):
-        (tmp_path / "photos" / name).write_bytes(encoded(gradient(64 + int(name[0]), 64)))
+        (tmp_path / "photos" / name).write_bytes(encoded(noise(seed=int(name[0]))))
     return tmp_path / "photos"
 
 
@@ -43,7 +43,7 @@ def test_images_that_a_run_rejects_are_errors(photos: Path, command: str) -> Non
 def test_odd_images_are_noted(photos: Path, command: str) -> None:
     (photos / "0.txt").write_text("a dog")
     (photos / "0.npz").write_bytes(b"PK\x03\x04")
-    (photos / "3.png").write_bytes(encoded(gradient(300, 64)))
+    (photos / "3.png").write_bytes(encoded(noise(300, 64)))
     code, text = dreambooth(command, str(photos.parent / "job.yaml"))
     assert code == 0
     notes = [line for line in text.splitlines() if line.startswith("note: ")]
@@ -60,6 +60,16 @@ def test_validate_checks_captions_and_resolution(photos: Path) -> None:
     assert code == 2
     assert 'spec.subject.captions["4.png"]: is not an image of the subject; did you mean' in text
     assert "0.png: has 64 x 64 pixels, training at resolution 256 requires at least 128 per side" in text
+
+
+@pytest.mark.parametrize("command", ["validate", "plan"])
+def test_blurred_images_and_near_duplicates_are_noted(photos: Path, command: str) -> None:
+    (photos / "3.png").write_bytes(encoded(gradient(64, 64)))
+    (photos / "4.png").write_bytes(encoded(noise().point([value * 9 // 10 for value in range(256)] * 3)))
+    code, text = dreambooth(command, str(photos.parent / "job.yaml"))
+    assert code == 0
+    assert "note: near-duplicates: 4.png of 0.png; training uses both" in text
+    assert "note: 3.png (" in text and "may be blurred" in text
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from PIL import Image
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_trainer.images.captions import caption_for
 from dreambooth_trainer.images.decode import crop_size, prepare_image
+from dreambooth_trainer.images.quality import blur_warnings, near_duplicate_warnings
 from dreambooth_trainer.images.sources import RawImage
 
 MIN_RECOMMENDED, MAX_RECOMMENDED = 3, 20
@@ -68,7 +69,9 @@ def prepare_images(
         warnings += _size_warnings(raw, resolution)
     if issues:
         raise UserError(issues)
-    return PreparedImages(images, [*_count_warnings(len(images)), *_duplicate_warnings(images), *warnings])
+    named = [(image.name, image.image) for image in images]
+    copies = [*_duplicate_warnings(images), *near_duplicate_warnings(named)]
+    return PreparedImages(images, [*_count_warnings(len(images)), *copies, *warnings, *blur_warnings(named)])
 
 
 def digest_of(image: Image.Image) -> str:
