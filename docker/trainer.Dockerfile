@@ -16,13 +16,14 @@ ENV UV_PROJECT_ENVIRONMENT=/app UV_PYTHON_DOWNLOADS=never UV_NO_CACHE=1 UV_LINK_
 WORKDIR /src
 # Dependencies have a layer of their own, 6 GB: it is built again when uv.lock changes, not when the code does.
 COPY pyproject.toml uv.lock ./
-RUN uv sync --frozen --no-dev --extra trainer --extra s3 --extra gcs --extra lpips --extra bitsandbytes \
+RUN uv sync --frozen --no-dev --extra trainer --extra s3 --extra gcs --extra lpips --extra heif --extra bitsandbytes \
     --no-install-project
 COPY README.md LICENSE ./
 COPY api api
 COPY operator operator
 COPY trainer trainer
-RUN uv sync --frozen --no-dev --extra trainer --extra s3 --extra gcs --extra lpips --extra bitsandbytes --no-editable \
+RUN uv sync --frozen --no-dev --extra trainer --extra s3 --extra gcs --extra lpips --extra heif --extra bitsandbytes \
+    --no-editable \
     && install -d -o 1000 -g 1000 /home/ray
 ENV PATH=/app/bin:$PATH HOME=/home/ray PYTHONUNBUFFERED=1
 USER 1000:1000

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import pytest
 import yaml
 from click.testing import CliRunner, Result
@@ -153,11 +154,20 @@ def test_all_unusable_files_are_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         pack(tmp_path)
     assert [issue.path for issue in caught.value.issues] == ["a.heic", "b.gif", "c.png", "d.png", "e.jpg"]
-    assert "HEIC" in str(caught.value)
+    assert "a.heic: is a damaged HEIC image" in str(caught.value)
     for wrong, rule in ((tmp_path / "none", "is not a folder"), (tmp_path / "empty", "contains no images")):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(UserError, match=rule):
             pack(wrong)
+
+
+def test_heic_photos_are_read_if_their_package_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pillow_heif.register_heif_opener()
+    Image.linear_gradient("L").convert("RGB").resize((300, 200)).save(tmp_path / "IMG_1.HEIC", "HEIF")
+    assert opened(pack(tmp_path).files["IMG_1.jpg"]).size == (300, 200)
+    monkeypatch.setattr("dreambooth_operator.kubectl_plugin.photos.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"IMG_1.HEIC: is a HEIC photo, .*; pip install 'dreambooth-operator\[heif\]'"):
+        pack(tmp_path)
 
 
 def test_links_to_other_folders_are_not_followed(tmp_path: Path) -> None:

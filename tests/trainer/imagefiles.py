@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-USE_IMAGE = "use a JPEG, PNG, WebP, AVIF, TIFF, BMP or GIF image, or remove the file"
+USE_IMAGE = "use a JPEG, PNG, WebP, AVIF, HEIC, TIFF, BMP or GIF image, or remove the file"
 """Remedy for files that are not images."""
 
 

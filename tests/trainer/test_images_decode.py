@@ -2,11 +2,14 @@
 
 import io
 import struct
+import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import pillow_heif
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -54,10 +57,6 @@ REJECTED: dict[str, tuple[Callable[[], bytes], str]] = {
         f"is an SVG image, regardless of its name; {USE_IMAGE}",
     ),
     "PDF": (lambda: b"%PDF-1.7\n", f"is a PDF document, regardless of its name; {USE_IMAGE}"),
-    "HEIC": (
-        lambda: b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic",
-        f"is a HEIC photo, regardless of its name; {USE_IMAGE}",
-    ),
     "a video": (
         lambda: b"\x00\x00\x00\x14ftypqt  \x00\x00\x00\x00qt  ",
         f"is a video (MP4 or QuickTime), regardless of its name; {USE_IMAGE}",
@@ -296,3 +295,31 @@ def test_a_photo_keeps_the_whole_image_upright_and_is_not_enlarged() -> None:
 @pytest.mark.parametrize(("resolution", "size"), [(512, (1536, 1024)), (1280, (1920, 1280))])
 def test_a_large_photo_is_scaled_down(resolution: int, size: tuple[int, int]) -> None:
     assert prepare_photo(RawImage("a", encoded(gradient(2400, 1600))), resolution).size == size
+
+
+def heic(image: Image.Image, **options: Any) -> bytes:
+    pillow_heif.register_heif_opener()
+    return encoded(image, "HEIF", **options)
+
+
+def test_heic_photos_are_read_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the top of the pixels is on the right
+    data = heic(gradient(160, 96), quality=95, exif=exif.tobytes())
+    image = np.asarray(prepare_image(RawImage("IMG_1.HEIC", data), 64)).astype(int)
+    expected = np.asarray(prepare_image(RawImage("a.png", encoded(gradient(160, 96).rotate(-90, expand=True))), 64))
+    assert np.abs(image - expected).mean() < 6
+    assert prepare_photo(RawImage("IMG_1.HEIC", data), 64).size == (96, 160)
+    with pytest.raises(UserError, match="IMG_1.HEIC: is a damaged or truncated HEIC image"):
+        prepare_image(RawImage("IMG_1.HEIC", data[: len(data) // 2]), 64)
+
+
+def test_a_heic_photo_names_the_extra_if_its_package_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = heic(gradient())
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(UserError) as caught:
+        prepare_image(RawImage("IMG_1.HEIC", data), 32)
+    assert str(caught.value) == (
+        "IMG_1.HEIC: is a HEIC photo, which requires the package pillow-heif; pip install "
+        "'dreambooth-operator[heif]', or export the photo as JPEG"
+    )

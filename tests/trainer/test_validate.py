@@ -35,7 +35,7 @@ def test_images_that_a_run_rejects_are_errors(photos: Path, command: str) -> Non
     (photos / "IMG_1.MOV").write_bytes(b"\x00\x00\x00\x14ftypqt  \x00\x00\x00\x00qt  ")
     code, text = dreambooth(command, str(photos.parent / "job.yaml"))
     assert code == 2
-    assert "IMG_1.HEIC: is a HEIC photo" in text
+    assert "IMG_1.HEIC: is a damaged or truncated HEIC image" in text
     assert "IMG_1.MOV: is a video" in text
 
 
@@ -92,7 +92,7 @@ def test_validate_rejects_what_no_hardware_can_run(photos: Path, lines: str, sen
     (photos / "IMG_1.HEIC").write_bytes(HEIC)
     (photos.parent / "job.yaml").write_text(spec(lines))
     code, text = dreambooth("validate", str(photos.parent / "job.yaml"))
-    assert (code, sentence in text, "IMG_1.HEIC: is a HEIC photo" in text) == (2, True, True), text
+    assert (code, sentence in text, "IMG_1.HEIC: is a damaged or truncated HEIC image" in text) == (2, True, True), text
 
 
 def test_validate_notes_models_that_are_not_on_this_machine(photos: Path) -> None:

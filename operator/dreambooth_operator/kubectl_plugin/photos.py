@@ -10,10 +10,12 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreambooth_api.errors import UserError, ValidationIssue
+from dreambooth_api.imagekind import HEIC_NEEDS, describe_content, image_kind
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -169,17 +171,38 @@ def _open(file: Path, side: int) -> Image.Image:
         rule = f"has more than {MAX_FILE_BYTES // 2**20} MiB"
         raise UserError(ValidationIssue(file.name, None, rule, "reduce its size"))
     try:
-        with Image.open(file, formats=_FORMATS) as image:
+        with Image.open(file, formats=_formats()) as image:
             mode, animated = image.mode, image.format in _ANIMATED and getattr(image, "is_animated", False)
             if not animated and mode in _EIGHT_BITS:
-                image.draft(None, (2 * side, 2 * side))  # decodes large JPEG files at a reduced scale
+                if image.format == "JPEG":
+                    image.draft(None, (2 * side, 2 * side))  # decodes large files at a reduced scale
                 return _to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # decoders raise many types: OSError, SyntaxError, struct.error, DecompressionBombError
-        rule = f"is not an image that can be read ({type(error).__name__})"
-        remedy = "export it as JPEG or PNG (HEIC photos too), or remove the file"
-        raise UserError(ValidationIssue(file.name, None, rule, remedy)) from error
+        raise UserError(ValidationIssue(file.name, None, *_unreadable(file, error))) from error
     rule = "is an animation" if animated else f"has {mode} pixels, not 8-bit color"
     raise UserError(ValidationIssue(file.name, None, rule, "save it as a single 8-bit JPEG or PNG"))
+
+
+def _formats() -> tuple[str, ...]:
+    """Formats of Pillow that are read, with HEIC if its package is installed."""
+    if find_spec("pillow_heif") is None:
+        return _FORMATS
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+    return (*_FORMATS, "HEIF")
+
+
+def _unreadable(file: Path, error: Exception) -> tuple[str, str]:
+    """Rule and remedy for a file that no decoder reads."""
+    with file.open("rb") as opened:
+        head = opened.read(4096)
+    kind = image_kind(head)
+    if kind == "HEIC" and find_spec("pillow_heif") is None:
+        return HEIC_NEEDS
+    if kind is None:
+        return f"is {describe_content(head)}", "export it as JPEG or PNG, or remove the file"
+    return f"is a damaged {kind} image ({type(error).__name__})", "export it as JPEG or PNG, or remove the file"
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

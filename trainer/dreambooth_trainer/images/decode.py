@@ -25,8 +25,8 @@ from PIL import (
 )
 
 from dreambooth_api.errors import UserError, ValidationIssue
+from dreambooth_api.imagekind import HEIC_NEEDS, READABLE, Kind, describe_content, image_kind
 from dreambooth_trainer.images.png import without_metadata
-from dreambooth_trainer.images.sniff import READABLE, Kind, describe_content, image_kind
 from dreambooth_trainer.images.sources import RawImage
 
 MAX_PIXELS = 80_000_000
@@ -41,12 +41,21 @@ _CMS = cast("Any", ImageCms)
 """Pillow's stubs do not fully type color profiles."""
 _SRGB = _CMS.createProfile("sRGB")
 
+
+def _open_heic(file: io.BytesIO) -> ImageFile.ImageFile:
+    """The primary image of a HEIC file. libheif turns it upright and converts it to 8 bits per channel."""
+    from pillow_heif import HeifImageFile
+
+    return HeifImageFile(file)
+
+
 # Classes instead of Image.open: the format is known, and the size check of Image.open does not consider `draft`.
 _OPEN: dict[Kind, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
     "WebP": WebPImagePlugin.WebPImageFile,
     "AVIF": AvifImagePlugin.AvifImageFile,
+    "HEIC": _open_heic,
     "GIF": GifImagePlugin.GifImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
     "TIFF": TiffImagePlugin.TiffImageFile,
@@ -89,11 +98,14 @@ def _prepare(raw: RawImage, resolution: int, resize: Callable[[Image.Image], Ima
     try:
         image = _open(kind, raw.data)
         _check_header(raw.name, kind, image, resolution)
-        image.draft(None, (2 * resolution, 2 * resolution))
+        if kind == "JPEG":  # a draft of a HEIC photo is its thumbnail
+            image.draft(None, (2 * resolution, 2 * resolution))
         image.load()
         return _convert(image, resize)
     except (UserError, MemoryError):
         raise
+    except ImportError as error:
+        raise _invalid(raw.name, *HEIC_NEEDS) from error
     except Exception as error:
         # Pillow's decoders raise many types: OSError, SyntaxError, struct.error, KeyError, ...
         rule = f"is a damaged or truncated {kind} image ({error})"
@@ -132,7 +144,7 @@ def _check_header(name: str, kind: Kind, image: ImageFile.ImageFile, resolution:
         lower = 2 * shorter // 8 * 8
         alternative = f", or set training.resolution: {lower}" if lower >= 16 else ""
         raise _invalid(name, rule, f"use a larger image{alternative}")
-    if getattr(image, "is_animated", False):
+    if kind != "HEIC" and getattr(image, "is_animated", False):  # a burst of photos has a primary one
         rule = "has several pages" if kind == "TIFF" else "is an animation"
         raise _invalid(name, rule, "save a single image as PNG")
     if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_raw(image):

@@ -5,9 +5,15 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-Kind = Literal["JPEG", "PNG", "WebP", "AVIF", "GIF", "BMP", "TIFF"]
+Kind = Literal["JPEG", "PNG", "WebP", "AVIF", "HEIC", "GIF", "BMP", "TIFF"]
 
-READABLE = "JPEG, PNG, WebP, AVIF, TIFF, BMP or GIF"
+READABLE = "JPEG, PNG, WebP, AVIF, HEIC, TIFF, BMP or GIF"
+
+HEIC_NEEDS = (
+    "is a HEIC photo, which requires the package pillow-heif",
+    "pip install 'dreambooth-operator[heif]', or export the photo as JPEG",
+)
+"""Rule and remedy where the package is not installed."""
 
 _KINDS: list[tuple[bytes, Kind]] = [
     (b"\xff\xd8\xff", "JPEG"),
@@ -44,7 +50,10 @@ def image_kind(data: bytes) -> Kind | None:
             return kind
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"
-    return "AVIF" if _brands(data) & {b"avif", b"avis"} else None
+    brands = _brands(data)
+    if brands & {b"avif", b"avis"}:
+        return "AVIF"
+    return "HEIC" if brands & _HEIC else None
 
 
 def describe_content(data: bytes) -> str:
@@ -56,7 +65,7 @@ def describe_content(data: bytes) -> str:
             return description
     brands = _brands(data)
     if brands:
-        return "a HEIC photo" if brands & (_HEIC | {b"mif1"}) else "a video (MP4 or QuickTime)"
+        return "a HEIF image without a HEIC or AVIF image" if b"mif1" in brands else "a video (MP4 or QuickTime)"
     head = data[:4096].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if b"<svg" in head and head.startswith(b"<"):
         return "an SVG image"
