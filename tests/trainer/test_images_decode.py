@@ -310,7 +310,7 @@ def test_heic_photos_are_read_upright() -> None:
     expected = np.asarray(prepare_image(RawImage("a.png", encoded(gradient(160, 96).rotate(-90, expand=True))), 64))
     assert np.abs(image - expected).mean() < 6
     assert prepare_photo(RawImage("IMG_1.HEIC", data), 64).size == (96, 160)
-    with pytest.raises(UserError, match="IMG_1.HEIC: is a damaged or truncated HEIC image"):
+    with pytest.raises(UserError, match=r"IMG_1.HEIC: is a damaged or truncated HEIC image"):
         prepare_image(RawImage("IMG_1.HEIC", data[: len(data) // 2]), 64)
 
 

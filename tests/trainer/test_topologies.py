@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from imagefiles import encoded, gradient, noise
 from test_plan import job_of
 
 from dreambooth_api.errors import UserError
@@ -217,3 +218,15 @@ def test_errors_of_a_runtime_file_name_the_file(tmp_path: Path, text: str, sente
 )
 def test_quantities_are_read_as_kubernetes_reads_them(quantity: str, value: float) -> None:
     assert quantity_value(quantity) == value
+
+
+def test_photos_on_this_machine_are_decoded_in_a_plan_for_a_cluster(tmp_path: Path) -> None:
+    for seed in range(3):
+        (tmp_path / f"{seed}.png").write_bytes(encoded(noise(seed=seed)))
+    (tmp_path / "3.png").write_bytes(encoded(gradient(64, 64)))
+    job = job_of({"subject": {"images": {"uri": str(tmp_path)}, "class": "dog"}})
+    _, warnings = plan_for_runtime(job, runtime_of(0, {}))
+    assert any(line.startswith("3.png (") for line in warnings), warnings
+    (tmp_path / "clip.mov").write_bytes(b"\x00\x00\x00\x14ftypqt  \x00\x00\x00\x00qt  ")
+    with pytest.raises(UserError, match=r"^clip.mov: is a video"):
+        plan_for_runtime(job, runtime_of(0, {}))

@@ -16,12 +16,14 @@ from dreambooth_api.defaulting import with_defaults, worker_resources
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_api.status import TrainerPhase
+from dreambooth_api.subject import Subject
 from dreambooth_trainer.cluster.hardware import Hardware, check_cores, check_runnable, query_workers, requested_cpus
 from dreambooth_trainer.cluster.pool import WorkerPool
 from dreambooth_trainer.cluster.runtime_hardware import runtime_hardware
 from dreambooth_trainer.cluster.session import has_address, ray_cluster
 from dreambooth_trainer.families.registry import config_folder, family_module, pinned, stage_folders
-from dreambooth_trainer.images.sources import RawImage, read_images
+from dreambooth_trainer.images.prepare import prepare_images
+from dreambooth_trainer.images.sources import RawImage, RawImages, read_images
 from dreambooth_trainer.images.subjects import each_subject, located_warnings, read_subjects, with_captions
 from dreambooth_trainer.jobfile.load import dump_job
 from dreambooth_trainer.phases.base import Context, Phase
@@ -91,7 +93,13 @@ def plan_for_runtime(job: DreamBoothJob, runtime: RuntimeSpec) -> tuple[PlannedJ
     unread = located_warnings(spec, [assumed if raw is None else [] for raw in found])
     image_counts = tuple(ASSUMED_IMAGES if raw is None else len(raw.images) for raw in found)
     planned, warnings = _plan(job.model_copy(update={"spec": spec}), image_counts, hardware)
-    return planned, (*warnings, *notes, *unread)
+    checked: list[list[str]] = each_subject(spec, lambda index, subject: _check(found[index], subject, planned.plan))
+    return planned, (*warnings, *notes, *unread, *located_warnings(spec, checked))
+
+
+def _check(raw: RawImages | None, subject: Subject, plan: Plan) -> list[str]:
+    """Warnings about images that can be read here. Raises the errors of those that a run would reject."""
+    return [] if raw is None else prepare_images(raw.images, plan.resolution, subject.captions).warnings
 
 
 def _plan(job: DreamBoothJob, image_counts: tuple[int, ...], hardware: Hardware) -> tuple[PlannedJob, tuple[str, ...]]:

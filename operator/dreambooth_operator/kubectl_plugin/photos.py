@@ -187,7 +187,7 @@ def _formats() -> tuple[str, ...]:
     """Formats of Pillow that are read, with HEIC if its package is installed."""
     if find_spec("pillow_heif") is None:
         return _FORMATS
-    from pillow_heif import register_heif_opener
+    from pillow_heif import register_heif_opener  # pyright: ignore[reportUnknownVariableType]
 
     register_heif_opener()
     return (*_FORMATS, "HEIF")

@@ -22,6 +22,7 @@ Exit codes: {ExitCode.DONE} done; {ExitCode.FAILED} failed, the same command may
 is below the job's thresholds; {ExitCode.INTERRUPTED} interrupted, the same command continues.
 """
 COMMANDS = {
+    "init": "dreambooth_trainer.cli.init:init",
     "run": "dreambooth_trainer.cli.run:run",
     "plan": "dreambooth_trainer.cli.plan:plan",
     "validate": "dreambooth_trainer.cli.plan:validate",
@@ -30,6 +31,7 @@ COMMANDS = {
     "generate": "dreambooth_trainer.cli.generate:generate",
     "erase": "dreambooth_trainer.cli.erase:erase",
     "sprites": "dreambooth_trainer.cli.sprites:sprites",
+    "completion": "dreambooth_trainer.cli.completion:completion",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,19 +23,21 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@options.job_file
+@options.job_source
 @click.option(
     "--online",
     is_flag=True,
     help="Also check the base model and the encoders on the Hugging Face Hub: ID, access, family and files. "
     "No weights are downloaded.",
 )
-@options.sets
-def validate(job_file: Path, online: bool, sets: tuple[str, ...]) -> None:
-    """Report all errors in a job file, in its images and in its use of the base model, if these are on this machine."""
+def validate(job: options.JobSource, online: bool) -> None:
+    """Report all errors in a job, in its images and in its use of the base model, if these are on this machine.
+
+    JOB is a job file, or photos with --class: a folder, or a URI as in subject.images.uri.
+    """
     from dreambooth_trainer.cli.offline import check_images, check_plan
 
-    job = options.read_job(job_file, sets)
+    loaded = job.read()
     checks = [check_images, check_plan]
     if online:
         from dreambooth_trainer.cli.online import check_models
@@ -45,12 +48,12 @@ def validate(job_file: Path, online: bool, sets: tuple[str, ...]) -> None:
     issues: list[ValidationIssue] = []
     for check in checks:
         try:
-            notes += check(job)
+            notes += check(loaded)
         except UserError as error:
             issues += [issue for issue in error.issues if issue not in issues]
     if issues:
         raise UserError(issues)
-    click.echo(f"{job_file}: DreamBoothJob {job.metadata.name} is valid")
+    click.echo(f"{job.source}: DreamBoothJob {loaded.metadata.name} is valid")
     _print_notes(Console(), notes)
 
 
@@ -60,7 +63,7 @@ def _print_notes(console: Console, warnings: Iterable[str]) -> None:
 
 
 @click.command()
-@options.job_file
+@options.job_source
 @click.option(
     "--runtime",
     "runtime_file",
@@ -69,28 +72,32 @@ def _print_notes(console: Console, warnings: Iterable[str]) -> None:
     help="Plan for a cluster: file of the DreamBoothRuntime, which supplies defaults and the hardware of the workers. "
     "It may also contain a LocalDreamBoothRuntime whose parent that is.",
 )
-@options.sets
-def plan(job_file: Path, runtime_file: Path | None, sets: tuple[str, ...]) -> None:
-    """Show what a job will do: resolved defaults, memory per process, the ZeRO stage and the reason for it."""
-    job = options.read_job(job_file, sets)
+@click.option("--output", "-o", type=click.Choice(["json"]), help="Print the plan for programs.")
+def plan(job: options.JobSource, runtime_file: Path | None, output: str | None) -> None:
+    """Show what a job will do: resolved defaults, memory per process, the ZeRO stage and the reason for it.
+
+    JOB is a job file, or photos with --class: a folder, or a URI as in subject.images.uri.
+    """
+    loaded = job.read()
+    show = _print_json if output else _print_plan
     runtime, local = load_runtime(runtime_file) if runtime_file else (None, None)
     if local is not None:
-        job = job.model_copy(update={"spec": with_local_defaults(job.spec, local)})
+        loaded = loaded.model_copy(update={"spec": with_local_defaults(loaded.spec, local)})
     from dreambooth_trainer.cluster.capacity import wait_for_capacity
     from dreambooth_trainer.cluster.session import has_address, ray_cluster
     from dreambooth_trainer.images.subjects import prepare_subjects
     from dreambooth_trainer.runner import plan_for_runtime, prepare_job
 
     if runtime is not None:
-        _print_plan(*plan_for_runtime(job, runtime))
+        show(*plan_for_runtime(loaded, runtime))
         return
     with ray_cluster() if has_address() else contextlib.nullcontext():
         if has_address():
-            wait_for_capacity(job.spec.cluster, lambda line: _print_notes(Console(), [line]))
-        prepared = prepare_job(job)
+            wait_for_capacity(loaded.spec.cluster, lambda line: _print_notes(Console(stderr=True), [line]))
+        prepared = prepare_job(loaded)
     # A run does this in its first phase.
     _, warnings = prepare_subjects(prepared.images, prepared.plan.spec, prepared.plan.resolution)
-    _print_plan(prepared.planned, (*prepared.warnings, *warnings))
+    show(prepared.planned, (*prepared.warnings, *warnings))
 
 
 def _print_plan(planned: PlannedJob, warnings: tuple[str, ...]) -> None:
@@ -110,3 +117,9 @@ def _print_plan(planned: PlannedJob, warnings: tuple[str, ...]) -> None:
     console = Console()
     console.print(table, highlight=False, markup=False)
     _print_notes(console, warnings)
+
+
+def _print_json(planned: PlannedJob, warnings: tuple[str, ...]) -> None:
+    from dreambooth_trainer.planning.describe import as_json
+
+    click.echo(json.dumps({**as_json(planned), "warnings": list(warnings)}, indent=2))

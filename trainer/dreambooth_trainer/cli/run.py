@@ -16,6 +16,7 @@ from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.uris import hub_repository, is_url
 from dreambooth_trainer.cli import options
 from dreambooth_trainer.cluster.memory_errors import InsufficientMemoryError
+from dreambooth_trainer.jobfile.fromphotos import save_job
 from dreambooth_trainer.progress.console import Reporter, choose_reporter
 from dreambooth_trainer.progress.http import OperatorReporter, operator_from_environment
 from dreambooth_trainer.progress.log import LogReporter
@@ -25,7 +26,7 @@ from dreambooth_trainer.store.folder import JobFolder
 
 
 @click.command()
-@options.job_file
+@options.job_source
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -34,17 +35,22 @@ from dreambooth_trainer.store.folder import JobFolder
 @click.option(
     "--store", help=f"Folder or URL of shared class images. Defaults to {STORE}, else the user's cache folder."
 )
-@options.sets
-def run(job_file: Path, out: Path | None, store: str | None, sets: tuple[str, ...]) -> None:
-    """Run a DreamBoothJob: generate class images, train, evaluate and publish."""
+@options.save
+def run(job: options.JobSource, out: Path | None, store: str | None, save: Path | None) -> None:
+    """Run a job: generate class images, train, evaluate and publish.
+
+    JOB is a job file, or photos with --class: a folder, or a URI as in subject.images.uri.
+    """
     start, log = time.monotonic(), AttemptLog()
     with contextlib.ExitStack() as stack:
         stack.enter_context(log.recording())
         reporter = stack.enter_context(forward_to_operator(LogReporter(choose_reporter(Console()), log.write)))
-        job = options.read_job(job_file, sets)
-        folder = JobFolder((out or default_folder(job)).resolve())
-        claim_output(job, folder)
-        uri = job.spec.output.uri
+        loaded = job.read()
+        if save:
+            save_job(loaded, save)
+        folder = JobFolder((out or default_folder(loaded)).resolve())
+        claim_output(loaded, folder)
+        uri = loaded.spec.output.uri
         # Not to the Hub, where each change is a commit that remains.
         uploaded = uri is not None and is_url(uri) and hub_repository(uri) is None
         log.open(folder.root, uri if uploaded else None)
@@ -56,8 +62,8 @@ def run(job_file: Path, out: Path | None, store: str | None, sets: tuple[str, ..
 
         if has_address():
             stack.enter_context(ray_cluster())
-            wait_for_capacity(job.spec.cluster, reporter.note)
-        prepared = prepare_job(job)
+            wait_for_capacity(loaded.spec.cluster, reporter.note)
+        prepared = prepare_job(loaded)
         if isinstance(reporter, OperatorReporter):
             reporter.pinned(prepared.plan.model)
         store_folder, warning = options.store_url(store)

@@ -19,7 +19,7 @@ from dreambooth_api.model import BaseModelRef
 from dreambooth_api.runtimeref import LOCAL_RUNTIME_KIND, RUNTIME_KIND
 from dreambooth_api.uris import ABSOLUTE_URI
 from dreambooth_trainer.jobfile.explain import validate
-from dreambooth_trainer.jobfile.overrides import apply_sets
+from dreambooth_trainer.jobfile.overrides import Sets, apply_sets
 from dreambooth_trainer.jobfile.schema import closest_match, item_of, keys_of, model_of
 from dreambooth_trainer.jobfile.yamltext import Document, Dumper, read_documents
 from dreambooth_trainer.jobfile.yamltext import Path as KeyPath
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 _SCHEME = re.compile(ABSOLUTE_URI)
 
 
-def load_job(path: Path, sets: Sequence[str] = (), *, sha256: str = "") -> DreamBoothJob:
+def load_job(path: Path, sets: Sets = (), *, sha256: str = "") -> DreamBoothJob:
     """Load and validate a job file.
 
     Args:
@@ -48,6 +48,19 @@ def load_job(path: Path, sets: Sequence[str] = (), *, sha256: str = "") -> Dream
             "changed meanwhile; the operator retries under another name"
         )
     document = select_job(read_documents(text, path.name), path.name)
+    return build_job(document, sets, path.name, path.absolute().parent)
+
+
+def build_job(document: Document, sets: Sets, name: str, base: Path) -> DreamBoothJob:
+    """Validate a job with overrides.
+
+    Args:
+        name: of the document, for issues that concern it as a whole.
+        base: folder against which relative `uri`s are resolved.
+
+    Raises:
+        UserError: with all issues of the document and of the overrides.
+    """
     value = without_nulls(document.value, DreamBoothJob)
     value, origins, issues = apply_sets(value, sets)
 
@@ -55,22 +68,22 @@ def load_job(path: Path, sets: Sequence[str] = (), *, sha256: str = "") -> Dream
         if key_path not in document.lines:
             inner = next((origin for path, origin in origins.items() if path[: len(key_path)] == key_path), None)
             if inner is not None:
-                return f"--set {inner}"
+                return inner
         for length in range(len(key_path), -1, -1):
             prefix = key_path[:length]
             if prefix in origins:
-                return f"--set {origins[prefix]}"
+                return origins[prefix]
             if prefix in document.lines:
                 return f"line {document.lines[prefix]}"
         return ""
 
     try:
-        job = validate(DreamBoothJob, value, source, path.name)
+        job = validate(DreamBoothJob, value, source, name)
     except UserError as error:
         raise UserError([*issues, *error.issues]) from error
     if issues:
         raise UserError(issues)
-    return resolve_folders(job, path.absolute().parent)
+    return resolve_folders(job, base)
 
 
 # Neither where the photos and the job's data are, nor captions of photos, nor what belongs to the cluster.

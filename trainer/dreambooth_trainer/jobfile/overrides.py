@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 
 from pydantic import BaseModel, JsonValue
 
@@ -14,11 +15,30 @@ from dreambooth_trainer.jobfile.schema import is_mapping, item_of, keys_of, mode
 from dreambooth_trainer.jobfile.yamltext import Path, read_value
 
 
-def apply_sets(value: JsonValue, sets: Sequence[str]) -> tuple[JsonValue, dict[Path, str], list[ValidationIssue]]:
+@dataclass(frozen=True)
+class Override:
+    """A value for a field.
+
+    Attributes:
+        path: from the root of the job, for example ("spec", "training", "steps").
+        value: None restores the default.
+        option: what the user wrote, for messages: "--steps 200".
+    """
+
+    path: Path
+    value: JsonValue
+    option: str
+
+
+Sets = Sequence[str | Override]
+"""Overrides, as text `training.steps=200` or parsed. Later ones have precedence."""
+
+
+def apply_sets(value: JsonValue, sets: Sets) -> tuple[JsonValue, dict[Path, str], list[ValidationIssue]]:
     """Apply overrides to a copy of a document. Later overrides have precedence.
 
     Returns:
-        The copy, the override that set each changed path, and an issue for each override without `=`, with an unknown
+        The copy, the option that set each changed path, and an issue for each override without `=`, with an unknown
         path or with invalid YAML. Such an override is skipped, so that all issues of the job are reported at once.
     """
     if not sets or not isinstance(value, dict):
@@ -26,24 +46,24 @@ def apply_sets(value: JsonValue, sets: Sequence[str]) -> tuple[JsonValue, dict[P
     changed: dict[str, JsonValue] = deepcopy(value)
     origins: dict[Path, str] = {}
     issues: list[ValidationIssue] = []
-    for text in sets:
+    for given in sets:
         try:
-            path, override = _parse(text)
-            _assign(changed, path, override, text)
-            origins[path] = text
+            override = given if isinstance(given, Override) else _parse(given)
+            _assign(changed, override)
+            origins[override.path] = override.option
         except UserError as error:
             issues += error.issues
     return changed, origins, issues
 
 
-def _parse(text: str) -> tuple[Path, JsonValue]:
+def _parse(text: str) -> Override:
     dotted, equals, value = text.partition("=")
     if not equals or not dotted.strip():
         remedy = "write, for example, --set training.steps=200"
         raise UserError(ValidationIssue(f"--set {text}", None, "is not KEY=VALUE", remedy))
     path = _path(dotted.strip().removeprefix("spec.").split("."), text)
     try:
-        return ("spec", *path), read_value(value)
+        return Override(("spec", *path), read_value(value), f"--set {text}")
     except UserError as error:
         rule = f"the value {error.issues[0].rule}"
         remedy = "quote it, for example --set 'subject.class=\"dog\"'"
@@ -70,17 +90,17 @@ def _path(parts: list[str], text: str) -> Path:
     return tuple(path)
 
 
-def _assign(document: dict[str, JsonValue], path: Path, value: JsonValue, text: str) -> None:
+def _assign(document: dict[str, JsonValue], override: Override) -> None:
     parent: dict[str, JsonValue] = document
-    for part in path[:-1]:
+    for part in override.path[:-1]:
         child = parent.setdefault(str(part), {})
         if not isinstance(child, dict):
             rule = f"{part} is not a mapping in the job file"
-            raise UserError(ValidationIssue(f"--set {text}", None, rule, f"correct {part} in the file first"))
+            raise UserError(ValidationIssue(override.option, None, rule, f"correct {part} in the file first"))
         parent = child
-    key = str(path[-1])
-    if value is None:
+    key = str(override.path[-1])
+    if override.value is None:
         # `--set training.steps=` restores the default.
         parent.pop(key, None)
     else:
-        parent[key] = value
+        parent[key] = override.value

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, fields
+
+from pydantic import JsonValue
+from pydantic.alias_generators import to_camel
 
 from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.planning.host_memory import host_bytes
@@ -69,6 +73,26 @@ def _super_resolution(plan: Plan) -> list[tuple[str, str]]:
         return []
     change = f"from {second.base_resolution} to {plan.resolution} px, learning rate {second.learning_rate:g}"
     return [("super-resolution", f"{second.model.id}, {change}, as many steps")]
+
+
+def as_json(planned: PlannedJob) -> dict[str, JsonValue]:
+    """A plan for programs, printed by `dreambooth plan -o json`. Memory is in bytes."""
+    plan, need, hardware = planned.plan, planned.choice.need, planned.hardware
+    memory: dict[str, JsonValue] = {to_camel(field.name): round(getattr(need, field.name)) for field in fields(need)}
+    return {
+        "name": plan.job.metadata.name,
+        **plan.model_dump(mode="json", by_alias=True, exclude={"job", "zero_stage"}),
+        "method": plan.spec.training.method,
+        "seed": plan.spec.training.seed,
+        "imageCounts": list(planned.image_counts),
+        "priorPreservation": plan.spec.preserves_prior,
+        "formats": list(plan.formats),
+        "worldSizes": list(plan.world_sizes),
+        "samplingProcesses": planned.sampling_processes,
+        "zeroStage": {"stage": plan.stage_name, "reason": planned.choice.reason},
+        "hardware": {to_camel(name): value for name, value in asdict(hardware).items()},
+        "memoryPerProcessBytes": {**memory, "total": round(need.total)},
+    }
 
 
 def _samples(plan: Plan) -> str:
