@@ -308,6 +308,9 @@ class JobSpec(Strict):
     @model_validator(mode="after")
     def _class_prompt_is_about_the_class(self) -> Self:
         prompt = self.prior_preservation.class_prompt
+        if self.subject is None and self.prior_preservation.images is not None:
+            rule, remedy = "applies to a single subject", "remove images: the class images of subjects are generated"
+            raise rule_error("priorPreservation.images", rule, remedy)
         if prompt is None:
             return self
         if self.subject is None:
@@ -359,7 +362,11 @@ class JobSpec(Strict):
         preservation, method = self.prior_preservation, self.training.method
         if self.training.traits.class_images:
             return self
-        for field, given in (("enabled", preservation.enabled), ("numClassImages", preservation.num_class_images)):
+        for field, given in (
+            ("enabled", preservation.enabled),
+            ("numClassImages", preservation.num_class_images),
+            ("images", preservation.images),
+        ):
             if given:
                 rule = f"method {method} does not change the model's weights, so there is no prior to preserve"
                 raise rule_error(f"priorPreservation.{field}", rule, f"remove {field}, or set training.method: LoRA")

@@ -178,6 +178,9 @@ class ClassImagesStatus(Lenient):
     wanted: Count = Field(default=0, description="Number of class images that the job needs.")
     reused: Count = Field(default=0, description="Number of class images reused from other jobs or earlier attempts.")
     generated: Count = Field(default=0, description="Number of class images generated for this job.")
+    provided: Count | None = Field(
+        default=None, description="Number of class images of priorPreservation.images. Set only if the job has some."
+    )
 
 
 class TrainingStatus(Lenient):

@@ -18,7 +18,7 @@ MAX_DEFAULT_CLASS_IMAGES = 1000
 
 
 class ImageSource(Strict):
-    """Source of the subject's images. Exactly one of uri, pvc, configMap, secret must be set."""
+    """Source of images. Exactly one of uri, pvc, configMap, secret must be set."""
 
     uri: str | None = Field(
         default=None,
@@ -153,6 +153,11 @@ class PriorPreservation(Strict):
         description="Number of class images, split evenly between the class prompts of several subjects. Defaults to "
         f"200 per subject image, at most {MAX_DEFAULT_CLASS_IMAGES}; {BUILTIN_SPRITES} has its own default. At most "
         "steps x globalBatchSize are generated, because training uses no more.",
+    )
+    images: ImageSource | None = Field(
+        default=None,
+        description="Your own class images, for a single subject. They are used first, in the order of their names; "
+        "only the rest of numClassImages is generated, which then defaults to at least their number.",
     )
     loss_weight: float = Field(
         default=1.0, gt=0, le=100, description="Weight of the prior-preservation loss (lambda in the paper)."

@@ -29,11 +29,13 @@ CHOICE = "a choice of a few values with similar costs"
 HARMLESS = {
     "runtimeRef.name": "a runtime restricts its namespaces itself",
     "runtimeRef.kind": "a LocalDreamBoothRuntime sets only what a job could set, see test_local_runtimes.py",
-    "subject.images.uri": CREDENTIALS,
+    **dict.fromkeys(("subject.images.uri", "priorPreservation.images.uri"), CREDENTIALS),
     **dict.fromkeys(
         (
             "subject.images.pvc.claimName", "subject.images.pvc.path", "subject.images.configMap.name",
             "subject.images.secret.name",
+            "priorPreservation.images.pvc.claimName", "priorPreservation.images.pvc.path",
+            "priorPreservation.images.configMap.name", "priorPreservation.images.secret.name",
         ),
         OWN_NAMESPACE,
     ),

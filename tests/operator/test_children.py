@@ -110,6 +110,21 @@ def test_subjects_mount_each_volume_once() -> None:
     assert [(mount["mountPath"], mount["readOnly"]) for mount in mounts] == [(f"{root}/0", True), (f"{root}/1", True)]
 
 
+def test_class_images_are_mounted_with_the_volumes_of_the_subject() -> None:
+    def uri(name: str) -> tuple[str | None, list[str]]:
+        spec = {"priorPreservation": {"images": {"pvc": {"claimName": name, "path": "class/dogs"}}}}
+        made = children(job_with({**spec, "subject": {"images": {"pvc": {"claimName": "photos"}}, "class": "dog"}}))
+        read = DreamBoothJob.model_validate(yaml.safe_load(made["ConfigMap"]["data"]["job.yaml"])).spec
+        volumes = made["RayJob"]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"]
+        names = [volume["name"] for volume in volumes if volume["name"].startswith("images")]
+        assert read.prior_preservation.images
+        return read.prior_preservation.images.uri, names
+
+    root = environment.IMAGES_PATH
+    assert uri("photos") == (f"{root}/0/class/dogs", ["images-0"])
+    assert uri("others") == (f"{root}/1/class/dogs", ["images-0", "images-1"])
+
+
 def pods_of(job: Job, runtime: Runtime = RUNTIME) -> dict[str, dict[str, Any]]:
     """The pod templates of a job."""
     found = resolved(job, runtime)

@@ -96,11 +96,11 @@ INVALID = {
     ),
     "class images for new tokens": (
         "spec", {**MINIMAL["spec"], "training": INVERSION, "priorPreservation": {"enabled": True}},
-        "remove enabled and numClassImages, or set training.method: LoRA",
+        "remove enabled, numClassImages and images, or set training.method: LoRA",
     ),
     "a number of class images for new tokens": (
         "spec", {**MINIMAL["spec"], "training": INVERSION, "priorPreservation": {"numClassImages": 10}},
-        "remove enabled and numClassImages, or set training.method: LoRA",
+        "remove enabled, numClassImages and images, or set training.method: LoRA",
     ),
     "a single file with new tokens": (
         "spec", {**MINIMAL["spec"], "training": INVERSION, "output": {"formats": ["safetensors"]}},
@@ -133,6 +133,17 @@ INVALID = {
         "spec",
         spec_of([DOG, CAT], priorPreservation={"classPrompt": "a dog"}),
         "set classPrompt in each item of subjects instead",
+    ),
+    "class images for several subjects": (
+        "spec",
+        spec_of([DOG, CAT], priorPreservation={"images": {"uri": "s3://b/dogs"}}),
+        "priorPreservation.images applies to a single subject",
+    ),
+    "two sources of class images": (
+        "spec.priorPreservation", {"images": {"uri": "s3://b/x", "secret": {"name": "p"}}}, "exactly one of uri, pvc",
+    ),
+    "a local folder of class images": (
+        "spec.priorPreservation.images", {"uri": "dogs"}, "on a cluster, uri must be a folder in",
     ),
     "a class prompt with the identifier of its subject": (
         "spec", spec_of([DOG, {**CAT, "classPrompt": "an OHWX"}]), ": classPrompt must not contain the identifier",
@@ -213,6 +224,7 @@ SAME_JOBS: list[dict[str, Any]] = [
     {"training": {"method": "LoRA", "lora": {"rank": 4}}},
     {"training": {"method": "TextualInversion", "textualInversion": {}}, "priorPreservation": {"enabled": False}},
     {"priorPreservation": {"enabled": False, "sampler": {"steps": 5}}},
+    {"priorPreservation": {"images": {"pvc": {"claimName": "photos", "path": "dogs"}}}},
     {"evaluation": {"thresholds": {"dino": 0.5}, "encoders": {"clip": "a/b"}}},
     {"output": {"pvc": {"claimName": "models"}}},
     {"output": {"formats": ["lora", "safetensors"]}, "training": {"method": "LoRA"}},

@@ -22,6 +22,7 @@ from dreambooth_trainer.cluster.pool import WorkerPool
 from dreambooth_trainer.cluster.runtime_hardware import runtime_hardware
 from dreambooth_trainer.cluster.session import has_address, ray_cluster
 from dreambooth_trainer.families.registry import config_folder, family_module, pinned, stage_folders
+from dreambooth_trainer.images.own_class_images import check_class_images, read_class_images
 from dreambooth_trainer.images.prepare import prepare_images
 from dreambooth_trainer.images.sources import RawImage, RawImages, read_images
 from dreambooth_trainer.images.subjects import each_subject, located_warnings, read_subjects, with_captions
@@ -51,11 +52,12 @@ PHASES = (PREPARE, CLASS_IMAGES, ENCODE, TRAIN, EVALUATE, PUBLISH)
 
 @dataclass(frozen=True)
 class PreparedJob:
-    """A planned job with the images of each subject, and warnings for the user."""
+    """A planned job with the images of each subject, warnings for the user, and the job's own class images."""
 
     planned: PlannedJob
     images: tuple[tuple[RawImage, ...], ...]
     warnings: tuple[str, ...]
+    class_images: tuple[RawImage, ...] = ()
 
     @property
     def plan(self) -> Plan:
@@ -71,12 +73,15 @@ def prepare_job(job: DreamBoothJob) -> PreparedJob:
         DeviceError: a worker has a GPU, but CUDA does not work.
     """
     spec, images, notes = read_subjects(job.spec)
+    own = read_class_images(spec)
     job = job.model_copy(update={"spec": spec})
     hardware = query_workers(job.spec.cluster)
     check_cores(hardware, job.spec.cluster)
-    planned, warnings = _plan(job, tuple(map(len, images)), hardware)
+    planned, warnings = _plan(job, tuple(map(len, images)), hardware, len(own))
     check_packages(planned.plan)
-    return PreparedJob(planned, tuple(images), (*notes, *warnings))
+    used = planned.plan.num_own_class_images
+    unused = [f"{used} of your {len(own)} class images are used, the first by name"] if used < len(own) else []
+    return PreparedJob(planned, tuple(images), (*notes, *unused, *warnings), tuple(own[:used]))
 
 
 def plan_for_runtime(job: DreamBoothJob, runtime: RuntimeSpec) -> tuple[PlannedJob, tuple[str, ...]]:
@@ -92,7 +97,10 @@ def plan_for_runtime(job: DreamBoothJob, runtime: RuntimeSpec) -> tuple[PlannedJ
     assumed = [f"the images are in the cluster: the plan assumes {ASSUMED_IMAGES} images."]
     unread = located_warnings(spec, [assumed if raw is None else [] for raw in found])
     image_counts = tuple(ASSUMED_IMAGES if raw is None else len(raw.images) for raw in found)
-    planned, warnings = _plan(job.model_copy(update={"spec": spec}), image_counts, hardware)
+    provided = spec.prior_preservation.images
+    own = read_class_images(spec) if provided and provided.uri else []
+    planned, warnings = _plan(job.model_copy(update={"spec": spec}), image_counts, hardware, len(own))
+    check_class_images(own, planned.plan.resolution)
     checked: list[list[str]] = each_subject(spec, lambda index, subject: _check(found[index], subject, planned.plan))
     return planned, (*warnings, *notes, *unread, *located_warnings(spec, checked))
 
@@ -102,11 +110,13 @@ def _check(raw: RawImages | None, subject: Subject, plan: Plan) -> list[str]:
     return [] if raw is None else prepare_images(raw.images, plan.resolution, subject.captions).warnings
 
 
-def _plan(job: DreamBoothJob, image_counts: tuple[int, ...], hardware: Hardware) -> tuple[PlannedJob, tuple[str, ...]]:
+def _plan(
+    job: DreamBoothJob, image_counts: tuple[int, ...], hardware: Hardware, own_class_images: int
+) -> tuple[PlannedJob, tuple[str, ...]]:
     model = pinned(model_ref(job))
     folders = stage_folders(model)
     folder = folders[""]
-    facts = JobFacts(model, folder, select_identifiers(job, folder), image_counts, hardware)
+    facts = JobFacts(model, folder, select_identifiers(job, folder), image_counts, hardware, own_class_images)
     draft = draft_plan(job, facts)
     warnings = check_use(draft, folder)
     planned = make_plan(draft, facts, partial(_count_size, folders, sum(image_counts)))
@@ -143,7 +153,7 @@ def run_job(
         preload=family_module(config_folder(prepared.plan.model)),
         max_cpus=requested_cpus(prepared.plan.spec.cluster) if has_address() else None,
     )
-    context = Context(prepared.plan, folder, prepared.images, store, keys, pool)
+    context = Context(prepared.plan, folder, prepared.images, store, keys, pool, class_images=prepared.class_images)
     results: dict[TrainerPhase, dict[str, JsonValue]] = {}
     claim_output(prepared.plan.job, folder)
     with folder.locked(), contextlib.ExitStack() as stack:

@@ -195,21 +195,24 @@ def _locate(job: Job, spec: JobSpec, runtime: RuntimeSpec, runtime_id: StartedRu
 def _mount_images(spec: JobSpec) -> tuple[JobSpec, tuple[dict[str, object], ...]]:
     """The spec with paths in the pods instead of volumes, and the source of each volume.
 
-    Subjects can share a volume: a pod with two volumes of the same claim may not start.
+    Subjects and class images can share a volume: a pod with two volumes of the same claim may not start.
     """
     volumes: list[dict[str, object]] = []
-    sources: list[ImageSource] = []
-    for subject in spec.all_subjects:
-        images = subject.images
+
+    def mounted(images: ImageSource) -> ImageSource:
         volume = _volume_source(images)
-        if volume is not None:
-            if volume not in volumes:
-                volumes.append(volume)
-            below = images.pvc.path if images.pvc else ""
-            path = "/".join(filter(None, (IMAGES_PATH, str(volumes.index(volume)), below)))
-            images = ImageSource(uri=path)
-        sources.append(images)
-    return spec.update_subjects([{"images": source} for source in sources]), tuple(volumes)
+        if volume is None:
+            return images
+        if volume not in volumes:
+            volumes.append(volume)
+        below = images.pvc.path if images.pvc else ""
+        return ImageSource(uri="/".join(filter(None, (IMAGES_PATH, str(volumes.index(volume)), below))))
+
+    changed = spec.update_subjects([{"images": mounted(subject.images)} for subject in spec.all_subjects])
+    prior = spec.prior_preservation
+    if prior.images is not None:
+        prior = prior.model_copy(update={"images": mounted(prior.images)})
+    return changed.model_copy(update={"prior_preservation": prior}), tuple(volumes)
 
 
 def _volume_source(images: ImageSource) -> dict[str, object] | None:

@@ -145,6 +145,10 @@ JOB_RULES: dict[str, list[Rule]] = {
             "subjects instead",
         },
         {
+            "rule": "!has(self.subjects) || !has(self.priorPreservation) || !has(self.priorPreservation.images)",
+            "message": "priorPreservation.images applies to a single subject: remove images",
+        },
+        {
             "rule": "!has(self.subject) || !has(self.priorPreservation) || !has(self.priorPreservation.classPrompt) || "
             "self.subject.identifier == 'auto' || !"
             + _contains_word("self.priorPreservation.classPrompt", "self.subject.identifier", ".lowerAscii()"),
@@ -161,14 +165,15 @@ JOB_RULES: dict[str, list[Rule]] = {
         {
             "rule": "!has(self.training) || !has(self.training.method) || "
             f"!(self.training.method in {list(WITHOUT_CLASS_IMAGES)}) || !has(self.priorPreservation) || "
-            "(!has(self.priorPreservation.numClassImages) && "
+            "(!has(self.priorPreservation.numClassImages) && !has(self.priorPreservation.images) && "
             "(!has(self.priorPreservation.enabled) || !self.priorPreservation.enabled))",
             "message": "priorPreservation does not apply to method TextualInversion, which does not change the model's "
-            "weights: remove enabled and numClassImages, or set training.method: LoRA",
+            "weights: remove enabled, numClassImages and images, or set training.method: LoRA",
         },
     ],
     "spec.subject.images": _IMAGE_RULES,
     "spec.subjects[].images": _IMAGE_RULES,
+    "spec.priorPreservation.images": _IMAGE_RULES,
     "spec.subject": _SUBJECT_RULES,
     "spec.subjects[]": [
         *_SUBJECT_RULES,
@@ -229,6 +234,7 @@ LIMITS: dict[str, dict[str, Any]] = {
             ("identifier", {"maxLength": MAX_IDENTIFIER_LENGTH}),
         )
     },
+    "spec.priorPreservation.images.uri": {"maxLength": 1000},
     "spec.output.uri": {"maxLength": 1000},
     "spec.cluster.nodeSelector": {"maxProperties": 32},
     "spec.cluster.nodeSelector{}": {"maxLength": 63},

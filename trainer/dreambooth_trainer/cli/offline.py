@@ -7,10 +7,11 @@ from pathlib import Path
 
 from dreambooth_api.errors import UserError
 from dreambooth_api.job import DreamBoothJob
-from dreambooth_api.subject import Subject
+from dreambooth_api.subject import ImageSource, Subject
 from dreambooth_api.uris import BUILTIN, is_url
 from dreambooth_trainer.families.registry import known_config_folder
 from dreambooth_trainer.images.captions import with_caption_files
+from dreambooth_trainer.images.own_class_images import check_class_images, read_class_images
 from dreambooth_trainer.images.prepare import prepare_images
 from dreambooth_trainer.images.sources import RawImages, read_folder
 from dreambooth_trainer.images.subjects import each_subject, located_warnings, with_captions
@@ -70,7 +71,11 @@ def check_images(job: DreamBoothJob) -> list[str]:
         subject, warnings = with_caption_files(subject, found.captions, found.origins)
         return [*found.warnings, *warnings, *prepare_images(found.images, resolution, subject.captions).warnings]
 
-    return located_warnings(job.spec, each_subject(job.spec, check))
+    warnings = located_warnings(job.spec, each_subject(job.spec, check))
+    own = job.spec.prior_preservation.images
+    if own is not None and _is_local(own):
+        check_class_images(read_class_images(job.spec), resolution)
+    return warnings
 
 
 def _default_resolution(job: DreamBoothJob, folder: Path | None) -> int:
@@ -99,9 +104,13 @@ def _with_local_captions(job: DreamBoothJob) -> DreamBoothJob:
 
 def _read_local(subject: Subject) -> RawImages | None:
     uri = subject.images.uri
-    if uri is None or is_url(uri) or not (uri.startswith(BUILTIN) or Path(uri).exists()):
-        return None
-    return _read(uri)
+    return _read(uri) if uri is not None and _is_local(subject.images) else None
+
+
+def _is_local(source: ImageSource) -> bool:
+    """Whether images exist on this machine."""
+    uri = source.uri
+    return uri is not None and not is_url(uri) and (uri.startswith(BUILTIN) or Path(uri).exists())
 
 
 # Both checks need the files.

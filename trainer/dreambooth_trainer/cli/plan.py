@@ -85,6 +85,7 @@ def plan(job: options.JobSource, runtime_file: Path | None, output: str | None) 
         loaded = loaded.model_copy(update={"spec": with_local_defaults(loaded.spec, local)})
     from dreambooth_trainer.cluster.capacity import wait_for_capacity
     from dreambooth_trainer.cluster.session import has_address, ray_cluster
+    from dreambooth_trainer.images.own_class_images import check_class_images
     from dreambooth_trainer.images.subjects import prepare_subjects
     from dreambooth_trainer.runner import plan_for_runtime, prepare_job
 
@@ -96,6 +97,7 @@ def plan(job: options.JobSource, runtime_file: Path | None, output: str | None) 
             wait_for_capacity(loaded.spec.cluster, lambda line: _print_notes(Console(stderr=True), [line]))
         prepared = prepare_job(loaded)
     # A run does this in its first phase.
+    check_class_images(prepared.class_images, prepared.plan.resolution)
     _, warnings = prepare_subjects(prepared.images, prepared.plan.spec, prepared.plan.resolution)
     show(prepared.planned, (*prepared.warnings, *warnings))
 

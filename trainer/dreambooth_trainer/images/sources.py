@@ -54,18 +54,19 @@ class RawImages(NamedTuple):
     origins: Mapping[str, str] = MappingProxyType({})
 
 
-def read_images(source: ImageSource, mounted: Path | None = None) -> RawImages:
+def read_images(source: ImageSource, mounted: Path | None = None, *, captions: bool = True) -> RawImages:
     """Read the files of a job's `subject.images`.
 
     Args:
         mounted: mount path of the volume, ConfigMap or Secret; None in a local run.
+        captions: whether to read captions.
 
     Raises:
         UserError: the folder cannot be read, is empty, or is too large.
         TransientError: the object store failed.
     """
     if source.uri is not None:
-        return read_folder(source.uri)
+        return read_folder(source.uri, captions=captions)
     if mounted is None:
         kind = "pvc" if source.pvc else "configMap" if source.config_map else "secret"
         rule = "is a Kubernetes object, which a local run cannot read"
@@ -73,7 +74,7 @@ def read_images(source: ImageSource, mounted: Path | None = None) -> RawImages:
     return read_folder(str(mounted / source.pvc.path if source.pvc else mounted))
 
 
-def read_folder(uri: str) -> RawImages:
+def read_folder(uri: str, *, captions: bool = True) -> RawImages:
     """Read all images and captions of a folder, without its subfolders, hidden files and other sidecars.
 
     The folders of kohya's sd-scripts (`10_sks dog`) are read as one folder.
@@ -95,10 +96,12 @@ def read_folder(uri: str) -> RawImages:
     selected = select(uri, entries, concepts)
     with _convert_errors(uri, scheme):
         images = [RawImage(entry.name, _read(fs, entry), selected.weight(entry.name)) for entry in selected.images]
+        if not captions:
+            return RawImages(images, [])
         files = {name: (entry.name, _read(fs, entry)) for name, entry in selected.captions.items()}
         metadata = {entry.name: _read(fs, entry) for entry in selected.metadata}
-    captions, origins, warnings = merge_captions([image.name for image in images], files, metadata, selected.concepts)
-    return RawImages(images, [*selected.warnings, *warnings], captions, origins)
+    texts, origins, warnings = merge_captions([image.name for image in images], files, metadata, selected.concepts)
+    return RawImages(images, [*selected.warnings, *warnings], texts, origins)
 
 
 def _check_mounted(uri: str, root: str) -> None:

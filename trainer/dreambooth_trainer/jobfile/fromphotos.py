@@ -108,7 +108,10 @@ def save_job(job: DreamBoothJob, path: Path) -> None:
     base = path.absolute().parent
     sources = [subject.images for subject in job.spec.all_subjects]
     images = [{"images": source.model_copy(update={"uri": _relative(source.uri, base)})} for source in sources]
-    saved = job.model_copy(update={"spec": job.spec.update_subjects(images)})
+    prior = job.spec.prior_preservation
+    own = prior.images and prior.images.model_copy(update={"uri": _relative(prior.images.uri, base)})
+    fields = {"prior_preservation": prior.model_copy(update={"images": own})}
+    saved = job.model_copy(update={"spec": job.spec.update_subjects(images).model_copy(update=fields)})
     text = _HEAD.format(name=path.name) + dump_job(saved)
     if path.exists():
         if path.is_file() and read_text(path) == text:

@@ -144,6 +144,8 @@ def select_job(documents: Sequence[Document], name: str) -> Document:
 def resolve_folders(job: DreamBoothJob, base: Path) -> DreamBoothJob:
     """Resolve the relative local folders of a job against `base`. URLs, builtin: and Hub IDs are not changed."""
     output, evaluation, model = job.spec.output, job.spec.evaluation, job.spec.model
+    prior = job.spec.prior_preservation
+    own = prior.images and prior.images.model_copy(update={"uri": _absolute(prior.images.uri, base)})
     sources = [subject.images for subject in job.spec.all_subjects]
     images = [{"images": source.model_copy(update={"uri": _absolute(source.uri, base)})} for source in sources]
     encoders = evaluation.encoders.model_copy(
@@ -151,6 +153,7 @@ def resolve_folders(job: DreamBoothJob, base: Path) -> DreamBoothJob:
     )
     spec = job.spec.update_subjects(images).model_copy(
         update={
+            "prior_preservation": prior.model_copy(update={"images": own}),
             "output": output.model_copy(update={"uri": _absolute(output.uri, base)}),
             "evaluation": evaluation.model_copy(update={"encoders": encoders}),
             "model": model and _with_absolute_paths(model, base),

@@ -27,6 +27,7 @@ class Context:
         store: URL of the folder in which jobs share class images.
         keys: digest of the inputs of each phase, by phase. All keys are known before the first phase runs.
         pool: worker processes that generate, encode and score images.
+        class_images: the job's own ones, before preprocessing, at most as many as the plan uses.
         encoder_commits: commits of encoders from the Hub, by ID. Empty before the first phase runs.
     """
 
@@ -37,6 +38,7 @@ class Context:
     keys: Mapping[TrainerPhase, str]
     pool: WorkerPool
     encoder_commits: Mapping[str, str] = field(default_factory=dict[str, str])
+    class_images: tuple[RawImage, ...] = ()
 
     @functools.cached_property
     def base_digest(self) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
 
 from pydantic import JsonValue
 
 from dreambooth_api.status import TrainerPhase
+from dreambooth_trainer.images.decode import prepare_image
+from dreambooth_trainer.images.own_class_images import check_class_images
+from dreambooth_trainer.images.sources import RawImage
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.planning.plan import fingerprint
 from dreambooth_trainer.progress.console import PhaseProgress
@@ -50,16 +54,48 @@ def class_image_store(context: Context, prompt: str) -> ImageStore:
 
 
 def class_image_names(context: Context) -> dict[str, list[str]]:
-    """Names of the class images that this job trains on, by class prompt; empty without prior preservation."""
-    if not context.plan.spec.preserves_prior:
+    """Names of the generated class images that this job trains on, by class prompt; empty without prior preservation.
+
+    A job with own class images has one prompt. It uses the first generated images, as other jobs do.
+    """
+    plan = context.plan
+    if not plan.spec.preserves_prior:
         return {}
-    counts = context.plan.class_image_counts
+    counts = {prompt: count - plan.num_own_class_images for prompt, count in plan.class_image_counts.items()}
     return {prompt: [f"{index:06d}" for index in range(count)] for prompt, count in counts.items()}
+
+
+def own_class_images(context: Context) -> dict[str, RawImage]:
+    """The job's own class images that it trains on, by name in `own_class_image_store`."""
+    used = context.class_images[: context.plan.num_own_class_images]
+    return {f"{index:06d}": image for index, image in enumerate(used)}
+
+
+def own_class_image_store(context: Context) -> ImageStore:
+    """A folder of the job, which other jobs do not use. Its name is a digest of all that the latents depend on."""
+    inputs = {"model": context.base_digest, "resolution": context.plan.resolution, "files": _own_files(context)}
+    return ImageStore(f"{context.folder.work}/own-class-images/{fingerprint(inputs)}")
+
+
+def _own_files(context: Context) -> list[JsonValue]:
+    return [hashlib.sha256(raw.data).hexdigest() for raw in own_class_images(context).values()]
+
+
+def store_own_images(context: Context, names: Iterable[str]) -> None:
+    """Decode own class images to squares at the training resolution.
+
+    Raises:
+        UserError: with the issues of all images that cannot be used.
+    """
+    images, store = own_class_images(context), own_class_image_store(context)
+    for name in names:
+        store.put(name, prepare_image(images[name], context.plan.resolution))
 
 
 def _inputs(context: Context) -> JsonValue:
     names = class_image_names(context)
-    return [{"key": class_image_key(context, prompt), "count": len(names[prompt])} for prompt in names]
+    generated = [{"key": class_image_key(context, prompt), "count": len(names[prompt])} for prompt in names]
+    return {"generated": list[JsonValue](generated), "own": _own_files(context)}
 
 
 def _complete(context: Context) -> bool:
@@ -67,15 +103,19 @@ def _complete(context: Context) -> bool:
     encoded = read_completion(context.folder, context.keys, TrainerPhase.ENCODE) is not None and all(
         context.folder.of_stage(stage.stage).latents.exists() for stage in context.plan.stages
     )
-    names = class_image_names(context)
+    names, own = class_image_names(context), own_class_images(context)
+    if not encoded and own and not own.keys() <= own_class_image_store(context).names():
+        return False
     return encoded or all(set(names[prompt]) <= class_image_store(context, prompt).names() for prompt in names)
 
 
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
-    names = class_image_names(context)
-    wanted = sum(map(len, names.values()))
+    names, own = class_image_names(context), own_class_images(context)
+    wanted = sum(map(len, names.values())) + len(own)
     progress.total(wanted)
-    done = reused = 0
+    check_class_images(list(own.values()), context.plan.resolution)
+    store_own_images(context, own)
+    done, reused = len(own), 0
     for prompt in names:
 
         def on_progress(count: int, before: int = done, **facts: float | int | str) -> None:
@@ -89,7 +129,14 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
             reused += generate_missing(context, prompt, names[prompt], on_progress).reused
         done += count
     stores: JsonValue = {prompt: class_image_store(context, prompt).url for prompt in names}
-    return {"wanted": wanted, "reused": reused, "generated": wanted - reused, "stores": stores}
+    return {
+        "wanted": wanted,
+        "reused": reused,
+        "generated": wanted - reused - len(own),
+        "provided": len(own) or None,
+        "stores": stores,
+        "own_store": own_class_image_store(context).url if own else None,
+    }
 
 
 def generate_missing(

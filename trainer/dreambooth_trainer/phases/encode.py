@@ -19,7 +19,14 @@ from dreambooth_trainer.families.registry import local_folder, open_family
 from dreambooth_trainer.images.augment import augment, resized
 from dreambooth_trainer.images.captions import caption_for
 from dreambooth_trainer.phases.base import Context, Phase
-from dreambooth_trainer.phases.class_images import class_image_names, class_image_store, generate_missing
+from dreambooth_trainer.phases.class_images import (
+    class_image_names,
+    class_image_store,
+    generate_missing,
+    own_class_image_store,
+    own_class_images,
+    store_own_images,
+)
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.progress.console import PhaseProgress
 from dreambooth_trainer.sampling.encode_images import encode_class_images, latent_store
@@ -40,17 +47,27 @@ VAE_BATCH_SIZE = 8
 
 @dataclass(frozen=True)
 class ClassImages:
-    """The class images of one class prompt: the store, and the names of the images to encode."""
+    """Class images of one class prompt.
+
+    Attributes:
+        names: of the images to encode.
+        own: whether the job provides them; otherwise they are generated.
+    """
 
     prompt: str
     store: ImageStore
     names: list[str]
+    own: bool = False
 
 
 def class_images_of(context: Context) -> list[ClassImages]:
-    """The class images that this job trains on, by class prompt; empty without prior preservation."""
-    names = class_image_names(context)
-    return [ClassImages(prompt, class_image_store(context, prompt), names[prompt]) for prompt in names]
+    """The class images of this job: its own first, then generated ones; empty without prior preservation."""
+    names, own = class_image_names(context), own_class_images(context)
+    generated = [ClassImages(prompt, class_image_store(context, prompt), names[prompt]) for prompt in names]
+    if not own:
+        return generated
+    first = ClassImages(generated[0].prompt, own_class_image_store(context), list(own), own=True)
+    return [first, *(images for images in generated if images.names)]
 
 
 def instance_prompts(context: Context) -> list[list[str]]:
@@ -110,7 +127,10 @@ def encode_shared(context: Context, class_images: list[ClassImages], on_progress
         encode_names = partial(encode_class_images, context.pool, stage, images.store)
         lost = encode_names(images.names, plan.resolution, lambda count, before=done: on_progress(before + count))
         if lost:
-            generate_missing(context, images.prompt, lost, lambda *_, **__: None)
+            if images.own:
+                store_own_images(context, lost)
+            else:
+                generate_missing(context, images.prompt, lost, lambda *_, **__: None)
             if lost := encode_names(lost, plan.resolution, lambda _: None):
                 raise TransientError(f"{images.store.url}: {lost[0]}.png was deleted or damaged while it was used")
         done += len(images.names)
@@ -172,7 +192,9 @@ def _class_images(
     stacked = {name: torch.cat([stack[name] for stack in stacks]) for name in shapes}
     prompts = [of_class.prompt for of_class in class_images for _ in of_class.names]
     ranges = consecutive_ranges([len(of_class.names) for of_class in class_images])
-    by_prompt = dict(zip((of_class.prompt for of_class in class_images), ranges, strict=True))
+    by_prompt: dict[str, tuple[int, int]] = {}
+    for of_class, (first, end) in zip(class_images, ranges, strict=True):
+        by_prompt[of_class.prompt] = (by_prompt.get(of_class.prompt, (first, end))[0], end)
     own_ranges = [by_prompt[one.class_prompt] for one in stage.subjects]
     return _with_prompts(encode_prompts, stacked, prompts, own_ranges, [1] * len(prompts))
 

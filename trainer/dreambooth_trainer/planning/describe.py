@@ -110,6 +110,8 @@ def class_images_row(plan: Plan) -> str:
         request = "" if requested is None else f"{requested} requested; "
         used = f" ({request}{plan.steps} steps of {plan.batch_size} class images use {plan.used_class_images})"
     scheduler = "" if sampler.scheduler == "Default" else f" of {sampler.scheduler}"
+    own = plan.num_own_class_images
+    used += f", of which {own} are your own" if own else ""
     return (
         f"{plan.num_class_images} of {_class_prompts(plan)}{used}, {sampler.steps} steps{scheduler}, "
         f"guidance scale {sampler.guidance_scale:g}, sharing {plan.spec.prior_preservation.sharing}"

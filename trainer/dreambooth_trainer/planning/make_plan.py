@@ -33,6 +33,7 @@ class JobFacts:
         model_folder: local folder of the model.
         identifiers: of each subject: the job's, or the rare token selected for `auto`.
         image_counts: number of images of each subject.
+        own_class_images: number of images of `priorPreservation.images`.
     """
 
     model: BaseModelRef
@@ -40,6 +41,7 @@ class JobFacts:
     identifiers: tuple[str, ...]
     image_counts: tuple[int, ...]
     hardware: Hardware
+    own_class_images: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,16 @@ class PlannedJob:
     size: ModelSize
     choice: StageChoice
     sampling_processes: int
+
+
+def with_own_class_images(plan: Plan, count: int) -> Plan:
+    """The plan of a job that provides `count` class images. numClassImages defaults to at least their number."""
+    if not plan.spec.preserves_prior:
+        return plan
+    total = plan.num_class_images
+    if plan.spec.prior_preservation.num_class_images is None:
+        total = max(total, min(count, plan.used_class_images))
+    return plan.model_copy(update={"num_class_images": total, "num_own_class_images": min(count, total)})
 
 
 def draft_plan(job: DreamBoothJob, facts: JobFacts) -> Plan:
@@ -82,6 +94,7 @@ def draft_plan(job: DreamBoothJob, facts: JobFacts) -> Plan:
         pixel_space=is_pixel_space(facts.model_folder),
         sampling=recommended_sampling(facts.model_folder),
     ).with_model(facts.model)
+    draft = with_own_class_images(draft, facts.own_class_images)
     check_number_formats(draft)
     return draft
 

@@ -64,6 +64,7 @@ class Plan(Strict):
         gpus_per_worker: 0 if workers run on CPUs.
         checkpoint_every_steps: None saves checkpoints by time only.
         num_class_images: of all class prompts together, at most the number that training uses.
+        num_own_class_images: of them, those of the job's `priorPreservation.images`, which are not generated.
         class_image_sampler: sampling settings for class images.
         sampler: sampling settings for the evaluation and the published model.
         super_resolution: the second stage of a model that has one; `resolution` is that of its images.
@@ -84,6 +85,7 @@ class Plan(Strict):
     zero_stage: int
     checkpoint_every_steps: int | None
     num_class_images: int
+    num_own_class_images: int = 0
     class_image_sampler: SamplerSettings
     sampler: SamplerSettings
     sampling_batch_size: int
@@ -248,8 +250,7 @@ def fill_defaults(
         zero_stage: the job's stage, or the result of `memory.choose_stage`.
         precision: default of training.precision.
         native_resolution: default of training.resolution, from the model's configuration.
-        flow_matching: whether the model was trained by flow matching, and has that as its defaults.
-        pixel_space: whether the model denoises pixels, and has that as its defaults.
+        flow_matching, pixel_space: whether the model was trained by flow matching, or denoises pixels; for defaults.
         sampling: steps and guidance scale that the model needs, as defaults.
 
     Raises:
@@ -287,8 +288,7 @@ def fill_defaults(
         dino=dino,
         clip=clip,
     )
-    _check_class_images(plan)
-    return plan
+    return _checked(plan)
 
 
 def _trains_text_encoder(training: Training, defaults: ModelDefaults) -> bool:
@@ -320,12 +320,14 @@ def _class_image_sampler(prior: PriorPreservation, defaults: ModelDefaults) -> S
     )
 
 
-def _check_class_images(plan: Plan) -> None:
+def _checked(plan: Plan) -> Plan:
+    """The plan. Raises an error if a class prompt would have no class image."""
     if plan.spec.preserves_prior and 0 in plan.class_image_counts.values():
         count = len(plan.class_image_counts)
         rule = f"is less than the number of class prompts, which is {count}"
         field = "spec.priorPreservation.numClassImages"
         raise UserError(ValidationIssue(field, plan.num_class_images, rule, f"set {count} or more"))
+    return plan
 
 
 def _subjects(spec: JobSpec, identifiers: Sequence[str]) -> tuple[PlannedSubject, ...]:

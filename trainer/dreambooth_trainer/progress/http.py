@@ -180,7 +180,8 @@ class OperatorReporter:
         self.inner.finished(name, result)
         match name:
             case TrainerPhase.CLASS_IMAGES:
-                self._update(class_images={key: result[key] for key in ("wanted", "reused", "generated")})
+                counts = ("wanted", "reused", "generated", "provided")
+                self._update(class_images={key: result[key] for key in counts if result.get(key) is not None})
             case TrainerPhase.EVALUATE:
                 scores: JsonValue = {metric.name: result[metric.name] for metric in METRICS if metric.name in result}
                 self._update(scores=scores, subject_scores=result.get("subjects") or None)

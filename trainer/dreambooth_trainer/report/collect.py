@@ -145,14 +145,20 @@ def _prompt_comparisons(
 
 def _class_images(job: _FinishedJob, prompt: str) -> tuple[tuple[Image.Image, ...], int]:
     """Some images of a class prompt, and the number of them used for training."""
-    url: str | None = job.records[TrainerPhase.CLASS_IMAGES]["stores"].get(prompt)
+    record = job.records[TrainerPhase.CLASS_IMAGES]
+    url: str | None = record["stores"].get(prompt)
     if url is None:
         return (), 0
-    store, count = ImageStore(url), job.plan.class_image_counts[prompt]
-    # Class images may have been deleted or damaged since they were encoded.
-    names = sorted(name for name in store.names() if name.isdigit())[: min(MAX_CLASS_IMAGES_SHOWN, count)]
-    images = (store.get_or_delete(name, job.plan.resolution) for name in names)
-    return tuple(image for image in images if image is not None), count
+    count, own = job.plan.class_image_counts[prompt], job.plan.num_own_class_images
+    found: list[Image.Image] = []
+    for folder, used in ((record["own_store"], own), (url, count - own)):
+        store = ImageStore(folder) if used else None
+        # Class images may have been deleted or damaged since they were encoded.
+        names = sorted(name for name in store.names() if name.isdigit())[:used] if store else []
+        shown = names[: MAX_CLASS_IMAGES_SHOWN - len(found)]
+        images = [store.get_or_delete(name, job.plan.resolution) for name in shown] if store else []
+        found += [image for image in images if image is not None]
+    return tuple(found), count
 
 
 def _phases(job: _FinishedJob) -> tuple[PhaseTime, ...]:
@@ -160,10 +166,15 @@ def _phases(job: _FinishedJob) -> tuple[PhaseTime, ...]:
         PhaseTime(
             phase,
             record["seconds"],
-            f"{record['reused']} of {record['wanted']} reused" if phase is TrainerPhase.CLASS_IMAGES else "",
+            _class_images_note(record) if phase is TrainerPhase.CLASS_IMAGES else "",
         )
         for phase, record in job.records.items()
     )
+
+
+def _class_images_note(record: Mapping[str, Any]) -> str:
+    own = f", {record['provided']} of the job's own" if record["provided"] else ""
+    return f"{record['reused']} of {record['wanted']} reused{own}"
 
 
 def _settings(plan: Plan) -> dict[str, str]:
