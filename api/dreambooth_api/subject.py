@@ -23,7 +23,7 @@ class ImageSource(Strict):
     uri: str | None = Field(
         default=None,
         pattern=SOURCE_URI,
-        description=f"Folder of images: a local path, {OBJECT_STORES}, or {BUILTIN_SUBJECT} for a built-in cartoon "
+        description=f"Folder or ZIP archive of images: a local path, {OBJECT_STORES}, or {BUILTIN_SUBJECT} for a built-in cartoon "
         "subject.",
     )
     pvc: VolumeClaim | None = Field(default=None, description="Folder of images on a PersistentVolumeClaim.")

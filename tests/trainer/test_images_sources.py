@@ -111,7 +111,7 @@ def test_a_folder_of_a_volume_is_read(tmp_path: Path) -> None:
 
 FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a missing folder": (lambda path: None, "does not exist; correct the path, which is relative to the job file"),
-    "a file": (lambda path: path.write_bytes(b""), "is a file; use the folder that contains it"),
+    "a file": (lambda path: path.write_bytes(b""), "is a file; use the folder that contains it, or a ZIP archive"),
     "an empty folder": (lambda path: path.mkdir(), "contains no images; add 3-5 images of the subject"),
     "a folder with subfolders only": (
         lambda path: (path / "dog").mkdir(parents=True),

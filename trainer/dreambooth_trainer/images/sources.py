@@ -1,9 +1,12 @@
-"""Reads image files from a local folder, s3://, gs:// or the built-in subjects."""
+"""Reads image files from a folder or ZIP archive, local or in an object store, or from the built-in subjects."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
+import zipfile
+import zlib
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +22,9 @@ from dreambooth_api.environment import IMAGES_PATH
 from dreambooth_api.errors import TransientError, UserError, ValidationIssue
 from dreambooth_api.subject import ImageSource
 from dreambooth_api.uris import BUILTIN, BUILTIN_SPRITES, BUILTIN_SUBJECT, EXTRAS, is_url
-from dreambooth_trainer.images import selection
+from dreambooth_trainer.images import archive, selection
 from dreambooth_trainer.images.captions import merge_captions
-from dreambooth_trainer.images.selection import FIELD, Entry, list_entries, select
+from dreambooth_trainer.images.selection import FIELD, Entry, Selection, list_entries, select
 
 SCHEMES = ("file", *EXTRAS, "memory")
 
@@ -75,9 +78,10 @@ def read_images(source: ImageSource, mounted: Path | None = None, *, captions: b
 
 
 def read_folder(uri: str, *, captions: bool = True) -> RawImages:
-    """Read all images and captions of a folder, without its subfolders, hidden files and other sidecars.
+    """Read all images and captions of a folder or a ZIP archive.
 
-    The folders of kohya's sd-scripts (`10_sks dog`) are read as one folder.
+    Subfolders, hidden files and other sidecars are not read. The folders of kohya's sd-scripts (`10_sks dog`) are read
+    as one folder.
     """
     if uri.startswith(BUILTIN):
         return RawImages(_read_examples(uri), [])
@@ -85,15 +89,21 @@ def read_folder(uri: str, *, captions: bool = True) -> RawImages:
     if scheme not in SCHEMES:
         remedy = f"use a local folder, {', '.join(f'{store}://' for store in EXTRAS)} or {BUILTIN_SUBJECT}"
         raise UserError(ValidationIssue(FIELD, uri, f"{scheme}:// is not supported", remedy))
-    with _convert_errors(uri, scheme):
-        # fsspec has no type annotations.
-        fs = cast("Any", fsspec).filesystem(scheme)
-        root = fs._strip_protocol(uri)
-        _check_mounted(uri, root)
-        if fs.isfile(root):
-            raise NotADirectoryError(root)
-        entries, concepts = list_entries(fs, root)
-    selected = select(uri, entries, concepts)
+    with contextlib.ExitStack() as stack:
+        with _convert_errors(uri, scheme):
+            # fsspec has no type annotations.
+            fs = cast("Any", fsspec).filesystem(scheme)
+            root = fs._strip_protocol(uri)
+            _check_mounted(uri, root)
+            if fs.isfile(root):
+                if not root.lower().endswith(archive.SUFFIX):
+                    raise NotADirectoryError(root)
+                fs, root = archive.open_archive(uri, stack.enter_context(fs.open(root, "rb")))
+            entries, concepts = list_entries(fs, root)
+        return _read_entries(uri, scheme, fs, select(uri, entries, concepts), captions=captions)
+
+
+def _read_entries(uri: str, scheme: str, fs: Any, selected: Selection, *, captions: bool) -> RawImages:
     with _convert_errors(uri, scheme):
         images = [RawImage(entry.name, _read(fs, entry), selected.weight(entry.name)) for entry in selected.images]
         if not captions:
@@ -116,8 +126,12 @@ def _check_mounted(uri: str, root: str) -> None:
 
 
 def _read(fs: Any, entry: Entry) -> bytes:
-    with fs.open(entry.path, "rb") as file:
-        data = bytes(file.read(selection.MAX_FILE_BYTES + 1))
+    try:
+        with fs.open(entry.path, "rb") as file:
+            data = bytes(file.read(selection.MAX_FILE_BYTES + 1))
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        rule = f"cannot be read from the ZIP archive ({error})"
+        raise UserError(ValidationIssue(entry.name, None, rule, "create the archive again")) from error
     if len(data) > selection.MAX_FILE_BYTES:
         rule = f"grew to more than {selection.MAX_FILE_BYTES // 2**20} MiB while it was read"
         raise UserError(ValidationIssue(entry.name, None, rule, "reduce its size"))
@@ -133,7 +147,9 @@ def _convert_errors(uri: str, scheme: str) -> Generator[None]:
         remedy = "correct the path, which is relative to the job file"
         raise UserError(ValidationIssue(FIELD, uri, "does not exist", remedy)) from error
     except NotADirectoryError as error:
-        raise UserError(ValidationIssue(FIELD, uri, "is a file", "use the folder that contains it")) from error
+        raise UserError(
+            ValidationIssue(FIELD, uri, "is a file", "use the folder that contains it, or a ZIP archive")
+        ) from error
     except PermissionError as error:
         rule = "permission denied" + (f" ({error.filename})" if error.filename else "")
         raise UserError(ValidationIssue(FIELD, uri, rule, "check the permissions or credentials")) from error

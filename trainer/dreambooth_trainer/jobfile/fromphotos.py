@@ -22,7 +22,8 @@ _HEAD = "# Check: dreambooth plan {name}    Run: dreambooth run {name}\n"
 
 def is_photos(source: str) -> bool:
     """Whether an argument is a source of photos, and not a job file."""
-    return is_url(source) or source.startswith(BUILTIN) or Path(source).is_dir()
+    archive = source.lower().endswith(".zip")
+    return is_url(source) or source.startswith(BUILTIN) or archive or Path(source).is_dir()
 
 
 def job_from_photos(source: str, sets: Sets, name: str | None = None) -> DreamBoothJob:
@@ -51,12 +52,12 @@ def job_from_photos(source: str, sets: Sets, name: str | None = None) -> DreamBo
 def default_name(source: str) -> str:
     """A valid name of a job, made of the name of a folder or URI."""
     last = PurePosixPath(source if is_url(source) or source.startswith(BUILTIN) else str(Path(source).resolve())).name
-    return re.sub(r"[^a-z0-9]+", "-", last.partition("?")[0].lower())[:60].strip("-") or "photos"
+    return re.sub(r"[^a-z0-9]+", "-", last.partition("?")[0].lower().removesuffix(".zip"))[:60].strip("-") or "photos"
 
 
 def _subjects(source: str) -> dict[str, JsonValue]:
     """`subject`, or `subjects` if the folders of kohya's sd-scripts have several identifiers."""
-    folders = {} if is_url(source) or source.startswith(BUILTIN) else _concepts(Path(source))
+    folders = _concepts(Path(source)) if Path(source).is_dir() else {}
     by_identifier: dict[str, list[str]] = {}
     for folder in folders:
         by_identifier.setdefault(_words(folders[folder])[0], []).append(folder)
