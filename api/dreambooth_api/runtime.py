@@ -14,10 +14,11 @@ from dreambooth_api.modelcache import ModelCache
 from dreambooth_api.network import Network
 from dreambooth_api.podspec import EnvFrom, EnvVar
 from dreambooth_api.podtemplate import PodTemplatePatch
-from dreambooth_api.uris import HUB, OBJECT_STORE_URI, OBJECT_STORES, OUTPUT_BOUND, VOLUME
+from dreambooth_api.uris import ARCHIVE_BOUND, HUB, OBJECT_STORE_URI, OBJECT_STORES, OUTPUT_BOUND, VOLUME
 
 # Stands for the job's namespace in bounds.outputs.
 NAMESPACE_PLACEHOLDER = "{namespace}"
+ArchiveBound = Annotated[str, Field(pattern=ARCHIVE_BOUND, max_length=1000)]
 OutputBound = Annotated[str, Field(pattern=OUTPUT_BOUND, max_length=1000)]
 
 
@@ -247,6 +248,13 @@ class Bounds(Strict):
         f"an owner on the Hugging Face Hub as {HUB}<owner>, or on volumes as {VOLUME}<claim>/<path>. {VOLUME} alone "
         f"means all claims of the job's namespace, and {NAMESPACE_PLACEHOLDER} "
         "that namespace. If empty, a job can use only its own folder in the runtime's storage.",
+    )
+    image_sources: list[ArchiveBound] = Field(
+        default_factory=list[ArchiveBound],
+        max_length=64,
+        description="Web servers, https://<host> with or without a folder, whose archives are allowed in "
+        "spec.subject.images.uri and spec.priorPreservation.images.uri. Object stores need no entry. If empty, no "
+        "archives of web servers are allowed.",
     )
     encoders: list[str] = Field(
         default_factory=list,

@@ -23,8 +23,8 @@ class ImageSource(Strict):
     uri: str | None = Field(
         default=None,
         pattern=SOURCE_URI,
-        description=f"Folder or ZIP archive of images: a local path, {OBJECT_STORES}, or {BUILTIN_SUBJECT} for a built-in cartoon "
-        "subject.",
+        description=f"Folder or ZIP archive of images: a local path, {OBJECT_STORES}; an https:// URL of a ZIP "
+        f"archive; or {BUILTIN_SUBJECT} for a built-in cartoon subject.",
     )
     pvc: VolumeClaim | None = Field(default=None, description="Folder of images on a PersistentVolumeClaim.")
     config_map: ObjectRef | None = Field(

@@ -22,13 +22,18 @@ _OBJECT_STORE_FOLDER = rf"{OBJECT_STORE}(:?[^/:\x00-\x20])+(/(:?[^:\x00-\x1f])*)
 # A colon that starts no scheme that is read is a typo of one (s3:/bucket) more often than a part of a file name.
 _FOLDER = rf"{_OBJECT_STORE_FOLDER}|file:///(:?[^:\x00-\x1f])+|[^:\x00-\x1f]+"
 OBJECT_STORE_URI: Final = rf"^{_OBJECT_STORE_FOLDER}$"
-SOURCE_URI: Final = rf"^({_FOLDER}|{BUILTIN_SPRITES}/[-_a-z0-9]+)$"
+# Lowercase hosts without user and password, which would be shown in messages.
+_HOST: Final = r"https://[-.0-9a-z]+(:[0-9]{1,5})?"
+ARCHIVE_URL: Final = rf"{_HOST}/[^\x00-\x20?#\\]*[.][zZ][iI][pP](\?[^\x00-\x20#]*)?"
+# A web server, or a folder of one, that a runtime allows.
+ARCHIVE_BOUND: Final = rf"^{_HOST}(/[^\x00-\x20?#\\%]*)?$"
+SOURCE_URI: Final = rf"^({_FOLDER}|{ARCHIVE_URL}|{BUILTIN_SPRITES}/[-_a-z0-9]+)$"
 # A model repository on the Hugging Face Hub. No branch, and no folder in it.
 HUB: Final = "hf://"
 _HUB_NAME = r"[A-Za-z0-9][-._A-Za-z0-9]{0,95}"
 OUTPUT_URI: Final = rf"^({_FOLDER}|{HUB}{_HUB_NAME}/{_HUB_NAME})$"
 # What is the same place on every machine, so that it is not relative to the folder of a job file.
-ABSOLUTE_URI: Final = rf"^({OBJECT_STORE}|{HUB}|file:///|{BUILTIN})"
+ABSOLUTE_URI: Final = rf"^({OBJECT_STORE}|{HUB}|https://|file:///|{BUILTIN})"
 
 
 VOLUME: Final = "pvc://"

@@ -23,13 +23,11 @@ TEXT = "text that only the trainer reads, with a pattern and a maximum length"
 TIME = "costs only time of the job's own pods, which activeDeadlineSeconds limits"
 OWN_NAMESPACE = "names an object of the job's namespace, which a creator of pods could mount as well"
 OWN_FOLDER = "concerns only the job's own folder"
-CREDENTIALS = "is accessed with credentials of the job's namespace"
 CHOICE = "a choice of a few values with similar costs"
 
 HARMLESS = {
     "runtimeRef.name": "a runtime restricts its namespaces itself",
     "runtimeRef.kind": "a LocalDreamBoothRuntime sets only what a job could set, see test_local_runtimes.py",
-    **dict.fromkeys(("subject.images.uri", "priorPreservation.images.uri"), CREDENTIALS),
     **dict.fromkeys(
         (
             "subject.images.pvc.claimName", "subject.images.pvc.path", "subject.images.configMap.name",
@@ -95,7 +93,11 @@ RUNTIME: dict[str, Any] = {
     "defaults": {"resolution": 512, "priorityClassName": "low", "workloadPriorityClassName": "batch"},
 }
 # An example for each bounded field, that the runtime above rejects.
+ARCHIVE = "https://photos.example.com/team/dog.zip"
 EXCEEDING: dict[str, dict[str, Any]] = {
+    "subject.images.uri": {"subject": {"images": {"uri": ARCHIVE}, "class": "dog"}},
+    "subjects[].images.uri": {"subject": None, "subjects": [{"images": {"uri": ARCHIVE}, "class": "dog"}]},
+    "priorPreservation.images.uri": {"priorPreservation": {"images": {"uri": ARCHIVE}}},
     "model.id": {"model": {"id": "evil/model"}},
     "model.revision": {"model": {"id": "org/model", "revision": "main"}},
     "model.superResolution.id": {"model": {"superResolution": {"id": "evil/model"}, "id": "org/model"}},
@@ -196,6 +198,13 @@ ALLOWED = {
     "a claim": ({"output": {"pvc": {"claimName": "models", "path": "x"}}}, {"outputs": ["pvc://models"]}),
     "any claim": ({"output": {"pvc": {"claimName": "models"}}}, {"outputs": ["pvc://"]}),
     "the job's own folder": ({"output": {"pvc": {"claimName": "work"}}}, {}),
+    "a web server": (
+        {"subject": {"images": {"uri": f"{ARCHIVE}?signature=1/../x"}, "class": "dog"}},
+        {"imageSources": ["https://photos.example.com"]},
+    ),
+    "a folder of a web server": (
+        {"priorPreservation": {"images": {"uri": ARCHIVE}}}, {"imageSources": ["https://photos.example.com/team/"]},
+    ),
     "a label": ({"cluster": {"nodeSelector": {"zone": "b"}}}, {"nodeSelectorKeys": ["zone"]}),
     "the runtime's label": ({"cluster": {"nodeSelector": {"pool": "dreambooth"}}}, {}),
     "a toleration": ({"cluster": {"tolerations": [{"key": "x"}]}}, {"tolerationKeys": ["x"]}),
@@ -240,6 +249,17 @@ STILL_DENIED = {
         {"output": {"pvc": {"claimName": "models", "path": "teams"}}},
         {"outputs": ["pvc://models/{namespace}"]},
     ),
+    **{
+        f"an archive at {uri}": (
+            {"subject": {"images": {"uri": uri}, "class": "dog"}},
+            {"imageSources": ["https://photos.example.com/team"]},
+        )
+        for uri in (
+            "https://photos.example.com/team-b/x.zip", "https://photos.example.com:8443/team/x.zip",
+            "https://photos.example.com.evil.org/team/x.zip", "https://photos.example.com/team/../x.zip",
+            "https://photos.example.com/team/%2E%2e/x.zip", "https://photos.example.com//team/x.zip",
+        )
+    },
     "a tiny CPU request": ({"cluster": {"resources": {"cpu": "1m"}}}, {"maxCpu": "8"}),
 }  # fmt: skip
 

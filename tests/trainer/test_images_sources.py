@@ -164,8 +164,8 @@ def test_built_in_subjects_are_rendered() -> None:
 
 
 def test_other_url_schemes_are_rejected() -> None:
-    with pytest.raises(UserError, match="https:// is not supported; use a local folder, s3://"):
-        read_folder("https://example.org/photos")
+    with pytest.raises(UserError, match="ftp:// is not supported; use a local folder, s3://"):
+        read_folder("ftp://example.org/photos")
 
 
 class NoCredentialsError(Exception):

@@ -114,7 +114,7 @@ ERRORS = {
     "a bucket URL with a missing slash": (
         JOB.replace("photos", "s3:/bucket"),
         "spec.subject.images.uri (line 7): 's3:/bucket': must be a local folder, s3://bucket/folder, "
-        "gs://bucket/folder or builtin:sprites/<name>; write, for example, photos/",
+        "gs://bucket/folder, https://host/photos.zip or builtin:sprites/<name>; write, for example, photos/",
     ),
     "an adapter of method Full": (
         spec("output: {formats: [diffusers, lora]}"),

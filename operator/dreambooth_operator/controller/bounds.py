@@ -15,6 +15,7 @@ from dreambooth_api.runtime import Bounds, RuntimeSpec, WorkerResources
 from dreambooth_api.subject import MAX_DEFAULT_CLASS_IMAGES
 from dreambooth_api.training import DEFAULT_STEPS
 from dreambooth_operator.controller.bounds_outputs import exceeded_outputs
+from dreambooth_operator.controller.bounds_sources import exceeded_sources
 from dreambooth_operator.machinery.resources import Key
 
 # CPU has no limit, so a pod with a tiny request uses cores that no quota counts.
@@ -40,6 +41,7 @@ def exceeded_bounds(
         *_resources(worker, runtime, by),
         *_models(spec, runtime, by),
         *_placement(requested, runtime, by),
+        *exceeded_sources(requested, runtime, by),
         *exceeded_outputs(requested, runtime, job, by),
     ]
 

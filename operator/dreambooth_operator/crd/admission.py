@@ -141,7 +141,7 @@ def bounds_policy() -> list[dict[str, Any]]:
 
 
 def _validations() -> list[_Rule]:
-    return [*_numbers(), *_workers(), *_resources(), *_choices(), *_outputs(), *_placement()]
+    return [*_numbers(), *_workers(), *_resources(), *_choices(), *_sources(), *_outputs(), *_placement()]
 
 
 def _exceeds(path: str, value: str, limit: str) -> str:
@@ -262,6 +262,25 @@ def _choices() -> list[_Rule]:
     return found
 
 
+def _sources() -> list[_Rule]:
+    """As `controller/bounds_sources.py`: archives on web servers are below a bound."""
+    subjects = "object.spec.subjects"
+    found = {"subjects": f"!has({subjects}) || {subjects}.all(s, !has(s.images.uri) || {_from_server('s.images.uri')})"}
+    for path in ("subject.images", "priorPreservation.images"):
+        parent, images = path.partition(".")[0], f"object.spec.{path}"
+        missing = f"!has(object.spec.{parent}) || !has({images}) || !has({images}.uri)"
+        found[f"{path}.uri"] = f"{missing} || {_from_server(f'{images}.uri')}"
+    archive = "'an archive on a web server'"
+    return [_rule(path, holds, _not_allowed(path, archive, "imageSources")) for path, holds in found.items()]
+
+
+def _from_server(uri: str) -> str:
+    """CEL: whether a URI is not on a web server, or below one that is allowed."""
+    url = f"{uri}.split('?')[0]"
+    below = f"!{url}.matches('(?i)%(2e|2f|5c)') && {_below(url, _list('imageSources'))}"
+    return f"(!{uri}.startsWith('https://') || ({below}))"
+
+
 def _outputs() -> list[_Rule]:
     """As `controller/bounds_outputs.py`: the job's own folder in the runtime's storage, or a folder below a bound."""
     uri, claim, path = "object.spec.output.uri", "object.spec.output.pvc.claimName", "variables.folder"
@@ -284,12 +303,12 @@ def _outputs() -> list[_Rule]:
     ]
 
 
-def _below(uri: str) -> str:
+def _below(uri: str, allowed: str = "variables.outputs") -> str:
     """CEL: whether a URI is an allowed folder or below it, and has neither empty segments nor dots as segments."""
     rest = f"{uri}.substring({uri}.indexOf('://') + 3)"
     plain = f"!{rest}.contains('//') && !{rest}.matches('(^|/)[.][.]?(/|$)')"
     inside = f"{uri} == e || {uri} + '/' == e || {uri}.startsWith(e.endsWith('/') ? e : e + '/')"
-    return f"({plain} && variables.outputs.exists(e, {inside}))"
+    return f"({plain} && {allowed}.exists(e, {inside}))"
 
 
 def _placement() -> list[_Rule]:

@@ -93,9 +93,9 @@ _IMAGE_RULES: list[Rule] = [
         "message": "set exactly one of uri, pvc, configMap, secret",
     },
     {
-        "rule": f"!has(self.uri) || self.uri.matches('^{OBJECT_STORE}|^{BUILTIN}')",
-        "message": f"on a cluster, uri must be a folder in {OBJECT_STORES}, or {BUILTIN_SUBJECT}: for local "
-        "images, run kubectl create configmap NAME --from-file=FOLDER and set configMap: {name: NAME}",
+        "rule": f"!has(self.uri) || self.uri.matches('^{OBJECT_STORE}|^https://|^{BUILTIN}')",
+        "message": f"on a cluster, uri must be a folder in {OBJECT_STORES}, an https archive, or {BUILTIN_SUBJECT}: "
+        "for local images, run kubectl create configmap NAME --from-file=FOLDER and set configMap: {name: NAME}",
     },
 ]
 _SUBJECT_RULES: list[Rule] = [

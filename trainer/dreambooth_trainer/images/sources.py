@@ -24,9 +24,10 @@ from dreambooth_api.subject import ImageSource
 from dreambooth_api.uris import BUILTIN, BUILTIN_SPRITES, BUILTIN_SUBJECT, EXTRAS, is_url
 from dreambooth_trainer.images import archive, selection
 from dreambooth_trainer.images.captions import merge_captions
+from dreambooth_trainer.images.download import download, without_query
 from dreambooth_trainer.images.selection import FIELD, Entry, Selection, list_entries, select
 
-SCHEMES = ("file", *EXTRAS, "memory")
+SCHEMES = ("file", "https", *EXTRAS, "memory")
 
 
 @dataclass(frozen=True)
@@ -87,20 +88,32 @@ def read_folder(uri: str, *, captions: bool = True) -> RawImages:
         return RawImages(_read_examples(uri), [])
     scheme = uri.partition("://")[0] if is_url(uri) else "file"
     if scheme not in SCHEMES:
-        remedy = f"use a local folder, {', '.join(f'{store}://' for store in EXTRAS)} or {BUILTIN_SUBJECT}"
+        stores = ", ".join(f"{store}://" for store in EXTRAS)
+        remedy = f"use a local folder, {stores}, an https:// archive or {BUILTIN_SUBJECT}"
         raise UserError(ValidationIssue(FIELD, uri, f"{scheme}:// is not supported", remedy))
     with contextlib.ExitStack() as stack:
         with _convert_errors(uri, scheme):
-            # fsspec has no type annotations.
-            fs = cast("Any", fsspec).filesystem(scheme)
-            root = fs._strip_protocol(uri)
-            _check_mounted(uri, root)
-            if fs.isfile(root):
-                if not root.lower().endswith(archive.SUFFIX):
-                    raise NotADirectoryError(root)
-                fs, root = archive.open_archive(uri, stack.enter_context(fs.open(root, "rb")))
+            if scheme == "https":
+                file = stack.enter_context(download(uri, selection.MAX_TOTAL_BYTES))
+                fs, root = archive.open_archive(without_query(uri), file)
+            else:
+                fs, root = _open_folder(uri, scheme, stack)
             entries, concepts = list_entries(fs, root)
-        return _read_entries(uri, scheme, fs, select(uri, entries, concepts), captions=captions)
+        selected = select(without_query(uri) if scheme == "https" else uri, entries, concepts)
+        return _read_entries(uri, scheme, fs, selected, captions=captions)
+
+
+def _open_folder(uri: str, scheme: str, stack: contextlib.ExitStack) -> tuple[Any, str]:
+    """A file system, and the folder in it that has the images."""
+    # fsspec has no type annotations.
+    fs = cast("Any", fsspec).filesystem(scheme)
+    root = fs._strip_protocol(uri)
+    _check_mounted(uri, root)
+    if not fs.isfile(root):
+        return fs, root
+    if not root.lower().endswith(archive.SUFFIX):
+        raise NotADirectoryError(root)
+    return archive.open_archive(uri, stack.enter_context(fs.open(root, "rb")))
 
 
 def _read_entries(uri: str, scheme: str, fs: Any, selected: Selection, *, captions: bool) -> RawImages:

@@ -41,7 +41,7 @@ PATTERNS: dict[str, tuple[str, str]] = {
         "write, for example, photos/dog",
     ),
     uris.SOURCE_URI: (
-        f"must be a local folder, {', '.join(_BUCKETS)} or {uris.BUILTIN_SUBJECT}",
+        f"must be a local folder, {', '.join(_BUCKETS)}, https://host/photos.zip or {uris.BUILTIN_SUBJECT}",
         "write, for example, photos/",
     ),
     uris.OUTPUT_URI: (
