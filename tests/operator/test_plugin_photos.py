@@ -124,8 +124,8 @@ def test_captions_of_decomposed_names_are_found(tmp_path: Path) -> None:
     photo(tmp_path / unicodedata.normalize("NFD", "hündin.jpg"), (64, 64))
     (tmp_path / unicodedata.normalize("NFC", "hündin.txt")).write_text("a sks dog")
     packed = pack(tmp_path)
-    assert sorted(packed.files) == ["hu-ndin.png", "hu-ndin.txt"]
-    assert packed.keys == {unicodedata.normalize("NFC", "hündin.jpg"): "hu-ndin.png"}
+    assert sorted(packed.files) == ["h-ndin.png", "h-ndin.txt"]
+    assert packed.keys == {unicodedata.normalize("NFC", "hündin.jpg"): "h-ndin.png"}
 
 
 def test_captions_of_the_job_are_renamed_with_the_photos(tmp_path: Path) -> None:
@@ -167,6 +167,39 @@ def test_heic_photos_are_read_if_their_package_is_installed(tmp_path: Path, monk
     assert opened(pack(tmp_path).files["IMG_1.jpg"]).size == (300, 200)
     monkeypatch.setattr("dreambooth_operator.kubectl_plugin.photos.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"IMG_1.HEIC: is a HEIC photo, .*; pip install 'dreambooth-operator\[heif\]'"):
+        pack(tmp_path)
+
+
+def test_captions_in_metadata_jsonl_are_stored_as_text_files(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        photo(tmp_path / name, (64, 64))
+    (tmp_path / "b.txt").write_text("a sks dog in a file")
+    rows = '{"file_name": "a.jpg", "text": "a sks dog"}\n{"file_name": "b.jpg", "text": "a sks dog in a list"}\n'
+    (tmp_path / "metadata.jsonl").write_text(rows)
+    files = pack(tmp_path).files
+    assert {name: files[name] for name in files if name.endswith(".txt")} == {
+        "a.txt": b"a sks dog", "b.txt": b"a sks dog in a file",
+    }  # fmt: skip
+    (tmp_path / "metadata.jsonl").write_text("a.jpg: x")
+    with pytest.raises(UserError, match=r"^metadata.jsonl line 1: is not JSON"):
+        pack(tmp_path)
+
+
+def test_folders_of_kohya_are_stored_with_their_tokens_as_captions(tmp_path: Path) -> None:
+    for folder in ("10_sks dog", "10_sks dog asleep"):
+        (tmp_path / folder).mkdir()
+        photo(tmp_path / folder / "0.jpg", (64, 64))
+    (tmp_path / "10_sks dog asleep" / "0.txt").write_text("a sks dog in a basket")
+    packed = pack(tmp_path)
+    assert dict(packed.keys) == {
+        "10_sks dog/0.jpg": "10_sks-dog-0.png", "10_sks dog asleep/0.jpg": "10_sks-dog-asleep-0.png",
+    }  # fmt: skip
+    assert packed.files["10_sks-dog-0.txt"] == b"sks dog"
+    assert packed.files["10_sks-dog-asleep-0.txt"] == b"a sks dog in a basket"
+    prompt = dry_run("--images", str(tmp_path), "--set", "subject.instancePrompt=a sks dog", "-o", "yaml").stdout
+    assert set(next(yaml.safe_load_all(prompt))["binaryData"]) == set(packed.files) - {"10_sks-dog-0.txt"}
+    (tmp_path / "10_sks dog").rename(tmp_path / "20_sks dog")
+    with pytest.raises(UserError, match="has folders with different repeats, which a ConfigMap does not keep"):
         pack(tmp_path)
 
 

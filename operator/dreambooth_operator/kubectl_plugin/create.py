@@ -89,7 +89,8 @@ def create(
     key = Key(selection(click.get_current_context()).get("namespace", ""), name)
     try:
         job = job_object(key, source, class_, runtime, sets)
-        photos = None if remote else pack(Path(images), part(job["spec"], "training").get("resolution"))
+        resolution, prompt = part(job["spec"], "training").get("resolution"), part(job["spec"], "subject")
+        photos = None if remote else pack(Path(images), resolution, folder_captions="instancePrompt" not in prompt)
     except UserError as error:
         raise click.ClickException(printable(str(error))) from error
     except TooLargeError as error:

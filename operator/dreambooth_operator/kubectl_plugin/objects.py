@@ -10,9 +10,10 @@ import yaml
 from pydantic import ValidationError
 
 from dreambooth_api.errors import UserError, ValidationIssue
+from dreambooth_api.imagefolder import normalized
 from dreambooth_api.job import JobSpec
 from dreambooth_api.uris import EXTRAS, OBJECT_STORES
-from dreambooth_operator.kubectl_plugin.photos import MAX_BYTES, TooLargeError, composed
+from dreambooth_operator.kubectl_plugin.photos import MAX_BYTES, TooLargeError
 from dreambooth_operator.machinery.resources import CONFIG_MAPS, Json, Key, Resource, part
 from dreambooth_operator.resources import JOB_LABEL, JOBS, LOCAL_RUNTIMES, RUNTIMES
 
@@ -50,7 +51,7 @@ def captioned_by_key(job: Json, keys: Mapping[str, str]) -> Json:
         keys: keys by file names in Unicode NFC. A caption of another name remains as it is.
     """
     subject = part(job, "spec", "subject")
-    captions = {keys.get(composed(name), name): text for name, text in part(subject, "captions").items()}
+    captions = {keys.get(normalized(name), name): text for name, text in part(subject, "captions").items()}
     renamed = {**subject, "captions": captions} if captions else subject
     return {**job, "spec": {**job["spec"], "subject": renamed}}
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,6 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreambooth_api.errors import UserError, ValidationIssue
+from dreambooth_api.imagefolder import (
+    CAPTION_SUFFIX,
+    METADATA,
+    Concept,
+    caption_file_for,
+    concept_of,
+    decode_metadata,
+    is_candidate,
+    is_visible,
+    normalized,
+)
 from dreambooth_api.imagekind import HEIC_NEEDS, describe_content, image_kind
 
 if TYPE_CHECKING:
@@ -32,7 +42,6 @@ _LOSSLESS_SIDE = 128
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF")
 _ANIMATED = {"GIF", "WEBP", "PNG", "AVIF", "TIFF"}
 _EIGHT_BITS = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa"}
-_IGNORED = {".md", ".csv", ".yaml", ".yml", ".caption", ".npz", ".json", ".jsonl", ".xmp", ".aae", ".ini", ".db"}
 _INVALID_KEY = re.compile(r"[^-._a-zA-Z0-9]+")
 
 
@@ -72,11 +81,12 @@ class Packed:
         return sum(map(len, self.files.values()))
 
 
-def pack(folder: Path, resolution: int | None = None) -> Packed:
+def pack(folder: Path, resolution: int | None = None, *, folder_captions: bool = True) -> Packed:
     """Prepare the images of a folder, and the captions beside them, at the best size and quality that fit.
 
     Args:
         resolution: side of the training images in pixels, if it is known. Photos are not made smaller.
+        folder_captions: whether the names of kohya's folders are captions.
 
     Raises:
         UserError: files cannot be used; all of them at once.
@@ -85,30 +95,25 @@ def pack(folder: Path, resolution: int | None = None) -> Packed:
     """
     sides = (resolution,) if resolution else _SIDES
     try:
-        images, captions = _read(folder, sides[0])
+        images, captions = _read(folder, sides[0], folder_captions=folder_captions)
     except OSError as error:
         rule = f"cannot be read: {error.strerror or error}"
         issue = ValidationIssue(f"{error.filename or folder}", None, rule, "correct its permissions")
         raise UserError(issue) from error
-    names = valid_keys([path.stem for path in images])
-    texts = {f"{names[path.stem]}.txt": content for path, content in captions.items()}
+    names = valid_keys([_stem(path, folder) for path in images])
+    texts = {f"{names[_stem(path, folder)]}.txt": content for path, content in captions.items()}
     smallest = 0
     for side in sides:
         shrunk = [_shrink(image, side) for image in images.values()]
         for quality in _QUALITIES:
             encoded = [_encode(image, quality) for image in shrunk]
             files = {f"{name}{suffix}": data for name, (suffix, data) in zip(names.values(), encoded, strict=True)}
-            keys = dict(zip((composed(path.name) for path in images), files, strict=True))
+            keys = dict(zip((_name(path, folder) for path in images), files, strict=True))
             packed = Packed({**files, **texts}, keys, len(files), side)
             if packed.total <= MAX_BYTES:
                 return packed
             smallest = packed.total
     raise TooLargeError(len(images), smallest)
-
-
-def composed(name: str) -> str:
-    """A file name in Unicode NFC. macOS stores names that were typed there in NFD. Pure."""
-    return unicodedata.normalize("NFC", name)
 
 
 def valid_keys(stems: Sequence[str]) -> dict[str, str]:
@@ -123,20 +128,42 @@ def valid_keys(stems: Sequence[str]) -> dict[str, str]:
     return keys
 
 
-def _read(folder: Path, side: int) -> tuple[dict[Path, Image.Image], dict[Path, bytes]]:
+def _name(file: Path, folder: Path) -> str:
+    """The name of a file relative to the folder of images, in Unicode NFC."""
+    return normalized(str(file.relative_to(folder)))
+
+
+def _stem(file: Path, folder: Path) -> str:
+    return normalized(str(file.relative_to(folder).with_suffix("")))
+
+
+def _list(folder: Path) -> tuple[list[Path], dict[str, Concept]]:
+    """The visible files of a folder, or of kohya's folders in it if it has those and no images; and these folders."""
+    entries = sorted(entry for entry in folder.iterdir() if is_visible(entry.name))
+    files = [entry for entry in entries if entry.is_file()]
+    folders = {e: found for e in entries if e.is_dir() and not e.is_symlink() and (found := concept_of(e.name))}
+    if not folders or any(is_candidate(file.name) for file in files):
+        return files, {}
+    inner = [file for folder in folders for file in sorted(folder.iterdir()) if file.is_file()]
+    concepts = {folder.name: found for folder, found in folders.items()}
+    return [*files, *(file for file in inner if is_visible(file.name))], concepts
+
+
+def _read(folder: Path, side: int, *, folder_captions: bool) -> tuple[dict[Path, Image.Image], dict[Path, bytes]]:
     """Upright images by path, with a shorter side of at most `side`, and captions by the path of their image."""
     if not folder.is_dir():
         rule = "is not a folder"
-        raise UserError(ValidationIssue(f"--images {folder}", None, rule, "name the folder with 3-5 photos"))
-    files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
-    texts = {composed(f.stem): f for f in files if f.suffix.lower() == ".txt"}
-    candidates = [f for f in files if f.suffix.lower() not in {*_IGNORED, ".txt"}]
+        remedy = "name the folder with 3-5 photos; unpack an archive, or copy it to a volume or a bucket"
+        raise UserError(ValidationIssue(f"--images {folder}", None, rule, remedy))
+    files, concepts = _list(folder)
+    candidates = [file for file in files if is_candidate(file.name)]
     if len(candidates) > MAX_FILES:
         raise TooLargeError(len(candidates), sum(file.stat().st_size for file in candidates))
+    texts = [file for file in files if file.suffix.lower() == CAPTION_SUFFIX or file.name == METADATA]
     images: dict[Path, Image.Image] = {}
-    issues = [_outside(f) for f in (*candidates, *texts.values()) if not f.resolve().is_relative_to(folder.resolve())]
+    issues = [_outside(f) for f in (*candidates, *texts) if not f.resolve().is_relative_to(folder.resolve())]
     for file in candidates if not issues else ():
-        if any(composed(file.stem) == composed(other.stem) for other in images):
+        if any(_stem(file, folder) == _stem(other, folder) for other in images):
             rule = "has the name of another image, apart from its suffix"
             issues.append(ValidationIssue(file.name, None, rule, "rename one of them"))
             continue
@@ -147,10 +174,33 @@ def _read(folder: Path, side: int) -> tuple[dict[Path, Image.Image], dict[Path, 
     if not candidates:
         rule = "contains no images"
         issues.append(ValidationIssue(f"--images {folder}", None, rule, "add 3-5 photos of the subject"))
+    if len({concept.repeats for concept in concepts.values()}) > 1:
+        rule = "has folders with different repeats, which a ConfigMap does not keep"
+        remedy = "rename them, for example to 1_sks dog, or copy the folder to a volume or a bucket"
+        issues.append(ValidationIssue(f"--images {folder}", None, rule, remedy))
     if issues:
         raise UserError(issues)
-    captioned = {image: texts[stem] for image in images if (stem := composed(image.stem)) in texts}
-    return images, {image: text.read_bytes() for image, text in captioned.items()}
+    return images, _captions(folder, list(images), texts, concepts if folder_captions else {})
+
+
+def _captions(
+    folder: Path, images: Sequence[Path], texts: Sequence[Path], concepts: Mapping[str, Concept]
+) -> dict[Path, bytes]:
+    """The caption of each image that has one: in a text file, in metadata.jsonl, or in the name of kohya's folder."""
+    files = {_name(file, folder): file for file in texts}
+    listed: dict[str, str] = {}
+    for name, file in files.items():
+        if file.name == METADATA:
+            listed |= {normalized(image): text for image, text in decode_metadata(name, file.read_bytes()).items()}
+    captions: dict[Path, bytes] = {}
+    for image in images:
+        name = _name(image, folder)
+        concept = concepts.get(name.partition("/")[0])
+        if beside := caption_file_for(name, list(files)):
+            captions[image] = files[beside].read_bytes()
+        elif text := listed.get(name) or (concept.tokens if concept else ""):
+            captions[image] = text.encode()
+    return captions
 
 
 def _outside(file: Path) -> ValidationIssue:
