@@ -9,7 +9,7 @@ import codecs
 import json
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -63,10 +63,13 @@ def is_candidate(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() not in NOTES | SIDECARS
 
 
-def caption_file_for(image: str, names: Sequence[str]) -> str | None:
-    """The text file beside an image, with the image's name and another suffix, as training tools write it."""
-    texts = (name for name in names if PurePosixPath(name).suffix.lower() == CAPTION_SUFFIX)
-    return next((name for name in texts if _stem(name) == _stem(image)), None)
+def caption_files(images: Iterable[str], names: Iterable[str]) -> dict[str, str]:
+    """The text files beside images, which have the names of the images and another suffix, by image."""
+    texts: dict[str, str] = {}
+    for name in names:
+        if PurePosixPath(name).suffix.lower() == CAPTION_SUFFIX:
+            texts.setdefault(_stem(name), name)
+    return {image: texts[stem] for image in images if (stem := _stem(image)) in texts}
 
 
 def _stem(name: str) -> str:

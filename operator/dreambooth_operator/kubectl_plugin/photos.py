@@ -18,7 +18,7 @@ from dreambooth_api.imagefolder import (
     CAPTION_SUFFIX,
     METADATA,
     Concept,
-    caption_file_for,
+    caption_files,
     concept_of,
     decode_metadata,
     is_candidate,
@@ -192,12 +192,13 @@ def _captions(
     for name, file in files.items():
         if file.name == METADATA:
             listed |= {normalized(image): text for image, text in decode_metadata(name, file.read_bytes()).items()}
+    beside = caption_files((_name(image, folder) for image in images), files)
     captions: dict[Path, bytes] = {}
     for image in images:
         name = _name(image, folder)
         concept = concepts.get(name.partition("/")[0])
-        if beside := caption_file_for(name, list(files)):
-            captions[image] = files[beside].read_bytes()
+        if name in beside:
+            captions[image] = files[beside[name]].read_bytes()
         elif text := listed.get(name) or (concept.tokens if concept else ""):
             captions[image] = text.encode()
     return captions

@@ -13,7 +13,7 @@ from dreambooth_api.imagefolder import (
     METADATA,
     NOTES,
     Concept,
-    caption_file_for,
+    caption_files,
     concept_of,
     is_candidate,
     is_visible,
@@ -110,8 +110,7 @@ def select(uri: str, entries: Sequence[Entry], concepts: Mapping[str, Concept]) 
         raise UserError(ValidationIssue(FIELD, uri, rule, remedy))
     by_name = {e.name: e for e in visible if e.kind == "file"}
     files = [e for e in by_name.values() if is_candidate(e.name)]
-    texts = {e.name: caption_file_for(e.name, list(by_name)) for e in files}
-    captions = {image: by_name[name] for image, name in texts.items() if name is not None}
+    captions = {image: by_name[name] for image, name in caption_files((e.name for e in files), by_name).items()}
     metadata = [e for e in by_name.values() if PurePosixPath(e.name).name == METADATA]
     if not files:
         raise UserError(_no_images(uri, visible))
