@@ -34,6 +34,11 @@ class SecondStage(Strict):
     base_resolution: int
     learning_rate: float
 
+    @property
+    def resolution(self) -> int:
+        """Side length of its images in pixels."""
+        return SCALE * self.base_resolution
+
 
 def second_stage(
     base: BaseModelRef, training: Training, native_resolution: int | None, rate: float

@@ -17,7 +17,7 @@ from dreambooth_api.model import BaseModelRef
 from dreambooth_api.subject import NoiseScheduler, PriorPreservation
 from dreambooth_api.training import Training
 from dreambooth_api.uris import BUILTIN_SPRITES
-from dreambooth_trainer.planning.cascade import SCALE, SUPER_RESOLUTION, SecondStage, second_stage
+from dreambooth_trainer.planning.cascade import SUPER_RESOLUTION, SecondStage, second_stage
 from dreambooth_trainer.planning.defaults import DPM_SOLVER_STEPS, ModelDefaults, model_defaults
 
 NUM_RANDOM_CROPS = 8
@@ -259,19 +259,17 @@ def fill_defaults(
     spec, model, (dino, clip) = job.spec, model_ref(job), encoder_names(job)
     defaults = model_defaults(model.id, flow_matching=flow_matching, pixel_space=pixel_space)
     defaults = defaults if sampling is None else defaults.with_sampling(*sampling)
-    training = spec.training
+    training, prior = spec.training, spec.prior_preservation
     steps = _steps(spec, defaults.steps * len(identifiers))
     rate = training.learning_rate or defaults.learning_rates[training.method]
-    prior = spec.prior_preservation
     batch_size = _batch_size(spec, gpus_per_worker, defaults.batch_size, steps, rate)
     second = second_stage(model, training, native_resolution, rate)
-    own_resolution = training.resolution or native_resolution or defaults.resolution
     plan = Plan(
         job=job,
         model=model,
         super_resolution=second,
         subjects=_subjects(spec, identifiers),
-        resolution=own_resolution if second is None else SCALE * second.base_resolution,
+        resolution=second.resolution if second else training.resolution or native_resolution or defaults.resolution,
         steps=steps,
         learning_rate=rate,
         train_text_encoder=_trains_text_encoder(training, defaults),
