@@ -150,7 +150,7 @@ def test_failed_prompts_are_marked_and_named() -> None:
 
 def test_lines_for_the_console() -> None:
     found = (Finding(False, "The loss rose", "use a lower rate", subject="a dog"), Finding(True, "All is well"))
-    assert verdict_lines(found) == ["✗ a dog: The loss rose. Advice: use a lower rate.", "✓ All is well."]
+    assert verdict_lines(found) == ["problem: a dog: The loss rose. Advice: use a lower rate.", "ok: All is well."]
 
 
 def test_limits_are_in_the_range() -> None:

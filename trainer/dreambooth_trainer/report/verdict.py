@@ -134,12 +134,12 @@ def _paper_clip_t() -> float:
 
 
 def verdict_lines(found: Sequence[Finding]) -> list[str]:
-    """The findings as lines of plain text."""
+    """The findings as lines of plain text, for consoles of any encoding."""
     lines: list[str] = []
     for finding in found:
         subject = f"{finding.subject}: " if finding.subject else ""
         advice = f". Advice: {finding.advice}" if finding.advice else ""
-        lines.append(f"{'✓' if finding.normal else '✗'} {subject}{finding.text}{advice}.")
+        lines.append(f"{'ok' if finding.normal else 'problem'}: {subject}{finding.text}{advice}.")
     return lines
 
 
