@@ -31,7 +31,7 @@ def open_module(module_class: Any, folder: Path, *, empty: bool, dtype: torch.dt
         module = module_class(cast("Any", module_class.config_class).from_pretrained(folder))
     else:
         module = module_class.from_config(module_class.load_config(folder))
-    if empty and dtype != torch.float32:
+    if next(module.parameters()).dtype != dtype:  # transformers builds a module in the dtype of its configuration
         nn.Module.to(module, dtype)  # diffusers' own method logs a warning
     return in_tiles(module) if isinstance(module, AutoencoderKL) else module
 

@@ -110,10 +110,19 @@ PIXEL_SPACE = replace(
 )
 
 
-def model_defaults(model_id: str, *, flow_matching: bool = False, pixel_space: bool = False) -> ModelDefaults:
-    """`SPRITES` for the embedded base model, otherwise `FLOW_MATCHING`, `PIXEL_SPACE` or `PAPER`."""
+def model_defaults(
+    model_id: str,
+    *,
+    flow_matching: bool = False,
+    pixel_space: bool = False,
+    sampling: tuple[int, float] | None = None,
+) -> ModelDefaults:
+    """`SPRITES` for the embedded base model, otherwise `FLOW_MATCHING`, `PIXEL_SPACE` or `PAPER`.
+
+    Args:
+        sampling: other steps and guidance scale.
+    """
     if model_id == BUILTIN_SPRITES:
         return SPRITES
-    if pixel_space:
-        return PIXEL_SPACE
-    return FLOW_MATCHING if flow_matching else PAPER
+    defaults = PIXEL_SPACE if pixel_space else FLOW_MATCHING if flow_matching else PAPER
+    return defaults if sampling is None else defaults.with_sampling(*sampling)

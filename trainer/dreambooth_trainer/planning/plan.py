@@ -257,8 +257,7 @@ def fill_defaults(
         UserError: the batch cannot be split, or a number of steps or of class images does not fit the others.
     """
     spec, model, (dino, clip) = job.spec, model_ref(job), encoder_names(job)
-    defaults = model_defaults(model.id, flow_matching=flow_matching, pixel_space=pixel_space)
-    defaults = defaults if sampling is None else defaults.with_sampling(*sampling)
+    defaults = model_defaults(model.id, flow_matching=flow_matching, pixel_space=pixel_space, sampling=sampling)
     training, prior = spec.training, spec.prior_preservation
     steps = _steps(spec, defaults.steps * len(identifiers))
     rate = training.learning_rate or defaults.learning_rates[training.method]
