@@ -19,8 +19,8 @@ from dreambooth_trainer.models.files import ADAPTER_FILE
 
 pytestmark = pytest.mark.trainer
 
-LONG = ("tiny_sd3_model", "tiny_flux_model", "tiny_z_image_model")
-FAMILIES = ["tiny_schnell_model", *(pytest.param(name, marks=pytest.mark.long) for name in LONG)]
+LONG = ("tiny_flux_model", "tiny_z_image_model")
+FAMILIES = ["tiny_sd3_model", *(pytest.param(name, marks=pytest.mark.long) for name in LONG)]
 PROMPT = "a sks dog"
 JOB = {
     "apiVersion": "dreambooth.dev/v1alpha1",
