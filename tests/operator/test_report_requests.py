@@ -136,7 +136,10 @@ async def test_stale_cache_does_not_admit_the_trainer_of_a_deleted_job(trainer: 
     trainer.plane.kubectl(
         "patch", "dbj", "my-dog", "-n", namespace, "--subresource=status", "--type=merge", "-p", patch
     )
+    assert await trainer.report(phase="Train") == (404, []), "rejections are remembered for a minute"
+    trainer.now += timedelta(seconds=60)
     assert await trainer.report(phase="Train") == (403, ["PATCH status", "GET my-dog"])
+    assert await trainer.report(phase="Train") == (403, [])
     assert "report" not in trainer.job()["status"]
 
 
