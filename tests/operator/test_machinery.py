@@ -28,10 +28,10 @@ def value_of(obj: Json) -> str:
 
 
 @contextlib.asynccontextmanager
-async def running_reflector(api: Api, namespace: str, page: int = 500) -> AsyncIterator[Reflector[str]]:
-    """A running, synced reflector of a namespace's ConfigMaps."""
+async def running_reflector(api: Api, namespace: str) -> AsyncIterator[Reflector[str]]:
+    """A running, synced reflector of a namespace's ConfigMaps. Lists that are not streamed have two pages or more."""
     changes: list[Key] = []
-    reflector = Reflector(api, CONFIG_MAPS, project=value_of, on_change=changes.append, namespace=namespace, page=page)
+    reflector = Reflector(api, CONFIG_MAPS, project=value_of, on_change=changes.append, namespace=namespace, page=3)
     task = asyncio.create_task(reflector.run())
     try:
         async with asyncio.timeout(20):
@@ -59,14 +59,35 @@ async def on_server(api: Api, namespace: str) -> dict[Key, str]:
 async def test_reflector_observes_creation_change_and_deletion(api: Api, namespace: str) -> None:
     for number in range(7):
         await api.create(CONFIG_MAPS, config_map(namespace, f"c{number}", "old"))
-    async with running_reflector(api, namespace, page=3) as reflector:
-        assert len([k for k in reflector.cache if k.name.startswith("c")]) == 7, "all pages of the list"
+    async with running_reflector(api, namespace) as reflector:
+        assert len([k for k in reflector.cache if k.name.startswith("c")]) == 7, "the whole list"
         await api.apply(CONFIG_MAPS, config_map(namespace, "c1", "new"), manager="test")
         await api.delete(CONFIG_MAPS, Key(namespace, "c2"))
         await api.create(CONFIG_MAPS, config_map(namespace, "c9", "x" * 300_000))  # larger than a read buffer
         expected = await on_server(api, namespace)
         await until("the cache equals the server", lambda: reflector.cache == expected)
         assert reflector.lists == 1
+
+
+async def test_reflector_lists_in_pages_if_the_server_streams_no_lists(
+    plane: ControlPlane, api: Api, namespace: str
+) -> None:
+    for number in range(7):
+        await api.create(CONFIG_MAPS, config_map(namespace, f"c{number}", "old"))
+    plane.apiserver.kill()
+    plane.apiserver.command.append("--feature-gates=WatchList=false")
+    try:
+        plane.start_apiserver()
+        async with running_reflector(api, namespace) as reflector:
+            assert reflector.cache == await on_server(api, namespace), "all pages of the list"
+            await api.delete(CONFIG_MAPS, Key(namespace, "c2"))
+            expected = await on_server(api, namespace)
+            await until("the cache equals the server", lambda: reflector.cache == expected)
+            assert reflector.lists == 2, "refused once, then in pages"
+    finally:
+        plane.apiserver.kill()
+        plane.apiserver.command.remove("--feature-gates=WatchList=false")
+        plane.start_apiserver()
 
 
 async def test_reflector_survives_a_restart_of_the_api_server(plane: ControlPlane, api: Api, namespace: str) -> None:

@@ -66,7 +66,8 @@ async def test_reflector_records_when_the_server_was_unavailable() -> None:
 
 async def test_interrupted_watch_is_no_outage() -> None:
     """A load balancer may limit the time of a connection. It must not disable the progress deadline."""
-    bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "2"}}}
+    annotations = {"k8s.io/initial-events-end": "true"}
+    bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "2", "annotations": annotations}}}
     assert (await reflected([bookmark])).unavailable is None
 
 

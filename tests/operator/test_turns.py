@@ -16,7 +16,7 @@ from simulation import RUNTIME, SETTINGS, START, World, make_job
 
 from dreambooth_operator.controller.actions import WriteStatus
 from dreambooth_operator.controller.reconciler import Reconciler
-from dreambooth_operator.machinery.client import Api
+from dreambooth_operator.machinery.client import Api, ApiError
 from dreambooth_operator.machinery.metrics import Metrics
 from dreambooth_operator.machinery.queue import WorkQueue
 from dreambooth_operator.machinery.reflector import Reflector
@@ -56,26 +56,37 @@ def object_of(number: int) -> Json:
     return {"metadata": {"namespace": "n", "name": str(number), "resourceVersion": "1"}}
 
 
-class Pages:
-    """An API server whose responses are available at once, so that no await suspends."""
+class Instant:
+    """An API server whose responses are available at once, so that no await suspends. It has 1000 objects.
+
+    If it streams no lists, it has pages of them.
+    """
+
+    def __init__(self, *, streams: bool) -> None:
+        self.streams = streams
 
     async def request(self, method: str, path: str, *, query: dict[str, str], partial: object) -> Json:
         del method, path, partial
         return {"items": [object_of(n) for n in range(int(query["limit"]))], "metadata": {"resourceVersion": "1"}}
 
     async def lines(self, path: str, query: dict[str, str]) -> AsyncIterator[bytes]:
-        del path, query
-        for number in range(1000):
-            yield json.dumps({"type": "MODIFIED", "object": object_of(number) | {"data": "new"}}).encode()
+        del path
+        if "sendInitialEvents" in query and not self.streams:
+            raise ApiError(422, "Invalid", "sendInitialEvents is forbidden")
+        for data in ("old", "new") if self.streams else ("new",):
+            for number in range(1000):
+                yield json.dumps({"type": "ADDED", "object": object_of(number) | {"data": data}}).encode()
         await asyncio.sleep(3600)
 
 
-async def test_reflector_yields_to_other_tasks() -> None:
+@pytest.mark.parametrize("streams", [True, False])
+async def test_reflector_yields_to_other_tasks(streams: bool) -> None:
     seen: list[Key] = []
-    api = cast("Api", Pages())
+    api = cast("Api", Instant(streams=streams))
     mirror = Reflector(api, CONFIG_MAPS, project=lambda obj: obj, on_change=seen.append, page=1000)
     task = asyncio.create_task(mirror.run())
-    assert await max_increase(lambda: len(seen), lambda: len(seen) == 2000) <= 1
+    async with asyncio.timeout(60):
+        assert await max_increase(lambda: len(seen), lambda: len(seen) == 2000) <= 1
     task.cancel()
 
 

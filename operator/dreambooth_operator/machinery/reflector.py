@@ -1,4 +1,8 @@
-"""A local cache of one collection, kept up to date by a list followed by a watch.
+"""A local cache of one collection, kept up to date by a watch.
+
+The watch begins with all existing objects, in a stream that ends with a bookmark. Kubernetes calls that a streaming
+list. The API server sends the objects from its cache one by one; pages of a list can take it several times the CPU
+time. A server that does not support it refuses the request, and the collection is listed in pages before each watch.
 
 Once `synced` is set, `cache` equals the collection at some recent time, the states of each object are observed in
 order, and `on_change` is called after each change of the cache. The cache contains only what `project` returns for an
@@ -20,12 +24,14 @@ from typing import Generic, NoReturn, TypeVar
 
 from dreambooth_operator.machinery.client import CONNECTION_ERRORS, Api, ApiError, parsed
 from dreambooth_operator.machinery.partial import PartialParser
-from dreambooth_operator.machinery.resources import Json, Key, Resource, key_of
+from dreambooth_operator.machinery.resources import Json, Key, Resource, key_of, part
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 _MIN_BACKOFF_SECONDS = 0.1
 _MAX_BACKOFF_SECONDS = 30.0
+_PAGE = 100  # objects; parsing a page takes time in which no other task runs
+_INITIAL_EVENTS_END = "k8s.io/initial-events-end"  # annotation of the bookmark after a streaming list
 
 
 class Reflector(Generic[T]):
@@ -36,8 +42,7 @@ class Reflector(Generic[T]):
         on_change: called with the key of each object that was added, changed or deleted.
         selector: a label selector; empty for all objects.
         parser: parses the fields that `project` reads; None for all.
-        page: maximum number of objects per response of a list. It bounds the memory of parsed objects, and the time of
-            parsing, in which no other task runs. With 500, parsing takes 1.6 times as long per object as with 100.
+        page: maximum number of objects per response of a list that is not streamed.
     """
 
     def __init__(
@@ -50,7 +55,7 @@ class Reflector(Generic[T]):
         namespace: str = "",
         selector: str = "",
         parser: PartialParser | None = None,
-        page: int = 100,
+        page: int = _PAGE,
     ) -> None:
         self._api = api
         self._namespace = namespace
@@ -62,6 +67,7 @@ class Reflector(Generic[T]):
         self._parser = parser
         self._page = page
         self._version: str | None = None  # the version to watch from; None if a list is needed
+        self._streams = True  # until the server has refused to stream a list
         self.cache: dict[Key, T] = {}
         self.synced = asyncio.Event()
         self.lists = 0
@@ -84,7 +90,7 @@ class Reflector(Generic[T]):
         while True:
             watched = None
             try:
-                if self._version is None:
+                if self._version is None and not self._streams:
                     self._version = await self._list()
                     self.synced.set()
                 watched = self._version
@@ -96,6 +102,8 @@ class Reflector(Generic[T]):
                 if self._version == watched:  # nothing was delivered
                     self.unavailable = datetime.now(UTC)
                 if isinstance(error, ApiError) and not error.is_transient:
+                    if self._version is None and error.status in (400, 422):
+                        self._streams = False
                     self._version = None  # 410, or the kind does not exist (yet): list again
                 log.info("%s: %s", self._path, str(error) or type(error).__name__)
                 await asyncio.sleep(backoff * _jitter())
@@ -117,34 +125,57 @@ class Reflector(Generic[T]):
             if not (token := answer["metadata"].get("continue")):
                 break
             query["continue"] = token
-        # Reflectors of other namespaces may share the cache.
-        for key in [key for key in self.cache.keys() - seen if self._namespace in ("", key.namespace)]:
-            self._remove(key)
+        self._remove_all_but(seen)
         return version
 
     async def _watch(self) -> None:
-        """Apply changes until the server ends the watch or the connection is lost."""
+        """Apply changes until the server ends the watch or the connection is lost. Without a version, list before."""
         self.watches += 1
+        seen: set[Key] | None = None  # the objects of an unfinished list
         query = {
             **self._query,
             "watch": "true",
             "allowWatchBookmarks": "true",
-            "resourceVersion": self._version or "",
             "timeoutSeconds": str(round(480 * _jitter())),  # spreads the reconnects of many clients
         }
+        if self._version is None:
+            self.lists += 1
+            seen = set()
+            query |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
+        else:
+            query["resourceVersion"] = self._version
         async for line in self._api.lines(self._path, query):
             event = await parsed(line, self._parser and self._parser.event)
-            obj = event["object"]
-            if event["type"] == "ERROR":
+            kind, obj = event["type"], event["object"]
+            if kind == "ERROR":
                 raise ApiError(obj.get("code", 500), obj.get("reason", "Unknown"), obj.get("message", ""))
-            self._version = obj["metadata"]["resourceVersion"]
-            if event["type"] == "BOOKMARK":
-                continue
-            if event["type"] == "DELETED":
-                self._remove(key_of(obj))
-            else:
-                self._store(key_of(obj), obj)
+            version: str = obj["metadata"]["resourceVersion"]
+            if kind != "BOOKMARK":
+                self._apply(kind, obj, seen)
+            elif seen is not None and _INITIAL_EVENTS_END in part(obj, "metadata", "annotations"):
+                self._remove_all_but(seen)
+                seen = None
+                self.synced.set()
+            if seen is None:
+                self._version = version
             await asyncio.sleep(0)
+
+    def _apply(self, kind: str, obj: Json, seen: set[Key] | None) -> None:
+        """Apply a change to the cache. A key is added to `seen`, or removed from it, as if `seen` were the cache."""
+        key = key_of(obj)
+        if kind == "DELETED":
+            self._remove(key)
+            if seen is not None:
+                seen.discard(key)
+        else:
+            self._store(key, obj)
+            if seen is not None:
+                seen.add(key)
+
+    def _remove_all_but(self, listed: set[Key]) -> None:
+        """Remove the objects that a list does not contain. Reflectors of other namespaces may share the cache."""
+        for key in [key for key in self.cache.keys() - listed if self._namespace in ("", key.namespace)]:
+            self._remove(key)
 
     def _store(self, key: Key, obj: Json) -> None:
         old = self.cache.get(key)
