@@ -19,7 +19,6 @@ from pathlib import Path
 import aiohttp
 from devcluster import ControlPlane, kuberay_crds
 
-from dreambooth_api.status import Phase
 from dreambooth_operator.app import CA_SECRET
 from dreambooth_operator.controller.actions import WriteStatus
 from dreambooth_operator.controller.children.attempt import attempt_children
@@ -38,7 +37,7 @@ from dreambooth_operator.controller.resolve import ResolvedJob, resolve
 from dreambooth_operator.controller.settings import Settings
 from dreambooth_operator.machinery.client import Api
 from dreambooth_operator.machinery.resources import PODS, Json, Key, Resource, key_of
-from dreambooth_operator.resources import JOBS, RAY_CLUSTERS, RAY_JOBS, RUNTIME_FINALIZER
+from dreambooth_operator.resources import JOBS, RAY_CLUSTERS, RAY_JOBS, RUNTIME_FINALIZER, RUNTIMES
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMESPACES = 20
@@ -100,7 +99,8 @@ async def create_running_job(plane: ControlPlane) -> list[tuple[Resource, Json]]
     """A running job and its children, through the API server."""
     async with await Api.connect(str(plane.kubeconfig)) as api:
         job = read_job(await api.create(JOBS, job_object(name_of(0), 0)))
-        resolved = resolve(job, read_runtime(RUNTIME), [])
+        runtime = read_runtime(await api.get(RUNTIMES, Key("", RUNTIME["metadata"]["name"])))
+        resolved = resolve(job, runtime, [])
         assert isinstance(resolved, ResolvedJob)
         _, ray_job = attempt_children(job, 1, resolved, Settings())[-1]
         namespace, name = job.key.namespace, ray_job["metadata"]["name"]
@@ -225,12 +225,10 @@ def job_object(name: str, number: int) -> Json:
 
 def steady_status(job: Job, resolved: ResolvedJob, observed: Observed) -> Json:
     """The status that the operator gives a running job, from which no further write follows."""
-    status = job.status.model_copy(update={"phase": Phase.STARTING, "attempts": 1, "start_time": SINCE_TIME})
-    status = status.model_copy(update={"ray_job_name": observed.ray_jobs[0].name})
+    found = Observed()  # until the first attempt is open
     while True:
-        job = replace(job, status=status, finalizers=())
-        decision = decide(job, resolved, observed, SINCE_TIME, Settings())
+        decision = decide(job, resolved, found, SINCE_TIME, Settings())
         writes = [action for action in decision.actions if isinstance(action, WriteStatus)]
         if not writes:
-            return {"status": status.model_dump(mode="json", by_alias=True, exclude_none=True)}
-        status = writes[0].status
+            return {"status": job.status.model_dump(mode="json", by_alias=True, exclude_none=True)}
+        job, found = replace(job, status=writes[0].status), observed

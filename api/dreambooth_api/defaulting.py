@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from dreambooth_api.fields import Strict
-from dreambooth_api.job import JobSpec
+from dreambooth_api.job import JobSpec, RunPolicy
 from dreambooth_api.localruntime import LocalRuntimeSpec
 from dreambooth_api.model import BaseModelRef, ModelSource
 from dreambooth_api.runtime import Defaults, RuntimeSpec, WorkerResources
@@ -18,7 +18,6 @@ def with_defaults(spec: JobSpec, runtime: RuntimeSpec) -> JobSpec:
     """A copy of `spec` with the runtime's defaults for the fields that the job does not set."""
     pods, cluster = runtime.pods, spec.cluster
     filled = _with(spec, runtime.model, runtime.image, runtime.defaults)
-    deadline = runtime.bounds.max_active_deadline_seconds
     placement = {
         "node_selector": {**cluster.node_selector, **pods.node_selector},
         "tolerations": [*pods.tolerations, *cluster.tolerations],
@@ -26,7 +25,7 @@ def with_defaults(spec: JobSpec, runtime: RuntimeSpec) -> JobSpec:
     return filled.model_copy(
         update={
             "cluster": filled.cluster.model_copy(update=placement),
-            "run_policy": _fill(filled.run_policy, active_deadline_seconds=deadline),
+            "run_policy": policy_with_defaults(spec.run_policy, runtime),
         }
     )
 
@@ -58,6 +57,23 @@ def with_local_storage(runtime: RuntimeSpec, local: LocalRuntimeSpec) -> Runtime
     )
 
 
+def policy_with_defaults(policy: RunPolicy, runtime: RuntimeSpec) -> RunPolicy:
+    """A copy of `policy` with the runtime's defaults for the fields that the job does not set."""
+    filled = _policy(policy, runtime.defaults)
+    return _fill(filled, active_deadline_seconds=runtime.bounds.max_active_deadline_seconds)
+
+
+def _policy(policy: RunPolicy, defaults: Defaults) -> RunPolicy:
+    return _fill(
+        policy,
+        active_deadline_seconds=defaults.active_deadline_seconds,
+        ttl_seconds_after_finished=defaults.ttl_seconds_after_finished,
+        queue_name=defaults.queue_name,
+        priority_class_name=defaults.priority_class_name,
+        workload_priority_class_name=defaults.workload_priority_class_name,
+    )
+
+
 def _with(spec: JobSpec, model: BaseModelRef | None, image: str | None, defaults: Defaults) -> JobSpec:
     images = defaults.num_class_images if spec.preserves_prior else None
     return spec.model_copy(
@@ -72,14 +88,7 @@ def _with(spec: JobSpec, model: BaseModelRef | None, image: str | None, defaults
             ),
             "prior_preservation": _fill(spec.prior_preservation, num_class_images=images),
             "cluster": _fill(spec.cluster, image=image),
-            "run_policy": _fill(
-                spec.run_policy,
-                active_deadline_seconds=defaults.active_deadline_seconds,
-                ttl_seconds_after_finished=defaults.ttl_seconds_after_finished,
-                queue_name=defaults.queue_name,
-                priority_class_name=defaults.priority_class_name,
-                workload_priority_class_name=defaults.workload_priority_class_name,
-            ),
+            "run_policy": _policy(spec.run_policy, defaults),
         }
     )
 
@@ -112,5 +121,6 @@ def _names(model: ModelSource, own: ModelSource) -> bool:
 
 
 def _fill(model: S, **values: object) -> S:
-    """A copy of `model` with `values` for the fields that are None."""
-    return model.model_copy(update={k: v for k, v in values.items() if v is not None and getattr(model, k) is None})
+    """`model`, or a copy of it, with `values` for the fields that are None."""
+    update = {k: v for k, v in values.items() if v is not None and getattr(model, k) is None}
+    return model.model_copy(update=update) if update else model

@@ -63,6 +63,8 @@ class SlowServer:
             self.waiting_at_write = self.waiting
             self.written.set()
             return web.json_response({**DOG, "status": json.loads(await request.read())["status"]})
+        if request.query.get("sendInitialEvents"):
+            return web.json_response({"reason": "Invalid", "message": "is forbidden"}, status=422)
         if request.query.get("watch"):
             return await self._watch(request)
         return web.json_response({"items": [], "metadata": {"resourceVersion": "1"}})

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from pydantic.alias_generators import to_snake
-from simulation import job_with
+from scenarios import running
+from simulation import World, job_with
 
 from dreambooth_api.defaulting import with_defaults
 from dreambooth_api.job import JobSpec
 from dreambooth_api.runtime import RuntimeSpec
-from dreambooth_operator.controller.observed import Runtime
-from dreambooth_operator.controller.resolve import ResolutionError, resolve
+from dreambooth_api.status import Phase
+from dreambooth_operator.controller.observed import Job, Runtime
+from dreambooth_operator.controller.resolve import Accepted, ResolutionError, ResolvedJob, resolve, run_policy
 
 
 def read_spec(spec: dict[str, Any]) -> JobSpec:
@@ -83,3 +87,52 @@ def test_job_without_a_volume_is_rejected_with_a_remedy() -> None:
     found = resolve(job_with({}), Runtime("b", RuntimeSpec(image="t:1")), [])
     assert isinstance(found, ResolutionError)
     assert "set pvc: {claimName: ...}" in found.message
+
+
+STARTED_BY = Runtime(
+    "default", RuntimeSpec.model_validate({**BOUNDED, "defaults": {"queueName": "gpus"}}), uid="r", generation=3
+)
+
+
+def running_job() -> Job:
+    """A job that runs, and whose RayJob is recorded."""
+    world = World(job_with({"runPolicy": {"backoffLimit": 5}}), dataclasses.replace(STARTED_BY))
+    world.reconcile()
+    running(world)
+    world.reconcile()
+    assert world.job
+    return world.job
+
+
+def with_status(job: Job, **fields: object) -> Job:
+    return dataclasses.replace(job, status=job.status.model_copy(update=fields))
+
+
+def test_running_job_is_not_resolved_again() -> None:
+    job = running_job()
+    found = resolve(job, STARTED_BY, [])
+    assert isinstance(found, Accepted)
+    full = resolve(with_status(job, ray_job_uid=None), STARTED_BY, [])
+    assert isinstance(full, ResolvedJob)
+    assert found.run_policy == full.spec.run_policy == run_policy(job, found)
+    assert (found.run_policy.queue_name, found.run_policy.backoff_limit) == ("gpus", 5)
+    assert isinstance(resolve(with_status(job, phase=Phase.SUCCEEDED), STARTED_BY, []), Accepted)
+
+
+CHANGES: dict[str, tuple[Callable[[Job], Job], Runtime | None]] = {
+    "the job": (lambda job: dataclasses.replace(job, generation=2), STARTED_BY),
+    "the runtime": (lambda job: job, dataclasses.replace(STARTED_BY, generation=4)),
+    "another runtime of that name": (lambda job: job, dataclasses.replace(STARTED_BY, uid="other")),
+    "no runtime": (lambda job: job, None),
+    "not valid any more": (lambda job: dataclasses.replace(job, spec=None), STARTED_BY),
+    "not accepted": (lambda job: with_status(job, conditions=[]), STARTED_BY),
+    "without a RayJob": (lambda job: with_status(job, ray_job_uid=None), STARTED_BY),
+    "between attempts": (lambda job: with_status(job, phase=Phase.RETRYING), STARTED_BY),
+    "never started": (lambda job: with_status(job, started_with=None), STARTED_BY),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_job_is_resolved_again_if_anything_has_changed(case: str) -> None:
+    change, runtime = CHANGES[case]
+    assert not isinstance(resolve(change(running_job()), runtime, []), Accepted)

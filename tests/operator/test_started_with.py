@@ -16,7 +16,7 @@ from dreambooth_operator.controller.actions import Create
 from dreambooth_operator.controller.children.erase_job import erase_children
 from dreambooth_operator.controller.observed import Runtime, read_job
 from dreambooth_operator.controller.observed_pods import Pod, read_pod
-from dreambooth_operator.controller.resolve import ResolvedJob, with_digest
+from dreambooth_operator.controller.resolve import ResolvedJob, resolve, with_digest
 from dreambooth_operator.controller.started import resolve_erasure
 from dreambooth_operator.machinery.resources import Json
 from dreambooth_operator.resources import BATCH_JOBS, ERASE_FINALIZER
@@ -87,7 +87,9 @@ def retried(world: World) -> ResolvedJob:
     world.collect()
     world.reconcile()
     assert world.status.attempts == 2
-    found = world.observe().resolution
+    assert world.job
+    created = world.job.status.model_copy(update={"ray_job_uid": None})
+    found = resolve(dataclasses.replace(world.job, status=created), world.runtime, [])
     assert isinstance(found, ResolvedJob)
     return found
 

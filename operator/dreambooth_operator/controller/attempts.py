@@ -27,7 +27,7 @@ from dreambooth_operator.controller.policies.start_deadline import (
 from dreambooth_operator.controller.policies.start_errors import start_error
 from dreambooth_operator.controller.policies.suspension import suspend_attempt
 from dreambooth_operator.controller.queueing.select import select_queue
-from dreambooth_operator.controller.resolve import ResolutionError, ResolvedJob, run_policy
+from dreambooth_operator.controller.resolve import Resolution, ResolutionError, ResolvedJob, run_policy
 from dreambooth_operator.controller.settings import Settings
 from dreambooth_operator.controller.started import record_start, with_image_digest
 from dreambooth_operator.controller.status import (
@@ -77,9 +77,7 @@ def start_attempt(builder: DecisionBuilder, resolution: ResolvedJob) -> None:
     builder.requeue_after(0)
 
 
-def monitor_attempt(
-    builder: DecisionBuilder, resolution: ResolvedJob | ResolutionError, observed: Observed, settings: Settings
-) -> None:
+def monitor_attempt(builder: DecisionBuilder, resolution: Resolution, observed: Observed, settings: Settings) -> None:
     """Create the RayJob of the open attempt, follow it, and close the attempt when it ends."""
     status, policy = builder.status, run_policy(builder.job, resolution)
     set_accepted(builder, resolution if isinstance(resolution, ResolutionError) else None)
@@ -117,13 +115,12 @@ def monitor_attempt(
         _follow_ray_job(builder, ray_job, policy, observed, settings)
 
 
-def _create_children(
-    builder: DecisionBuilder, resolution: ResolvedJob | ResolutionError, policy: RunPolicy, settings: Settings
-) -> None:
+def _create_children(builder: DecisionBuilder, resolution: Resolution, policy: RunPolicy, settings: Settings) -> None:
     if isinstance(resolution, ResolutionError):  # the runtime changed between the status write and the creation
         failure = Failure(reason=resolution.reason, message=resolution.message)
         close_attempt(builder, failure, policy, settings, counts=False)
         return
+    assert isinstance(resolution, ResolvedJob)  # as of any attempt without a recorded RayJob
     children = attempt_children(builder.job, builder.status.attempts, resolution, settings)
     builder.add(*(Create(resource, obj) for resource, obj in children))
 
@@ -131,7 +128,7 @@ def _create_children(
 def _adopt(
     builder: DecisionBuilder,
     ray_job: RayJob,
-    resolution: ResolvedJob | ResolutionError,
+    resolution: Resolution,
     policy: RunPolicy,
     observed: Observed,
     settings: Settings,

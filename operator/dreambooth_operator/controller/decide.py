@@ -29,14 +29,12 @@ from dreambooth_operator.controller.policies.stuck_pods import report_stuck_pod
 from dreambooth_operator.controller.policies.suspension import keep_suspended
 from dreambooth_operator.controller.policies.ttl import apply_ttl
 from dreambooth_operator.controller.readiness import set_readiness
-from dreambooth_operator.controller.resolve import ResolutionError, ResolvedJob, run_policy
+from dreambooth_operator.controller.resolve import Resolution, ResolutionError, ResolvedJob, run_policy
 from dreambooth_operator.controller.settings import Settings
 from dreambooth_operator.controller.status import set_accepted, set_success_conditions
 
 
-def decide(
-    job: Job, resolution: ResolvedJob | ResolutionError, observed: Observed, now: datetime, settings: Settings
-) -> Decision:
+def decide(job: Job, resolution: Resolution, observed: Observed, now: datetime, settings: Settings) -> Decision:
     """The next actions for `job`, given its resolved spec and its children."""
     builder = DecisionBuilder(job, now)
     if job.deleted:
@@ -54,7 +52,7 @@ def decide(
     return builder.build()
 
 
-def reconcile_idle(builder: DecisionBuilder, resolution: ResolvedJob | ResolutionError, observed: Observed) -> None:
+def reconcile_idle(builder: DecisionBuilder, resolution: Resolution, observed: Observed) -> None:
     """Reconcile a job without an open attempt: start the next one, unless something prevents it."""
     status, policy = builder.status, run_policy(builder.job, resolution)
     late = late_failure(status) if status.phase is Phase.RETRYING else None
@@ -73,6 +71,7 @@ def reconcile_idle(builder: DecisionBuilder, resolution: ResolvedJob | Resolutio
     elif observed.ray_jobs:
         builder.delete_ray_jobs(observed.ray_jobs)
     else:
+        assert isinstance(resolution, ResolvedJob)  # as of any job without an open attempt
         start_attempt(builder, resolution)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from dreambooth_api.defaulting import with_defaults, worker_resources
+from dreambooth_api.defaulting import policy_with_defaults, with_defaults, worker_resources
 from dreambooth_api.environment import IMAGES_PATH, OUTPUT_PATH
 from dreambooth_api.fields import VolumeClaim
 from dreambooth_api.job import JobSpec, Resources, RunPolicy
@@ -13,10 +13,11 @@ from dreambooth_api.model import BaseModelRef, ModelSource
 from dreambooth_api.runtime import RuntimeSpec, WorkerResources
 from dreambooth_api.runtimeref import DEFAULT_RUNTIME
 from dreambooth_api.started import StartedRunPolicy, StartedRuntime
-from dreambooth_api.status import JobStatus
+from dreambooth_api.status import TERMINAL, ConditionType, JobStatus
 from dreambooth_api.subject import ImageSource
 from dreambooth_operator.controller.bounds import bounded_run_policy, exceeded_bounds
 from dreambooth_operator.controller.bounds_outputs import default_claim, default_uri
+from dreambooth_operator.controller.lifecycle import OPEN
 from dreambooth_operator.controller.observed import Job, Runtime
 
 
@@ -30,6 +31,16 @@ class ResolutionError:
     reason: str
     message: str
     run_policy: RunPolicy | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """Of a job that has been accepted and needs no more children: its run policy, with the runtime's defaults.
+
+    That is all that is needed of nearly all jobs, nearly always.
+    """
+
+    run_policy: RunPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +69,19 @@ class ResolvedJob:
     runtime_id: StartedRuntime
 
 
+Resolution = ResolvedJob | Accepted | ResolutionError
+
+
 def choose_runtime(spec: JobSpec) -> str:
     """The name of the runtime of a job."""
     return spec.runtime_ref.name if spec.runtime_ref else DEFAULT_RUNTIME
 
 
-def resolve(job: Job, runtime: Runtime | None, runtimes: Sequence[str]) -> ResolvedJob | ResolutionError:
+def resolve(job: Job, runtime: Runtime | None, runtimes: Sequence[str]) -> Resolution:
     """Resolve `job` against its runtime. `runtimes` are the existing names, for the message about a missing one.
 
-    A job that has been started keeps its claim, output, image and model, which `status.startedWith` records.
+    A job that has been started keeps its claim, output, image and model, which `status.startedWith` records. It is not
+    resolved again before it needs children, unless it or its runtime changes.
     """
     if job.spec is None:
         return ResolutionError("InvalidSpec", "; ".join(job.problems))
@@ -80,11 +95,25 @@ def resolve(job: Job, runtime: Runtime | None, runtimes: Sequence[str]) -> Resol
         details = "; ".join(runtime.problems)
         message = f"DreamBoothRuntime {name!r} is not valid; ask the platform team to fix: {details}"
         return ResolutionError("RuntimeInvalid", message)
+    runtime_id = StartedRuntime(name=name, uid=runtime.uid, generation=runtime.generation)
+    if _is_accepted(job, runtime_id):
+        return Accepted(policy_with_defaults(job.spec.run_policy, runtime.spec))
     spec = with_defaults(job.spec, runtime.spec)
-    found = _check(job, spec, runtime.spec, StartedRuntime(name=name, uid=runtime.uid, generation=runtime.generation))
+    found = _check(job, spec, runtime.spec, runtime_id)
     if isinstance(found, ResolutionError):
         return replace(found, run_policy=bounded_run_policy(spec.run_policy, runtime.spec.bounds))
     return _as_started(found, job.status)
+
+
+def _is_accepted(job: Job, runtime_id: StartedRuntime) -> bool:
+    """Whether this very job was accepted with this very runtime, and all children of its latest attempt exist."""
+    status, started = job.status, job.status.started_with
+    if started is None or started.runtime != runtime_id:
+        return False
+    if status.phase not in TERMINAL and (status.phase not in OPEN or status.ray_job_uid is None):
+        return False
+    accepted = next((c for c in status.conditions if c.type is ConditionType.ACCEPTED), None)
+    return accepted is not None and accepted.status == "True" and accepted.observed_generation == job.generation
 
 
 def _not_found(job: Job, name: str, runtimes: Sequence[str]) -> str:
@@ -112,7 +141,7 @@ def _check(job: Job, spec: JobSpec, runtime: RuntimeSpec, runtime_id: StartedRun
     return resolved
 
 
-def run_policy(job: Job, resolution: ResolvedJob | ResolutionError) -> RunPolicy:
+def run_policy(job: Job, resolution: Resolution) -> RunPolicy:
     """The run policy of a job: with the runtime's defaults and within its bounds, if the runtime is known."""
     if isinstance(resolution, ResolvedJob):
         return resolution.spec.run_policy

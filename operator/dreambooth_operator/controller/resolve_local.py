@@ -21,7 +21,7 @@ from dreambooth_api.uris import volume_uri
 from dreambooth_operator.controller.bounds import exceeded_bounds
 from dreambooth_operator.controller.bounds_outputs import is_below
 from dreambooth_operator.controller.observed import Job, LocalRuntime, Runtime
-from dreambooth_operator.controller.resolve import ResolutionError, ResolvedJob, choose_runtime, resolve
+from dreambooth_operator.controller.resolve import Resolution, ResolutionError, ResolvedJob, choose_runtime, resolve
 from dreambooth_operator.machinery.resources import Key
 
 # Where a local runtime sets what a job sets at another path.
@@ -38,9 +38,7 @@ _PATHS = {
 _NOTHING = JobSpec(subject=Subject.model_validate({"images": ImageSource(uri=IMAGES_PATH), "class": "none"}))
 
 
-def resolve_job(
-    job: Job, runtimes: Mapping[Key, Runtime], local: Mapping[Key, LocalRuntime] | None
-) -> ResolvedJob | ResolutionError:
+def resolve_job(job: Job, runtimes: Mapping[Key, Runtime], local: Mapping[Key, LocalRuntime] | None) -> Resolution:
     """Resolve a job against the runtime that it names. `local` is None if the operator does not allow these."""
     names = sorted(key.name for key in runtimes)
     reference = job.spec.runtime_ref if job.spec else None
@@ -64,7 +62,7 @@ def resolve_job(
         if faults:
             return ResolutionError("RuntimeInvalid", f"{label} is not valid; correct it: {'; '.join(faults)}")
     resolved = resolve(filled, replace(parent, spec=with_local_storage(parent.spec, spec)), names)
-    if isinstance(resolved, ResolutionError):
+    if not isinstance(resolved, ResolvedJob):
         return resolved
     identity = StartedRuntime(name=chosen.name, uid=chosen.uid, generation=chosen.generation, parent=spec.parent)
     return replace(resolved, runtime_id=identity)

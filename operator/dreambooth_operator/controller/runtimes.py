@@ -18,7 +18,7 @@ from dreambooth_operator.controller.observed import (
     read_local_runtime,
     read_runtime,
 )
-from dreambooth_operator.controller.resolve import ResolutionError, ResolvedJob
+from dreambooth_operator.controller.resolve import Resolution
 from dreambooth_operator.controller.resolve_local import resolve_job
 from dreambooth_operator.controller.runtime_protection import RECOUNT_SECONDS, RuntimeProtection
 from dreambooth_operator.controller.settings import Settings
@@ -52,7 +52,7 @@ class Runtimes:
             self._protections.append(RuntimeProtection(api, recorder, LOCAL_RUNTIMES, local.cache, jobs))
             self.reflectors += (local, *map(local.also_in, others))
 
-    def resolve(self, job: Job) -> ResolvedJob | ResolutionError:
+    def resolve(self, job: Job) -> Resolution:
         """Resolve a job against the runtime that it names."""
         return resolve_job(job, self._cluster.cache, self._local.cache if self._local else None)
 
