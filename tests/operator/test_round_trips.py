@@ -8,9 +8,11 @@ from collections.abc import Awaitable
 from typing import Any, cast
 
 import pytest
+from pydantic_core import from_json
 from simulation import RUNTIME, SETTINGS, START
 
 from dreambooth_operator.controller.names import base_name
+from dreambooth_operator.controller.observed import cache_job, read_job
 from dreambooth_operator.controller.reconciler import Reconciler
 from dreambooth_operator.machinery.client import Api, ApiError
 from dreambooth_operator.machinery.resources import SERVICE_ACCOUNTS, Json, Key, Resource
@@ -202,3 +204,23 @@ async def test_only_reports_that_decisions_depend_on_are_reconciled(change: Json
     cached = reconciler.cached_job(KEY)
     assert cached
     assert cached.resource_version == "2", "the cache has the latest version in any case"
+
+
+async def test_change_of_a_runtime_reconciles_the_jobs_that_have_not_finished() -> None:
+    reconciler = Reconciler(cast("Api", None), SETTINGS, now=lambda: START, progress_ca=str)
+    phases = ("Running", "Succeeded", "Failed", "Retrying", None)
+    for phase in phases:
+        metadata = {**JOB["metadata"], "name": str(phase).lower()}
+        status = {"phase": phase, "message": '"phase":"Failed"'} if phase else {}
+        reconciler._jobs._store(Key("team", metadata["name"]), {**JOB, "metadata": metadata, "status": status})
+    for _ in phases:
+        reconciler.queue.done(await reconciler.queue.get())
+    reconciler._runtimes._changed(Key("", "default"))
+    found = {await reconciler.queue.get() for _ in range(len(reconciler.queue))}
+    assert found == {Key("", "default"), Key("team", "running"), Key("team", "retrying"), Key("team", "none")}
+
+
+def test_cached_job_takes_less_memory_than_its_text() -> None:
+    cached = cache_job(copy.deepcopy({**JOB, "status": {"conditions": [PROGRESS] * 5}}))
+    assert read_job(from_json(cached.raw)) == read_job(JOB | {"status": {"conditions": [PROGRESS] * 5}})
+    assert len(cached.compressed) < len(cached.raw) / 2

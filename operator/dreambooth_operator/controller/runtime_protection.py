@@ -30,9 +30,10 @@ def uses_runtime(job: CachedJob, runtime: Key) -> bool:
 
     Pure. The key of a DreamBoothRuntime, which is cluster-scoped, has no namespace.
     """
-    if f'"{runtime.name}"'.encode() not in job.raw:  # most jobs need not be parsed
+    raw = job.raw
+    if f'"{runtime.name}"'.encode() not in raw:  # most jobs need not be parsed
         return False
-    status = part(from_json(job.raw), "status")
+    status = part(from_json(raw), "status")
     if status.get("phase") in _NEEDS_NONE:
         return False
     started = part(status, "startedWith", "runtime")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dreambooth_api.runtimeref import LOCAL_RUNTIME_KIND
+from dreambooth_api.status import TERMINAL
 from dreambooth_operator.controller.observed import (
     CachedJob,
     Job,
@@ -78,10 +79,11 @@ class Runtimes:
         """Enqueue a runtime, and the jobs that have not finished and may use it."""
         self._queue.add(_queued(runtime))
         for key, job in self._jobs.items():
+            if job.summary.phase in TERMINAL:
+                continue
             if runtime.namespace and (key.namespace != runtime.namespace or _LOCAL not in job.raw):
                 continue
-            if b'"phase":"Succeeded"' not in job.raw and b'"phase":"Failed"' not in job.raw:
-                self._queue.add(key)
+            self._queue.add(key)
 
 
 def _queued(runtime: Key) -> Key:
