@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -51,6 +52,18 @@ class Strict(BaseModel):
         validate_default=True,
         allow_inf_nan=False,
     )
+
+
+M = TypeVar("M", bound=Strict)
+
+
+def shared(model: type[M]) -> Callable[[], M]:
+    """A default factory that returns the same instance each time, which is safe because models are immutable.
+
+    Most of a job's spec is defaults: new instances would take most of the time of its validation.
+    """
+    instance = model()
+    return lambda: instance
 
 
 class VolumeClaim(Strict):

@@ -13,7 +13,17 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, create_model, model_validator
 from pydantic.alias_generators import to_camel
 
-from dreambooth_api.fields import DNS_LABEL, UID, ObjectName, Quantity, Strict, Template, VolumeClaim, rule_error
+from dreambooth_api.fields import (
+    DNS_LABEL,
+    UID,
+    ObjectName,
+    Quantity,
+    Strict,
+    Template,
+    VolumeClaim,
+    rule_error,
+    shared,
+)
 from dreambooth_api.methods import ADAPTER_WITH_TOKENS, METHODS, methods_of_format
 from dreambooth_api.metrics import METRICS
 from dreambooth_api.model import BaseModelRef
@@ -88,9 +98,9 @@ class Evaluation(Strict):
         "supports.",
     )
     images_per_prompt: int = Field(default=4, ge=1, le=64, description="Images per prompt.")
-    encoders: Encoders = Field(default_factory=Encoders, description="Encoders used for scoring.")
+    encoders: Encoders = Field(default_factory=shared(Encoders), description="Encoders used for scoring.")
     thresholds: Thresholds = Field(
-        default_factory=Thresholds, description="Minimum scores that the job must reach to succeed."
+        default_factory=shared(Thresholds), description="Minimum scores that the job must reach to succeed."
     )
 
     @model_validator(mode="after")
@@ -187,7 +197,7 @@ class Cluster(Strict):
         default=None,
         description="Lets the number of training workers vary with the capacity of the Kubernetes cluster.",
     )
-    resources: Resources = Field(default_factory=Resources, description="Resources for each worker.")
+    resources: Resources = Field(default_factory=shared(Resources), description="Resources for each worker.")
     image: str | None = Field(
         default=None, min_length=1, description="Container image of the trainer. Defaults to the runtime's."
     )
@@ -266,14 +276,14 @@ class JobSpec(Strict):
         "through them.",
     )
     prior_preservation: PriorPreservation = Field(
-        default_factory=PriorPreservation, description="Prior preservation with class images."
+        default_factory=shared(PriorPreservation), description="Prior preservation with class images."
     )
-    training: Training = Field(default_factory=Training, description="Fine-tuning hyperparameters.")
-    evaluation: Evaluation = Field(default_factory=Evaluation, description="Evaluation of the trained model.")
-    output: Output = Field(default_factory=Output, description="Destination of the published model.")
-    cluster: Cluster = Field(default_factory=Cluster, description="Ray cluster that runs the job.")
+    training: Training = Field(default_factory=shared(Training), description="Fine-tuning hyperparameters.")
+    evaluation: Evaluation = Field(default_factory=shared(Evaluation), description="Evaluation of the trained model.")
+    output: Output = Field(default_factory=shared(Output), description="Destination of the published model.")
+    cluster: Cluster = Field(default_factory=shared(Cluster), description="Ray cluster that runs the job.")
     run_policy: RunPolicy = Field(
-        default_factory=RunPolicy, description="Suspension, retries, deadline, cleanup and queueing."
+        default_factory=shared(RunPolicy), description="Suspension, retries, deadline, cleanup and queueing."
     )
 
     @property

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
-from dreambooth_api.fields import TOKEN, ObjectRef, Phrase, Strict, VolumeClaim, rule_error
+from dreambooth_api.fields import TOKEN, ObjectRef, Phrase, Strict, VolumeClaim, rule_error, shared
 from dreambooth_api.uris import BUILTIN_SPRITES, BUILTIN_SUBJECT, OBJECT_STORES, SOURCE_URI
 from dreambooth_api.words import contains_word
 
@@ -167,7 +167,7 @@ class PriorPreservation(Strict):
         description='Prompt for generating class images and training on them. Defaults to "a <class>". With several '
         "subjects, set subjects[].classPrompt instead.",
     )
-    sampler: Sampler = Field(default_factory=Sampler, description="Sampling settings for class images.")
+    sampler: Sampler = Field(default_factory=shared(Sampler), description="Sampling settings for class images.")
     sharing: Literal["Cluster", "Namespace", "Job"] = Field(
         default="Namespace",
         description="Scope in which other jobs may reuse these class images. They contain no subject data. Cluster "

@@ -8,7 +8,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
 from dreambooth_api.deepspeed_keys import describe_issues, invalid_values, reserved_keys, unknown_keys
-from dreambooth_api.fields import Strict, rule_error
+from dreambooth_api.fields import Strict, rule_error, shared
 from dreambooth_api.methods import MEMBERS, METHODS, MethodTraits, methods_with
 from dreambooth_api.nesting import MAX_DEPTH, is_deeper
 from dreambooth_api.uris import BUILTIN_SPRITES
@@ -156,7 +156,9 @@ class Training(Strict):
         "alike. Defaults to none: all timesteps have the same weight, as in the paper.",
     )
     weight_decay: float = Field(default=0.01, ge=0, lt=1, description="Weight decay of AdamW.")
-    text_encoder: TextEncoder = Field(default_factory=TextEncoder, description="Fine-tuning of the text encoder.")
+    text_encoder: TextEncoder = Field(
+        default_factory=shared(TextEncoder), description="Fine-tuning of the text encoder."
+    )
     resolution: int | None = Field(
         default=None,
         ge=16,
@@ -196,7 +198,7 @@ class Training(Strict):
         default=None,
         description=f"Settings of the new tokens, for method {' or '.join(methods_with('textual_inversion'))}.",
     )
-    deepspeed: DeepSpeed = Field(default_factory=DeepSpeed, description="DeepSpeed ZeRO settings.")
+    deepspeed: DeepSpeed = Field(default_factory=shared(DeepSpeed), description="DeepSpeed ZeRO settings.")
     checkpoint_every_steps: int | None = Field(
         default=None,
         ge=1,
