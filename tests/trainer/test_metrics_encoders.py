@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tinyencoders import SIDE, write_clip, write_dino
 from torch import Tensor
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, ViTConfig, ViTModel
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, ViTModel
 
 from dreambooth_api.errors import UserError
 from dreambooth_trainer.metrics import batching
@@ -22,34 +23,15 @@ from dreambooth_trainer.metrics.encoders import (
 )
 from dreambooth_trainer.metrics.scores import comparable_with_paper
 
-SIDE = 28
-
 
 @pytest.fixture(scope="module")
 def dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("dino")
-    config = ViTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=SIDE, patch_size=7
-    )
-    ViTModel(config).save_pretrained(folder)  # with a pooler, as the checkpoint on the Hub
-    return folder
+    return write_dino(tmp_path_factory.mktemp("dino"))
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(1)
-    folder = tmp_path_factory.mktemp("clip")
-    letters = [*"abcdefghijklmnopqrstuvwxyz", *(f"{c}</w>" for c in "abcdefghijklmnopqrstuvwxyz")]
-    words = ["<|startoftext|>", "<|endoftext|>", *letters]
-    CLIPTokenizer(vocab={w: i for i, w in enumerate(words)}, merges=[], model_max_length=16).save_pretrained(folder)
-    square = {"height": SIDE, "width": SIDE}
-    CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=square).save_pretrained(folder)
-    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    text = {**small, "vocab_size": len(words), "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 1}
-    vision = {**small, "image_size": SIDE, "patch_size": 7}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).save_pretrained(folder)
-    return folder
+    return write_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="module")

@@ -136,6 +136,18 @@ def test_a_run_leaves_its_log(runs: Runs, complete: str) -> None:
     assert log.rstrip().endswith("completed")
 
 
+def test_score_computes_the_scores_of_the_evaluation(runs: Runs, complete: str) -> None:
+    command = [sys.executable, "-m", "dreambooth_trainer", "score", "--images", str(runs.folder / "complete")]
+    report = json.loads(subprocess.run([*command, "-o", "json"], capture_output=True, check=True, text=True).stdout)
+    own = json.loads((runs.folder / "complete" / "model" / "scores.json").read_text())["after"]
+    assert report["scores"]["values"] == pytest.approx(own["values"], abs=1e-4)
+    assert report["scores"]["realImages"] == pytest.approx(own["realImages"], abs=1e-4)
+    assert (report["images"], report["references"], report["classImages"]) == (2, 5, 32)
+    refused = subprocess.run([*command, "--prompt", "a dog"], capture_output=True, check=False, text=True)
+    assert refused.returncode == 2
+    assert "--prompt: 'a dog': is not used for the folder of a job" in refused.stderr
+
+
 def test_diffusers_loads_the_published_model(runs: Runs, complete: str) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(runs.folder / "complete" / "model", use_safetensors=True)
     base = StableDiffusionPipeline.from_pretrained(WEIGHTS)

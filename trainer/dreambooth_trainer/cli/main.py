@@ -29,6 +29,7 @@ COMMANDS = {
     "report": "dreambooth_trainer.cli.report:report",
     "verify": "dreambooth_trainer.cli.verify:verify",
     "generate": "dreambooth_trainer.cli.generate:generate",
+    "score": "dreambooth_trainer.cli.score:score",
     "erase": "dreambooth_trainer.cli.erase:erase",
     "sprites": "dreambooth_trainer.cli.sprites:sprites",
     "completion": "dreambooth_trainer.cli.completion:completion",

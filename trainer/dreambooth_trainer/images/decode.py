@@ -90,7 +90,18 @@ def prepare_photo(raw: RawImage, resolution: int) -> Image.Image:
     return _prepare(raw, resolution, lambda image: _shrink(image, max(PHOTO_SIDE, resolution)))
 
 
-def _prepare(raw: RawImage, resolution: int, resize: Callable[[Image.Image], Image.Image]) -> Image.Image:
+def read_image(raw: RawImage) -> Image.Image:
+    """The whole image of any size, as `prepare_photo` reads it for a job with 512 pixels.
+
+    Raises:
+        UserError: as `prepare_image`.
+    """
+    return _prepare(raw, PHOTO_SIDE // 2, lambda image: _shrink(image, PHOTO_SIDE), any_size=True)
+
+
+def _prepare(
+    raw: RawImage, resolution: int, resize: Callable[[Image.Image], Image.Image], *, any_size: bool = False
+) -> Image.Image:
     kind = image_kind(raw.data)
     if kind is None:
         rule = f"is {describe_content(raw.data)}" + ("" if not raw.data else ", regardless of its name")
@@ -98,6 +109,8 @@ def _prepare(raw: RawImage, resolution: int, resize: Callable[[Image.Image], Ima
     try:
         image = _open(kind, raw.data)
         _check_header(raw.name, kind, image, resolution)
+        if not any_size:
+            _check_size(raw.name, image, resolution)
         if kind == "JPEG":  # a draft of a HEIC photo is its thumbnail
             image.draft(None, (2 * resolution, 2 * resolution))
         image.load()
@@ -131,7 +144,7 @@ def _invalid(name: str, rule: str, remedy: str) -> UserError:
 
 def _check_header(name: str, kind: Kind, image: ImageFile.ImageFile, resolution: int) -> None:
     width, height = image.size
-    size, shorter = f"{width:,} x {height:,} pixels", min(width, height)
+    size = f"{width:,} x {height:,} pixels"
     scaled = kind == "JPEG" and not image.info.get("progressive")
     max_pixels = MAX_JPEG_PIXELS if scaled else MAX_PIXELS
     if width * height > max_pixels or _decoded_pixels(image, scaled, resolution) > MAX_PIXELS:
@@ -139,11 +152,6 @@ def _check_header(name: str, kind: Kind, image: ImageFile.ImageFile, resolution:
         kind_name = "progressive JPEG" if kind == "JPEG" and not scaled else kind
         rule = f"has {size}, the maximum for {kind_name} is {max_pixels // 1_000_000} million pixels"
         raise _invalid(name, rule, f"scale it down to about {side} pixels per side")
-    if 2 * shorter < resolution:
-        rule = f"has {size}, training at resolution {resolution} requires at least {-(-resolution // 2)} per side"
-        lower = 2 * shorter // 8 * 8
-        alternative = f", or set training.resolution: {lower}" if lower >= 16 else ""
-        raise _invalid(name, rule, f"use a larger image{alternative}")
     if kind != "HEIC" and getattr(image, "is_animated", False):  # a burst of photos has a primary one
         rule = "has several pages" if kind == "TIFF" else "is an animation"
         raise _invalid(name, rule, "save a single image as PNG")
@@ -152,6 +160,18 @@ def _check_header(name: str, kind: Kind, image: ImageFile.ImageFile, resolution:
     if image.mode in ("I", "F", "LAB"):
         pixel_type = {"I": "32-bit integer", "F": "32-bit floating-point", "LAB": "LAB"}[image.mode]
         raise _invalid(name, f"has {pixel_type} pixels, which are not supported", "save it as 8-bit or 16-bit RGB")
+
+
+def _check_size(name: str, image: ImageFile.ImageFile, resolution: int) -> None:
+    width, height = image.size
+    if 2 * min(width, height) < resolution:
+        rule = (
+            f"has {width:,} x {height:,} pixels, training at resolution {resolution} requires at least "
+            f"{-(-resolution // 2)} per side"
+        )
+        lower = 2 * min(width, height) // 8 * 8
+        alternative = f", or set training.resolution: {lower}" if lower >= 16 else ""
+        raise _invalid(name, rule, f"use a larger image{alternative}")
 
 
 def _decoded_pixels(image: ImageFile.ImageFile, scaled: bool, resolution: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -98,6 +99,16 @@ def encoder_folder(kind: EncoderKind, name: str, commit: str | None = None) -> P
     """
     commit = commit or pinned_commit(kind, name)
     return fetch(name, commit, kind.path, CONFIG, _files) if commit else Path(name)
+
+
+def encoder_digest(folder: Path) -> str:
+    """SHA-256 of the names and contents of the files of an encoder that are loaded."""
+    names = model_files({path.name for path in folder.iterdir()}, lambda name: (folder / name).read_text())
+    total = hashlib.sha256()
+    for name in names:
+        with (folder / name).open("rb") as file:
+            total.update(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n".encode())
+    return f"sha256:{total.hexdigest()}"
 
 
 def unavailable(kind: EncoderKind, name: str, rule: str) -> UserError:
