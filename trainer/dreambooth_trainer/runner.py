@@ -131,13 +131,24 @@ def _count_size(folders: Mapping[str, Path], image_count: int, plan: Plan, image
     return count_size(plan, folders[plan.stage], images, encoding_batch)
 
 
+def worker_pool(prepared: PreparedJob) -> WorkerPool:
+    """The workers that generate, encode and score images. None has started yet."""
+    return WorkerPool(
+        prepared.planned.sampling_processes,
+        gpu=prepared.plan.gpus_per_worker > 0,
+        preload=family_module(config_folder(prepared.plan.model)),
+        max_cpus=requested_cpus(prepared.plan.spec.cluster) if has_address() else None,
+    )
+
+
 def run_job(
-    prepared: PreparedJob, folder: JobFolder, store: str, reporter: Reporter
+    prepared: PreparedJob, folder: JobFolder, store: str, reporter: Reporter, pool: WorkerPool | None = None
 ) -> dict[TrainerPhase, dict[str, JsonValue]]:
     """Run the phases that are not complete.
 
     Args:
         store: URL of the folder with shared class images.
+        pool: workers to use, of an earlier job with the same base model; None to start some.
 
     Returns:
         The completion record of each phase.
@@ -147,12 +158,7 @@ def run_job(
     """
     keys: dict[TrainerPhase, str] = {}
     check_runnable(prepared.planned.hardware, prepared.plan.spec.cluster)
-    pool = WorkerPool(
-        prepared.planned.sampling_processes,
-        gpu=prepared.plan.gpus_per_worker > 0,
-        preload=family_module(config_folder(prepared.plan.model)),
-        max_cpus=requested_cpus(prepared.plan.spec.cluster) if has_address() else None,
-    )
+    pool = pool or worker_pool(prepared)
     context = Context(prepared.plan, folder, prepared.images, store, keys, pool, class_images=prepared.class_images)
     results: dict[TrainerPhase, dict[str, JsonValue]] = {}
     claim_output(prepared.plan.job, folder)

@@ -67,11 +67,14 @@ def base_image_store(context: Context) -> ImageStore:
 
 def read_scores(context: Context) -> dict[str, Scores] | None:
     """The scores of both models; None if the job's evaluation is disabled, even if an earlier run computed some."""
-    if not context.plan.spec.evaluation.enabled:
-        return None
+    return read_stored_scores(context.folder) if context.plan.spec.evaluation.enabled else None
+
+
+def read_stored_scores(folder: JobFolder) -> dict[str, Scores]:
+    """The scores of both models in the folder of a job that was evaluated."""
     from dreambooth_trainer.metrics.scores import Scores
 
-    content = json.loads(context.folder.scores.read_text())
+    content = json.loads(folder.scores.read_text())
     return {model: Scores.model_validate(scores) for model, scores in content.items()}
 
 
