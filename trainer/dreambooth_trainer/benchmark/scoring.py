@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -21,6 +22,8 @@ from dreambooth_trainer.metrics.scores import Scores, comparable_with_paper, mea
 from dreambooth_trainer.planning.defaults import PAPER
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.sampling.evaluation_set import (
+    MODELS,
+    Model,
     evaluation_prompts,
     images_per_prompt,
     load_images,
@@ -65,8 +68,8 @@ def is_job(folder: Path) -> bool:
     return JobFolder(folder).run.exists()
 
 
-def read_job(folder: Path) -> tuple[dict[str, ScoredImages], tuple[str, str]]:
-    """The evaluation images of a job by identifier of the subject, and the names of the encoders of its plan.
+def evaluation_images(folder: Path) -> tuple[Plan, dict[Model, ImageStore]]:
+    """The plan of a job, and the evaluation images of the base model and of the trained model.
 
     Raises:
         UserError: the job has not generated its evaluation images.
@@ -77,13 +80,23 @@ def read_job(folder: Path) -> tuple[dict[str, ScoredImages], tuple[str, str]]:
     if record is None:
         remedy = "run the job again; it continues where it stopped"
         raise UserError(ValidationIssue("--images", str(folder), "is a job without a finished evaluation", remedy))
-    images: object = record["images"]
-    assert isinstance(images, dict), "written by phases.evaluate"
-    store = ImageStore(str(job.evaluation_images / str(images["after"])))
-    plan = run.plan
-    return {
-        subject.identifier: _subject_images(plan, job, index, store) for index, subject in enumerate(plan.subjects)
-    }, (plan.dino, plan.clip)
+    images: Any = record["images"]
+    return run.plan, {model: ImageStore(str(job.evaluation_images / images[model])) for model in MODELS}
+
+
+def read_job(folder: Path) -> tuple[dict[str, ScoredImages], tuple[str, str]]:
+    """The images of a job's trained model by identifier of the subject, and the names of the encoders of its plan.
+
+    Raises:
+        UserError: as `evaluation_images`.
+    """
+    plan, stores = evaluation_images(folder)
+    job = JobFolder(folder.resolve())
+    subjects = {
+        subject.identifier: _subject_images(plan, job, index, stores["after"])
+        for index, subject in enumerate(plan.subjects)
+    }
+    return subjects, (plan.dino, plan.clip)
 
 
 def _subject_images(plan: Plan, job: JobFolder, index: int, store: ImageStore) -> ScoredImages:

@@ -30,6 +30,7 @@ COMMANDS = {
     "verify": "dreambooth_trainer.cli.verify:verify",
     "generate": "dreambooth_trainer.cli.generate:generate",
     "score": "dreambooth_trainer.cli.score:score",
+    "bench": "dreambooth_trainer.cli.bench:bench",
     "erase": "dreambooth_trainer.cli.erase:erase",
     "sprites": "dreambooth_trainer.cli.sprites:sprites",
     "completion": "dreambooth_trainer.cli.completion:completion",

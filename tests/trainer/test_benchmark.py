@@ -1,0 +1,268 @@
+"""`dreambooth bench paper`: the dataset's file, the jobs, the statistics and the tables."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreambooth_api.errors import UserError
+from dreambooth_trainer.benchmark.copies import nearest_correlations
+from dreambooth_trainer.benchmark.dataset import FILE, read_dataset
+from dreambooth_trainer.benchmark.paper import claim_folder, open_subjects
+from dreambooth_trainer.benchmark.results import RunResult, published_bytes
+from dreambooth_trainer.benchmark.runs import Run, check_runs, make_runs
+from dreambooth_trainer.benchmark.statistics import bootstrap_interval, difference, estimate
+from dreambooth_trainer.benchmark.summary import as_markdown, summarize
+from dreambooth_trainer.cli.main import run_cli
+from dreambooth_trainer.sprites.captions import SPRITES_PROMPTS
+
+DATASET = """\
+Classes
+
+subject_name,class
+backpack_dog,backpack
+dog6,dog
+robot_toy,toy
+
+Prompts
+
+Object Prompts
+
+prompt_list = [
+'a {0} {1} in the jungle'.format(unique_token, class_token),
+'a cube shaped {0} {1}'.format(unique_token, class_token)
+]
+
+Live Subject Prompts
+
+prompt_list = [
+"a {0} {1} in a chef's outfit".format(unique_token, class_token)
+]
+"""
+
+
+def write_dataset(folder: Path, text: str = DATASET, subjects: tuple[str, ...] = ("dog6", "robot_toy")) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / FILE).write_text(text)
+    for index, name in enumerate(subjects):
+        (folder / name).mkdir()
+        for number in range(2):
+            pixels = np.random.default_rng([index, number]).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).resize((64, 48)).save(folder / name / f"0{number}.jpg")
+    return folder
+
+
+def test_the_file_of_the_papers_dataset_is_read_and_not_run(tmp_path: Path) -> None:
+    text = DATASET.replace("'a cube shaped", "__import__('os').abort(), 'a cube shaped")
+    found = read_dataset(write_dataset(tmp_path / "data", text))
+    assert [(subject.name, subject.class_) for subject in found.subjects] == [("dog6", "dog"), ("robot_toy", "toy")]
+    dog, toy = found.subjects
+    assert dog.prompts == ("a {} in a chef's outfit",), "dogs are live subjects"
+    assert toy.prompts[0] == "a {} in the jungle"
+    assert found.missing == ("backpack_dog",)
+    _, note = open_subjects(str(tmp_path / "data"), None, tmp_path)
+    assert note == f"1 subjects have no folder in {tmp_path / 'data'} and are left out: backpack_dog"
+
+
+def test_all_faults_of_a_dataset_are_reported_at_once(tmp_path: Path) -> None:
+    text = DATASET.replace("dog6,dog", "dog6\n../x,dog\nrobot_toy,robot").replace("cube shaped {0} {1}", "cube {1}")
+    with pytest.raises(UserError) as caught:
+        read_dataset(write_dataset(tmp_path / "data", text.partition("Live")[0]))
+    assert [str(issue).partition(";")[0] for issue in caught.value.issues] == [
+        f"{FILE} (line 5): 'dog6': is not subject_name,class",
+        f"{FILE} (line 6): '../x': is not the name of a folder: letters, digits, underscores, dots and hyphens",
+        f"{FILE} (line 8): 'robot_toy': is listed twice",
+        f"{FILE} (line 16): 'a cube {{1}}': does not contain {{0}} {{1}} exactly once",
+        f"{FILE}: lists no Live Subject Prompts",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("subjects", "count", "message"),
+    [
+        (
+            (),
+            None,
+            "has no folder of any subject; add folders named as in prompts_and_classes.txt, for example backpack",
+        ),
+        (("dog6",), 2, "--subjects: 2: is more than the 1 subjects in"),
+    ],
+)
+def test_missing_folders_are_errors(tmp_path: Path, subjects: tuple[str, ...], count: int | None, message: str) -> None:
+    folder = write_dataset(tmp_path / "data", subjects=subjects)
+    with pytest.raises(UserError) as caught:
+        open_subjects(str(folder), count, tmp_path)
+    assert message in str(caught.value)
+
+
+def test_sprites_are_written_in_the_format_of_the_dataset(tmp_path: Path) -> None:
+    first, _ = open_subjects("builtin:sprites", 10, tmp_path / "a")
+    again, _ = open_subjects("builtin:sprites", 2, tmp_path / "b")
+    assert [subject.name for subject in first][:3] == ["dog-00", "cat-01", "duck-02"]
+    assert len({subject.class_ for subject in first}) == 8
+    assert first[0].prompts == SPRITES_PROMPTS
+    for one, other in zip(first, again, strict=False):
+        images = [[path.read_bytes() for path in sorted(s.folder.iterdir())] for s in (one, other)]
+        assert images[0] == images[1], "a subject does not depend on the number of subjects"
+        assert len(set(images[0])) == 5
+    assert (first[0].folder / "0.png").read_bytes() != (first[8].folder / "0.png").read_bytes()
+
+
+def test_a_copy_correlates_with_its_training_image() -> None:
+    random = np.random.default_rng(0)
+    training = [Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in range(3)]
+    brighter = training[1].point(lambda value: value // 2 + 100)
+    other = Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    negative = training[0].point(lambda value: 255 - value)
+    copy, scaled, unrelated, inverted = nearest_correlations([training[2], brighter, other, negative], training)
+    assert copy == pytest.approx(1)
+    assert scaled > 0.99
+    assert abs(unrelated) < 0.1
+    assert inverted < 0.1
+    assert nearest_correlations([Image.new("RGB", (8, 8))], training) == [0]
+
+
+def test_the_interval_is_that_of_all_resamples() -> None:
+    values = [0.1, 0.4, 0.5, 0.9]
+    means = [np.mean(sample) for sample in itertools.product(values, repeat=4)]
+    assert bootstrap_interval(values) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.02)
+    assert bootstrap_interval([0.3]) == (None, None)
+
+
+def test_subjects_count_equally_and_differences_are_paired() -> None:
+    first = estimate({"a": [1.0, 3.0, 5.0], "b": [1.0]})
+    assert (first.mean, dict(first.subjects)) == (2.0, {"a": 3.0, "b": 1.0})
+    paired = difference(first, estimate({"b": [0.0], "c": [9.0]}))
+    assert paired is not None
+    assert dict(paired.subjects) == {"b": 1.0}
+    assert difference(first, estimate({"c": [9.0]})) is None
+
+
+def result_of(subject: str, method: str, seed: int, dino: float, clip_t: float) -> RunResult:
+    return RunResult(
+        key="k", base_model="builtin:sprites", subject=subject, method=method, seed=seed,
+        base={"dino": 0.2, "clipT": 0.8, "nearest": 0.1}, trained={"dino": dino, "clipT": clip_t, "nearest": 0.3},
+        real_images={"dino": 0.9}, dino_encoder="builtin:sprites", clip_encoder="builtin:sprites", steps=9,
+        learning_rate=1e-3, phase_seconds={"Train": 30.0}, total_seconds=50, published_bytes=7_400_000,
+    )  # fmt: skip
+
+
+def test_the_table_states_first_what_is_not_reproduced() -> None:
+    scores = {"Full": (0.8, 0.6), "TextualInversion": (0.6, 0.7)}
+    results = [
+        result_of(subject, method, seed, dino + (subject == "b") / 10 + seed / 50, clip_t)
+        for method, (dino, clip_t) in scores.items()
+        for subject in ("a", "b")
+        for seed in (0, 1)
+    ]
+    lines = as_markdown(summarize(results, "builtin:sprites", jobs=10)).splitlines()
+    assert lines[0] == (
+        "- CLIP-T of Full above that of TextualInversion, as in the paper: NOT reproduced, difference -0.100 "
+        "(-0.100 to -0.100)."
+    )
+    assert lines[1].startswith(
+        "- DINO of Full above that of TextualInversion, as in the paper: reproduced, difference +0.2"
+    )
+    assert "Finished jobs: 8 of 10; subjects: 2; seeds: 2." in lines[3]
+    assert "| Real images | 0.900 (0.900 to 0.900) | - | - | - | - |" in lines
+    assert "| Base model | 0.200 (0.200 to 0.200) | 0.800 (0.800 to 0.800) | 0.100 (0.100 to 0.100) | - | - |" in lines
+    row = next(line for line in lines if line.startswith("| Full |"))
+    assert row.startswith("| Full | 0.860 (0.810 to 0.910) | 0.600 (0.600 to 0.600) |")
+    assert row.endswith("| 30 (30 to 30) | 7400 (7400 to 7400) |")
+    assert any("on another scale" in line for line in lines)
+    assert "| DreamBooth (Stable Diffusion) | 0.668 | 0.803 | 0.305 |" in lines
+    assert "| b | TextualInversion | 0.710 | 0.700 |" in lines
+
+
+def runs_of(folder: Path, *sets: str) -> list[Run]:
+    subjects, _ = open_subjects(str(folder), None, folder)
+    return make_runs(subjects, ["LoRA", "Full"], 2, "builtin:sprites", sets, folder / "out")
+
+
+def test_jobs_differ_in_subject_method_and_seed_only(tmp_path: Path) -> None:
+    runs = runs_of(write_dataset(tmp_path / "data"), "training.steps=7")
+    assert [run.title for run in runs][:4] == [
+        "dog6, LoRA, seed 0", "dog6, Full, seed 0", "robot_toy, LoRA, seed 0", "robot_toy, Full, seed 0",
+    ]  # fmt: skip
+    assert len({run.root for run in runs}) == len({run.job.metadata.name for run in runs}) == 8
+    spec = runs[2].job.spec
+    assert (spec.training.method, spec.training.steps, spec.training.seed) == ("LoRA", 7, 0)
+    assert spec.evaluation.prompts == ["a {} in the jungle", "a cube shaped {}"]
+    assert spec.all_subjects[0].class_ == "toy"
+
+
+def test_issues_of_all_jobs_are_reported_once(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "data")
+    with pytest.raises(UserError) as caught:
+        runs_of(folder, "training.stepz=7", "training.seed=-1")
+    assert [issue.path for issue in caught.value.issues] == ["--set training.stepz=7", "spec.training.seed"]
+
+
+def test_prompts_and_photos_of_all_subjects_are_checked_before_the_first_job(tmp_path: Path) -> None:
+    text = DATASET.replace("in the jungle", "with the Eiffel Tower in the background").replace("chef's outfit", "hat")
+    folder = write_dataset(tmp_path / "data", text)
+    (folder / "dog6" / "01.jpg").write_bytes(b"%PDF")
+    with pytest.raises(UserError) as caught:
+        check_runs(runs_of(folder))
+    messages = [str(issue) for issue in caught.value.issues]
+    assert any("prompts[0] (robot_toy, LoRA, seed 0): the prompt 'a sks toy with the Eiffel" in m for m in messages)
+    assert any(m.startswith("01.jpg (dog6, LoRA, seed 0): is a PDF document") for m in messages)
+
+
+def test_a_result_is_used_for_the_same_job_and_images_only(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "data")
+    run = runs_of(folder)[0]
+    assert run.result() is None
+    run.root.mkdir(parents=True)
+    stored = result_of("dog6", "LoRA", 0, 0.5, 0.5).model_copy(update={"key": run.key()})
+    (run.root / "result.json").write_text(stored.model_dump_json(by_alias=True))
+    assert run.result() == stored
+    assert runs_of(folder, "training.steps=7")[0].result() is None
+    (folder / "dog6" / "00.jpg").write_bytes((folder / "dog6" / "01.jpg").read_bytes())
+    assert run.result() is None, "the photos have changed"
+
+
+def test_published_bytes_are_those_of_one_format(tmp_path: Path) -> None:
+    files = {"unet/a.safetensors": 5, "vae/b.safetensors": 2, "job.safetensors": 100, "report.html": 100}
+    for name, size in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x" * size)
+    assert published_bytes(tmp_path) == 7
+    (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"xyz")
+    (tmp_path / "learned_embeds.safetensors").write_bytes(b"x")
+    assert published_bytes(tmp_path) == 4
+
+
+def test_wrong_options_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def error(*arguments: Any) -> str:
+        assert run_cli(["bench", "paper", "--out", str(tmp_path / "out"), *map(str, arguments)]) == 2
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "--dataset: 'nowhere': has no readable prompts_and_classes.txt" in error("--dataset", "nowhere")
+    text = error("--dataset", "builtin:sprites", "--subjects", 1, "--methods", "Full,Lora,Dora")
+    assert "--methods: 'Lora': is not a method; use some of Full, LoRA" in text
+    assert "--methods: 'Dora': is not a method" in text
+    assert "--subjects: 100: is more than 99" in error("--dataset", "builtin:sprites", "--subjects", 100)
+
+
+def test_files_of_somebody_else_are_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "index.html").write_text("mine")
+    assert run_cli(["bench", "paper", "--dataset", "builtin:sprites", "--out", str(tmp_path)]) == 2
+    assert "is not empty and not the folder of a benchmark" in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
+    claim_folder(tmp_path / "new")
+    (tmp_path / "new" / "index.html").write_text("of the benchmark")
+    claim_folder(tmp_path / "new")
+
+
+def test_results_are_json(tmp_path: Path) -> None:
+    summary = summarize([result_of("a", "Full", 0, 0.5, 0.5)], "x", jobs=2)
+    content = json.loads(summary.model_dump_json(by_alias=True))
+    assert content["rows"][2]["values"]["dino"] == {"mean": 0.5, "low": None, "high": None, "subjects": {"a": 0.5}}
+    assert content["runs"][0]["publishedBytes"] == 7_400_000
