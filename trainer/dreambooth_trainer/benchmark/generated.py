@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from dreambooth_api.errors import UserError, ValidationIssue
-from dreambooth_api.imagefolder import METADATA, caption_file_for, decode_caption, decode_metadata, is_candidate
+from dreambooth_api.imagefolder import METADATA, caption_files, decode_caption, decode_metadata, is_candidate
 from dreambooth_trainer.images.decode import read_image
 from dreambooth_trainer.images.selection import MAX_FILE_BYTES
 from dreambooth_trainer.images.sources import RawImage, read_folder
@@ -168,11 +168,9 @@ def _prompts(folder: Path, names: Sequence[str], issues: list[ValidationIssue]) 
             issues.append(
                 ValidationIssue(f'--images["{METADATA}"]', None, rule, "correct file_name, or remove the lines")
             )
-    texts = [path.name for path in folder.iterdir() if path.is_file()]
-    for name in names:
-        if (file := caption_file_for(name, texts)) is not None:
-            try:
-                prompts |= {name: text} if (text := decode_caption(file, (folder / file).read_bytes())) else {}
-            except UserError as error:
-                issues += [_at("--images", issue) for issue in error.issues]
+    for name, file in caption_files(names, [path.name for path in folder.iterdir() if path.is_file()]).items():
+        try:
+            prompts |= {name: text} if (text := decode_caption(file, (folder / file).read_bytes())) else {}
+        except UserError as error:
+            issues += [_at("--images", issue) for issue in error.issues]
     return {name: text for name, text in prompts.items() if text}

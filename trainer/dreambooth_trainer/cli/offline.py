@@ -84,8 +84,9 @@ def _default_resolution(job: DreamBoothJob, folder: Path | None) -> int:
     scale = 1 if model.super_resolution is None else SCALE
     if folder is None:
         return model_defaults(model.id, pixel_space=scale > 1).resolution * scale
-    kind = {"flow_matching": is_flow_matching(folder), "pixel_space": is_pixel_space(folder)}
-    return (native_resolution(folder) or model_defaults(model.id, **kind).resolution) * scale
+    flow_matching, pixel_space = is_flow_matching(folder), is_pixel_space(folder)
+    defaults = model_defaults(model.id, flow_matching=flow_matching, pixel_space=pixel_space)
+    return (native_resolution(folder) or defaults.resolution) * scale
 
 
 def _known_folder(job: DreamBoothJob) -> Path | None:
