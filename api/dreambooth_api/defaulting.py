@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TypeVar
 
 from dreambooth_api.fields import Strict
-from dreambooth_api.job import JobSpec, RunPolicy
+from dreambooth_api.job import JobSpec
 from dreambooth_api.localruntime import LocalRuntimeSpec
 from dreambooth_api.model import BaseModelRef, ModelSource
+from dreambooth_api.runpolicy import RunPolicy
 from dreambooth_api.runtime import Defaults, RuntimeSpec, WorkerResources
 from dreambooth_api.runtimeref import RuntimeRef
 

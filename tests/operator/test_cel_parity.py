@@ -13,7 +13,7 @@ from dreambooth_operator.crd.rules import JOB_RULES
 from dreambooth_trainer.jobfile.load import load_job
 
 # Local paths are valid where the job runs on the machine that has them.
-CLUSTER_ONLY = {"local images", "a local output"}
+CLUSTER_ONLY = {"local images", "a local output", "a local folder of class images"}
 RULES = [
     rule["message"] for path, rules in JOB_RULES.items() for rule in rules if path or "metadata" in rule["message"]
 ]

@@ -15,8 +15,8 @@ import pytest
 from test_auth import Clock, Reviews, checker, token
 from test_round_trips import JOB
 
-from dreambooth_api.job import RunPolicy
 from dreambooth_api.progress import MAX_REPORT_SECONDS
+from dreambooth_api.runpolicy import RunPolicy
 from dreambooth_operator.controller.names import base_name
 from dreambooth_operator.controller.observed import Job, read_job
 from dreambooth_operator.machinery.client import Api, ApiError

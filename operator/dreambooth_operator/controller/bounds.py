@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dreambooth_api.fields import quantity_value
-from dreambooth_api.job import DEFAULT_ENCODERS, JobSpec, RunPolicy, Toleration
+from dreambooth_api.job import DEFAULT_ENCODERS, JobSpec, Toleration
 from dreambooth_api.model import BaseModelRef, ModelSource
+from dreambooth_api.runpolicy import RunPolicy
 from dreambooth_api.runtime import Bounds, RuntimeSpec, WorkerResources
 from dreambooth_api.subject import MAX_DEFAULT_CLASS_IMAGES
 from dreambooth_api.training import DEFAULT_STEPS

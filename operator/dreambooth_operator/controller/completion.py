@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dreambooth_api.job import RunPolicy
+from dreambooth_api.runpolicy import RunPolicy
 from dreambooth_api.status import ConditionType, Failure, Phase
 from dreambooth_operator.controller.builder import DecisionBuilder
 from dreambooth_operator.controller.failures import closest_failure, late_failure

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from dreambooth_api.job import RunPolicy
+from dreambooth_api.runpolicy import RunPolicy
 from dreambooth_api.status import TERMINAL, Phase
 from dreambooth_operator.controller.actions import Decision
 from dreambooth_operator.controller.attempts import monitor_attempt, start_attempt

@@ -15,9 +15,10 @@ from typing import Any, Generic, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, to_json
 
-from dreambooth_api.job import DreamBoothJob, JobSpec, RunPolicy
+from dreambooth_api.job import DreamBoothJob, JobSpec
 from dreambooth_api.lenient import parse_leniently
 from dreambooth_api.localruntime import LocalRuntimeSpec
+from dreambooth_api.runpolicy import RunPolicy
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_api.status import Failure, JobStatus, fit_message, parse_status
 from dreambooth_operator.controller.observed_pods import METADATA_FIELDS, Pod, one_line

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from dreambooth_api.defaulting import policy_with_defaults, with_defaults, worker_resources
 from dreambooth_api.environment import IMAGES_PATH, OUTPUT_PATH
 from dreambooth_api.fields import VolumeClaim
-from dreambooth_api.job import JobSpec, Resources, RunPolicy
+from dreambooth_api.job import JobSpec, Resources
 from dreambooth_api.model import BaseModelRef, ModelSource
+from dreambooth_api.runpolicy import RunPolicy
 from dreambooth_api.runtime import RuntimeSpec, WorkerResources
 from dreambooth_api.runtimeref import DEFAULT_RUNTIME
 from dreambooth_api.started import StartedRunPolicy, StartedRuntime

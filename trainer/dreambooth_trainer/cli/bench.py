@@ -20,7 +20,7 @@ def bench() -> None:
 @bench.command()
 @click.option("--dataset", required=True, help=f"Folder with the format of the paper's dataset, or {BUILTIN_SPRITES}.")
 @click.option(
-    "--base", default=BUILTIN_SPRITES, show_default=True, help="Base model: Hub ID, folder or builtin:sprites."
+    "--base", default=BUILTIN_SPRITES, show_default=True, help=f"Base model: Hub ID, folder or {BUILTIN_SPRITES}."
 )
 @click.option("--methods", default=",".join(METHODS), show_default=True, help="Methods to compare.")
 @click.option("--subjects", type=click.IntRange(1), help="Number of subjects. Defaults to all, or 20 sprites.")

@@ -9,6 +9,7 @@ import click
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.status import printable
+from dreambooth_api.uris import BUILTIN_SPRITES, BUILTIN_SUBJECT
 
 if TYPE_CHECKING:
     from dreambooth_trainer.benchmark.generated import ScoredImages
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
     help="Folder of generated images, or folder of a job. The prompt of each image is in metadata.jsonl in the folder "
     "(file_name and text), or in a .txt file beside the image.",
 )
-@click.option("--references", help="Folder or URL of real images of the subject, or builtin:sprites/NAME.")
+@click.option("--references", help=f"Folder or URL of real images of the subject, or {BUILTIN_SUBJECT}.")
 @click.option("--class-images", type=click.Path(path_type=Path), help="Folder of generated class images, for PRES.")
 @click.option("--prompt", help="Prompt of all images without one of their own.")
 @click.option("--identifier", help="Word to remove from the prompts, for example sks: CLIP does not know it.")
-@click.option("--dino", help="Encoder in place of DINO: Hub ID, folder or builtin:sprites. Defaults to the paper's.")
+@click.option("--dino", help=f"Encoder in place of DINO: Hub ID, folder or {BUILTIN_SPRITES}. Defaults to the paper's.")
 @click.option("--clip", help="Encoder in place of CLIP. Defaults to the paper's.")
 @click.option(
     "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Format."

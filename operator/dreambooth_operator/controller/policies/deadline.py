@@ -5,7 +5,7 @@ Running time excludes the time in which a job waits in a queue, for its pods, be
 
 from __future__ import annotations
 
-from dreambooth_api.job import RunPolicy
+from dreambooth_api.runpolicy import RunPolicy
 from dreambooth_api.status import Failure
 from dreambooth_operator.controller.builder import DecisionBuilder
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from dreambooth_api.job import RunPolicy
+from dreambooth_api.runpolicy import RunPolicy
 from dreambooth_api.status import Failure
 from dreambooth_operator.controller.builder import DecisionBuilder
 from dreambooth_operator.controller.failures import report_of_attempt

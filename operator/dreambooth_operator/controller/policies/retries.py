@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from dreambooth_api.job import RunPolicy
+from dreambooth_api.runpolicy import RunPolicy
 from dreambooth_api.status import Failure, JobStatus, Phase
 from dreambooth_operator.controller.builder import DecisionBuilder
 from dreambooth_operator.controller.observed import Observed

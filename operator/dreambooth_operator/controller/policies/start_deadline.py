@@ -6,7 +6,7 @@ has to wait again, for example after a preemption. Suspended time does not count
 
 from __future__ import annotations
 
-from dreambooth_api.job import RunPolicy
+from dreambooth_api.runpolicy import RunPolicy
 from dreambooth_api.status import Failure
 from dreambooth_operator.controller.builder import DecisionBuilder
 

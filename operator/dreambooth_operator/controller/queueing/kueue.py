@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dreambooth_api.job import RunPolicy
+from dreambooth_api.runpolicy import RunPolicy
 from dreambooth_operator.controller.observed import RayJob
 from dreambooth_operator.controller.queueing.unqueued import is_active
 

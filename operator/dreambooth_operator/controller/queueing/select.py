@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dreambooth_api.job import RunPolicy
+from dreambooth_api.runpolicy import RunPolicy
 from dreambooth_operator.controller.queueing.kueue import KueueQueue
 from dreambooth_operator.controller.queueing.protocol import Queue
 from dreambooth_operator.controller.queueing.unqueued import Unqueued
