@@ -132,7 +132,7 @@ def answers(port: int) -> bool:
 
 
 async def test_reports_do_not_starve_the_reconciler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_MAX_CONNECTIONS", CONNECTIONS)
+    monkeypatch.setattr(client, "_MAX_REQUESTS", CONNECTIONS)
     monkeypatch.setattr(server, "_REQUEST_SECONDS", 3600)
     port = _free_port()
     async with slow_server(tmp_path) as (slow, config), asyncio.timeout(60):

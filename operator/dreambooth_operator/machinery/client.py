@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Self
 from urllib.parse import urlencode
@@ -16,7 +17,7 @@ from dreambooth_operator.machinery.resources import Json, Key, Resource, key_of,
 APPLY_PATCH = "application/apply-patch+yaml"
 MERGE_PATCH = "application/merge-patch+json"
 _REQUEST_SECONDS = 30
-_MAX_CONNECTIONS = 100  # watches hold connections permanently
+_MAX_REQUESTS = 100  # at a time, besides watches, which hold connections permanently
 # The server sends a bookmark every minute, so a watch that is silent for longer is dead.
 _WATCH_SILENCE_SECONDS = 90
 
@@ -72,6 +73,7 @@ class Api:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._session: aiohttp.ClientSession | None = None
+        self._slots = asyncio.Semaphore(_MAX_REQUESTS)
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None, context: str | None = None) -> Self:
@@ -117,11 +119,9 @@ class Api:
             ApiError: the server responded with an error.
             one of CONNECTION_ERRORS: the server did not respond.
         """
-        response = await self._send(
-            method, path, query or {}, body, {"Content-Type": content_type, **(headers or {})},
-            aiohttp.ClientTimeout(total=seconds),
-        )  # fmt: skip
-        async with response:
+        timeout = aiohttp.ClientTimeout(total=seconds)
+        sent = {"Content-Type": content_type, **(headers or {})}
+        async with self._slots, await self._send(method, path, query or {}, body, sent, timeout) as response:
             text = await response.read()
         if response.status >= 400:
             raise _error(response.status, text)
@@ -214,7 +214,7 @@ class Api:
         if authorization := await connection.authorization():
             sent["Authorization"] = authorization
         if self._session is None:  # a session belongs to the running event loop
-            connector = aiohttp.TCPConnector(limit=_MAX_CONNECTIONS, ssl=connection.tls)
+            connector = aiohttp.TCPConnector(limit=0, ssl=connection.tls)
             self._session = aiohttp.ClientSession(connector=connector, trust_env=True)
         return await self._session.request(
             method,

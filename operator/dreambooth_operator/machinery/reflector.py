@@ -101,9 +101,9 @@ class Reflector(Generic[T]):
             except (ApiError, *CONNECTION_ERRORS) as error:
                 if self._version == watched:  # nothing was delivered
                     self.unavailable = datetime.now(UTC)
+                if isinstance(error, ApiError) and self._version is None and error.status in (400, 422, 504):
+                    self._streams = False  # 504: a server whose cache cannot catch up, or a list that was cut off
                 if isinstance(error, ApiError) and not error.is_transient:
-                    if self._version is None and error.status in (400, 422):
-                        self._streams = False
                     self._version = None  # 410, or the kind does not exist (yet): list again
                 log.info("%s: %s", self._path, str(error) or type(error).__name__)
                 await asyncio.sleep(backoff * _jitter())
@@ -159,6 +159,8 @@ class Reflector(Generic[T]):
             if seen is None:
                 self._version = version
             await asyncio.sleep(0)
+        if seen is not None:  # neither an end of the watch nor a list
+            raise ApiError(504, "Timeout", "the streaming list ended before its bookmark")
 
     def _apply(self, kind: str, obj: Json, seen: set[Key] | None) -> None:
         """Apply a change to the cache. A key is added to `seen`, or removed from it, as if `seen` were the cache."""
