@@ -34,6 +34,8 @@ class ChildIndex:
         owner = Key(child.namespace, child_object.owner) if child_object else self._owner.get(child)
         if owner is None:
             return
+        if child_object and self._owner.get(child, owner) != owner:  # its label was changed
+            self.changed(child, None)
         children = self._of.get(owner, ())
         if child_object and child not in children:
             self._owner[child] = owner

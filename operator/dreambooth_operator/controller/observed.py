@@ -157,7 +157,7 @@ class AnyRuntime(Generic[S]):
     problems: tuple[str, ...] = ()
     uid: str = ""
     generation: int = 0
-    resource_version: str = ""
+    resource_version: str = field(default="", compare=False)
     finalizers: tuple[str, ...] = ()
     deleting: bool = False
 
