@@ -33,6 +33,10 @@ _TRAINER_PHASES = (
     (_C.PUBLISHED, TrainerPhase.PUBLISH),
 )
 _NOT_DONE = ("Skipped", "NotReported")
+# Those of the alert DreamBoothAttemptsFailing.
+_ALERTED = (
+    "DeviceError", "HeadLost", "PodsNotReady", "ProgressDeadlineExceeded", "SubmissionFailed", "TransientError",
+)  # fmt: skip
 
 
 class JobHistory(JobObserver):
@@ -105,6 +109,9 @@ class JobHistory(JobObserver):
             return
         self._started.add(place)
         self._gpu_seconds.labels(*place)
+        self._queue_seconds.labels(*place)
+        for reason in _ALERTED:
+            self._failures.labels(*place, reason)
         for phase in TERMINAL:
             self._finished.labels(*place, phase.value)
         for source in ("reused", "generated"):
