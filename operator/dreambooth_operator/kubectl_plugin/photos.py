@@ -20,6 +20,7 @@ from dreambooth_api.imagefolder import (
     Concept,
     caption_files,
     concept_of,
+    decode_caption,
     decode_metadata,
     is_candidate,
     is_visible,
@@ -197,8 +198,9 @@ def _captions(
     for image in images:
         name = _name(image, folder)
         concept = concepts.get(name.partition("/")[0])
-        if name in beside:
-            captions[image] = files[beside[name]].read_bytes()
+        content = files[beside[name]].read_bytes() if name in beside else b""
+        if content and decode_caption(beside[name], content):
+            captions[image] = content
         elif text := listed.get(name) or (concept.tokens if concept else ""):
             captions[image] = text.encode()
     return captions

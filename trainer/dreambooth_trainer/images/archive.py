@@ -23,6 +23,8 @@ MAX_DIRECTORY_BYTES = 4 * 2**20
 _END, _END_BYTES, _ZIP64_LOCATOR = b"PK\x05\x06", 22, b"PK\x06\x07"
 _MAX_COMMENT_BYTES = 65_535
 _ENCRYPTED = 0x1
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""Others decompress a block of any size at once."""
 
 
 def open_archive(uri: str, file: IO[bytes]) -> tuple[Any, str]:
@@ -34,11 +36,13 @@ def open_archive(uri: str, file: IO[bytes]) -> tuple[Any, str]:
     _check_directory(uri, file)
     try:
         fs: Any = cast("Any", ZipFileSystem)(fo=file)
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, RecursionError) as error:
         raise _invalid(uri, f"is a damaged ZIP archive ({error})", "create it again") from error
     for entry in fs.zip.infolist():
         if entry.flag_bits & _ENCRYPTED:
             raise _invalid(uri, "is a ZIP archive with a password", "create it again without a password")
+        if entry.compress_type not in _METHODS:
+            raise _invalid(uri, "is not compressed with Deflate", "create it again with the default compression")
     root = ""
     while True:
         entries = [e for e in fs.ls(root, detail=True) if is_visible(e["name"].rstrip("/").rpartition("/")[2])]

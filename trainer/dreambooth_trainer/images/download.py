@@ -84,6 +84,9 @@ def _read(uri: str, response: http.client.HTTPResponse, max_bytes: int) -> IO[by
             file.close()
             rule = f"has more than {max_bytes // 2**20:,} MiB"
             raise _invalid(uri, rule, "use an archive with the 3-5 best images")
+    if response.length:  # fewer bytes than Content-Length, which `read` does not report
+        file.close()
+        raise http.client.IncompleteRead(b"", response.length)
     file.seek(0)
     return file
 

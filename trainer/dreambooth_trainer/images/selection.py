@@ -166,7 +166,7 @@ def _check_sizes(uri: str, files: Sequence[Entry], texts: Sequence[Entry]) -> No
         for e in (*files, *texts)
         if e.outside
     ]
-    total = sum(e.size for e in files)
+    total = sum(e.size for e in (*files, *texts))
     if not issues and total > MAX_TOTAL_BYTES:
         rule = f"contains {total / 2**30:.1f} GiB, the maximum is {MAX_TOTAL_BYTES // 2**30} GiB"
         issues = [ValidationIssue(FIELD, uri, rule, "use a folder with the 3-5 best images")]

@@ -92,15 +92,16 @@ def read_folder(uri: str, *, captions: bool = True) -> RawImages:
         remedy = f"use a local folder, {stores}, an https:// archive or {BUILTIN_SUBJECT}"
         raise UserError(ValidationIssue(FIELD, uri, f"{scheme}:// is not supported", remedy))
     with contextlib.ExitStack() as stack:
-        with _convert_errors(uri, scheme):
+        shown = without_query(uri) if scheme == "https" else uri
+        with _convert_errors(shown, scheme):
             if scheme == "https":
                 file = stack.enter_context(download(uri, selection.MAX_TOTAL_BYTES))
-                fs, root = archive.open_archive(without_query(uri), file)
+                fs, root = archive.open_archive(shown, file)
             else:
                 fs, root = _open_folder(uri, scheme, stack)
             entries, concepts = list_entries(fs, root)
-        selected = select(without_query(uri) if scheme == "https" else uri, entries, concepts)
-        return _read_entries(uri, scheme, fs, selected, captions=captions)
+        selected = select(shown, entries, concepts)
+        return _read_entries(shown, scheme, fs, selected, captions=captions)
 
 
 def _open_folder(uri: str, scheme: str, stack: contextlib.ExitStack) -> tuple[Any, str]:

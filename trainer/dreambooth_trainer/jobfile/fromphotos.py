@@ -51,8 +51,9 @@ def job_from_photos(source: str, sets: Sets, name: str | None = None) -> DreamBo
 
 def default_name(source: str) -> str:
     """A valid name of a job, made of the name of a folder or URI."""
-    last = PurePosixPath(source if is_url(source) or source.startswith(BUILTIN) else str(Path(source).resolve())).name
-    return re.sub(r"[^a-z0-9]+", "-", last.partition("?")[0].lower().removesuffix(".zip"))[:60].strip("-") or "photos"
+    remote = is_url(source) or source.startswith(BUILTIN)
+    last = PurePosixPath(source.partition("?")[0] if remote else str(Path(source).resolve())).name
+    return re.sub(r"[^a-z0-9]+", "-", last.lower().removesuffix(".zip"))[:60].strip("-") or "photos"
 
 
 def _subjects(source: str) -> dict[str, JsonValue]:
