@@ -11,7 +11,14 @@ from typing import Any
 from PIL import Image
 
 from dreambooth_api.errors import UserError, ValidationIssue
-from dreambooth_api.imagefolder import METADATA, caption_files, decode_caption, decode_metadata, is_candidate
+from dreambooth_api.imagefolder import (
+    METADATA,
+    caption_files,
+    decode_caption,
+    decode_metadata,
+    is_candidate,
+    normalized,
+)
 from dreambooth_trainer.images.decode import read_image
 from dreambooth_trainer.images.selection import MAX_FILE_BYTES
 from dreambooth_trainer.images.sources import RawImage, read_folder
@@ -159,11 +166,13 @@ def _prompts(folder: Path, names: Sequence[str], issues: list[ValidationIssue]) 
     """The prompts in the metadata of a folder and, with precedence, in text files, by name of the image."""
     prompts: dict[str, str] = {}
     if (folder / METADATA).is_file():
+        known, found = {normalized(name): name for name in names}, dict[str, str]()
         try:
-            prompts = decode_metadata(METADATA, (folder / METADATA).read_bytes())
+            found = decode_metadata(METADATA, (folder / METADATA).read_bytes())
         except UserError as error:
             issues += [_at("--images", issue) for issue in error.issues]
-        if missing := sorted(prompts.keys() - set(names)):
+        prompts = {known[normalized(name)]: text for name, text in found.items() if normalized(name) in known}
+        if missing := sorted(name for name in found if normalized(name) not in known):
             rule = f"has prompts of files that are not images of the folder: {', '.join(missing[:_SHOWN])}"
             issues.append(
                 ValidationIssue(f'--images["{METADATA}"]', None, rule, "correct file_name, or remove the lines")

@@ -13,7 +13,9 @@ from pathlib import Path
 from pydantic import JsonValue, ValidationError
 
 from dreambooth_api.errors import UserError, ValidationIssue
+from dreambooth_api.imagefolder import CAPTION_SUFFIX, METADATA, is_candidate, is_visible
 from dreambooth_api.job import API_VERSION, KIND, DreamBoothJob
+from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.benchmark.dataset import DatasetSubject
 from dreambooth_trainer.benchmark.results import RunResult, collect_result
 from dreambooth_trainer.families.registry import base_digest, pinned
@@ -49,10 +51,11 @@ class Run:
 
     def key(self) -> str:
         """Fingerprint of the job, its base model and its images."""
+        folder = self.subject.folder
         files: list[JsonValue] = [
-            [path.name, hashlib.sha256(path.read_bytes()).hexdigest()]
-            for path in sorted(self.subject.folder.iterdir())
-            if path.is_file()
+            [str(path.relative_to(folder)), hashlib.sha256(path.read_bytes()).hexdigest()]
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and all(map(is_visible, path.relative_to(folder).parts)) and _is_read(path.name)
         ]
         return fingerprint({"job": self.job.model_dump(mode="json"), "base": self.base_digest, "files": files})
 
@@ -63,6 +66,11 @@ class Run:
         except (FileNotFoundError, ValidationError):
             return None
         return result if result.key == self.key() else None
+
+
+def _is_read(name: str) -> bool:
+    """Whether a job reads a file of its folder of images."""
+    return is_candidate(name) or name == METADATA or name.lower().endswith(CAPTION_SUFFIX)
 
 
 def make_runs(
@@ -108,6 +116,11 @@ def make_job(subject: DatasetSubject, method: str, seed: int, base: str, sets: S
         job = validate(DreamBoothJob, value, lambda path: origins.get(path, ""), subject.name)
     except UserError as error:
         raise UserError([*issues, *error.issues]) from error
+    given = job.spec
+    own = (given.training.method, given.training.seed, given.evaluation.enabled, given.output.uri)
+    if own != (method, seed, True, None):
+        rule = "sets training.method, training.seed, evaluation.enabled or output.uri, which the benchmark sets itself"
+        issues.append(ValidationIssue("--set", None, rule, "leave it out; see --methods and --seeds"))
     if issues:
         raise UserError(issues)
     return resolve_folders(job, Path.cwd())
@@ -154,6 +167,7 @@ def run_all(
     """
     from dreambooth_trainer.cluster.session import ray_cluster
     from dreambooth_trainer.runner import prepare_job, run_job, worker_pool
+    from dreambooth_trainer.sampling.generate import unload_models
 
     pool = None
     with ray_cluster():
@@ -161,6 +175,9 @@ def run_all(
         for run in runs:
             start = time.monotonic()
             reporter.note(f"\n{run.title}")
+            if pool is not None:
+                # Planning runs a task on a GPU, which a worker of the job before may have.
+                pool.free_memory(unload_models)
             prepared = prepare_job(run.job)
             # Starting a worker takes ten seconds of imports, and all jobs have the same base model.
             pool = pool or worker_pool(prepared)
@@ -174,6 +191,8 @@ def run_all(
 
 def _delete_weights(folder: JobFolder) -> None:
     """Delete what a benchmark of hundreds of jobs has no space for. Images, scores, reports and records stay."""
+    # If the job runs again, it must publish again: without its weights the model is not complete.
+    folder.completion_record(TrainerPhase.PUBLISH).unlink(missing_ok=True)
     shutil.rmtree(folder.trained, ignore_errors=True)
     for path in (*folder.model.rglob("*.safetensors"), *folder.work.glob("*.safetensors")):
         path.unlink()

@@ -154,15 +154,20 @@ def free_memory() -> int:
 def query_workers(cluster: Cluster) -> Hardware:
     """Detect the hardware of a job's workers.
 
-    If Ray is initialized, this waits for a worker. Otherwise it counts this machine's GPUs; a job that requests more
+    On a Ray cluster, this waits for a worker. Otherwise it counts this machine's GPUs; a job that requests more
     is planned as for a cluster, with `memory_bytes` None.
 
     Raises:
         DeviceError: there is a GPU, but CUDA does not work.
     """
+    return _query_cluster(cluster) if _on_cluster() else _query_machine(cluster)
+
+
+def _on_cluster() -> bool:
+    """Whether Ray is connected to a cluster. A local session (`session.ray_cluster`) is this machine."""
     import ray
 
-    return _query_cluster(cluster) if ray.is_initialized() else _query_machine(cluster)
+    return ray.is_initialized() and bool(os.environ.get("RAY_ADDRESS"))
 
 
 def check_runnable(hardware: Hardware, cluster: Cluster) -> None:
@@ -200,11 +205,9 @@ def check_cores(hardware: Hardware, cluster: Cluster) -> None:
     Raises:
         UserError: with the number of workers and of cores.
     """
-    import ray
-
     elastic, cores = cluster.elastic, machine_cores()
     workers = elastic.min_workers if elastic else cluster.workers
-    if ray.is_initialized() or hardware.gpus_per_worker or workers <= cores:
+    if _on_cluster() or hardware.gpus_per_worker or workers <= cores:
         return
     field = "spec.cluster.elastic.minWorkers" if elastic else "spec.cluster.workers"
     rule = f"needs {workers} cores, one for each worker, and this machine has {cores}"
