@@ -148,6 +148,6 @@ def test_the_report_skips_damaged_class_images(tiny_model: Path, tmp_path: Path)
     (Path(store.url) / "..png").write_bytes(b"not from this job")
     record = {"stores": {"a dog": store.url}, "wanted": COUNT}
     job = _FinishedJob(context.folder, context.plan, {TrainerPhase.CLASS_IMAGES: record})
-    images, wanted = _class_images(job, "a dog")
+    _, images, wanted = _class_images(job, "a dog")
     assert (len(images), wanted) == (COUNT - 1, COUNT)
     assert (Path(store.url) / "..png").exists()

@@ -102,6 +102,7 @@ _PUBLIC: Any = {
         "output": {"formats"},
     },
 }
+_PRIVATE: Any = {"spec": {"prior_preservation": {"images"}}}
 
 
 def dump_job(job: DreamBoothJob, *, public: bool = False) -> str:
@@ -110,8 +111,10 @@ def dump_job(job: DreamBoothJob, *, public: bool = False) -> str:
     Args:
         public: only what was learned, how, and with which settings. Not where the photos and the job's data are.
     """
-    included = _PUBLIC if public else None
-    value = job.model_dump(mode="json", by_alias=True, include=included, exclude_defaults=True, exclude_none=True)
+    included, excluded = (_PUBLIC, _PRIVATE) if public else (None, None)
+    value = job.model_dump(
+        mode="json", by_alias=True, include=included, exclude=excluded, exclude_defaults=True, exclude_none=True
+    )
     return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 

@@ -126,14 +126,17 @@ def license_fields(model_id: str) -> dict[str, str]:
 
     The card is public for gated models.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
     try:
         card = HfApi().model_info(model_id).card_data
     except Exception:
         return {}  # nothing depends on it
     values = {name: card.get(name) for name in ("license", "license_name", "license_link")} if card else {}
-    return {name: printable(value) for name, value in values.items() if isinstance(value, str) and value}
+    found = {name: printable(value) for name, value in values.items() if isinstance(value, str) and value}
+    if (link := found.get("license_link")) and "://" not in link:  # relative to the base model's repository
+        found["license_link"] = f"{constants.ENDPOINT}/{model_id}/blob/main/{link}"
+    return found
 
 
 def license_name(model_id: str) -> str:

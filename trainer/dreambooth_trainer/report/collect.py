@@ -18,7 +18,7 @@ from dreambooth_trainer.metrics.prompts import fill_template
 from dreambooth_trainer.metrics.scores import Scores
 from dreambooth_trainer.planning.plan import Plan, PlannedSubject
 from dreambooth_trainer.progress.http import external_uri
-from dreambooth_trainer.report.contents import Comparison, PhaseTime, PromptRow, Report, SubjectReport
+from dreambooth_trainer.report.contents import Comparison, Images, PhaseTime, PromptRow, Report, SubjectReport
 from dreambooth_trainer.report.curves import loss_curves
 from dreambooth_trainer.report.loading import loading_code, tool_files
 from dreambooth_trainer.report.scores import encoder_names, read_losses, read_scores, references, score_rows, verdict
@@ -99,7 +99,7 @@ def _subject(job: _FinishedJob, index: int, scores: tuple[Scores, Scores] | None
     subject = job.plan.subjects[index]
     own = [model.subjects.get(subject.identifier) for model in scores or ()]
     rows = prompt_rows(*(one or model for one, model in zip(own, scores, strict=True))) if scores else ()
-    class_images, num_class_images = _class_images(job, subject.class_prompt)
+    own_class_images, class_images, num_class_images = _class_images(job, subject.class_prompt)
     instance, half = num_instance_prompt_images(job.plan), num_class_prompt_images(job.plan) // 2
     return SubjectReport(
         instance_prompt=subject.instance_prompt,
@@ -110,6 +110,7 @@ def _subject(job: _FinishedJob, index: int, scores: tuple[Scores, Scores] | None
         prompt_comparisons=_prompt_comparisons(job, subject, rows),
         class_comparison=_compare(job, subject.class_prompt, half, half),
         class_images=class_images,
+        own_class_images=own_class_images,
         num_class_images=num_class_images,
         scores=score_rows(own[0], own[1]) if own and own[1] is not None else (),
         prompts=rows,
@@ -143,22 +144,22 @@ def _prompt_comparisons(
     )
 
 
-def _class_images(job: _FinishedJob, prompt: str) -> tuple[tuple[Image.Image, ...], int]:
-    """Some images of a class prompt, and the number of them used for training."""
+def _class_images(job: _FinishedJob, prompt: str) -> tuple[Images, Images, int]:
+    """Some images of a class prompt, the job's own and generated ones, and the number of them used for training."""
     record = job.records[TrainerPhase.CLASS_IMAGES]
     url: str | None = record["stores"].get(prompt)
     if url is None:
-        return (), 0
+        return (), (), 0
     count, own = job.plan.class_image_counts[prompt], job.plan.num_own_class_images
-    found: list[Image.Image] = []
-    for folder, used in ((record["own_store"], own), (url, count - own)):
-        store = ImageStore(folder) if used else None
+    found: list[Images] = []
+    for folder, used in ((record.get("own_store"), own), (url, count - own)):
+        store = ImageStore(folder) if folder and used else None
         # Class images may have been deleted or damaged since they were encoded.
         names = sorted(name for name in store.names() if name.isdigit())[:used] if store else []
-        shown = names[: MAX_CLASS_IMAGES_SHOWN - len(found)]
+        shown = names[: MAX_CLASS_IMAGES_SHOWN - sum(map(len, found))]
         images = [store.get_or_delete(name, job.plan.resolution) for name in shown] if store else []
-        found += [image for image in images if image is not None]
-    return tuple(found), count
+        found.append(tuple(image for image in images if image is not None))
+    return found[0], found[1], count
 
 
 def _phases(job: _FinishedJob) -> tuple[PhaseTime, ...]:
@@ -173,7 +174,7 @@ def _phases(job: _FinishedJob) -> tuple[PhaseTime, ...]:
 
 
 def _class_images_note(record: Mapping[str, Any]) -> str:
-    own = f", {record['provided']} of the job's own" if record["provided"] else ""
+    own = f", {record['provided']} of the job's own" if record.get("provided") else ""
     return f"{record['reused']} of {record['wanted']} reused{own}"
 
 

@@ -159,7 +159,9 @@ class SubjectReport:
     class_comparison: Comparison
     """Images of the class prompt."""
     class_images: Images = ()
-    """Some of the class images that were used for training."""
+    """Some of the generated class images that were used for training."""
+    own_class_images: Images = ()
+    """Some of those that the job provided. Like `images`, they are not published."""
     num_class_images: int = 0
     """Number of images of the class prompt used for training; 0 without prior preservation."""
     scores: tuple[ScoreRow, ...] = ()

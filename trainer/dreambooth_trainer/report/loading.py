@@ -135,6 +135,9 @@ def tool_files(plan: Plan, published: Collection[str]) -> tuple[ToolFile, ...]:
     if "lora" in plan.formats and plan.spec.training.traits.kohya and adapter in published:
         folders = f"models/loras/{adapter}", f"models/Lora/{adapter}"
         note = f"ComfyUI: node Load LoRA. AUTOMATIC1111: add <lora:{name}:1> to the prompt"
+        if plan.new_tokens:  # the base model does not know the identifier, and the tools name the token after its file
+            token = f"{name}-1" if len(plan.subjects) > 1 else name
+            prompt = f"a {token} {next(iter(plan.subjects)).class_}"
         files.append(ToolFile(adapter, *folders, note, prompt))
     for index, subject in enumerate(plan.subjects if "embeddings" in plan.formats else ()):
         if (file := embeddings_file(index)) in published:

@@ -75,6 +75,9 @@ def verdict(
         losses=[record.instance_loss for record in losses],
     )
     found, several = [loss_finding(course)], len(plan.subjects) > 1
+    for stage in plan.stages[1:]:
+        later = [record.instance_loss for record in read_losses(folder.of_stage(stage.stage))]
+        found.append(loss_finding(replace(course, learning_rate=stage.learning_rate, losses=later)))
     for index, subject in enumerate(plan.subjects):
         before, after = scores if scores is not None else (None, None)
         if several and before is not None and after is not None:

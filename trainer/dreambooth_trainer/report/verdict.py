@@ -73,7 +73,8 @@ def normal_ranges(before: Scores, after: Scores) -> dict[str, Range]:
     if comparable_with_paper(after.dino_encoder, after.clip_encoder):
         weak, bound = PAPER_TEXTUAL_INVERSION, PAPER_REAL_IMAGES
         parts = {"dino": weak.dino / bound.dino, "clipI": weak.clip_i / bound.clip_i}
-        low = {name: part * real[name] if name in real else None for name, part in parts.items()}
+        limits = {name: (limit, parts[name]) for name, limit in low.items() if limit is not None}
+        low = {name: max(limit, part * real[name]) for name, (limit, part) in limits.items()}
         kept = _paper_clip_t()
     low["clipT"] = kept * base["clipT"] if "clipT" in base else None
     low["classDiversity"] = KEPT_DIVERSITY * base["classDiversity"] if "classDiversity" in base else None
