@@ -34,6 +34,7 @@ class Repository:
         discussions: status of requests for pull requests.
         private: whether it was created as a private repository.
         commits: messages of the commits after the first one.
+        branches: besides main.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -43,6 +44,7 @@ class Repository:
     discussions: int = 200
     private: bool = False
     commits: list[str] = field(default_factory=list)
+    branches: list[str] = field(default_factory=list)
 
     @property
     def head(self) -> str:
@@ -208,6 +210,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _api(self, name: str, repository: Repository, rest: list[str]) -> None:
         head = repository.head
         match rest:
+            case ["refs"]:
+                names = {"branches": ["main", *repository.branches], "converts": [], "tags": [], "pullRequests": []}
+                self._send_json({kind: [_ref(name, head) for name in own] for kind, own in names.items()})
             case ["discussions"] if repository.discussions != 200:
                 self._fail(Failure(repository.discussions))
             case ["discussions"]:
@@ -278,6 +283,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _content(repository: Repository, commit: str) -> dict[str, bytes]:
     return {repository.head: repository.files, PULL_REQUEST: repository.converted}.get(commit, {})
+
+
+def _ref(name: str, commit: str) -> dict[str, object]:
+    return {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit}
 
 
 def _upload_mode(path: str) -> dict[str, object]:

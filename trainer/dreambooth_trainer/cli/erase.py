@@ -11,7 +11,7 @@ from dreambooth_api.status import printable
 from dreambooth_trainer.cli import options
 from dreambooth_trainer.cli.run import default_folder
 from dreambooth_trainer.store.erase import erase_job
-from dreambooth_trainer.store.owner import enumerate_names
+from dreambooth_trainer.store.owner import MARKER, enumerate_names
 
 
 @click.command()
@@ -23,7 +23,10 @@ def erase(job_file: Path, out: str | None) -> None:
     try:
         results = list(erase_job(job, out or str(default_folder(job).resolve())))
     except UserError as error:
-        if not options.is_from_operator(job_file):
+        # The marker of the folder is written before anything else, and deleted last.
+        unclaimed = out is not None and not (Path(out) / MARKER).exists()
+        rejected = unclaimed or all(issue.path == "--out" for issue in error.issues)
+        if not options.is_from_operator(job_file) or not rejected:
             raise
         # The job was rejected before it wrote anything. It must not wait for ever for what it does not own.
         click.echo(printable(f"nothing to delete: {error}"))

@@ -7,6 +7,7 @@ commits in between, the Hub rejects it. A repository that does not exist is crea
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from dreambooth_trainer.store.owner import (
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 _PATH = "spec.output.uri"
 # The Hub adds this file to every new repository. It is nobody's.
@@ -67,15 +69,16 @@ def claim_repository(uri: str, job: DreamBoothJob) -> None:
         UserError: the repository belongs to another job, or is not empty; or the token may not write to it.
         TransientError: the Hub cannot be reached.
     """
-    own = owner_of(job)
+    own, created = owner_of(job), False
 
     def claim(repo_id: str) -> list[ValidationIssue]:
         from huggingface_hub import CommitOperationAdd, HfApi
 
+        nonlocal created  # the call is repeated after an outage
         found = _read(repo_id)
-        created = found.commit is None
-        if created:
+        if found.commit is None:
             HfApi().create_repo(repo_id, private=True, exist_ok=True)
+            created = True
             found = _read(repo_id)
         issues = _issues(uri, found, own)
         if not issues and found.place.owner != own:
@@ -135,13 +138,15 @@ def erase_repository(own: Owner, uri: str) -> tuple[tuple[str, ...], bool] | Non
         found = _read(repo_id)
         place = found.place
         if not place.names:
+            if found.commit is None:
+                log.warning("%s does not exist, or the token may not read it: nothing was deleted there", uri)
             return None
         if place.owner is None or not place.owner.is_same(own):
             return tuple(sorted(place.names)), False
         owned = place.owned if place.manifest is not None and place.manifest.job.is_same(own) else set[str]()
         deleted = sorted((owned | {MARKER}) & set(place.names))
         kept = tuple(sorted(set(place.names) - set(deleted)))
-        if found.created and not kept:
+        if found.created and not kept and not _has_other_refs(repo_id):
             HfApi().delete_repo(repo_id, missing_ok=True)
         else:
             _commit(found, [CommitOperationDelete(name) for name in deleted], "Delete the files of a DreamBoothJob")
@@ -183,6 +188,14 @@ def _read(repo_id: str) -> _Repository:
     owner = parse_marker(marker)
     created = owner is not None and json.loads(marker or b"{}").get(_CREATED) is True
     return _Repository(repo_id, info.sha, Place(set(sizes), owner, parse_manifest(manifest)), created)
+
+
+def _has_other_refs(repo_id: str) -> bool:
+    """Whether somebody added branches, tags or pull requests, which would be deleted with the repository."""
+    from huggingface_hub import HfApi
+
+    refs = HfApi().list_repo_refs(repo_id, include_pull_requests=True)
+    return any(ref.name != "main" for ref in (*refs.branches, *refs.tags, *(refs.pull_requests or ())))
 
 
 def _commit(found: _Repository, changes: Sequence[CommitOperationAdd | CommitOperationDelete], message: str) -> None:
