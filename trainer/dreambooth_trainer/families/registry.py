@@ -108,7 +108,14 @@ def known_config_folder(model: BaseModelRef) -> Path | None:
         UserError: as `config_folder`.
     """
     if _on_disk(model) is not None:
-        return config_folder(model)
+        second = model.super_resolution
+        if second is None or _on_disk(second) is not None:
+            return stage_folders(model)[""]
+        folder = config_folder(model)
+        if family_name(folder) != BASE_OF_CASCADE:
+            rule, remedy = f"needs a base model of class {BASE_OF_CASCADE}", "remove superResolution"
+            raise UserError(ValidationIssue(SUPER_RESOLUTION_PATH, second.id, rule, remedy))
+        return folder
     folder = None if os.path.isabs(model.id) else cached_snapshot(model.id, model.revision, INDEX)  # noqa: PTH117
     if folder is None or not has_configs(folder) or not _has_tokenizer(folder):
         return None
@@ -118,7 +125,7 @@ def known_config_folder(model: BaseModelRef) -> Path | None:
 
 def _has_tokenizer(folder: Path) -> bool:
     names = {path.name for path in (folder / "tokenizer").glob("*.*")}
-    return names >= {"tokenizer.json"} or names >= {"vocab.json", "merges.txt"}
+    return any(names >= files for files in ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"spiece.model"}))
 
 
 def pinned(model: BaseModelRef) -> BaseModelRef:

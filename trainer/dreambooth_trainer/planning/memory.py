@@ -39,6 +39,7 @@ class ModelSize:
         backward: bytes at the peak of both passes in addition to the gradients of all trainable parameters.
         sampling: bytes at the peak of generating a batch of images, in addition to the weights.
         encoding: the same for encoding a batch of images with the autoencoder.
+        data: bytes of the encoded class images, which each training process keeps on its device.
     """
 
     trainable: int
@@ -51,6 +52,7 @@ class ModelSize:
     backward: int
     sampling: int
     encoding: int
+    data: int = 0
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ def memory_need(size: ModelSize, states: StateBytes, *, gpu: bool, frozen_bytes:
         gradients=gradients,
         optimizer=states.optimizer * size.trainable,
         working=max(passes, states.step * size.trainable + buckets),
+        runtime=RUNTIME_BYTES + size.data,
     )
 
 

@@ -5,6 +5,7 @@ Legend: N images, K subjects, P unique prompts.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,7 @@ class EncodedImages:
     prompt_indices: Tensor
     weights: Tensor
 
-    @property
+    @functools.cached_property
     def indices(self) -> tuple[tuple[int, ...], ...]:
         """Indices of the images of each subject, each as often as it occurs in an epoch."""
         weights = self.weights.tolist()

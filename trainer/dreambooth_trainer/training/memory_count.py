@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -81,7 +82,10 @@ def count_size(plan: Plan, folder: Path, images: int, encoding_batch: int) -> Mo
     )
     if key not in _training_counts:
         _training_counts[key] = _count_training(plan, folder, images)
-    return ModelSize(**_training_counts[key], **pipeline)
+    shapes = open_family(folder).image_shapes(folder, plan.resolution).values()
+    class_images = plan.num_class_images if plan.spec.preserves_prior else 0
+    data = 4 * class_images * sum(math.prod(shape) for shape in shapes)
+    return ModelSize(**_training_counts[key], **pipeline, data=data)
 
 
 _training_counts: dict[tuple[object, ...], dict[str, int]] = {}
