@@ -150,7 +150,7 @@ def test_plan_prints_json_with_the_warnings(here: Path) -> None:
     plan = json.loads(done.stdout)
     assert (plan["name"], plan["steps"], plan["resolution"], plan["imageCounts"]) == ("my-photos", 400, 32, [3])
     assert plan["subjects"][0]["instancePrompt"] == "a sks dog"
-    assert plan["model"] == {"id": "builtin:sprites", "revision": None}
+    assert plan["model"] == {"id": "builtin:sprites", "revision": None, "superResolution": None}
     assert plan["memoryPerProcessBytes"]["total"] > 2**20
     assert plan["warnings"] == ["2.png is a duplicate of 1.png; training uses both"]
 

@@ -73,8 +73,13 @@ def check_images(job: DreamBoothJob) -> list[str]:
 
     warnings = located_warnings(job.spec, each_subject(job.spec, check))
     own = job.spec.prior_preservation.images
-    if own is not None and _is_local(own):
-        check_class_images(read_class_images(job.spec), resolution)
+    if own is None or not job.spec.preserves_prior:
+        return warnings
+    if _is_local(own):
+        used = read_class_images(job.spec)[: job.spec.prior_preservation.num_class_images]
+        check_class_images(used, resolution)
+    elif own.uri is not None and not is_url(own.uri):
+        warnings.append(f"{own.uri} does not exist on this machine, dreambooth run requires it")
     return warnings
 
 
