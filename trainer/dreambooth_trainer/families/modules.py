@@ -58,6 +58,6 @@ def save_pipeline(
         names: names of all modules.
         modules: those to replace. They are cast in place.
     """
-    dtypes = {name: stored_dtype(base / name) for name in names}
+    dtypes = {name: stored_dtype(base / name) for name in names if has_module(base, name)}
     given = {name: module.to(dtypes[name]) for name, module in modules.items()}
     load(base, dtypes, **given).save_pretrained(target, safe_serialization=True)
