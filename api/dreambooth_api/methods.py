@@ -20,6 +20,7 @@ class MethodTraits:
         tokens: whether it trains the embeddings of new tokens, which replace the identifier. The text encoders' own
             weights stay frozen then.
         class_images: whether prior preservation makes sense.
+        max_zero_stage: the highest ZeRO stage that it can be trained with.
     """
 
     description: str
@@ -31,6 +32,7 @@ class MethodTraits:
     kohya: bool = False
     tokens: bool = False
     class_images: bool = True
+    max_zero_stage: int = 3
 
 
 _ADAPTER: dict[str, Any] = {
@@ -43,7 +45,8 @@ METHODS = {
     "Full": MethodTraits("trains all weights of the denoiser", weights=True),
     "LoRA": MethodTraits("trains low-rank adapters", kohya=True, **_ADAPTER),
     # Not in kohya's layout: diffusers' loader ignores magnitudes there, so the file could not be tested.
-    "DoRA": MethodTraits("trains low-rank adapters and magnitudes", **_ADAPTER),
+    # PEFT (0.21) reads the weights of a layer's parts without calling the parts, so ZeRO-3 does not gather them.
+    "DoRA": MethodTraits("trains low-rank adapters and magnitudes", max_zero_stage=2, **_ADAPTER),
     "TextualInversion": MethodTraits(
         "trains the embeddings of new tokens for the identifier",
         members=("textual_inversion",),

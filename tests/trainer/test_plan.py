@@ -13,6 +13,7 @@ from dreambooth_trainer.cluster.hardware import Hardware
 from dreambooth_trainer.planning import describe
 from dreambooth_trainer.planning.defaults import PAPER, SPRITES
 from dreambooth_trainer.planning.describe import class_images_row
+from dreambooth_trainer.planning.fit import check_stage
 from dreambooth_trainer.planning.machine_memory import phase_bytes
 from dreambooth_trainer.planning.make_plan import PlannedJob
 from dreambooth_trainer.planning.memory import (
@@ -212,6 +213,19 @@ def test_the_lowest_stage_that_fits_is_chosen(available: float, workers: int, st
     )
     assert (choice.stage, choice.fits) == (stage, fits)
     assert f"of {available:.1f} GiB" in choice.reason
+
+
+def test_zero_3_is_not_used_with_dora() -> None:
+    training = {"method": "DoRA", "deepspeed": {"stage": 3}}
+    with pytest.raises(UserError, match=r"stage: '3' is not supported with method DoRA; set 2, or method: LoRA"):
+        check_stage(make_plan({"training": training}))
+    check_stage(make_plan({"training": {**training, "deepspeed": {"stage": 2}}}))
+    check_stage(make_plan({"training": {**training, "method": "LoRA"}}))
+    choice = choose_stage(
+        "auto", STABLE_DIFFUSION, gpu=True, available=GIB, world_size=4, precision="bf16",
+        highest=make_plan({"training": {"method": "DoRA"}}).spec.training.traits.max_zero_stage,
+    )  # fmt: skip
+    assert (choice.stage, choice.fits) == (2, False)
 
 
 def test_memory_of_model_states_matches_the_zero_paper() -> None:

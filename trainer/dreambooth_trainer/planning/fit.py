@@ -90,7 +90,21 @@ def plan_stage(plan: Plan, size: ModelSize, hardware: Hardware) -> StageChoice:
         precision=plan.precision,
         offload_optimizer=training.deepspeed.offload_optimizer and hardware.gpus_per_worker > 0,
         plain=None if plan.needs_deepspeed(world_size) else _plain_states(plan),
+        highest=training.traits.max_zero_stage,
     )
+
+
+def check_stage(plan: Plan) -> None:
+    """Reject a ZeRO stage that the method cannot be trained with.
+
+    Raises:
+        UserError: the job sets such a stage.
+    """
+    training = plan.spec.training
+    highest, stage = training.traits.max_zero_stage, training.deepspeed.stage
+    if stage != "auto" and int(stage) > highest:
+        rule, remedy = f"is not supported with method {training.method}", f"set {highest}, or method: LoRA"
+        raise UserError(ValidationIssue("spec.training.deepspeed.stage", stage, rule, remedy))
 
 
 def _plain_states(plan: Plan) -> StateBytes:

@@ -11,6 +11,7 @@ from dreambooth_trainer.cluster.hardware import Hardware
 from dreambooth_trainer.planning.fit import (
     Measure,
     check_memory,
+    check_stage,
     plan_stage,
     sampling_processes,
     size_of,
@@ -96,6 +97,7 @@ def draft_plan(job: DreamBoothJob, facts: JobFacts) -> Plan:
     ).with_model(facts.model)
     draft = with_own_class_images(draft, facts.own_class_images)
     check_number_formats(draft)
+    check_stage(draft)
     return draft
 
 

@@ -179,12 +179,14 @@ def choose_stage(
     precision: str,
     offload_optimizer: bool = False,
     plain: StateBytes | None = None,
+    highest: int = 3,
 ) -> StageChoice:
     """Choose the lowest ZeRO stage that fits, or the stage that the job sets.
 
     Args:
         available: memory of one training process in bytes; None if unknown.
         plain: for a process that trains without DeepSpeed.
+        highest: the highest stage that the method supports.
     """
 
     def need(stage: int) -> MemoryNeed:
@@ -199,7 +201,7 @@ def choose_stage(
         return StageChoice(int(requested), "set by the job", chosen, available is None or chosen.total <= available)
     if available is None:
         return StageChoice(1, "the memory of the workers is unknown", need(1), fits=True)
-    highest = 3 if world_size > 1 else 1  # a single process has nothing to partition
+    highest = highest if world_size > 1 else 1  # a single process has nothing to partition
     stage = next((stage for stage in range(1, highest) if need(stage).total <= available), highest)
     chosen = need(stage)
     fits = chosen.total <= available
