@@ -34,7 +34,8 @@ def two_nodes_with_gpus() -> dict[str, Any]:
     nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
     nodes.add_node(num_cpus=1, num_gpus=4)
     nodes.add_node(num_cpus=1, num_gpus=4)
-    ray.init(address=nodes.address, log_to_driver=False)
+    os.environ["RAY_ADDRESS"] = nodes.address
+    ray.init(log_to_driver=False)
     head = ray.get_runtime_context().get_node_id()
     result: dict[str, Any] = {}
     try:

@@ -34,4 +34,7 @@ def test_workers_that_can_start_are_accepted(monkeypatch: pytest.MonkeyPatch) ->
     check_cores(CPU, Cluster(elastic=Elastic(min_workers=1, max_workers=4)))
     check_cores(GPU, Cluster(workers=4))
     monkeypatch.setattr("ray.is_initialized", lambda: True)
+    with pytest.raises(UserError):  # a local session, as of a benchmark
+        check_cores(CPU, Cluster(workers=4))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     check_cores(CPU, Cluster(workers=4))

@@ -94,9 +94,10 @@ def test_scores_compare_with_the_photos_and_not_with_the_crops(tmp_path: Path, m
 def test_training_reports_samples_of_the_global_batch_world_size_and_saved_step() -> None:
     plan, progress = make_plan("a {} on the beach").model_copy(update={"batch_size": 8}), CountedProgress()
     record, facts = StepRecord(3, 0.5, 0.25, 0.25, 1e-6, world_size=4), {"loss": 0.5, "samples": 24, "world_size": 4}
-    train._report(plan, progress, record, None)
+    report = train._Progress(progress, plan, 0).report
+    report(record, None)
     assert (progress.count, progress.facts) == (3, facts)
-    train._report(plan, progress, record, CheckpointSaved(2))
+    report(record, CheckpointSaved(2))
     assert progress.facts == {**facts, "saved_step": 2}
 
 

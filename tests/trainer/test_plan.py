@@ -217,7 +217,7 @@ def test_the_lowest_stage_that_fits_is_chosen(available: float, workers: int, st
 
 def test_zero_3_is_not_used_with_dora() -> None:
     training = {"method": "DoRA", "deepspeed": {"stage": 3}}
-    with pytest.raises(UserError, match=r"stage: '3' is not supported with method DoRA; set 2, or method: LoRA"):
+    with pytest.raises(UserError, match=r"stage: '3': is not supported with method DoRA; set 2, or method: LoRA"):
         check_stage(make_plan({"training": training}))
     check_stage(make_plan({"training": {**training, "deepspeed": {"stage": 2}}}))
     check_stage(make_plan({"training": {**training, "method": "LoRA"}}))

@@ -101,12 +101,12 @@ def _rank(rank: int, world_size: int, port: int, cases: list[dict[str, Any]], da
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)  # DeepSpeed requires this variable of its launcher
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
-    full_data = load_data(data)
-    embedded, prompts_only = (with_prompts(full_data, name) for name in ("text_embeds", "input_ids"))
     losses: dict[str, list[float]] = {}
     for case in cases:
         plan: Plan = case["plan"]
-        cached = prompts_only if plan.train_text_encoder else embedded
+        cached = load_data(case.get("data", data))
+        if "data" not in case:
+            cached = with_prompts(cached, "input_ids" if plan.train_text_encoder else "text_embeds")
         saved: Path | None = case.get("resume")
         torch.manual_seed(plan.spec.training.seed)
         open_case = ZeroEngine if case.get("deepspeed") else open_engine
@@ -131,6 +131,9 @@ def _rank(rank: int, world_size: int, port: int, cases: list[dict[str, Any]], da
                 rate = engine.learning_rate
                 recorder.add(run_step(engine, plan, cached, step, rank, world_size), rate)
                 recorder.read()
+        if "weights" in case:
+            case["weights"].mkdir(parents=True, exist_ok=True)
+            engine.save_weights(case["weights"], rank)
         losses[case["name"]] = [record.loss for record in recorder.records[first:]]
     if rank == 0:
         out.write_text(json.dumps(losses))
