@@ -31,3 +31,12 @@ def test_children_of_a_job_follow_the_changes_of_their_cache() -> None:
     assert index.of(JOB) == ()
     assert index.of(Key("team", "cat")) == (PODS[1],)
     assert enqueued == [JOB] * 3 + [Key("team", "cat")] + [JOB] * 2, "a change of a child enqueues its job"
+
+
+def test_a_child_whose_label_changes_leaves_its_former_job() -> None:
+    index = ChildIndex(lambda _: None)
+    for owner in ("dog", "cat", "dog"):
+        index.changed(PODS[0], Child(owner))
+    assert (index.of(JOB), index.of(Key("team", "cat"))) == ((PODS[0],), ())
+    index.changed(PODS[0], None)
+    assert index.of(JOB) == ()

@@ -174,6 +174,7 @@ def test_captions_in_metadata_jsonl_are_stored_as_text_files(tmp_path: Path) -> 
     for name in ("a.jpg", "b.jpg", "c.jpg"):
         photo(tmp_path / name, (64, 64))
     (tmp_path / "b.txt").write_text("a sks dog in a file")
+    (tmp_path / "a.txt").write_text("\n")  # without a caption, as for a job
     rows = '{"file_name": "a.jpg", "text": "a sks dog"}\n{"file_name": "b.jpg", "text": "a sks dog in a list"}\n'
     (tmp_path / "metadata.jsonl").write_text(rows)
     files = pack(tmp_path).files

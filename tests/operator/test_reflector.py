@@ -49,6 +49,8 @@ class Server:
         if isinstance(answer, Exception):
             raise answer
         for kind, obj in answer:
+            if kind == "END":
+                return
             yield json.dumps({"type": kind, "object": obj}).encode()
         if self.answers:
             raise ConnectionResetError
@@ -129,7 +131,14 @@ async def test_expired_version_is_followed_by_a_streaming_list() -> None:
         assert server.pages == 0
 
 
-@pytest.mark.parametrize("status", [400, 422])
+async def test_streaming_list_that_the_server_ends_early_is_followed_by_pages() -> None:
+    server = Server([event("ADDED", "a", 1), ("END", {})], [event("ADDED", "b", 6)], listed=("a",))
+    async with mirrored(server) as reflector:
+        assert content(reflector) == {"a": "5", "b": "6"}
+        assert server.pages == 1
+
+
+@pytest.mark.parametrize("status", [400, 422, 504])
 async def test_server_that_refuses_streaming_lists_is_asked_for_pages(status: int) -> None:
     refused = ApiError(status, "Invalid", "sendInitialEvents is forbidden unless the WatchList feature gate is enabled")
     server = Server(refused, ConnectionResetError(), [event("ADDED", "b", 6)], listed=("a",))

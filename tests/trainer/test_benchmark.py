@@ -266,3 +266,23 @@ def test_results_are_json(tmp_path: Path) -> None:
     content = json.loads(summary.model_dump_json(by_alias=True))
     assert content["rows"][2]["values"]["dino"] == {"mean": 0.5, "low": None, "high": None, "subjects": {"a": 0.5}}
     assert content["runs"][0]["publishedBytes"] == 7_400_000
+
+
+@pytest.mark.parametrize(
+    "override", ["training.method=DoRA", "training.seed=7", "evaluation.enabled=false", "output.uri=s3://b/x"]
+)
+def test_what_the_benchmark_varies_cannot_be_set(tmp_path: Path, override: str) -> None:
+    with pytest.raises(UserError, match="which the benchmark sets itself; leave it out"):
+        runs_of(write_dataset(tmp_path / "data"), override)
+
+
+def test_a_run_is_bound_to_the_files_that_it_reads(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "data")
+    (run, *_) = runs_of(folder)
+    key = run.key()
+    (run.subject.folder / ".DS_Store").write_text("x")
+    (run.subject.folder / "Thumbs.db").write_text("x")
+    assert run.key() == key
+    (run.subject.folder / "10_sks dog").mkdir()
+    (run.subject.folder / "10_sks dog" / "0.png").write_bytes(b"x")
+    assert run.key() != key

@@ -7,10 +7,13 @@ import logging
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hubserver import Failure, Hub, Repository
 
+from dreambooth_api import environment
 from dreambooth_api.errors import TransientError, UserError
 from dreambooth_api.job import DreamBoothJob
+from dreambooth_trainer.cli.erase import erase
 from dreambooth_trainer.phases.publish import upload
 from dreambooth_trainer.planning.plan import SamplerSettings
 from dreambooth_trainer.store.claim import claim_output, output_issues
@@ -204,3 +207,16 @@ def test_a_model_of_a_deleted_job_of_the_same_name_is_not_replaced(hub: Hub, tmp
     with pytest.raises(UserError, match="contains the model of an earlier job default/my-dog, with uid 11a0c1c4"):
         publish(tmp_path / "model", job(uid=new), README_md="new")
     assert hub.repositories[NEW].files["README.md"] == b"old"
+
+
+def test_a_refused_deletion_is_no_success(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, own = tmp_path / "job.yaml", job()
+    file.write_text(own.model_dump_json(by_alias=True, exclude_none=True))
+    claim_output(own, JobFolder(tmp_path / "out"))
+    publish(tmp_path / "model", own, weights_txt="x")
+    monkeypatch.setattr(environment, "JOB_FILE", str(file))
+    monkeypatch.setenv("HF_TOKEN", "reader")
+    result = CliRunner().invoke(erase, [str(file), "--out", str(tmp_path / "out")])
+    assert isinstance(result.exception, UserError), "the operator must not take the data for deleted"
+    assert NEW in hub.repositories
+    assert (tmp_path / "out" / MARKER).exists()

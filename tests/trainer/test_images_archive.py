@@ -107,3 +107,14 @@ def test_what_is_not_a_readable_archive_is_rejected(tmp_path: Path) -> None:
     path.write_bytes(whole[: whole.find(b"PK\x01\x02")] + whole[-22:])
     assert "is a damaged ZIP archive" in error(path)
     assert "contains no images, only a.txt" in error(zipped(tmp_path / "b.zip", a_txt=b"x"))
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_methods_that_decompress_blocks_of_any_size_are_rejected(tmp_path: Path, compression: int) -> None:
+    path = zipped(tmp_path / "x.zip", compression=compression, a_png=b"x")
+    assert "is not compressed with Deflate; create it again with the default compression" in error(path)
+
+
+def test_captions_count_towards_the_total(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "MAX_TOTAL_BYTES", 2**20)
+    assert "maximum is" in error(zipped(tmp_path / "x.zip", a_png=b"x", a_txt=b" " * 2**21))

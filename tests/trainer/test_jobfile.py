@@ -140,13 +140,15 @@ def test_a_job_dumped_for_the_public_does_not_tell_where_the_photos_are() -> Non
     metadata = {"name": "dog", "uid": "private", "labels": {"private": "x"}, "annotations": {"last-applied": "private"}}
     head = {"apiVersion": "dreambooth.dev/v1alpha1", "kind": "DreamBoothJob", "metadata": metadata, "status": "private"}
     listed = {"class": "dog", "identifier": "zwx", "images": images, "captions": {"a.png": "a zwx dog, private"}}
-    for subjects in ({"subject": listed}, {"subjects": [listed]}):
+    own = {"priorPreservation": {"lossWeight": 0.5, "images": {"uri": "https://private/class.zip?signature=private"}}}
+    for subjects in ({"subject": listed, **own}, {"subjects": [listed]}):
         spec |= {"cluster": {"nodeSelector": {"private": "x"}}, "runtimeRef": {"name": "private"}}
         job = DreamBoothJob.model_validate({**head, "spec": {**spec, **subjects}})
         assert "private" in dump_job(job)
         dumped = yaml.safe_load(dump_job(job, public=True))
         kept: dict[str, Any] = {"class": "dog", "identifier": "zwx"}
-        expected = {"subject": kept} if "subject" in subjects else {"subjects": [kept]}
+        prior = {"priorPreservation": {"lossWeight": 0.5}}
+        expected = {"subject": kept, **prior} if "subject" in subjects else {"subjects": [kept]}
         assert dumped["metadata"] == {"name": "dog"}
         assert dumped["spec"] == {**expected, "training": {"steps": 9}, "output": {"formats": ["diffusers"]}}
 

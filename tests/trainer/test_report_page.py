@@ -100,14 +100,16 @@ def test_images_are_embedded_and_there_are_no_external_resources(tmp_path: Path)
 
 def test_a_page_without_photos_has_all_other_images(tmp_path: Path) -> None:
     photo = tuple(_sprite(value) for value in (200, 201))
-    report = replace(_report(), subjects=(replace(_report().subjects[0], images=photo),))
+    given = (_sprite(202),)
+    subject = replace(_report().subjects[0], images=photo, own_class_images=given)
+    report = replace(_report(), subjects=(subject,))
     sources = re.findall(r'src="([^"]+)"', page.render_report(report))
     public = page.render_report(report, photos=False)
     shown = re.findall(r'src="([^"]+)"', public)
-    own = {re.findall(r'src="([^"]+)"', str(page.img_tag(image, "x")))[0] for image in photo}
+    own = {re.findall(r'src="([^"]+)"', str(page.img_tag(image, "x")))[0] for image in (*photo, *given)}
     assert own <= set(sources)
     assert not own & set(shown)
-    assert len(shown) == len(sources) - 2
+    assert len(shown) == len(sources) - 3
     assert "Your images" not in public
 
 
