@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -100,10 +101,10 @@ def test_a_pool_keeps_its_processes_and_reserves_no_cpus(pool: WorkerPool) -> No
 def test_only_one_model_is_cached(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[weakref.ref[LoadedPipeline]] = []
 
-    def load(folder: Path, precision: str, device: str) -> LoadedPipeline:
+    def load(folder: Path, precision: str, device: str, **given: Any) -> LoadedPipeline:
         gc.collect()
         assert not [earlier for earlier in loaded if earlier()], "a GPU may not have memory for two"
-        pipeline = load_pipeline(folder, precision, device)
+        pipeline = load_pipeline(folder, precision, device, **given)
         loaded.append(weakref.ref(pipeline))
         return pipeline
 
