@@ -12,6 +12,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 from devcluster import ControlPlane, binary
+from operatorprocess import until
 from test_crd import MINIMAL
 
 from dreambooth_api import environment
@@ -84,6 +85,7 @@ def test_logs_are_read_from_the_volume_after_the_pods_are_gone(
     monkeypatch.setenv("PATH", f"{kubectl.parent}:{os.environ['PATH']}")
     monkeypatch.setattr(environment, "OUTPUT_PATH", str(tmp_path))
     plane.kubectl("create", "-n", namespace, "-f", "-", stdin=yaml.safe_dump(MINIMAL))
+    until("pods can be created", lambda: plane.get("serviceaccounts", "-n", namespace)["items"])
     started = {"runtime": {"name": "default"}, "image": "trainer:1", "model": {"id": "builtin:sprites"}}
     started |= {"claimName": "models", "folder": "dogs/my-dog"}
     status = json.dumps({"status": {"phase": "Failed", "startedWith": started}})

@@ -21,7 +21,7 @@ from fakeray import FakeRay
 from operatorprocess import RUNTIME, SYSTEM, Operator, until
 from test_e2e import Job, report
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 CHART = Path(__file__).resolve().parents[2] / "charts" / "dreambooth-operator"
 ALERTS = CHART / "files" / "alerts.yaml"
 DASHBOARD: dict[str, Any] = json.loads((CHART / "files" / "dashboard.json").read_text())

@@ -234,7 +234,7 @@ def test_class_images_are_generated_once_and_encoded_for_each_stage(cascade: Bas
     (tmp_path / "job" / "work" / "prepared").mkdir(parents=True)
     for number, image in enumerate(random_images(64)):
         image.save(context.folder.prepared / f"0-{number:03d}.png")
-    encode(plan, context.folder, [[PROMPT] * 3], class_images)
+    encode(plan, context.folder, [[PROMPT] * 3], [1, 1, 1], class_images)
     for stage in plan.stages:
         cached = load_data(context.folder.of_stage(stage.stage).latents).class_images
         assert cached is not None

@@ -88,7 +88,7 @@ def test_the_pool_uses_nodes_that_join_and_survives_the_loss_of_a_node() -> None
     assert result["first lost"]
     first, second = result["nodes"]
     assert first >= 4
-    assert second >= 10
+    assert second >= 4
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,7 @@ def test_the_report_of_an_unfinished_job_is_rejected(job: Path, tmp_path: Path) 
     assert "has no finished evaluation; run the job again" in text
 
 
+@pytest.mark.long
 def test_earlier_scores_are_not_used_if_the_evaluation_is_disabled(job: Path) -> None:
     assert "DINO" in (job / "out" / "report.html").read_text()
     code, text = run(job, "evaluation.enabled=false")
@@ -134,6 +135,7 @@ def test_deleted_class_images_are_not_needed_once_they_are_encoded(job: Path) ->
     assert not (job / "out" / "model" / "pink-dog.safetensors").exists()
 
 
+@pytest.mark.long
 def test_deleted_class_images_are_generated_again_if_they_are_needed(job: Path) -> None:
     shutil.rmtree(job / "store")
     (job / "out" / "work" / "latents.safetensors").unlink()

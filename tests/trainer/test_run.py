@@ -296,6 +296,7 @@ PHOTOS = Path(__file__).parents[2].parent / "shared" / "dreambooth-dataset" / "d
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"requires photographs in {PHOTOS}")
+@pytest.mark.long
 def test_a_job_with_real_photographs_completes(runs: Runs, complete: str) -> None:
     code, text = runs.run("real", "--set", f"subject.images.uri={PHOTOS}", "--set", "training={steps: 2}")
     assert code == 0, text

@@ -67,8 +67,8 @@ PROGRAMS = {
     "helm": Program("helm", "helm.sh/helm/v3/cmd/helm", _HELM_STAMP, assets=True),
     "kubectl": Program("kubectl", "k8s.io/kubernetes/cmd/kubectl", _STAMP, assets=True),
     # Without the clients of cloud providers, which discover targets.
-    "prometheus": Program("prometheus", f"{_PROMETHEUS}/prometheus", tags="remove_all_sd"),
-    "promtool": Program("prometheus", f"{_PROMETHEUS}/promtool", tags="remove_all_sd"),
+    "prometheus": Program("prometheus", f"{_PROMETHEUS}/prometheus", tags="remove_all_sd", seldom=True),
+    "promtool": Program("prometheus", f"{_PROMETHEUS}/promtool", tags="remove_all_sd", seldom=True),
     "glua": Program("lua", "github.com/yuin/gopher-lua/cmd/glua"),
     "actionlint": Program("actionlint", "github.com/rhysd/actionlint/cmd/actionlint"),
 }
