@@ -95,6 +95,7 @@ def write_data(plan: Plan, path: Path) -> Path:
 
 def train_alone(plan: Plan, data: Path, folder: Path, resume: Path | None = None) -> list[float]:
     """Losses of a single process without DeepSpeed. It saves a checkpoint at step 2, and its weights at the end."""
+    torch.manual_seed(plan.spec.training.seed)  # as workers do: adapters start with random values
     engine, cached, losses = PlainEngine(plan, resume), load_data(data), list[float]()
     folder.mkdir()
     for step in range(0 if resume is None else read_metadata(resume).step, STEPS):
