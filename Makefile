@@ -46,7 +46,7 @@ packages: setup ## Install the Debian packages that a test node needs; without r
 
 .PHONY: test
 ifeq ($(PACKAGES),no)
-test: setup cluster ## Run all tests but the long ones, half an hour on two cores; PACKAGES=no installs no Debian packages
+test: setup cluster ## Run all tests but the long ones, about 45 minutes on two cores; PACKAGES=no installs no Debian packages
 	$(PYTEST) -m 'not (e2e or long or gpu)'
 else
 test: setup cluster packages

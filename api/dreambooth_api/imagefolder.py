@@ -59,7 +59,7 @@ def normalized(name: str) -> str:
 
 
 def is_candidate(name: str) -> bool:
-    """Whether a file is expected to be an image: it is no note and no sidecar."""
+    """Whether a file is expected to be an image: it is neither a note nor a sidecar."""
     return PurePosixPath(name).suffix.lower() not in NOTES | SIDECARS
 
 

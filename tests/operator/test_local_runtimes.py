@@ -357,3 +357,11 @@ def test_change_of_a_local_runtime_concerns_the_jobs_of_its_kind_in_its_namespac
         made._jobs.cache[Key(namespace, name)] = cache_job(obj)
     made._runtimes._changed(Key("team", "own"))
     assert set(made.queue._ready) == {Key("", "team/own"), Key("team", "user")}
+
+
+def test_a_change_of_metadata_alone_is_no_change_of_a_runtime() -> None:
+    """An annotation must not enqueue all jobs of a namespace."""
+    spec = LocalRuntimeSpec.model_validate({"parent": "gpu"})
+    before, annotated = (LocalRuntime("own", spec, uid="l1", generation=3, resource_version=v) for v in ("1", "2"))
+    assert before == annotated
+    assert before != LocalRuntime("own", spec, uid="l1", generation=4, resource_version="2")

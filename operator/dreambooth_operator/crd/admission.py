@@ -90,7 +90,7 @@ class _Rule:
     """A rule.
 
     Attributes:
-        fields: fields of the spec that it depends on. An update that changes none of them is not judged by it.
+        fields: fields of the spec that it depends on. It does not apply to updates that change none of them.
         holds: CEL of what must hold.
         message: CEL of the message if it does not.
     """

@@ -58,7 +58,7 @@ class ScoreRow:
     real_images: float | None = None
     """The score of the subject's images among each other, an upper bound. None if it is not defined."""
     normal: Range | None = None
-    """What is normal for a fine-tuned model. None if there is no limit by which to tell."""
+    """What is normal for a fine-tuned model. None if no range is known."""
 
     @property
     def state(self) -> Literal["normal", "abnormal", "unknown"]:

@@ -145,7 +145,7 @@ def sample_batch(loaded: LoadedPipeline, config: SamplingConfig, requests: Seque
     """Generate a batch in one pipeline call, each image from its own noise."""
     import torch
 
-    from dreambooth_trainer.families.base import GuidanceScale
+    from dreambooth_trainer.families.base import GuidanceScale, SuperResolution
 
     scale = config.sampler.guidance_scale
     loaded.use_scheduler(config.sampler.scheduler)
@@ -163,5 +163,5 @@ def sample_batch(loaded: LoadedPipeline, config: SamplingConfig, requests: Seque
     ).images
     if second is None:
         return images
-    upscaler: Any = second.family
-    return upscaler.upscale(second.pipeline, images, embeddings, config.sampler.steps, generators)
+    assert isinstance(second.family, SuperResolution)
+    return second.family.upscale(second.pipeline, images, embeddings, config.sampler.steps, generators)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _PATH = "spec.output.uri"
-# The Hub adds this file to every new repository. It is nobody's.
+# The Hub adds this file to every new repository. No job owns it.
 _IGNORED = {".gitattributes"}
 # In the marker of a repository that the job created, which is deleted with its last file.
 _CREATED = "createdRepository"
