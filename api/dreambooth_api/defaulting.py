@@ -76,14 +76,15 @@ def _policy(policy: RunPolicy, defaults: Defaults) -> RunPolicy:
 
 
 def _with(spec: JobSpec, model: BaseModelRef | None, image: str | None, defaults: Defaults) -> JobSpec:
-    images = defaults.num_class_images if spec.preserves_prior else None
+    images = defaults.num_class_images if spec.uses_class_images else None
+    trains = spec.training.traits.trains
     return spec.model_copy(
         update={
             "model": _model(spec, model),
             "training": _fill(
                 spec.training,
-                steps=defaults.steps,
-                learning_rate=defaults.learning_rate,
+                steps=defaults.steps if trains else None,
+                learning_rate=defaults.learning_rate if trains else None,
                 resolution=defaults.resolution,
                 precision=defaults.precision,
             ),

@@ -19,6 +19,7 @@ STORE_KEY: Final = "DREAMBOOTH_STORE_KEY"  # signs class images that jobs of sev
 PROGRESS_URL: Final = "DREAMBOOTH_PROGRESS_URL"  # where to send progress messages
 PROGRESS_TOKEN_FILE: Final = "DREAMBOOTH_PROGRESS_TOKEN_FILE"  # noqa: S105 - a variable name
 PROGRESS_CA_FILE: Final = "DREAMBOOTH_PROGRESS_CA_FILE"  # certificates by which that server is verified
+LOCK_FD: Final = "DREAMBOOTH_LOCK_FD"  # descriptor of a job folder's lock, which a client passes to the job
 DEBUG: Final = "DREAMBOOTH_DEBUG"  # if not empty, print all logs and tracebacks
 
 # Paths in the trainer's containers.

@@ -19,31 +19,32 @@ from dreambooth_api.fields import (
     Quantity,
     Strict,
     Template,
-    VolumeClaim,
     rule_error,
     shared,
 )
-from dreambooth_api.methods import ADAPTER_WITH_TOKENS, METHODS, methods_of_format
+from dreambooth_api.methods import ADAPTER_WITH_TOKENS, methods_of_format
 from dreambooth_api.metrics import METRICS
 from dreambooth_api.model import BaseModelRef
+from dreambooth_api.output import Output
+from dreambooth_api.preservation import MODE_MEMBERS, MODES, PreservationMode, modes_with
 from dreambooth_api.runpolicy import RunPolicy
 from dreambooth_api.runtimeref import RuntimeRef
 from dreambooth_api.subject import (
     MAX_SUBJECTS,
     ListedSubject,
     PriorPreservation,
+    Sampler,
     Subject,
     class_prompt_error,
     names_subject,
 )
 from dreambooth_api.training import Training
-from dreambooth_api.uris import BUILTIN_SPRITES, HUB, OBJECT_STORES, OUTPUT_URI
+from dreambooth_api.uris import BUILTIN_SPRITES
 from dreambooth_api.words import contains_word
 
 ApiVersion = Literal["dreambooth.dev/v1alpha1"]
 API_VERSION: ApiVersion = "dreambooth.dev/v1alpha1"
 KIND = "DreamBoothJob"
-Format = Literal["diffusers", "safetensors", "lora", "embeddings"]
 DEFAULT_DINO = "facebook/dino-vits16"
 DEFAULT_CLIP = "openai/clip-vit-base-patch32"
 DEFAULT_ENCODERS = (DEFAULT_DINO, DEFAULT_CLIP, BUILTIN_SPRITES)
@@ -109,41 +110,6 @@ class Evaluation(Strict):
         if given and not self.enabled:
             rule = f"{' and '.join(given)} cannot be checked, because enabled is false and no scores are computed"
             raise rule_error("thresholds", rule, "remove thresholds, or set enabled: true")
-        return self
-
-
-class Output(Strict):
-    """Destination of the published model. At most one of uri and pvc may be set. A local run defaults to out/<name>."""
-
-    uri: str | None = Field(
-        default=None,
-        pattern=OUTPUT_URI,
-        description=f"Destination folder: a local path, {OBJECT_STORES}. Or a model repository on the Hugging Face "
-        f"Hub, {HUB}<owner>/<name>, which is created as a private one if it does not exist.",
-    )
-    pvc: VolumeClaim | None = Field(default=None, description="Destination folder on a PersistentVolumeClaim.")
-    formats: list[Format] | None = Field(
-        default=None,
-        min_length=1,
-        max_length=3,
-        description="Formats to publish: diffusers is a folder and safetensors a single file of the complete model; "
-        "lora is the adapter and embeddings are the new tokens, of methods that train them. "
-        + "; ".join(f"{name} defaults to [{', '.join(traits.default_formats)}]" for name, traits in METHODS.items())
-        + ". A single file cannot contain new tokens.",
-    )
-    keep_checkpoints: bool = Field(
-        default=False, description="Whether to keep the training checkpoints after publishing."
-    )
-    deletion_policy: Literal["Retain", "Delete"] = Field(
-        default="Retain",
-        description="What happens to the job's data when the job is deleted. Retain keeps it. Delete also deletes its "
-        "images, latents, checkpoints and published weights.",
-    )
-
-    @model_validator(mode="after")
-    def _at_most_one(self) -> Self:
-        if self.uri is not None and self.pvc is not None:
-            raise rule_error("", "uri and pvc are both set", "set only one of them")
         return self
 
 
@@ -230,7 +196,8 @@ class JobSpec(Strict):
         "through them.",
     )
     prior_preservation: PriorPreservation = Field(
-        default_factory=shared(PriorPreservation), description="Prior preservation with class images."
+        default_factory=shared(PriorPreservation),
+        description="Prior preservation: a second loss that preserves the model's prior for the class.",
     )
     training: Training = Field(default_factory=shared(Training), description="Fine-tuning hyperparameters.")
     evaluation: Evaluation = Field(default_factory=shared(Evaluation), description="Evaluation of the trained model.")
@@ -315,25 +282,55 @@ class JobSpec(Strict):
             raise rule_error("output.formats", rule + given[0], f"add {missing}, or remove {given[0]}")
         return self
 
+    @model_validator(mode="after")
+    def _validations_select_the_best_step(self) -> Self:
+        validation = self.training.validation
+        if self.output.select == "Best":
+            rule = "is Best, which is selected by the scores of validations"
+            if validation is None:
+                example = "training.validation, for example {prompts: ['a {} on the beach'], everySteps: 100}"
+                raise rule_error("output.select", f"{rule}, and there are none", f"set {example}; or remove select")
+            if not self.evaluation.enabled:
+                remedy = "set evaluation.enabled: true, or remove select"
+                raise rule_error("output.select", f"{rule}, and evaluation.enabled is false", remedy)
+        elif validation is not None and validation.patience is not None:
+            rule = "sets patience, which applies only to output.select: Best"
+            raise rule_error("training.validation", rule, "set output.select: Best, or remove patience")
+        return self
+
     @property
-    def preserves_prior(self) -> bool:
-        """Whether class images are used; by default, if the method can change what the model knows."""
-        enabled = self.prior_preservation.enabled
-        return self.training.traits.class_images if enabled is None else enabled
+    def preservation(self) -> PreservationMode:
+        """The mode of prior preservation. Defaults to Images, and to None if the method does not change the weights."""
+        return self.prior_preservation.mode or ("Images" if self.training.traits.changes_weights else "None")
+
+    @property
+    def uses_class_images(self) -> bool:
+        """Whether training learns class images."""
+        return self.preservation == "Images"
+
+    @property
+    def has_class_examples(self) -> bool:
+        """Whether each step trains on as many examples with the class prompt as instance images."""
+        return MODES[self.preservation].class_examples
+
+    @property
+    def prior_loss_weight(self) -> float | None:
+        """Weight of the prior loss; None if there is none."""
+        return self.prior_preservation.loss_weight or MODES[self.preservation].loss_weight
 
     @model_validator(mode="after")
-    def _class_images_make_sense(self) -> Self:
-        preservation, method = self.prior_preservation, self.training.method
-        if self.training.traits.class_images:
-            return self
-        for field, given in (
-            ("enabled", preservation.enabled),
-            ("numClassImages", preservation.num_class_images),
-            ("images", preservation.images),
-        ):
-            if given:
-                rule = f"method {method} does not change the model's weights, so there is no prior to preserve"
+    def _preservation_fits_the_method(self) -> Self:
+        given, mode, method = self.prior_preservation, self.preservation, self.training.method
+        present = [name for name in MODE_MEMBERS if getattr(given, name) not in (None, Sampler())]
+        if not self.training.traits.changes_weights:
+            for field in ([] if mode == "None" else ["mode"]) + [to_camel(name) for name in present]:
+                rule = f"method {method} does not change the model's weights, so prior preservation does not apply"
                 raise rule_error(f"priorPreservation.{field}", rule, f"remove {field}, or set training.method: LoRA")
+        for name in present:
+            if name not in MODES[mode].members:
+                field, others = to_camel(name), " or ".join(modes_with(name))
+                rule, remedy = f"does not apply to mode {mode}", f"remove {field}, or set mode: {others}"
+                raise rule_error(f"priorPreservation.{field}", rule, remedy)
         return self
 
 

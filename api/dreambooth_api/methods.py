@@ -19,7 +19,8 @@ class MethodTraits:
         kohya: whether the adapter is also published in kohya's layout.
         tokens: whether it trains the embeddings of new tokens, which replace the identifier. The text encoders' own
             weights stay frozen then.
-        class_images: whether prior preservation makes sense.
+        changes_weights: whether the weights of the model change. If not, prior preservation does not apply.
+        trains: whether it trains anything. If not, settings of the training do not apply.
         max_zero_stage: the highest ZeRO stage that it can be trained with.
     """
 
@@ -31,7 +32,8 @@ class MethodTraits:
     adapter: bool = False
     kohya: bool = False
     tokens: bool = False
-    class_images: bool = True
+    changes_weights: bool = True
+    trains: bool = True
     max_zero_stage: int = 3
 
 
@@ -54,7 +56,7 @@ METHODS = {
         formats=("embeddings", "diffusers"),
         default_formats=("embeddings",),
         tokens=True,
-        class_images=False,
+        changes_weights=False,
     ),
     "PivotalTuning": MethodTraits(
         "trains new tokens and low-rank adapters of the denoiser together",
@@ -64,6 +66,14 @@ METHODS = {
         adapter=True,
         kohya=True,
         tokens=True,
+    ),
+    "None": MethodTraits(
+        "trains nothing, and gives the images of the subject to an image-prompt adapter (IP-Adapter)",
+        members=("image_prompt",),
+        formats=("ip-adapter",),
+        default_formats=("ip-adapter",),
+        changes_weights=False,
+        trains=False,
     ),
 }
 MEMBERS = tuple(dict.fromkeys(member for traits in METHODS.values() for member in traits.members))
@@ -83,4 +93,5 @@ def methods_of_format(name: str) -> tuple[str, ...]:
 ADAPTER_WITH_TOKENS = tuple(name for name, traits in METHODS.items() if traits.adapter and traits.tokens)
 """Methods whose adapter and new tokens are trained together, so that one is of no use without the other."""
 TOKEN_METHODS = tuple(name for name, traits in METHODS.items() if traits.tokens)
-WITHOUT_CLASS_IMAGES = tuple(name for name, traits in METHODS.items() if not traits.class_images)
+WITHOUT_TRAINING = tuple(name for name, traits in METHODS.items() if not traits.trains)
+WITHOUT_PRIOR = tuple(name for name, traits in METHODS.items() if not traits.changes_weights)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from pydantic import Field
 
 from dreambooth_api.fields import Strict
 from dreambooth_api.uris import BUILTIN_SPRITES
+
+
+def public_name(model_id: str) -> str:
+    """A Hub ID, or the name of a local folder without its path, which others should not see."""
+    return Path(model_id).name if os.path.isabs(model_id) else model_id  # noqa: PTH117 - not a path if it is a Hub ID
 
 
 class ModelSource(Strict):

@@ -31,6 +31,7 @@ class ProgressMessage(Lenient):
     step: Count | None = None
     steps: Count | None = None
     saved_step: Count | None = None
+    selected_step: Count | None = None
     samples: Count | None = None
     world_size: Count | None = None
     loss: float | None = None

@@ -75,6 +75,22 @@ class TrainerPhase(StrEnum):
     PUBLISH = "Publish"
 
 
+# The condition that becomes true when the trainer completes a phase.
+COMPLETED_BY = (
+    (ConditionType.CLASS_IMAGES_READY, TrainerPhase.CLASS_IMAGES),
+    (ConditionType.TRAINED, TrainerPhase.TRAIN),
+    (ConditionType.EVALUATED, TrainerPhase.EVALUATE),
+    (ConditionType.PUBLISHED, TrainerPhase.PUBLISH),
+)
+PHASE_MESSAGES: Mapping[str, str] = {
+    TrainerPhase.PREPARE: "The trainer is preparing images and models.",
+    TrainerPhase.CLASS_IMAGES: "The trainer is generating class images.",
+    TrainerPhase.ENCODE: "The trainer is encoding images and prompts.",
+    TrainerPhase.TRAIN: "The trainer is training the model.",
+    TrainerPhase.EVALUATE: "The trainer is evaluating the model.",
+    TrainerPhase.PUBLISH: "The trainer is publishing the model.",
+}
+
 REASON = r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"
 MAX_REASON_LENGTH = 256
 MAX_MESSAGE_LENGTH = 4000
@@ -190,6 +206,9 @@ class TrainingStatus(Lenient):
     steps: Count | None = Field(default=None, description="Total optimizer steps.")
     saved_step: Count | None = Field(
         default=None, description="Steps in the last checkpoint, from which training continues after an interruption."
+    )
+    selected_step: Count | None = Field(
+        default=None, description="Step whose weights are published, if output.select is Best."
     )
     samples: Count | None = Field(
         default=None, description="Instance images used so far: completed steps x global batch size."

@@ -9,6 +9,7 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
 from dreambooth_api.fields import TOKEN, ObjectRef, Phrase, Strict, VolumeClaim, rule_error, shared
+from dreambooth_api.preservation import MODES, PreservationMode
 from dreambooth_api.uris import BUILTIN_SPRITES, BUILTIN_SUBJECT, OBJECT_STORES, SOURCE_URI
 from dreambooth_api.words import contains_word
 
@@ -135,16 +136,13 @@ class Sampler(Strict):
 
 
 class PriorPreservation(Strict):
-    """Prior preservation (paper, section 3.2).
+    """Prior preservation (paper, section 3.2): a second loss that preserves the model's prior for the class."""
 
-    The base model generates class images, and training on them keeps what the model knows about the class.
-    """
-
-    enabled: bool | None = Field(
+    mode: PreservationMode | None = Field(
         default=None,
-        description="Whether to train with prior preservation. Without it, expect language drift and less diverse "
-        "class images. Defaults to true; false for method TextualInversion, which leaves the model's weights as they "
-        "are, and which it cannot be enabled for.",
+        description=f"Prior loss. {'; '.join(f'{name}: {traits.description}' for name, traits in MODES.items())}. With "
+        "None, expect language drift and less diverse images of the class. Defaults to Images; None for method "
+        "TextualInversion, which does not change the model's weights and supports no other mode.",
     )
     num_class_images: int | None = Field(
         default=None,
@@ -152,24 +150,32 @@ class PriorPreservation(Strict):
         le=100_000,
         description="Number of class images, split evenly between the class prompts of several subjects. Defaults to "
         f"200 per subject image, at most {MAX_DEFAULT_CLASS_IMAGES}; {BUILTIN_SPRITES} has its own default. At most "
-        "steps x globalBatchSize are generated, because training uses no more.",
+        "steps x globalBatchSize are generated, because training uses no more. Only for mode Images.",
     )
     images: ImageSource | None = Field(
         default=None,
         description="Your own class images, for a single subject. They are used first, in the order of their names; "
-        "only the rest of numClassImages is generated, which then defaults to at least their number.",
+        "only the rest of numClassImages is generated, which then defaults to at least their number. Only for mode "
+        "Images.",
     )
-    loss_weight: float = Field(
-        default=1.0, gt=0, le=100, description="Weight of the prior-preservation loss (lambda in the paper)."
+    loss_weight: float | None = Field(
+        default=None,
+        gt=0,
+        le=100,
+        description="Weight of the prior loss (lambda in the paper). Defaults to "
+        f"{', '.join(f'{m.loss_weight:g} for {name}' for name, m in MODES.items() if m.loss_weight)}.",
     )
     class_prompt: Phrase | None = Field(
         default=None,
-        description='Prompt for generating class images and training on them. Defaults to "a <class>". With several '
-        "subjects, set subjects[].classPrompt instead.",
+        description="Class prompt, used for class images, for the prior loss and for the evaluation. "
+        'Defaults to "a <class>". With several subjects, set subjects[].classPrompt instead.',
     )
-    sampler: Sampler = Field(default_factory=shared(Sampler), description="Sampling settings for class images.")
+    sampler: Sampler = Field(
+        default_factory=shared(Sampler), description="Sampling settings for class images. Only for mode Images."
+    )
     sharing: Literal["Cluster", "Namespace", "Job"] = Field(
         default="Namespace",
-        description="Scope in which other jobs may reuse these class images. They contain no subject data. Cluster "
-        "means namespaces with the same key, see Share class images; without a key, it is the same as Namespace.",
+        description="Scope in which other jobs may reuse these class images, and the base model's images of the "
+        "evaluation. They contain no subject data. Cluster means namespaces with the same key, see Share class images; "
+        "without a key, it is the same as Namespace.",
     )

@@ -8,12 +8,15 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
 from dreambooth_api.deepspeed_keys import describe_issues, invalid_values, reserved_keys, unknown_keys
-from dreambooth_api.fields import Strict, rule_error, shared
+from dreambooth_api.fields import Strict, Template, rule_error, shared
+from dreambooth_api.imageprompt import ImagePrompt
 from dreambooth_api.methods import MEMBERS, METHODS, MethodTraits, methods_with
 from dreambooth_api.nesting import MAX_DEPTH, is_deeper
 from dreambooth_api.uris import BUILTIN_SPRITES
 
 DEFAULT_STEPS = 1000  # of the paper
+MAX_VALIDATIONS = 100  # each writes images, which are kept
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
 class TextEncoder(Strict):
@@ -100,10 +103,35 @@ class DeepSpeed(Strict):
         return self
 
 
+class Validation(Strict):
+    """Images that are generated during training, and their scores if the evaluation is enabled."""
+
+    prompts: list[Template] = Field(
+        min_length=1,
+        max_length=8,
+        description='Prompts; {} is replaced by the subject, for example "a {} on the beach". Each step that is '
+        "validated has one image for each prompt and subject, always from the same noise.",
+    )
+    every_steps: int = Field(
+        ge=1,
+        le=1_000_000,
+        description="Number of steps between validations, in addition to one before the first step and one after the "
+        f"last. It must give at most {MAX_VALIDATIONS} validations after steps.",
+    )
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_VALIDATIONS,
+        description="Number of validations in a row without a better step after which training stops. Requires "
+        "output.select: Best, whose rule decides which step is better. Defaults to none: training runs to its last "
+        "step.",
+    )
+
+
 class Training(Strict):
     """Fine-tuning hyperparameters. The loss is equation 2 of the paper."""
 
-    method: Literal["Full", "LoRA", "DoRA", "TextualInversion", "PivotalTuning"] = Field(
+    method: Literal["Full", "LoRA", "DoRA", "TextualInversion", "PivotalTuning", "None"] = Field(
         default="Full",
         description="Fine-tuning method. "
         + "; ".join(f"{name} {traits.description}" for name, traits in METHODS.items())
@@ -198,11 +226,27 @@ class Training(Strict):
         default=None,
         description=f"Settings of the new tokens, for method {' or '.join(methods_with('textual_inversion'))}.",
     )
+    image_prompt: ImagePrompt | None = Field(
+        default=None,
+        description=f"Settings of the image-prompt adapter, for method {' or '.join(methods_with('image_prompt'))}.",
+    )
     deepspeed: DeepSpeed = Field(default_factory=shared(DeepSpeed), description="DeepSpeed ZeRO settings.")
     checkpoint_every_steps: int | None = Field(
         default=None,
         ge=1,
         description="Number of steps between checkpoints, in addition to one every ten minutes.",
+    )
+    validation: Validation | None = Field(
+        default=None,
+        description="Images that are generated during training. They do not change the weights of a step; with "
+        "output.select: Best, their scores select the step that is published.",
+    )
+    report_to: list[Tracker] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=3,
+        description="Experiment trackers that receive losses, learning rate and validations. Each requires the extra "
+        "of its name. Credentials are read from environment variables.",
     )
     seed: int = Field(default=0, ge=0, lt=2**31, description="Seed for noise, data order and timesteps.")
 
@@ -221,6 +265,16 @@ class Training(Strict):
         """Number of new tokens per identifier."""
         return (self.textual_inversion or TextualInversion()).vectors
 
+    @property
+    def image_prompts(self) -> ImagePrompt | None:
+        """Settings of the image-prompt adapter, with defaults; None if the method has none."""
+        return (self.image_prompt or ImagePrompt()) if "image_prompt" in self.traits.members else None
+
+    @property
+    def trackers(self) -> tuple[Tracker, ...]:
+        """The experiment trackers of the job."""
+        return tuple(self.report_to or ())
+
     @model_validator(mode="after")
     def _only_members_of_the_method(self) -> Self:
         for name in MEMBERS:
@@ -229,6 +283,17 @@ class Training(Strict):
                 methods = " or ".join(methods_with(name))
                 rule = f"does not apply to method {self.method}"
                 raise rule_error(at, rule, f"remove {at}, or set method: {methods}")
+        return self
+
+    @model_validator(mode="after")
+    def _only_training_has_settings(self) -> Self:
+        if self.traits.trains:
+            return self
+        given = [to_camel(name) for name in SETTINGS_OF_TRAINING if getattr(self, name) != _default(name)]
+        if given:
+            fields = " and ".join(given)
+            rule = f"method {self.method} trains nothing, so {fields} {'does' if len(given) == 1 else 'do'} not apply"
+            raise rule_error(given[0], rule, f"remove {fields}, or set another method")
         return self
 
     @model_validator(mode="after")
@@ -244,3 +309,35 @@ class Training(Strict):
             if self.steps is not None and steps is not None and steps > self.steps:
                 raise rule_error(name, f"{steps} exceeds steps, which is {self.steps}", f"decrease {name}")
         return self
+
+    @model_validator(mode="after")
+    def _few_validations(self) -> Self:
+        interval = self.validation.every_steps if self.validation else None
+        if self.steps is not None and interval is not None and self.steps > MAX_VALIDATIONS * interval:
+            rule, remedy = too_many_validations(self.steps)
+            raise rule_error("validation.everySteps", f"{interval} {rule}", remedy)
+        return self
+
+    @model_validator(mode="after")
+    def _each_tracker_once(self) -> Self:
+        trackers = self.trackers
+        repeated = [name for index, name in enumerate(trackers) if name in trackers[:index]]
+        if repeated:
+            raise rule_error("reportTo", f"contains {repeated[0]} more than once", "list each tracker once")
+        return self
+
+
+SETTINGS_OF_TRAINING = tuple(
+    name for name in Training.model_fields if name not in (*MEMBERS, "method", "resolution", "precision", "seed")
+)
+"""Fields of `spec.training` that do not apply to a method that trains nothing. `MEMBERS` belong to other methods."""
+
+
+def _default(name: str) -> object:
+    return Training.model_fields[name].get_default(call_default_factory=True)
+
+
+def too_many_validations(steps: int) -> tuple[str, str]:
+    """Rule and remedy of an interval that gives more than MAX_VALIDATIONS validations."""
+    rule = f"gives more than {MAX_VALIDATIONS} validations in {steps} steps"
+    return rule, f"set {-(-steps // MAX_VALIDATIONS)} or more"

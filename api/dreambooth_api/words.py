@@ -10,6 +10,7 @@ _MARK = "\x01"
 _MARKED_WORD = re.compile(rf"(?:^|[^\w{_MARK}]|_){_MARK}(?:$|[^\w{_MARK}]|_)")
 
 
+_MARKED_WITH_SPACE = re.compile(rf" ?(?<![^\W_]){_MARK}(?![^\W_])")
 _MARKED_PART = re.compile(rf"[^\W_]{_MARK}|{_MARK}[^\W_]")
 
 
@@ -19,6 +20,12 @@ def contains_word(text: str, word: str) -> bool:
     `crd.rules` has the same rule in CEL.
     """
     return _MARKED_WORD.search(text.replace(word, _MARK)) is not None
+
+
+def without_word(text: str, word: str) -> str:
+    """`text` without a word that it contains, and without the space before it: "a sks dog" becomes "a dog"."""
+    without = _MARKED_WITH_SPACE.sub("", text.replace(word, _MARK))
+    return without.replace(_MARK, word).strip()  # parts of other words stay
 
 
 def inside_word(text: str, word: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from dreambooth_api.job import Output
+from dreambooth_api.output import Output
 from dreambooth_api.runtime import Storage
 from dreambooth_api.subject import ImageSource
 

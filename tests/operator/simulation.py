@@ -10,6 +10,7 @@ import dataclasses
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from dreambooth_api.merge import merge
 from dreambooth_api.progress import ProgressMessage
 from dreambooth_api.runtime import Bounds, RuntimeSpec, Storage
 from dreambooth_api.status import Failure, JobStatus, ReportedStatus, TrainerPhase
@@ -40,7 +41,6 @@ from dreambooth_operator.controller.resolve import ResolutionError, ResolvedJob,
 from dreambooth_operator.controller.settings import Settings
 from dreambooth_operator.machinery.resources import CONFIG_MAPS, Json, Resource
 from dreambooth_operator.resources import BATCH_JOBS, RAY_JOBS
-from dreambooth_operator.statusserver.merge import merge
 
 SETTINGS = Settings(retry_seconds=10, head_grace_seconds=60, pods_ready_seconds=200)
 BOUNDS = Bounds(outputs=["s3://b"])

@@ -40,13 +40,13 @@ HARMLESS = {
     **dict.fromkeys(
         (
             "subject.class", "subject.identifier", "subject.instancePrompt", "subject.captions{}",
-            "priorPreservation.classPrompt", "evaluation.prompts[]",
+            "priorPreservation.classPrompt", "evaluation.prompts[]", "training.validation.prompts[]",
         ),
         TEXT,
     ),
     **dict.fromkeys(
         (
-            "priorPreservation.enabled", "priorPreservation.lossWeight", "priorPreservation.sampler.scheduler",
+            "priorPreservation.mode", "priorPreservation.lossWeight", "priorPreservation.sampler.scheduler",
             "priorPreservation.sampler.steps", "priorPreservation.sampler.guidanceScale",
             "training.learningRate", "training.lrScheduler", "training.warmupSteps", "training.globalBatchSize",
             "training.gradientAccumulationSteps", "training.gradientCheckpointing", "training.maxGradNorm",
@@ -61,12 +61,20 @@ HARMLESS = {
         TIME,
     ),
     **dict.fromkeys(
-        ("training.method", "training.precision", "training.optimizer", "training.compile"), CHOICE
+        (
+            "training.method", "training.imagePrompt.scale", "training.precision", "training.optimizer",
+            "training.compile", "output.select",
+        ),
+        CHOICE,
     ),
     **dict.fromkeys(
         ("training.checkpointEverySteps", "output.formats[]", "output.keepCheckpoints", "output.deletionPolicy"),
         OWN_FOLDER,
     ),
+    "training.imagePrompt.adapter.weights": "a safetensors file of the adapter, whose id and revision are bounded",
+    "training.validation.everySteps": "at most 100 validations of 64 images, kept in the job's own folder",
+    "training.validation.patience": "only ends a training earlier",
+    "training.reportTo[]": "servers, credentials and the way out of the network are the runtime's",
     "training.deepspeed.config{}": "an allow-list of keys, none of which is a path",
     "priorPreservation.sharing": "the place is the runtime's, and is accessed with credentials of the namespace",
     "cluster.elastic.minWorkers": "is at most maxWorkers, which is bounded",
@@ -103,6 +111,12 @@ EXCEEDING: dict[str, dict[str, Any]] = {
     "model.superResolution.id": {"model": {"superResolution": {"id": "evil/model"}, "id": "org/model"}},
     "model.superResolution.revision": {
         "model": {"id": "org/model", "superResolution": {"id": "org/second", "revision": "main"}}
+    },
+    "training.imagePrompt.adapter.id": {
+        "training": {"method": "None", "imagePrompt": {"adapter": {"id": "evil/adapter"}}}
+    },
+    "training.imagePrompt.adapter.revision": {
+        "training": {"method": "None", "imagePrompt": {"adapter": {"id": "org/model", "revision": "main"}}}
     },
     "priorPreservation.numClassImages": {"priorPreservation": {"numClassImages": 5001}},
     "training.steps": {"training": {"steps": 10_001}},
@@ -187,6 +201,12 @@ ALLOWED = {
     "a super-resolution model": (
         {"model": {"id": "b/c", "superResolution": {"id": "b/d", "revision": "v1"}}}, {"models": ["b/c", "b/d@v1"]}
     ),
+    "an adapter": (
+        {"training": {"method": "None", "imagePrompt": {"adapter": {"id": "b/c", "revision": "v1"}}}},
+        {"models": ["b/c@v1"]},
+    ),
+    "the adapter of the built-in model": ({"training": {"method": "None", "imagePrompt": {"scale": 0.5}}}, {}),
+    "no steps, because nothing is trained": ({"training": {"method": "None"}}, {"maxSteps": 1}),
     "a default encoder": ({"evaluation": {"encoders": {"dino": "facebook/dino-vits16"}}}, {}),
     "an encoder": ({"evaluation": {"encoders": {"dino": "a/b"}}}, {"encoders": ["a/b"]}),
     "resources": ({"cluster": {"resources": {"cpu": "8", "memory": "32Gi"}}}, {"maxCpu": "8", "maxMemory": "32Gi"}),
@@ -228,6 +248,10 @@ STILL_DENIED = {
     "another revision of an allowed model": ({"model": {"id": "b/c", "revision": "v2"}}, {"models": ["b/c", "b/c@v1"]}),
     "a super-resolution model beside an allowed model": (
         {"model": {"id": "b/c", "superResolution": {"id": "b/d"}}}, {"models": ["b/c"]}
+    ),
+    "another revision of an allowed adapter": (
+        {"training": {"method": "None", "imagePrompt": {"adapter": {"id": "b/c", "revision": "v2"}}}},
+        {"models": ["b/c", "b/c@v1"]},
     ),
     "an allowed model without its revision": ({"model": {"id": "b/c"}}, {"models": ["b/c@v1"]}),
     "another value of the runtime's label": (
@@ -356,7 +380,7 @@ def test_the_default_steps_of_several_subjects_are_bounded() -> None:
 
 
 def test_class_images_are_not_bounded_without_prior_preservation() -> None:
-    assert message({"priorPreservation": {"enabled": False}}, maxClassImages=1) == ""
+    assert message({"priorPreservation": {"mode": "Bound"}}, maxClassImages=1) == ""
 
 
 def test_defaults_of_the_runtime_are_within_its_bounds() -> None:

@@ -41,7 +41,7 @@ ALLOWED: dict[str, dict[str, Any]] = {
     "the steps of the runtime": {"training": {"steps": 200}},
     "the resolution of the runtime": {"training": {"resolution": 512}},
     "the class images of the runtime": {"priorPreservation": {"numClassImages": 9000}},
-    "no class images": {"priorPreservation": {"enabled": False, "numClassImages": 99999}},
+    "no class images": {"priorPreservation": {"mode": "Prediction"}},
     "its own model": {"model": {"id": "org/model"}},
     "its own revision": {"model": {"id": "org/model", "revision": "abc"}},
     "another model": {"model": {"id": "org/other"}},
@@ -75,7 +75,7 @@ TWO_SUBJECTS = {
     "subject": None,
     "subjects": [{"images": {"uri": "s3://b/x"}, "class": "dog", "identifier": i} for i in ("sks", "zwx")],
 }
-NO_CLASS_IMAGES = {"priorPreservation": {"enabled": False}}
+NO_CLASS_IMAGES = {"priorPreservation": {"mode": "None"}}
 # Bounds and defaults of a runtime, fields of a job, and the message, which is empty if the job is accepted.
 OMITTED: dict[str, tuple[dict[str, int], dict[str, int], dict[str, Any], str]] = {
     "steps": ({"maxSteps": 999}, {}, {}, "training.steps: is not set and defaults to up to 1000"),
@@ -91,6 +91,7 @@ OMITTED: dict[str, tuple[dict[str, int], dict[str, int], dict[str, Any], str]] =
     "images-of-the-runtime": ({"maxClassImages": 9}, {"numClassImages": 500}, {}, ""),
     "no-images": ({"maxClassImages": 9}, {}, NO_CLASS_IMAGES, ""),
     "no-images-by-method": ({"maxClassImages": 9}, {}, {"training": {"method": "TextualInversion"}}, ""),
+    "no-steps-by-method": ({"maxSteps": 1}, {}, {"training": {"method": "None"}}, ""),
     "resolution": ({"maxResolution": 512}, {}, {}, "training.resolution: is not set and has a default that depends on"),
     "resolution-of-the-job": ({"maxResolution": 512}, {}, {"training": {"resolution": 512}}, ""),
     "resolution-of-the-runtime": ({"maxResolution": 512}, {"resolution": 1024}, {}, ""),
@@ -165,7 +166,7 @@ def test_job_that_exceeds_a_bound_is_not_accepted(policy: ControlPlane, namespac
 
 @pytest.mark.parametrize("case", ALLOWED)
 def test_what_a_runtime_allows_is_accepted(policy: ControlPlane, namespace: str, case: str) -> None:
-    steps = {"training": {"steps": 50}, "priorPreservation": {"enabled": False}}
+    steps = {"training": {"steps": 50}, "priorPreservation": {"mode": "None"}}
     assert not operator_rejects(WIDE, {**steps, **ALLOWED[case]})
     assert answer(policy, namespace, "wide", ALLOWED[case]) == ""
 
@@ -240,7 +241,7 @@ def test_update_is_judged_by_what_it_changes(policy: ControlPlane, namespace: st
         ('{"training":{"steps":400}}', "steps: 400 exceeds 100"),
         ('{"cluster":{"workers":3}}', "workers: 3 exceeds 2"),
         ('{"runPolicy":{"activeDeadlineSeconds":61}}', "activeDeadlineSeconds: 61 exceeds 60"),
-        ('{"priorPreservation":{"enabled":true}}', "numClassImages: is not set and defaults to up to 1000"),
+        ('{"priorPreservation":{"mode":"Images"}}', "numClassImages: is not set and defaults to up to 1000"),
         ('{"cluster":{"image":"evil"}}', "cluster.image: evil is not allowed"),
     ):
         with pytest.raises(ProcessError, match=message):

@@ -472,6 +472,13 @@ def test_pods_of_ray_have_time_to_save_a_checkpoint_before_they_end() -> None:
     assert "terminationGracePeriodSeconds" not in pod
 
 
+def test_a_worker_that_waits_for_the_head_ends_at_once() -> None:
+    cluster = children(job_with({}))["RayJob"]["spec"]["rayClusterSpec"]
+    head, worker = (group["template"]["spec"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]))
+    assert worker["shareProcessNamespace"], "the shell of KubeRay's init container is not process 1, and gets SIGTERM"
+    assert "shareProcessNamespace" not in head, "the autoscaler's token stays in its container"
+
+
 @pytest.mark.parametrize("name", ["dog", "3dogs", "a" * 63, "a-" * 31 + "a", "-"])
 def test_names_are_valid_for_kuberay_and_unique_per_attempt(name: str) -> None:
     job = job_with({}, name=name)

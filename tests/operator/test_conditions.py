@@ -49,6 +49,19 @@ def test_disabled_phases_are_skipped() -> None:
     assert found["Published"] == ("Unknown", "NotReported")
 
 
+def test_class_images_are_skipped_in_modes_without_them() -> None:
+    job = make_job()
+    assert job.spec
+    preservation = job.spec.prior_preservation.model_copy(update={"mode": "Prediction"})
+    spec = job.spec.model_copy(update={"prior_preservation": preservation})
+    world = World(dataclasses.replace(job, spec=spec))
+    world.reconcile()
+    running(world)
+    world.report(TrainerPhase.TRAIN)
+    world.reconcile()
+    assert conditions(world)["ClassImagesReady"] == ("True", "Skipped")
+
+
 def test_conditions_are_unknown_until_they_are_reported() -> None:
     world = World(make_job())
     world.reconcile()

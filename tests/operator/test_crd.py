@@ -30,6 +30,12 @@ PIVOTAL = {"method": "PivotalTuning"}
 DOG = {"images": {"configMap": {"name": "photos"}}, "class": "dog"}
 CAT = {**DOG, "class": "cat", "identifier": "ohwx"}
 
+BEST = {
+    **MINIMAL["spec"],
+    "training": {"validation": {"prompts": ["a {} on the beach"], "everySteps": 10, "patience": 3}},
+    "output": {"uri": "s3://models/dog", "select": "Best"},
+}
+
 
 def spec_of(subjects: list[dict[str, Any]], **more: object) -> dict[str, Any]:
     return {"subjects": subjects, "output": {"uri": "s3://models/pets"}, **more}
@@ -80,6 +86,27 @@ INVALID = {
     "no checkpoint": (
         "spec.training", {"steps": 10, "checkpointEverySteps": 20}, "or no checkpoint is saved: decrease it",
     ),
+    "too many validations": (
+        "spec.training", {"steps": 1001, "validation": {"prompts": ["a {}"], "everySteps": 10}},
+        "validation.everySteps gives more than 100 validations: increase it",
+    ),
+    "an interval too large for the rule about it": (
+        "spec.training", {"steps": 10, "validation": {"prompts": ["a {}"], "everySteps": 10**17}},
+        "should be less than or equal to",
+    ),
+    "the best step without validations": ("spec.output.select", "Best", "set training.validation and"),
+    "the best step without scores": (
+        "spec", {**BEST, "evaluation": {"enabled": False}}, "evaluation.enabled: true, or remove select",
+    ),
+    "patience for the last step": (
+        "spec.training", BEST["training"], "training.validation.patience applies only to output.select: Best: set it",
+    ),
+    "a validation prompt without a placeholder": (
+        "spec.training", {"validation": {"prompts": ["a dog"], "everySteps": 10}}, "should match",
+    ),
+    "a tracker twice": (
+        "spec.training", {"reportTo": ["wandb", "wandb"]}, "reportTo contains a tracker more than once: list each",
+    ),
     "thresholds without an evaluation": (
         "spec.evaluation", {"enabled": False, "thresholds": {"dino": 0.6}}, "thresholds require scores",
     ),
@@ -91,20 +118,62 @@ INVALID = {
     "tokens of another method": (
         "spec.training", {"textualInversion": {}}, "or set method: TextualInversion",
     ),
+    "an image-prompt adapter of another method": (
+        "spec.training", {"imagePrompt": {}}, "imagePrompt does not apply to this method: remove imagePrompt, or set",
+    ),
+    "an adapter that is no safetensors file": (
+        "spec.training", {"method": "None", "imagePrompt": {"adapter": {"id": "a/b", "weights": "x.bin"}}},
+        "should match",
+    ),
+    **{
+        f"{field} without training": (
+            "spec.training", {"method": "None", field: value}, "method None trains nothing, so settings of the training"
+        )
+        for field, value in (
+            ("steps", 5), ("lrScheduler", "Cosine"), ("maxGradNorm", 2), ("warmupSteps", 1), ("randomFlip", True),
+            ("textEncoder", {"train": True}), ("deepspeed", {"stage": "2"}),
+            ("validation", {"prompts": ["a {}"], "everySteps": 1}),
+        )
+    },
     "a trained text encoder with new tokens": (
         "spec.training", {"method": "TextualInversion", "textEncoder": {"train": True}}, "remove textEncoder.train",
     ),
-    "class images for new tokens": (
-        "spec", {**MINIMAL["spec"], "training": INVERSION, "priorPreservation": {"enabled": True}},
-        "remove enabled, numClassImages and images, or set training.method: LoRA",
+    **{
+        f"{field} for new tokens": (
+            "spec", {**MINIMAL["spec"], "training": INVERSION, "priorPreservation": {field: value}},
+            "remove mode, numClassImages, images, sampler, lossWeight, or set training.method: LoRA",
+        )
+        for field, value in (
+            ("mode", "Images"), ("numClassImages", 10), ("sampler", {"steps": 5}), ("lossWeight", 0.5),
+        )
+    },
+    "an unknown mode": ("spec.priorPreservation.mode", "Images and more", "supported values"),
+    "a number of class images without them": (
+        "spec.priorPreservation", {"mode": "Prediction", "numClassImages": 10},
+        "numClassImages does not apply to this mode: remove numClassImages, or set mode: Images",
     ),
-    "a number of class images for new tokens": (
-        "spec", {**MINIMAL["spec"], "training": INVERSION, "priorPreservation": {"numClassImages": 10}},
-        "remove enabled, numClassImages and images, or set training.method: LoRA",
+    "own class images without class images": (
+        "spec.priorPreservation", {"mode": "Bound", "images": {"configMap": {"name": "p"}}},
+        "images does not apply to this mode: remove images, or set mode: Images",
+    ),
+    "a sampler without class images": (
+        "spec.priorPreservation", {"mode": "None", "sampler": {"scheduler": "DPMSolverMultistep"}},
+        "sampler does not apply to this mode: remove sampler, or set mode: Images",
+    ),
+    "a weight without a prior loss": (
+        "spec.priorPreservation", {"mode": "None", "lossWeight": 1},
+        "lossWeight does not apply to this mode: remove lossWeight, or set mode: Images or Prediction or Bound",
     ),
     "a single file with new tokens": (
         "spec", {**MINIMAL["spec"], "training": INVERSION, "output": {"formats": ["safetensors"]}},
         "remove safetensors, or set training.method: Full or LoRA or DoRA",
+    ),
+    "a complete model without training": (
+        "spec", {**MINIMAL["spec"], "training": {"method": "None"}, "output": {"formats": ["diffusers"]}},
+        "remove diffusers, or set training.method: Full or LoRA",
+    ),
+    "an image-prompt adapter of method Full": (
+        "spec.output.formats", ["ip-adapter"], "remove ip-adapter, or set training.method: None",
     ),
     "new tokens of method Full": (
         "spec.output.formats", ["embeddings"], "remove embeddings, or set training.method: TextualInversion",
@@ -176,6 +245,14 @@ def test_invalid_job_is_rejected_with_a_message(plane: ControlPlane, case: str) 
 
 
 VALID = {
+    "a validation and all trackers": (
+        "spec.training",
+        {
+            "steps": 1000, "reportTo": ["tensorboard", "wandb", "mlflow"],
+            "validation": {"prompts": ["a {} on the beach"], "everySteps": 10},
+        },
+    ),
+    "the best step": ("spec", BEST),
     "an output on the Hub": ("spec.output.uri", "hf://team/my-dog_1.0"),
     "an adapter with its tokens": (
         "spec", {**MINIMAL["spec"], "training": PIVOTAL, "output": {"formats": ["embeddings", "lora"]}},
@@ -199,6 +276,10 @@ VALID = {
     "two subjects": ("spec", spec_of([DOG, {**CAT, "classPrompt": "a cat", "captions": {"1.png": "ohwx asleep"}}])),
     "several subjects with selected identifiers": ("spec", spec_of([{**DOG, "identifier": "auto"}] * 8)),
     "a class prompt with a word that contains the identifier": ("spec.priorPreservation.classPrompt", "a dog on sksy"),
+    "no preservation, and the scope and prompt of the evaluation": (
+        "spec.priorPreservation", {"mode": "None", "sharing": "Job", "classPrompt": "a pet", "sampler": {}},
+    ),
+    "a bound with a weight": ("spec.priorPreservation", {"mode": "Bound", "lossWeight": 0.5}),
 }  # fmt: skip
 
 
@@ -222,11 +303,16 @@ SAME_JOBS: list[dict[str, Any]] = [
     {"training": {}},
     {"training": {"deepspeed": {"stage": "2"}, "textEncoder": {"train": True}}},
     {"training": {"method": "LoRA", "lora": {"rank": 4}}},
-    {"training": {"method": "TextualInversion", "textualInversion": {}}, "priorPreservation": {"enabled": False}},
-    {"priorPreservation": {"enabled": False, "sampler": {"steps": 5}}},
+    {"training": {"validation": {"prompts": ["a {}"], "everySteps": 50}, "reportTo": ["tensorboard"]}},
+    {"training": {"method": "TextualInversion", "textualInversion": {}}, "priorPreservation": {"mode": "None"}},
+    {"training": {"method": "None", "imagePrompt": {"adapter": {"id": "a/b"}, "scale": 0.5}, "resolution": 64}},
+    {"priorPreservation": {"mode": "Bound", "lossWeight": 0.5, "sampler": {}}},
+    {"priorPreservation": {"mode": "Prediction"}},
+    {"priorPreservation": {"mode": "Images", "sampler": {"steps": 5}}},
     {"priorPreservation": {"images": {"pvc": {"claimName": "photos", "path": "dogs"}}}},
     {"evaluation": {"thresholds": {"dino": 0.5}, "encoders": {"clip": "a/b"}}},
     {"output": {"pvc": {"claimName": "models"}}},
+    {key: BEST[key] for key in ("output", "training")},
     {"output": {"formats": ["lora", "safetensors"]}, "training": {"method": "LoRA"}},
     {"cluster": {"workers": 2, "resources": {"gpu": 2}}},
     {"cluster": {"elastic": {"minWorkers": 1, "maxWorkers": 2}, "tolerations": [{"key": "a"}]}},

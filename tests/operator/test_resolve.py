@@ -37,7 +37,10 @@ def test_runtime_defaults_apply_only_to_unset_fields() -> None:
     assert {name: found[to_snake(name)] for name in defaults} == defaults
     own = with_defaults(read_spec({"priorPreservation": {"numClassImages": 5}}), runtime)
     assert own.prior_preservation.num_class_images == 5
-    assert type(own).model_validate(own.model_dump(by_alias=True)) == own, "no field is misnamed"
+    without = with_defaults(read_spec({"priorPreservation": {"mode": "Prediction"}}), runtime)
+    assert without.prior_preservation.num_class_images is None, "it does not apply to this mode"
+    for filled in (own, without):
+        assert type(filled).model_validate(filled.model_dump(by_alias=True)) == filled, "no field is misnamed"
 
 
 BOUNDED = {

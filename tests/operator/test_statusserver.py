@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulation import World, make_job
 
+from dreambooth_api.merge import is_milestone, merge
 from dreambooth_api.progress import ProgressMessage, parse_message
 from dreambooth_api.status import (
     REASON,
@@ -24,7 +25,6 @@ from dreambooth_api.status import (
     legal_reason,
     parse_status,
 )
-from dreambooth_operator.statusserver.merge import is_milestone, merge
 
 NOW = datetime(2026, 11, 24, 7, 0, 0, 123, tzinfo=UTC)
 
@@ -79,6 +79,22 @@ def test_the_saved_step_is_reported_and_kept_for_the_next_attempt() -> None:
     training = merged_status(*reports, attempts=(1, 2)).training
     assert training
     assert training.saved_step == 4
+
+
+def test_the_selected_step_is_reported_and_kept_for_the_next_attempt() -> None:
+    reports = {"phase": "Train", "step": 8, "steps": 10, "selectedStep": 4}, {"phase": "Prepare"}
+    training = merged_status(*reports, attempts=(1, 2)).training
+    assert training
+    assert (training.step, training.selected_step) == (8, 4)
+
+
+def test_an_attempt_that_trains_again_does_not_keep_the_selected_step() -> None:
+    before = {"phase": "Train", "step": 8, "steps": 10, "selectedStep": 4}
+    after = {"phase": "Prepare"}, {"phase": "Train"}, {"step": 10}, {"step": 10, "selectedStep": 6}, {"step": 10}
+    selected = [
+        status.training and status.training.selected_step for status in statuses(before, *after, attempts=(1, *[2] * 5))
+    ]
+    assert selected == [4, 4, None, None, 6, 6]
 
 
 def test_remaining_time_is_removed_when_training_ends() -> None:
@@ -238,6 +254,7 @@ TRAINING: dict[str, object] = {"phase": "Train", "step": 1, "steps": 10, "loss":
         ({"phase": "Evaluate"}, True),
         ({"step": 10, "steps": 10}, True),
         ({"step": 5, "savedStep": 4}, True),
+        ({"step": 5, "selectedStep": 4}, True),
         ({"classImages": {"wanted": 2}}, True),
         ({"scores": {"dino": 0.2}}, True),
         ({"subjectScores": {"sks": {"dino": 0.2}}}, True),

@@ -58,8 +58,7 @@ def _numbers(spec: JobSpec, runtime: RuntimeSpec, by: str) -> Iterator[str]:
     """The last column is the highest value that the trainer chooses for an omitted field; None if it is not known."""
     bounds, defaults, preservation = runtime.bounds, runtime.defaults, spec.prior_preservation
     default_steps = DEFAULT_STEPS * len(spec.all_subjects)
-    rows = [
-        ("training.steps", "steps", spec.training.steps, bounds.max_steps, defaults.steps, default_steps),
+    rows: list[tuple[str, str, int | None, int | None, int | None, int | None]] = [
         (
             "training.resolution",
             "resolution",
@@ -77,7 +76,9 @@ def _numbers(spec: JobSpec, runtime: RuntimeSpec, by: str) -> Iterator[str]:
             None,
         ),
     ]
-    if spec.preserves_prior:
+    if spec.training.traits.trains:
+        rows.append(("training.steps", "steps", spec.training.steps, bounds.max_steps, defaults.steps, default_steps))
+    if spec.uses_class_images:
         images, default = preservation.num_class_images, defaults.num_class_images
         path, bound = "priorPreservation.numClassImages", bounds.max_class_images
         rows.append((path, "numClassImages", images, bound, default, MAX_DEFAULT_CLASS_IMAGES))
@@ -142,6 +143,7 @@ def _models(spec: JobSpec, runtime: RuntimeSpec, by: str) -> Iterator[str]:
         allowed = ", ".join((own, *bounds.models))
         yield f"spec.model.id: {model!r} is not allowed by {by}; set id, or id and revision, to one of: {allowed}"
     yield from _super_resolution(spec.model or runtime.model, runtime, by)
+    yield from _image_prompt(spec, runtime, by)
     for field, encoder in spec.evaluation.encoders:
         if encoder is not None and encoder not in (*DEFAULT_ENCODERS, *bounds.encoders):
             allowed = ", ".join((*DEFAULT_ENCODERS, *bounds.encoders))
@@ -158,6 +160,15 @@ def _super_resolution(model: BaseModelRef, runtime: RuntimeSpec, by: str) -> Ite
         path = "spec.model.superResolution.id"
         remedy = f"set id, or id and revision, to one of: {', '.join(allowed)}" if allowed else "remove superResolution"
         yield f"{path}: {second!r} is not allowed by {by}; {remedy}"
+
+
+def _image_prompt(spec: JobSpec, runtime: RuntimeSpec, by: str) -> Iterator[str]:
+    settings, allowed = spec.training.image_prompt, runtime.bounds.models
+    adapter = settings and settings.adapter
+    if adapter is not None and _reference(adapter) not in allowed:
+        path = "spec.training.imagePrompt.adapter.id"
+        remedy = f"set id, or id and revision, to one of: {', '.join(allowed)}" if allowed else "remove adapter"
+        yield f"{path}: {_reference(adapter)!r} is not allowed by {by}; {remedy}"
 
 
 def _placement(spec: JobSpec, runtime: RuntimeSpec, by: str) -> Iterator[str]:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 
 from dreambooth_api.environment import IMAGES_PATH, OUTPUT_PATH
-from dreambooth_api.job import Cluster, JobSpec, Output
+from dreambooth_api.job import Cluster, JobSpec
+from dreambooth_api.output import Output
 from dreambooth_api.runtime import RuntimeSpec, WorkerResources
 from dreambooth_api.started import StartedModel, StartedModelSource, StartedRunPolicy, StartedWith
 from dreambooth_api.subject import ImageSource, Subject

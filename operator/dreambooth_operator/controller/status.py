@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dreambooth_api.status import ConditionType, JobStatus, Report, TrainerPhase, fit_message
+from dreambooth_api.status import (
+    COMPLETED_BY,
+    PHASE_MESSAGES,
+    ConditionType,
+    JobStatus,
+    Report,
+    TrainerPhase,
+    fit_message,
+)
 from dreambooth_operator.controller.builder import DecisionBuilder
 from dreambooth_operator.controller.failures import report_of_attempt
 from dreambooth_operator.controller.observed import RayCluster
@@ -13,21 +21,6 @@ from dreambooth_operator.controller.observed_pods import Pod
 from dreambooth_operator.controller.resolve import ResolutionError
 
 _C = ConditionType
-# The condition that becomes true when the trainer completes a phase.
-_COMPLETED_BY = (
-    (_C.CLASS_IMAGES_READY, TrainerPhase.CLASS_IMAGES),
-    (_C.TRAINED, TrainerPhase.TRAIN),
-    (_C.EVALUATED, TrainerPhase.EVALUATE),
-    (_C.PUBLISHED, TrainerPhase.PUBLISH),
-)
-_PHASE_MESSAGES: dict[str, str] = {
-    TrainerPhase.PREPARE: "The trainer is preparing images and models.",
-    TrainerPhase.CLASS_IMAGES: "The trainer is generating class images.",
-    TrainerPhase.ENCODE: "The trainer is encoding images and prompts.",
-    TrainerPhase.TRAIN: "The trainer is training the model.",
-    TrainerPhase.EVALUATE: "The trainer is evaluating the model.",
-    TrainerPhase.PUBLISH: "The trainer is publishing the model.",
-}
 _NOT_REPORTED = (
     "The trainer succeeded, but its last report did not arrive. Check the job's output, for example with kubectl "
     "dreambooth images."
@@ -67,7 +60,7 @@ def running_message(builder: DecisionBuilder, cluster: RayCluster | None, *, run
     report = report_of_attempt(builder.status)
     if not running or report is None or report.phase is None:
         return "The trainer is starting."
-    return _PHASE_MESSAGES.get(report.phase, f"The trainer is in phase {report.phase}.")
+    return PHASE_MESSAGES.get(report.phase, f"The trainer is in phase {report.phase}.")
 
 
 def set_success_conditions(builder: DecisionBuilder) -> str:
@@ -78,7 +71,7 @@ def set_success_conditions(builder: DecisionBuilder) -> str:
     """
     builder.set_condition(_C.CLUSTER_READY, "True", "Finished", "The Ray cluster has finished and was deleted.")
     completed = _completed(builder) | _disabled(builder)
-    for kind, _ in _COMPLETED_BY:
+    for kind, _ in COMPLETED_BY:
         if kind in completed:
             _set_completed(builder, kind)
         else:
@@ -113,7 +106,7 @@ def _set_phase_conditions(builder: DecisionBuilder) -> None:
     if report is None or not _is_known(report):
         return
     completed = _completed(builder)
-    for kind, phase in _COMPLETED_BY:
+    for kind, phase in COMPLETED_BY:
         if kind in completed:
             _set_completed(builder, kind)
         else:
@@ -149,7 +142,7 @@ def _completed(builder: DecisionBuilder) -> set[ConditionType]:
         reached = max(reached, order.index(TrainerPhase.EVALUATE))
     if status.output:
         reached = len(order)
-    completed = {kind for kind, phase in _COMPLETED_BY if reached > order.index(phase)} - {_C.EVALUATED}
+    completed = {kind for kind, phase in COMPLETED_BY if reached > order.index(phase)} - {_C.EVALUATED}
     if status.scores or (_C.EVALUATED in _disabled(builder) and reached > order.index(TrainerPhase.EVALUATE)):
         completed.add(_C.EVALUATED)
     return completed
@@ -165,7 +158,7 @@ def _disabled(builder: DecisionBuilder) -> set[ConditionType]:
     """Conditions of the phases that the job disables. If its spec is not valid any more, those of before."""
     spec = builder.job.spec
     if spec is None:
-        skipped = (kind for kind, _ in _COMPLETED_BY if (old := builder.condition(kind)) and old.reason == "Skipped")
+        skipped = (kind for kind, _ in COMPLETED_BY if (old := builder.condition(kind)) and old.reason == "Skipped")
         return set(skipped)
-    enabled = {_C.CLASS_IMAGES_READY: spec.preserves_prior, _C.EVALUATED: spec.evaluation.enabled}
+    enabled = {_C.CLASS_IMAGES_READY: spec.uses_class_images, _C.EVALUATED: spec.evaluation.enabled}
     return {kind for kind, is_enabled in enabled.items() if not is_enabled}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dreambooth_api.job import DEFAULT_ENCODERS
-from dreambooth_api.methods import WITHOUT_CLASS_IMAGES
+from dreambooth_api.methods import WITHOUT_PRIOR, WITHOUT_TRAINING
 from dreambooth_api.runtime import NAMESPACE_PLACEHOLDER
 from dreambooth_api.runtimeref import DEFAULT_RUNTIME, LOCAL_RUNTIME_KIND
 from dreambooth_api.subject import MAX_DEFAULT_CLASS_IMAGES
@@ -65,6 +65,11 @@ _VARIABLES = {
     "object.spec.model.superResolution.id == params.spec.model.superResolution.id) ? variables.ownSuperResolution : "
     "object.spec.model.superResolution.id + (has(object.spec.model.superResolution.revision) ? '@' + "
     "object.spec.model.superResolution.revision : '')",
+    "hasAdapter": "has(object.spec.training) && has(object.spec.training.imagePrompt) && "
+    "has(object.spec.training.imagePrompt.adapter)",
+    "adapter": "!variables.hasAdapter ? '' : object.spec.training.imagePrompt.adapter.id + "
+    "(has(object.spec.training.imagePrompt.adapter.revision) ? '@' + "
+    "object.spec.training.imagePrompt.adapter.revision : '')",
     "outputs": f"{_list('outputs')}.map(e, e.replace('{NAMESPACE_PLACEHOLDER}', object.metadata.namespace))",
     "folder": "has(object.spec.output.pvc) && has(object.spec.output.pvc.path) && object.spec.output.pvc.path != '' ? "
     "object.spec.output.pvc.path : object.metadata.name",
@@ -177,15 +182,28 @@ def _numbers() -> list[_Rule]:
         found.append(_Rule((omitted, "subjects"), holds, message))
     message = _omitted(path, "has a default that depends on the model", limit)
     found.append(_rule(path, f"has({own}) || !has({limit}) || has({default})", message))
-    return [_unless_disabled(rule) if rule.fields[0].startswith("priorPreservation.") else rule for rule in found]
+    return [_where_it_applies(rule) for rule in found]
+
+
+def _where_it_applies(rule: _Rule) -> _Rule:
+    if rule.fields[0] == "training.steps":
+        return _unless_untrained(rule)
+    return _unless_disabled(rule) if rule.fields[0].startswith("priorPreservation.") else rule
+
+
+def _unless_untrained(rule: _Rule) -> _Rule:
+    """Methods in `WITHOUT_TRAINING` have no steps."""
+    method = "training.method"
+    untrained = f"(has({_value(method)}) && {_value(method)} in {list(WITHOUT_TRAINING)})"
+    return _Rule((*rule.fields, method), f"{untrained} || {rule.holds}", rule.message)
 
 
 def _unless_disabled(rule: _Rule) -> _Rule:
-    """A disabled phase needs no bound. The CRD lets no job of these methods enable it."""
-    enabled, method = "priorPreservation.enabled", "training.method"
-    without = f"has({_value(method)}) && {_value(method)} in {list(WITHOUT_CLASS_IMAGES)}"
-    disabled = f"(has({_value(enabled)}) && !{_value(enabled)} || {without})"
-    return _Rule((*rule.fields, enabled, method), f"{disabled} || {rule.holds}", rule.message)
+    """Bounds of class images apply only to jobs that use them. Methods in `WITHOUT_PRIOR` never do."""
+    mode, method = "priorPreservation.mode", "training.method"
+    without = f"has({_value(method)}) && {_value(method)} in {list(WITHOUT_PRIOR)}"
+    disabled = f"(has({_value(mode)}) && {_value(mode)} != 'Images' || {without})"
+    return _Rule((*rule.fields, mode, method), f"{disabled} || {rule.holds}", rule.message)
 
 
 def _rule(field: str, holds: str, message: str) -> _Rule:
@@ -247,6 +265,11 @@ def _choices() -> list[_Rule]:
             "variables.superResolution == variables.ownSuperResolution || "
             f"variables.superResolution in {_list('models')}",
             _not_allowed("model.superResolution", "variables.superResolution", "models"),
+        ),
+        _rule(
+            "training.imagePrompt",
+            f"!variables.hasAdapter || variables.adapter in {_list('models')}",
+            _not_allowed("training.imagePrompt.adapter", "variables.adapter", "models"),
         ),
     ]
     for name in ("priorityClassName", "workloadPriorityClassName"):

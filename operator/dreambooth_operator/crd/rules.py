@@ -10,17 +10,21 @@ from typing import Any, get_args
 
 from pydantic.alias_generators import to_camel
 
-from dreambooth_api.fields import MAX_IDENTIFIER_LENGTH
-from dreambooth_api.job import Format
+from dreambooth_api.fields import MAX_IDENTIFIER_LENGTH, Strict
 from dreambooth_api.methods import (
     ADAPTER_WITH_TOKENS,
     MEMBERS,
     TOKEN_METHODS,
-    WITHOUT_CLASS_IMAGES,
+    WITHOUT_PRIOR,
+    WITHOUT_TRAINING,
     methods_of_format,
     methods_with,
 )
 from dreambooth_api.metrics import METRICS
+from dreambooth_api.output import Format
+from dreambooth_api.preservation import MODE_MEMBERS, modes_with
+from dreambooth_api.subject import Sampler
+from dreambooth_api.training import MAX_VALIDATIONS, SETTINGS_OF_TRAINING, Training
 from dreambooth_api.uris import BUILTIN, BUILTIN_SUBJECT, HUB, OBJECT_STORE, OBJECT_STORES
 
 Rule = dict[str, str]
@@ -60,6 +64,43 @@ def _member(name: str) -> Rule:
     }
 
 
+def _mode_member(name: str) -> Rule:
+    """A field of `spec.priorPreservation` belongs to some modes only. The default of mode depends on the method."""
+    field, modes = to_camel(name), modes_with(name)
+    return {
+        "rule": f"!has(self.mode) || self.mode in {list(modes)} || {_unset(name)}",
+        "message": f"{field} does not apply to this mode: remove {field}, or set mode: {' or '.join(modes)}",
+    }
+
+
+def _unset(name: str, parent: str = "self") -> str:
+    """CEL: whether a field of `MODE_MEMBERS` has no value, or that which the API server supplies."""
+    path = f"{parent}.{to_camel(name)}"
+    if name != "sampler":
+        return f"!has({path})"
+    # The API server also evaluates the rule for the default {}, before nested defaults apply.
+    default = f"(!has({path}.scheduler) || {path}.scheduler == '{Sampler().scheduler}')"
+    return f"(!has({path}) || (!has({path}.steps) && !has({path}.guidanceScale) && {default}))"
+
+
+def _has_default(model: type[Strict], name: str, parent: str) -> str:
+    """CEL: whether a field has no value, or that which the API server supplies. Values of any type cannot be compared.
+
+    The API server also evaluates the rule for the default {} of the parent, before nested defaults apply.
+    """
+    field, path = model.model_fields[name], f"{parent}.{to_camel(name)}"
+    default: object = field.get_default(call_default_factory=True)
+    if default is None:
+        return f"!has({path})"
+    if isinstance(default, Strict):
+        nested = [_has_default(type(default), name, path) for name in type(default).model_fields]
+        return f"(!has({path}) || ({' && '.join(filter(None, nested))}))"
+    if isinstance(default, dict):
+        return ""
+    literal = f"'{default}'" if isinstance(default, str) else str(default).lower()
+    return f"(!has({path}) || {path} == {literal})"
+
+
 def _format(name: str) -> Rule:
     """Only some methods publish a format. The default of training applies after this rule."""
     methods = methods_of_format(name)
@@ -74,6 +115,7 @@ def _format(name: str) -> Rule:
     }
 
 
+_BEST = "has(self.output) && has(self.output.select) && self.output.select == 'Best'"
 _ANY_THRESHOLD = " || ".join(f"has(self.thresholds.{metric.name})" for metric in METRICS if metric.threshold)
 
 
@@ -154,7 +196,7 @@ JOB_RULES: dict[str, list[Rule]] = {
             + _contains_word("self.priorPreservation.classPrompt", "self.subject.identifier", ".lowerAscii()"),
             "message": "priorPreservation.classPrompt must not contain the identifier: write, for example, 'a dog'",
         },
-        *(_format(name) for name in get_args(Format) if name != "diffusers"),
+        *(_format(name) for name in get_args(Format)),
         {
             "rule": "!has(self.training) || !has(self.training.method) || "
             f"!(self.training.method in {list(ADAPTER_WITH_TOKENS)}) || !has(self.output) || "
@@ -164,15 +206,29 @@ JOB_RULES: dict[str, list[Rule]] = {
         },
         {
             "rule": "!has(self.training) || !has(self.training.method) || "
-            f"!(self.training.method in {list(WITHOUT_CLASS_IMAGES)}) || !has(self.priorPreservation) || "
-            "(!has(self.priorPreservation.numClassImages) && !has(self.priorPreservation.images) && "
-            "(!has(self.priorPreservation.enabled) || !self.priorPreservation.enabled))",
-            "message": "priorPreservation does not apply to method TextualInversion, which does not change the model's "
-            "weights: remove enabled, numClassImages and images, or set training.method: LoRA",
+            f"!(self.training.method in {list(WITHOUT_PRIOR)}) || !has(self.priorPreservation) || "
+            "((!has(self.priorPreservation.mode) || self.priorPreservation.mode == 'None') && "
+            + " && ".join(_unset(name, "self.priorPreservation") for name in MODE_MEMBERS)
+            + ")",
+            "message": f"priorPreservation does not apply to method {' or '.join(WITHOUT_PRIOR)}, which does not "
+            f"change the model's weights: remove mode, {', '.join(map(to_camel, MODE_MEMBERS))}, or set "
+            "training.method: LoRA",
+        },
+        {
+            "rule": f"!({_BEST}) || (has(self.training) && has(self.training.validation) && (!has(self.evaluation) || "
+            "!has(self.evaluation.enabled) || self.evaluation.enabled))",
+            "message": "output.select is Best, which requires the scores of validations: set training.validation and "
+            "evaluation.enabled: true, or remove select",
+        },
+        {
+            "rule": "!has(self.training) || !has(self.training.validation) || "
+            f"!has(self.training.validation.patience) || ({_BEST})",
+            "message": "training.validation.patience applies only to output.select: Best: set it, or remove patience",
         },
     ],
     "spec.subject.images": _IMAGE_RULES,
     "spec.subjects[].images": _IMAGE_RULES,
+    "spec.priorPreservation": [_mode_member(name) for name in MODE_MEMBERS],
     "spec.priorPreservation.images": _IMAGE_RULES,
     "spec.subject": _SUBJECT_RULES,
     "spec.subjects[]": [
@@ -193,6 +249,22 @@ JOB_RULES: dict[str, list[Rule]] = {
             "message": "checkpointEverySteps must not exceed steps, or no checkpoint is saved: decrease it",
         },
         *(_member(name) for name in MEMBERS),
+        {
+            "rule": f"!has(self.method) || !(self.method in {list(WITHOUT_TRAINING)}) || ("
+            + " && ".join(_has_default(Training, name, "self") for name in SETTINGS_OF_TRAINING)
+            + ")",
+            "message": f"method {' or '.join(WITHOUT_TRAINING)} trains nothing, so settings of the training do not "
+            f"apply: remove {', '.join(map(to_camel, SETTINGS_OF_TRAINING))}, or set another method",
+        },
+        {
+            "rule": "!has(self.validation) || !has(self.steps) || "
+            f"self.steps <= {MAX_VALIDATIONS} * self.validation.everySteps",
+            "message": f"validation.everySteps gives more than {MAX_VALIDATIONS} validations: increase it",
+        },
+        {
+            "rule": "!has(self.reportTo) || self.reportTo.all(x, self.reportTo.filter(y, y == x).size() == 1)",
+            "message": "reportTo contains a tracker more than once: list each tracker once",
+        },
         {
             "rule": f"!has(self.method) || !(self.method in {list(TOKEN_METHODS)}) || !has(self.textEncoder) || "
             "!has(self.textEncoder.train) || !self.textEncoder.train",
@@ -244,6 +316,8 @@ LIMITS: dict[str, dict[str, Any]] = {
     "spec.model.revision": {"maxLength": 200},
     "spec.model.superResolution.id": {"maxLength": 500},
     "spec.model.superResolution.revision": {"maxLength": 200},
+    "spec.training.imagePrompt.adapter.id": {"maxLength": 500},
+    "spec.training.imagePrompt.adapter.revision": {"maxLength": 200},
     "spec.evaluation.encoders.dino": {"maxLength": 500},
     "spec.evaluation.encoders.clip": {"maxLength": 500},
 }

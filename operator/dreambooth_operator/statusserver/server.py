@@ -35,6 +35,7 @@ from datetime import datetime
 from aiohttp import web
 
 from dreambooth_api.fields import DNS_LABEL
+from dreambooth_api.merge import is_milestone, is_outcome, merge
 from dreambooth_api.progress import ProgressMessage, ProgressReply, parse_message, report_path
 from dreambooth_api.status import ReportedStatus
 from dreambooth_operator.controller.names import base_name, may_be_base_name
@@ -45,7 +46,6 @@ from dreambooth_operator.machinery.ttlcache import TtlCache
 from dreambooth_operator.resources import JOBS
 from dreambooth_operator.statusserver.auth import Caller, TokenChecker
 from dreambooth_operator.statusserver.budget import COUNTED_SECONDS, is_due, is_too_soon, report_interval_seconds
-from dreambooth_operator.statusserver.merge import is_milestone, is_outcome, merge
 
 log = logging.getLogger(__name__)
 FIELD_MANAGER = "dreambooth-progress"

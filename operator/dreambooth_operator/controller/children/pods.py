@@ -82,6 +82,10 @@ def build_pod_template(
         pod["restartPolicy"] = restart
     if "lifecycle" in container:
         pod["terminationGracePeriodSeconds"] = _GRACE_SECONDS
+    if container["name"] == WORKER_CONTAINER:
+        # KubeRay's init container waits for the head in a shell. As process 1 of its own namespace it would ignore
+        # SIGTERM: a worker deleted meanwhile, and with it the next attempt, would wait for the whole grace period.
+        pod["shareProcessNamespace"] = True
     pods = resolved.runtime.pods
     metadata: Json = {"labels": dict(pods.labels), "annotations": {**_ANNOTATIONS, **pods.annotations}}
     changes = patch or {}

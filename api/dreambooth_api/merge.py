@@ -29,6 +29,10 @@ def merge(status: JobStatus, report: ProgressMessage, attempt: int, now: datetim
     """
     old = status.report if status.report and status.report.attempt == attempt else None
     phase = report.phase or (old.phase if old else None)
+    training = status.training or TrainingStatus()
+    if phase is TrainerPhase.TRAIN and (old is None or old.phase is not TrainerPhase.TRAIN):
+        # An attempt that trains may publish the last step. An attempt that does not keeps what was selected.
+        training = training.model_copy(update={"selected_step": None})
     return ReportedStatus(
         report=Report(
             attempt=attempt,
@@ -37,7 +41,7 @@ def merge(status: JobStatus, report: ProgressMessage, attempt: int, now: datetim
             failure=report.failure or (old.failure if old else None),
         ),
         class_images=report.class_images or status.class_images,
-        training=_training(status.training or TrainingStatus(), report, phase),
+        training=_training(training, report, phase),
         scores=Scores(**_scores(report.scores)) if report.scores else status.scores if old else None,
         subject_scores=_subject_scores(report) if report.subject_scores else status.subject_scores if old else None,
         output=report.output or (status.output if old else None),
@@ -62,7 +66,7 @@ def _milestone(status: ReportedStatus) -> object:
     is_last = training.step is not None and training.step == training.steps
     return (
         (report.attempt, report.phase, report.failure),
-        (bool(training.step), is_last, training.saved_step),
+        (bool(training.step), is_last, training.saved_step, training.selected_step),
         (status.class_images, status.scores, status.subject_scores, status.output),
         (status.model_commit, status.super_resolution_commit),
     )
@@ -73,6 +77,7 @@ def _training(old: TrainingStatus, report: ProgressMessage, phase: OpenTrainerPh
         "step": report.step,
         "steps": report.steps,
         "saved_step": report.saved_step,
+        "selected_step": report.selected_step,
         "samples": report.samples,
         "world_size": report.world_size,
         "loss": _rounded(report.loss),
