@@ -7,7 +7,9 @@ import os
 import subprocess
 import threading
 from pathlib import Path
+from typing import Any, cast
 
+import click
 import pytest
 import yaml
 from click.testing import CliRunner, Result
@@ -16,8 +18,12 @@ from operatorprocess import until
 from test_crd import MINIMAL
 
 from dreambooth_api import environment
+from dreambooth_api.layout import latest_log
 from dreambooth_operator.kubectl_plugin.cli import cli
-from dreambooth_operator.kubectl_plugin.logs import latest_log, stream, tail_command
+from dreambooth_operator.kubectl_plugin.connect import Cluster
+from dreambooth_operator.kubectl_plugin.logs import find_log, stream, tail_command
+from dreambooth_operator.machinery.client import Api
+from dreambooth_operator.machinery.resources import Key, Resource
 
 
 def run(plane: ControlPlane, namespace: str, *arguments: str) -> Result:
@@ -30,7 +36,7 @@ def test_status_suspend_resume_and_events(plane: ControlPlane, namespace: str) -
         *("patch", "dbj", "my-dog", "-n", namespace, "--subresource=status", "--type=merge", "-p"),
         '{"status": {"phase": "Failed", "message": "All [/red] retries failed.",'
         ' "attempts": 2, "training": {"step": 5, "steps": 10, "progress": "5/10", "samples": 20,'
-        ' "worldSize": 2, "savedStep": 4, "loss": 0.5},'
+        ' "worldSize": 2, "savedStep": 4, "selectedStep": 3, "loss": 0.5},'
         ' "conditions": [{"type": "Failed", "status": "True", "reason": "BadImages",'
         ' "message": "1.png is not an image [/red]", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}',
     )
@@ -40,7 +46,7 @@ def test_status_suspend_resume_and_events(plane: ControlPlane, namespace: str) -
         "All [/red] retries failed.",
         "attempt 2",
         "5/10",
-        "20 samples  world size 2  step 4 saved  loss 0.5",
+        "20 samples  world size 2  step 4 saved  step 3 selected  loss 0.5",
         "BadImages",
         "1.png is not an image [/red]",
     ):
@@ -93,7 +99,7 @@ def test_logs_are_read_from_the_volume_after_the_pods_are_gone(
     stop = threading.Event()
     threading.Thread(target=start_fetch_pods, args=(plane, namespace, stop), daemon=True).start()
     try:
-        assert "has no running trainer and no log in" in run(plane, namespace, "logs", "my-dog").output
+        assert "log of job my-dog not found" in run(plane, namespace, "logs", "my-dog").output
         folder = tmp_path / "dogs" / "my-dog" / "logs"
         folder.mkdir(parents=True)
         for number in (2, 9, 10):
@@ -106,8 +112,8 @@ def test_logs_are_read_from_the_volume_after_the_pods_are_gone(
 
 
 def test_the_latest_log_is_found() -> None:
-    assert latest_log("attempt-9.log\nattempt-10.log\nattempt-11.log.bak\nother\n") == "attempt-10.log"
-    assert latest_log("notes.txt\n") is None
+    assert latest_log(["attempt-9.log", "attempt-10.log", "attempt-11.log.bak", "other"]) == "attempt-10.log"
+    assert latest_log(["notes.txt"]) is None
 
 
 @pytest.mark.parametrize(("lines", "printed"), [(2, "b\nc\n"), (0, ""), (-1, "a\nb\nc\n")])
@@ -134,3 +140,32 @@ def test_invalid_names_are_rejected(verb: str, bad: str) -> None:
         shown = CliRunner(env={"KUBECONFIG": "/nonexistent"}).invoke(cli, arguments)
         assert shown.exit_code == 2
         assert "is not a Kubernetes name: at most 63" in shown.output.replace("\n", " ").replace("│ ", "")
+
+
+class HeadsApi:
+    """The head pods of a job, and the RayJob of its latest attempt."""
+
+    def __init__(self, **phases: str) -> None:
+        self.pods = [{"metadata": {"name": name}, "status": {"phase": phase}} for name, phase in phases.items()]
+
+    async def request(self, _method: str, _path: str, *, query: dict[str, str]) -> dict[str, Any]:
+        assert query["labelSelector"].endswith("=my-dog,ray.io/node-type=head")
+        return {"items": self.pods}
+
+    async def get(self, resource: Resource, key: Key) -> dict[str, Any]:
+        if resource.kind == "RayJob":
+            assert key == Key("team", "my-dog-2")
+            return {"status": {"jobId": "submission"}}
+        return {"metadata": {"name": "my-dog"}, "status": {"rayJobName": "my-dog-2"}}
+
+
+@pytest.mark.parametrize("follow", [False, True])
+async def test_the_log_of_the_latest_head_that_runs_is_printed(follow: bool) -> None:
+    api = cast("Api", HeadsApi(first="Running", second="Running", third="Pending"))
+    cluster = Cluster(api, "team", ("kubectl", "--context=dev"))
+    command = await find_log(cluster, "my-dog", 20, follow=follow)
+    driver = "/tmp/ray/session_latest/logs/job-driver-submission.log"
+    pod = ["kubectl", "--context=dev", "exec", "-n", "team", "second", "-c", "ray-head", "--"]
+    assert command == [*pod, "tail", "-n", "20", *["-f"] * follow, driver]
+    with pytest.raises(click.ClickException, match="job my-dog has not started"):
+        await find_log(Cluster(cast("Api", HeadsApi(third="Pending")), "team", ()), "my-dog", 20, follow=follow)

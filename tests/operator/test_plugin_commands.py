@@ -14,7 +14,8 @@ from test_crd import MINIMAL
 
 from dreambooth_operator.kubectl_plugin.cli import cli
 from dreambooth_operator.kubectl_plugin.listing import format_objects, format_table
-from dreambooth_operator.kubectl_plugin.wait import Wanted, is_met, parse_seconds, parse_wanted
+from dreambooth_operator.kubectl_plugin.wait import parse_seconds
+from dreambooth_operator.kubectl_plugin.wanted import Wanted, is_met, parse_wanted
 
 
 def run(plane: ControlPlane, *arguments: str) -> Result:
@@ -125,7 +126,7 @@ def test_wait(plane: ControlPlane, namespace: str) -> None:
     met = run(plane, "wait", "my-dog", "--for=condition=succeeded", "--timeout=1m", "-n", namespace)
     assert met.output == "dreamboothjob.dreambooth.dev/my-dog condition met\n"
     never = run(plane, "wait", "my-dog", "--for=condition=Failed", "--timeout=1h", "-n", namespace)
-    assert never.output == "Error: job my-dog has finished without reaching it; phase Succeeded: done\n"
+    assert never.output == "Error: job my-dog finished without reaching condition failed; phase Succeeded: done\n"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from dreambooth_operator.kubectl_plugin import connect, control, polling, show, wait
 from dreambooth_operator.kubectl_plugin.cli import cli
 from dreambooth_operator.kubectl_plugin.connect import Cluster
-from dreambooth_operator.kubectl_plugin.wait import Wanted, wait_for
+from dreambooth_operator.kubectl_plugin.wait import wait_for
+from dreambooth_operator.kubectl_plugin.wanted import Wanted
 from dreambooth_operator.machinery.client import Api, ApiError
 from dreambooth_operator.machinery.resources import Json, Key
 
@@ -108,5 +109,5 @@ def test_delete_says_whether_that_job_was_deleted(monkeypatch: pytest.MonkeyPatc
     if deletes:
         assert shown.output == 'dreamboothjob.dreambooth.dev "my-dog" deleted from team namespace\n'
     else:
-        assert shown.output.startswith("Error: job my-dog was deleted by somebody else")
+        assert shown.output.startswith("Error: job my-dog was already deleted by another client")
     assert shown.exit_code == (0 if deletes else 1)

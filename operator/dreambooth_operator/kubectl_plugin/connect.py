@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -38,12 +38,19 @@ def selection(context: click.Context) -> dict[str, str]:
 
 
 def run(body: Callable[[Cluster], Coroutine[Any, Any, T]]) -> T:
-    """Run `body` with the connection that the options select.
+    """Run `body` with the connection that the options of the current command select, as `run_selected`."""
+    return run_selected(selection(click.get_current_context()), body)
+
+
+def run_selected(selected: Mapping[str, str], body: Callable[[Cluster], Coroutine[Any, Any, T]]) -> T:
+    """Run `body` with a connection.
+
+    Args:
+        selected: values of the options namespace, context and kubeconfig that are given.
 
     Raises:
-        click.ClickException: one sentence with the remedy. Exit code 1.
+        click.ClickException: one sentence with the remedy. Its cause is the error. Exit code 1.
     """
-    selected = selection(click.get_current_context())
     context, kubeconfig = selected.get("context"), selected.get("kubeconfig")
     kubectl = ("kubectl", *(f"--{name}={selected[name]}" for name in ("kubeconfig", "context") if name in selected))
     host = ""

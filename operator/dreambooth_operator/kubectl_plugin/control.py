@@ -45,15 +45,14 @@ def delete(names: tuple[str, ...], wait: bool) -> None:
         for name in names:
             key = Key(cluster.namespace, name)
             try:
-                uid = part(await cluster.api.get(JOBS, key), "metadata").get("uid", "")
+                uid = await delete_job(cluster, name)
             except ApiError as error:
                 if not error.is_not_found:
                     raise
                 click.echo(f"Error: job {name} does not exist in {cluster.namespace} namespace", err=True)
                 continue
-            if not await cluster.api.delete(JOBS, key, uid=uid):
-                rule = "was deleted by somebody else meanwhile; a job of that name that exists now is another one"
-                click.echo(f"Error: job {name} {rule}", err=True)
+            except click.ClickException as error:
+                click.echo(f"Error: {error.message}", err=True)
                 continue
             click.echo(f'{QUALIFIED_KIND} "{name}" deleted from {cluster.namespace} namespace')
             removed.append((key, uid))
@@ -63,6 +62,21 @@ def delete(names: tuple[str, ...], wait: bool) -> None:
 
     if run(remove):
         sys.exit(1)
+
+
+async def delete_job(cluster: Cluster, name: str) -> str:
+    """Delete a job; returns its uid.
+
+    Raises:
+        ApiError: the job does not exist, or another error.
+        click.ClickException: another client has already deleted it.
+    """
+    key = Key(cluster.namespace, name)
+    uid: str = part(await cluster.api.get(JOBS, key), "metadata").get("uid", "")
+    if not await cluster.api.delete(JOBS, key, uid=uid):
+        rule = "was already deleted by another client; a job that has this name now is a different job"
+        raise click.ClickException(f"job {name} {rule}")
+    return uid
 
 
 async def _until_gone(cluster: Cluster, key: Key, uid: str) -> None:
@@ -77,7 +91,16 @@ async def _until_gone(cluster: Cluster, key: Key, uid: str) -> None:
 
 def _set_suspend(name: str, *, to: bool) -> str:
     async def patch(cluster: Cluster) -> str:
-        await cluster.api.merge(JOBS, Key(cluster.namespace, name), {"spec": {"runPolicy": {"suspend": to}}})
+        await set_suspend(cluster, name, to=to)
         return cluster.namespace
 
     return run(patch)
+
+
+async def set_suspend(cluster: Cluster, name: str, *, to: bool) -> None:
+    """Suspend or resume a job.
+
+    Raises:
+        ApiError: the job does not exist, or another error.
+    """
+    await cluster.api.merge(JOBS, Key(cluster.namespace, name), {"spec": {"runPolicy": {"suspend": to}}})

@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import subprocess
+from collections.abc import Iterator
 
 import click
 
 from dreambooth_api import layout
+from dreambooth_api.layout import latest_log
 from dreambooth_api.status import printable
-from dreambooth_operator.kubectl_plugin.connect import missing_program
+from dreambooth_operator.kubectl_plugin.connect import Cluster, missing_program
 from dreambooth_operator.kubectl_plugin.fetch import fetch_pod, folder_in_pod, running
 from dreambooth_operator.machinery.client import Api, ApiError
 from dreambooth_operator.machinery.resources import PODS, Json, Key, part
 from dreambooth_operator.resources import JOB_LABEL, JOBS, RAY_JOBS
 
-_LOG = re.compile(r"attempt-(\d{1,9})\.log")
+
+async def find_log(cluster: Cluster, name: str, tail: int, *, follow: bool) -> list[str] | str:
+    """The command that prints the output of a job's trainer. If it does not run, its stored log.
+
+    Args:
+        tail: number of lines from the end; all if it is negative.
+
+    Raises:
+        click.ClickException: the log does not exist, or the pod that reads it did not start.
+        ApiError: the API server returned an error.
+    """
+    key = Key(cluster.namespace, name)
+    head = await running_head(cluster.api, key)
+    if head is None:
+        return await stored_log(cluster.api, key, tail, list(cluster.kubectl))
+    pod, file = head
+    command = [*cluster.kubectl, "exec", "-n", cluster.namespace, pod, "-c", "ray-head", "--"]
+    return [*command, *tail_command(tail), *["-f"] * follow, file]
 
 
 async def running_heads(api: Api, key: Key) -> list[Json]:
@@ -44,7 +62,7 @@ async def stored_log(api: Api, key: Key, tail: int, kubectl: list[str]) -> str:
         kubectl: the kubectl command, with the options that select the same cluster.
 
     Raises:
-        click.ClickException: there is no log, or the pod did not start.
+        click.ClickException: the log does not exist, or the pod did not start.
         ApiError: the API server returned an error.
     """
     job = await api.get(JOBS, key)
@@ -55,10 +73,10 @@ async def stored_log(api: Api, key: Key, tail: int, kubectl: list[str]) -> str:
     async with running(api, fetch_pod(job)) as pod:
         command = [*kubectl, "exec", "-n", key.namespace, pod, "--"]
         listed = await _output([*command, "ls", "-1", folder])
-        name = latest_log(listed.stdout) if not listed.returncode else None
+        name = latest_log(listed.stdout.splitlines()) if not listed.returncode else None
         if name is None:
             raise click.ClickException(
-                f"job {key.name} has no running trainer and no log in {folder} of its volume; {hint}"
+                f"log of job {key.name} not found: no trainer is running, and {folder} on its volume has no log; {hint}"
             )
         read = await _output([*command, *tail_command(tail), f"{folder}/{name}"])
     if read.returncode:
@@ -71,22 +89,30 @@ def tail_command(lines: int) -> list[str]:
     return ["tail", "-n", "+1" if lines < 0 else str(lines)]
 
 
-def latest_log(listed: str) -> str | None:
-    """The name of the log of the last attempt in the list of a folder. Pure."""
-    found = [match for match in map(_LOG.fullmatch, listed.splitlines()) if match]
-    return max(found, key=lambda match: int(match[1]))[0] if found else None
-
-
 def stream(command: list[str]) -> int:
     """Run a command and print its output without control characters; returns its exit code."""
+    with started(command) as process:
+        for line in output_lines(process):
+            click.echo(line, nl=False)
+    return process.returncode
+
+
+def started(command: list[str]) -> subprocess.Popen[str]:
+    """Start a command whose output is read.
+
+    Raises:
+        click.ClickException: kubectl is not installed.
+    """
     try:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace") as process:  # noqa: S603 - no shell
-            assert process.stdout is not None
-            for line in process.stdout:
-                click.echo(printable(line), nl=False)
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace")  # noqa: S603 - no shell
     except FileNotFoundError as error:
         raise missing_program(error) from error
-    return process.returncode
+
+
+def output_lines(process: subprocess.Popen[str]) -> Iterator[str]:
+    """The lines that a process prints, without control characters."""
+    assert process.stdout is not None
+    yield from map(printable, process.stdout)
 
 
 async def _ray_job(api: Api, key: Key, job: Json) -> Json | None:

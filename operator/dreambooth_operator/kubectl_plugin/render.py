@@ -52,6 +52,7 @@ def _training(training: Json) -> list[RenderableType]:
         "samples": "{} samples",
         "worldSize": "world size {}",
         "savedStep": "step {} saved",
+        "selectedStep": "step {} selected",
         "loss": "loss {}",
         "stepsPerSecond": "{} steps/s",
     }

@@ -11,14 +11,17 @@ import click
 from rich.console import Console
 from rich.live import Live
 
+from dreambooth_api.layout import VALIDATION
 from dreambooth_api.status import Phase
 from dreambooth_operator.kubectl_plugin.connect import Cluster, run
 from dreambooth_operator.kubectl_plugin.fetch import fetch
-from dreambooth_operator.kubectl_plugin.logs import running_head, stored_log, stream, tail_command
+from dreambooth_operator.kubectl_plugin.follow import follow as copy_as_they_come
+from dreambooth_operator.kubectl_plugin.follow import thumbnail
+from dreambooth_operator.kubectl_plugin.logs import find_log, stream
 from dreambooth_operator.kubectl_plugin.options import connection_options, job_argument
 from dreambooth_operator.kubectl_plugin.polling import POLL_SECONDS, get_again
 from dreambooth_operator.kubectl_plugin.render import event_rows, is_finished, render
-from dreambooth_operator.machinery.resources import EVENTS, Json, Key, key_of, part
+from dreambooth_operator.machinery.resources import EVENTS, Json, Key, key_of, part, parts
 from dreambooth_operator.resources import JOBS
 
 
@@ -61,16 +64,7 @@ async def watch_job(cluster: Cluster, job: Json, *, until_rejected: bool = False
 def logs(name: str, tail: int, follow: bool) -> None:
     """Print the output of a job's trainer. Once its pods are gone, print the log beside the job's output."""
 
-    async def find(cluster: Cluster) -> list[str] | str:
-        key = Key(cluster.namespace, name)
-        head = await running_head(cluster.api, key)
-        if head is None:
-            return await stored_log(cluster.api, key, tail, list(cluster.kubectl))
-        pod, file = head
-        command = [*cluster.kubectl, "exec", "-n", cluster.namespace, pod, "-c", "ray-head", "--"]
-        return [*command, *tail_command(tail), *["-f"] * follow, file]
-
-    found = run(find)
+    found = run(lambda cluster: find_log(cluster, name, tail, follow=follow))
     if isinstance(found, str):
         click.echo(found, nl=False)
         return
@@ -84,14 +78,19 @@ def events(name: str) -> None:
     """List the events of a job."""
 
     async def show(cluster: Cluster) -> None:
-        selector = f"involvedObject.name={name},involvedObject.kind={JOBS.kind}"
-        found = await cluster.api.request("GET", EVENTS.path(cluster.namespace), query={"fieldSelector": selector})
-        if found["items"]:
-            Console().print(event_rows(found["items"], _now()))
+        if found := await list_events(cluster, name):
+            Console().print(event_rows(found, _now()))
         else:
             click.echo(f"No events found for {name} in {cluster.namespace} namespace.", err=True)
 
     run(show)
+
+
+async def list_events(cluster: Cluster, name: str) -> list[Json]:
+    """The events of a job. `name` must be a valid name."""
+    selector = f"involvedObject.name={name},involvedObject.kind={JOBS.kind}"
+    found = await cluster.api.request("GET", EVENTS.path(cluster.namespace), query={"fieldSelector": selector})
+    return parts(found, "items")
 
 
 @click.command()
@@ -99,16 +98,35 @@ def events(name: str) -> None:
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Destination folder. Defaults to the job's name."
 )
+@click.option(
+    "--follow",
+    "-f",
+    is_flag=True,
+    help="Copy images of training.validation as they are generated, until the job finishes.",
+)
 @connection_options
-def images(name: str, out: Path | None) -> None:
+def images(name: str, out: Path | None, follow: bool) -> None:
     """Fetch the images and the report of a published job."""
 
     async def copy(cluster: Cluster) -> list[Path]:
-        key = Key(cluster.namespace, name)
-        return await fetch(cluster.api, key, out or Path(name), list(cluster.kubectl))
+        key, folder = Key(cluster.namespace, name), out or Path(name)
+        if follow:
+            await copy_as_they_come(cluster.api, key, folder, cluster.kubectl, _show_image, _show_state)
+            return []
+        return await fetch(cluster.api, key, folder, list(cluster.kubectl))
 
     for path in run(copy):
         click.echo(path)
+
+
+def _show_image(path: Path) -> None:
+    click.echo(path)
+    if path.parent.parent.name == VALIDATION and (drawn := thumbnail(path)):
+        click.echo(drawn)
+
+
+def _show_state(state: str) -> None:
+    click.echo(state, err=True)
 
 
 def _now() -> datetime:

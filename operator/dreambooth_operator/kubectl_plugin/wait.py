@@ -5,67 +5,20 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from dataclasses import dataclass
 
 import click
 
-from dreambooth_api.status import Phase, printable
+from dreambooth_api.status import printable
 from dreambooth_operator.kubectl_plugin.connect import Cluster, run
 from dreambooth_operator.kubectl_plugin.options import connection_options, job_argument
 from dreambooth_operator.kubectl_plugin.polling import POLL_SECONDS, get_again
 from dreambooth_operator.kubectl_plugin.render import is_finished
+from dreambooth_operator.kubectl_plugin.wanted import Wanted, is_met, parse_wanted
 from dreambooth_operator.machinery.client import ApiError
-from dreambooth_operator.machinery.resources import Json, Key, part, parts
+from dreambooth_operator.machinery.resources import Key, part
 from dreambooth_operator.resources import JOBS, QUALIFIED_KIND
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?")
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What to wait for.
-
-    Attributes:
-        kind: condition, phase or delete.
-        name: the condition's type, or the phase.
-        status: status that the condition must have.
-    """
-
-    kind: str
-    name: str = ""
-    status: str = "true"
-
-
-def parse_wanted(text: str) -> Wanted:
-    """Parse the value of --for. Case of names is ignored, as in kubectl. Pure.
-
-    Raises:
-        ValueError: it is none of the forms.
-    """
-    kind, _, rest = text.partition("=")
-    name, _, status = rest.partition("=")
-    if text == "delete":
-        return Wanted("delete")
-    if kind == "condition" and name:
-        return Wanted(kind, name.lower(), (status or "true").lower())
-    phases = {phase.lower() for phase in Phase}
-    if kind == "phase" and rest.lower() in phases:
-        return Wanted(kind, rest.lower())
-    raise ValueError(
-        f"{text!r} is none of condition=TYPE, condition=TYPE=STATUS, phase=PHASE, delete; "
-        f"for example condition=Succeeded. Phases: {', '.join(Phase)}"
-    )
-
-
-def is_met(job: Json, wanted: Wanted) -> bool:
-    """Whether a job has the condition or the phase. Pure."""
-    status = part(job, "status")
-    if wanted.kind == "phase":
-        return str(status.get("phase", "")).lower() == wanted.name
-    return any(
-        (str(c.get("type")).lower(), str(c.get("status")).lower()) == (wanted.name, wanted.status)
-        for c in parts(status, "conditions")
-    )
 
 
 def parse_seconds(text: str) -> int:
@@ -145,7 +98,7 @@ async def wait_for(cluster: Cluster, key: Key, wanted: Wanted, seconds: float) -
         phase, message = part(job, "status").get("phase", "Pending"), part(job, "status").get("message", "")
         state = printable(f"phase {phase}: {message}" if message else f"phase {phase}")
         if wanted.kind != "delete" and is_finished(job) and not part(job, "metadata").get("deletionTimestamp"):
-            raise click.ClickException(f"job {key.name} has finished without reaching it; {state}")
+            raise click.ClickException(f"job {key.name} finished without reaching {wanted.kind} {wanted.name}; {state}")
         if time.monotonic() >= deadline:
             raise click.ClickException(f"timed out waiting for job {key.name}; {state}; to wait longer, set --timeout")
         await asyncio.sleep(min(POLL_SECONDS, max(0, deadline - time.monotonic())))
