@@ -5,8 +5,11 @@ server it creates running jobs, each with its RayJob, RayCluster, head and worke
 credentials of a pod and measures:
 
 - adoption: seconds until all jobs are reconciled, the slowest response to a request meanwhile (the latency of the event
-  loop), memory, and writes until then and during the following minute;
-- applies: how soon each of many jobs, which are created at a constant rate, has its RayJob.
+  loop), memory, and writes until then and during the following minute. Beside it, how long a client takes that receives
+  the same objects and discards them;
+- applies: how soon each of many jobs, which are created at a constant rate, has its RayJob. Then the same number of
+  jobs again for `bench/bare_client.py` in place of the operator, which makes the same writes and decides nothing: an
+  estimate of the best that this API server allows on this machine.
 
 The API server, etcd and this program share the machine with the operator. With the Python of an environment that has
 kopf (`pip install kopf`), it also runs `bench/operator_kopf.py` on the same jobs.
@@ -31,6 +34,7 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit
 
+import bare_client
 from devcluster import ControlPlane
 from devcluster.plane import free_ports
 from scale_jobs import ROOT, fill, job_object, prepare
@@ -67,12 +71,26 @@ def main() -> None:
     with ControlPlane() as plane:
         prepare(plane)
         fill(plane, given.jobs)
+        started = time.monotonic()
+        asyncio.run(bare_client.read(str(plane.kubeconfig)))
+        read_seconds = time.monotonic() - started
         before = writes(plane)
         with operator(plane) as process:
             ours = adopt(plane, "ours", process, our_count, given.jobs, given.quiet_seconds, before)
             report(adoption_rows(*ours))
+            print(f"operator / bare client, {read_seconds:.1f} s: {ours[0] / read_seconds:.2f} x the time", flush=True)
             if given.applies:
-                report(apply_rows(*asyncio.run(apply_jobs(plane, process, given.applies, given.per_second))))
+                per_second, p99 = asyncio.run(apply_jobs(plane, process, "new-", given.applies, given.per_second))
+                report(apply_rows(per_second, p99))
+        if given.applies:
+            command = [sys.executable, str(ROOT / "bench" / "bare_client.py"), str(plane.kubeconfig), "bare-"]
+            with running(plane, "bare client", command) as process:
+                bare = asyncio.run(apply_jobs(plane, process, "bare-", given.applies, given.per_second))
+            print(
+                f"operator / bare client: {per_second / bare[0]:.2f} x the RayJobs per second, "
+                f"{p99 / bare[1]:.2f} x the p99",
+                flush=True,
+            )
         if given.kopf:
             script = ROOT / "bench" / "operator_kopf.py"
             command = [given.kopf, str(script), str(plane.kubeconfig), str(HEALTH_PORT)]
@@ -192,10 +210,15 @@ def operator(plane: ControlPlane) -> Iterator[Operator]:
         yield process
 
 
-async def apply_jobs(plane: ControlPlane, process: Operator, count: int, per_second: float) -> tuple[float, float]:
-    """RayJobs per second, and the 99th percentile of the seconds from a job's creation to its RayJob."""
+async def apply_jobs(
+    plane: ControlPlane, process: Operator, prefix: str, count: int, per_second: float
+) -> tuple[float, float]:
+    """RayJobs per second, and the 99th percentile of the seconds from a job's creation to its RayJob.
+
+    `prefix` begins the names of the jobs.
+    """
     created, seconds = dict[str, float](), dict[str, float]()
-    progress = Progress("applies", count, process)
+    progress = Progress(f"applies of {prefix}*", count, process)
     async with await Api.connect(str(plane.kubeconfig)) as api:
         watching = asyncio.create_task(watch_ray_jobs(api, created, seconds))
         await asyncio.sleep(1)
@@ -203,7 +226,7 @@ async def apply_jobs(plane: ControlPlane, process: Operator, count: int, per_sec
 
         async def create(number: int) -> None:
             await asyncio.sleep(started + number / per_second - time.monotonic())
-            name = f"new-{number}"
+            name = f"{prefix}{number}"
             created[name] = time.monotonic()
             await api.create(JOBS, job_object(name, number))
 
@@ -220,7 +243,7 @@ async def apply_jobs(plane: ControlPlane, process: Operator, count: int, per_sec
     values = sorted(seconds.values())
     p99 = values[min(len(values) - 1, len(values) * 99 // 100)]
     print(
-        f"{count} applies in {created_seconds:.1f} s: {count / total:.0f} RayJobs/s, "
+        f"{count} applies of {prefix}* in {created_seconds:.1f} s: {count / total:.0f} RayJobs/s, "
         f"from apply to RayJob {statistics.median(values):.2f} s, p99 {p99:.2f} s"
     )
     return count / total, p99

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,13 +30,31 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.integration
 def test_jobs_are_adopted_without_a_write_and_targets_are_printed() -> None:
     command = [sys.executable, str(ROOT / "bench" / "operator_scale.py")]
-    command += ["--jobs=25", "--applies=0", "--quiet-seconds=1"]
+    command += ["--jobs=25", "--applies=5", "--quiet-seconds=1"]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = {line.rsplit(maxsplit=3)[0]: line.split()[-3:] for line in done.stdout.splitlines()}
     assert rows["writes"] == ["0.00", "0", "0.00"]
     assert rows["adoption, s"][1] == "5"
-    assert "RayJobs / s" not in rows, "nothing was applied"
+    assert float(rows["RayJobs / s"][0]) > 0
+    assert "\n8 writes for each job\n" in done.stdout, "the peer makes the operator's writes"
+    assert re.search(r"\noperator / bare client, \d+\.\d s: \d+\.\d\d x the time\n", done.stdout)
+    assert re.search(r"\noperator / bare client: \d+\.\d\d x the RayJobs per second", done.stdout)
+
+
+def test_the_peer_writes_what_the_operator_writes_for_a_new_job(bench: Any) -> None:
+    import bare_client
+
+    _, _, writes = bare_client.prepared_writes()
+    kinds = [write.resource.kind for write in writes]
+    children = ["ServiceAccount", "NetworkPolicy", "RayJob", "ConfigMap"]
+    assert kinds == ["DreamBoothJob", "Event", *children, "DreamBoothJob"]
+    assert [
+        json.loads(write.text)["status"]["phase"] for write in writes if write.resource.kind == "DreamBoothJob"
+    ] == [
+        "Starting",
+        "Starting",
+    ]
 
 
 def test_targets_are_printed_beside_the_numbers(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
