@@ -15,6 +15,7 @@ COPY README.md LICENSE ./
 COPY api api
 COPY operator operator
 COPY trainer trainer
+COPY client client
 RUN uv sync --frozen --no-dev --extra operator --no-editable
 
 FROM ${PYTHON_IMAGE}

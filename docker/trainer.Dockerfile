@@ -17,13 +17,14 @@ WORKDIR /src
 # Dependencies have a layer of their own, 6 GB: it is built again when uv.lock changes, not when the code does.
 COPY pyproject.toml uv.lock ./
 RUN uv sync --frozen --no-dev --extra trainer --extra s3 --extra gcs --extra lpips --extra heif --extra bitsandbytes \
-    --no-install-project
+    --extra tensorboard --extra wandb --extra mlflow --no-install-project
 COPY README.md LICENSE ./
 COPY api api
 COPY operator operator
 COPY trainer trainer
+COPY client client
 RUN uv sync --frozen --no-dev --extra trainer --extra s3 --extra gcs --extra lpips --extra heif --extra bitsandbytes \
-    --no-editable \
+    --extra tensorboard --extra wandb --extra mlflow --no-editable \
     && install -d -o 1000 -g 1000 /home/ray
 ENV PATH=/app/bin:$PATH HOME=/home/ray PYTHONUNBUFFERED=1
 USER 1000:1000
