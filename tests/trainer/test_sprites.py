@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,6 +139,35 @@ class TestEmbeddedModel:
         assert score.images == 48
         assert score.value >= 0.9
 
+    @pytest.mark.filterwarnings("ignore")
+    def test_the_adapter_shows_subjects_that_it_was_not_trained_on(self) -> None:
+        """Subject similarity of images with and without the images of a subject as prompts."""
+        import torch
+        from PIL import Image
+
+        from dreambooth_trainer.sprites.check import load_pipeline
+        from dreambooth_trainer.sprites.evaluator import load_evaluator
+
+        pipeline: Any = load_pipeline(WEIGHTS)
+        evaluator, rng = load_evaluator(), random.Random(11)
+        cases = [(cls, random_subject(rng, cls)) for cls in CLASSES]
+        photos = {
+            cls: [Image.fromarray(render(subject, random_scene(rng))) for _ in range(4)] for cls, subject in cases
+        }
+
+        def similarity(cls: str, **images: Any) -> float:
+            noise = [torch.Generator().manual_seed(seed) for seed in range(2)]
+            prompts = [phrase(cls, background=background) for background in ("beach", "night")]
+            size = {"height": SIZE, "width": SIZE, "num_inference_steps": 10, "guidance_scale": 3.0}
+            made = pipeline(prompts, generator=noise, **size, **images).images
+            features = [evaluator.image_features_subject(shown) for shown in (made, photos[cls])]
+            return (features[0] @ features[1].T).mean().item()
+
+        before = np.mean([similarity(cls) for cls in CLASSES])
+        pipeline.load_ip_adapter(str(WEIGHTS), subfolder="ip_adapter", weight_name="ip_adapter.safetensors")
+        after = np.mean([similarity(cls, ip_adapter_image=[photos[cls]]) for cls in CLASSES])
+        assert after > before + 0.15
+
 
 @pytest.mark.filterwarnings("ignore")
 def test_interrupted_training_gives_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,12 +201,14 @@ def test_interrupted_training_gives_the_same_weights(tmp_path: Path, monkeypatch
         "text_encoder/model",
         "vae/diffusion_pytorch_model",
         "evaluator/model",
+        "ip_adapter/ip_adapter",
+        "ip_adapter/image_encoder/model",
     ):
         one, two = load_file(complete / f"{part}.safetensors"), load_file(resumed / f"{part}.safetensors")
         assert all(torch.equal(one[name], two[name]) for name in one), part
 
 
-@pytest.mark.parametrize("command", [["examples"], ["train", "--out"]])
+@pytest.mark.parametrize("command", [["examples"], ["train", "--out"], ["adapter", "--out"]])
 def test_existing_files_are_not_overwritten(tmp_path: Path, command: list[str]) -> None:
     path = tmp_path / "dog-pink-blue" / "0.png"
     path.parent.mkdir()

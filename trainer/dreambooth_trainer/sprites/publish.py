@@ -17,12 +17,23 @@ def publish_pipeline(pipeline: StableDiffusionPipeline, out: Path, evaluator: Pa
     if evaluator.exists():
         shutil.copytree(evaluator, partial / "evaluator")
     for component in ("text_encoder", "unet", "vae"):
-        _clean_config(partial / component / "config.json")
+        clean_config(partial / component / "config.json")
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
 
 
-def _clean_config(config: Path) -> None:
+def publish_folder(out: Path, folder: Path, *inside: Path) -> None:
+    """Copy a finished folder to `out`, with other folders in it. `out` is replaced once everything is written."""
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(folder, partial)
+    for part in inside:
+        shutil.copytree(part, partial / part.name)
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
+
+
+def clean_config(config: Path) -> None:
     """Remove the training path from a component's config, and set its dtype to float32.
 
     Weights are stored in float16 but run in float32 by default: diffusers loads in float32, while transformers uses

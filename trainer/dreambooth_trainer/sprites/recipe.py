@@ -1,6 +1,6 @@
-"""`dreambooth sprites train`: trains the base model and its evaluator from scratch.
+"""`dreambooth sprites train`: trains the base model, its evaluator and its IP-Adapter from scratch.
 
-There are five stages. A stage whose output exists is skipped, and the training stages resume from their checkpoints.
+There are seven stages. A stage whose output exists is skipped, and the training stages resume from their checkpoints.
 After an interruption, the same command continues.
 """
 
@@ -11,10 +11,14 @@ from pathlib import Path
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from rich.console import Console
 
+from dreambooth_trainer.sprites.adapter_files import save_adapter
+from dreambooth_trainer.sprites.check import load_pipeline
 from dreambooth_trainer.sprites.data import SpriteSet, load_sprites, make_sprites, save_sprites
-from dreambooth_trainer.sprites.publish import publish_pipeline
+from dreambooth_trainer.sprites.publish import publish_folder, publish_pipeline
 from dreambooth_trainer.sprites.tokenizer import build_tokenizer, encode
-from dreambooth_trainer.sprites.train_evaluator import EvaluatorTraining, train_evaluator
+from dreambooth_trainer.sprites.train_adapter import AdapterConfig, make_pairs, train_adapter
+from dreambooth_trainer.sprites.train_evaluator import EvaluatorTraining, make_subject_views, train_evaluator
+from dreambooth_trainer.sprites.train_image_encoder import ImageEncoderConfig, train_image_encoder
 from dreambooth_trainer.sprites.train_unet import Examples, UnetConfig, train_unet
 from dreambooth_trainer.sprites.train_vae import VaeConfig, encode_all, load_latents, reconstruction_psnr, train_vae
 
@@ -31,6 +35,8 @@ class Recipe:
     vae: VaeConfig = field(default_factory=VaeConfig)
     evaluator: EvaluatorTraining = field(default_factory=EvaluatorTraining)
     unet: UnetConfig = field(default_factory=UnetConfig)
+    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
 
 
 FULL = Recipe()
@@ -40,6 +46,8 @@ TOY = Recipe(
     vae=replace(FULL.vae, channels=(8, 16), steps=4, batch=8),
     evaluator=replace(FULL.evaluator, subjects=16, steps=4, batch=8),
     unet=replace(FULL.unet, channels=(16, 16, 16), text_width=16, steps=6, batch=8, snapshot_every=2),
+    image_encoder=replace(FULL.image_encoder, width=16, layers=2, projection=8, steps=3, batch=8),
+    adapter=replace(FULL.adapter, subjects=8, steps=3, batch=4),
 )
 """Takes seconds and gives useless weights; for tests."""
 
@@ -70,11 +78,23 @@ class Workspace:
         """The finished evaluator."""
         return self.root / "evaluator"
 
+    @property
+    def base(self) -> Path:
+        """The finished base model with the evaluator, as it is published."""
+        return self.root / "base"
+
+    @property
+    def ip_adapter(self) -> Path:
+        """The finished IP-Adapter with its image encoder."""
+        return self.root / "ip_adapter"
+
 
 def train_sprites(
     out: Path, seed: int = 0, recipe: Recipe = FULL, work: Path | None = None, console: Console | None = None
 ) -> Path:
-    """Train the base model and the evaluator, and write them to `out`, a diffusers folder of float16 safetensors.
+    """Train the base model, the evaluator and the IP-Adapter, and write them to `out`.
+
+    That is a diffusers folder of float16 safetensors.
 
     Args:
         work: folder for intermediate results, which can be deleted afterwards. Defaults to `<out>.work`.
@@ -86,7 +106,9 @@ def train_sprites(
     vae_stage(workspace, recipe, sprites, seed, console)
     pipeline = unet_stage(workspace, recipe, sprites, seed, console)
     evaluator_stage(workspace, recipe, seed, console)
-    publish_pipeline(pipeline, out, workspace.evaluator)
+    publish_pipeline(pipeline, workspace.base, workspace.evaluator)
+    adapter_stage(workspace, recipe, workspace.base, seed, console)
+    publish_folder(out, workspace.base, workspace.ip_adapter)
     console.print(f"published {out}")
     return out
 
@@ -133,6 +155,43 @@ def evaluator_stage(workspace: Workspace, recipe: Recipe, seed: int, console: Co
         shutil.rmtree(partial, ignore_errors=True)
         evaluator.save(partial)
         partial.rename(workspace.evaluator)
+
+
+def adapter_stage(workspace: Workspace, recipe: Recipe, base: Path, seed: int, console: Console) -> None:
+    """Train the image encoder and the IP-Adapter of a base model, on subjects from other seeds than all before.
+
+    Args:
+        base: diffusers folder of the base model.
+    """
+    if workspace.ip_adapter.exists():
+        return
+    config = recipe.adapter
+    console.print(f"rendering {config.subjects} subjects")
+    views = make_subject_views(config.subjects, config.views, seed + 3000)
+    encoder = train_image_encoder(views, workspace.root, recipe.image_encoder, seed + 3000, console)
+    pipeline = load_pipeline(base)
+    train_adapter(pipeline, make_pairs(pipeline, encoder, views), workspace.root, config, seed + 3000, console)
+    partial = workspace.root / "ip_adapter.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    save_adapter(pipeline.unet, encoder, partial)
+    partial.rename(workspace.ip_adapter)
+
+
+def train_sprites_adapter(
+    out: Path, base: Path, seed: int = 0, recipe: Recipe = FULL, work: Path | None = None
+) -> Path:
+    """Train only the IP-Adapter, of a base model that exists, and write it to `out` as float16 safetensors.
+
+    Args:
+        base: diffusers folder of the base model.
+        work: folder for intermediate results, which can be deleted afterwards. Defaults to `<out>.work`.
+    """
+    workspace, console = Workspace(work or out.with_name(out.name + ".work")), Console()
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    adapter_stage(workspace, recipe, base, seed, console)
+    publish_folder(out, workspace.ip_adapter)
+    console.print(f"published {out}")
+    return out
 
 
 def main() -> None:

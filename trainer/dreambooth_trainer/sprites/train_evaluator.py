@@ -12,7 +12,7 @@ from dreambooth_trainer.sprites.captions import caption
 from dreambooth_trainer.sprites.evaluator import EvaluatorConfig, EvaluatorNet, SpritesEvaluator, bag_of_words
 from dreambooth_trainer.sprites.randomness import seeded
 from dreambooth_trainer.sprites.train_vae import to_tensor
-from dreambooth_trainer.sprites.training import Checkpoint, make_optimizer, progress, step_generator
+from dreambooth_trainer.sprites.training import Checkpoint, make_optimizer, train
 from dreambooth_trainer.sprites.world import SIZE, Scene, Subject, random_scene, random_subject, render
 
 TEMPERATURE = 0.1
@@ -62,18 +62,12 @@ def train_evaluator(work: Path, training: EvaluatorTraining, seed: int, console:
     net = EvaluatorNet(EvaluatorConfig()).train()
     optimizer, schedule = make_optimizer(list(net.parameters()), training.rate, training.steps, weight_decay=1e-2)
     checkpoint = Checkpoint(work / "evaluator.ckpt", net=net, optimizer=optimizer, schedule=schedule)
-    start = checkpoint.restore()
-    with progress("evaluator", start, training.steps, console) as report:
-        for step in range(start + 1, training.steps + 1):
-            generator = step_generator(seed, step)
-            subject_loss, joint_loss = evaluator_losses(net, dataset, training.batch, generator)
-            optimizer.zero_grad()
-            (subject_loss + joint_loss).backward()
-            optimizer.step()
-            schedule.step()
-            report(step, f"subject {subject_loss.item():.3f} caption {joint_loss.item():.3f}")
-            if step % 250 == 0 or step == training.steps:
-                checkpoint.save(step)
+
+    def loss_of(generator: torch.Generator) -> tuple[torch.Tensor, str]:
+        subject_loss, joint_loss = evaluator_losses(net, dataset, training.batch, generator)
+        return subject_loss + joint_loss, f"subject {subject_loss.item():.3f} caption {joint_loss.item():.3f}"
+
+    train("evaluator", checkpoint, (optimizer, schedule), training.steps, seed, console, loss_of, clip=None)
     center_features(net.eval(), dataset, seed)
     return SpritesEvaluator(net)
 

@@ -1,5 +1,6 @@
 """Stage 3, the longest: trains the text encoder and the UNet together on cached latents."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -124,7 +125,7 @@ class Examples:
 
 
 def denoising_loss(
-    model: Denoiser,
+    model: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
     scheduler: DDPMScheduler,
     latents: torch.Tensor,
     tokens: torch.Tensor,

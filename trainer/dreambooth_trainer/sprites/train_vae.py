@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import l1_loss, mse_loss
 
-from dreambooth_trainer.sprites.training import Checkpoint, make_optimizer, progress, step_generator
+from dreambooth_trainer.sprites.training import Checkpoint, make_optimizer, train
 
 
 @dataclass(frozen=True)
@@ -74,39 +74,28 @@ def train_vae(images: NDArray[np.uint8], work: Path, config: VaeConfig, seed: in
     vae = build_vae(config)
     optimizer, schedule = make_optimizer(list(vae.parameters()), config.rate, config.steps)
     checkpoint = Checkpoint(work / "vae.ckpt", vae=vae, optimizer=optimizer, schedule=schedule)
-    start = checkpoint.restore()
-    with progress("autoencoder", start, config.steps, console) as report:
-        for step in range(start + 1, config.steps + 1):
-            error = _vae_step(vae, images, config, step_generator(seed, step), optimizer)
-            schedule.step()
-            report(step, f"psnr {10 * math.log10(4 / error):.2f} dB")
-            if step % 250 == 0 or step == config.steps:
-                checkpoint.save(step)
+
+    def loss_of(generator: torch.Generator) -> tuple[torch.Tensor, str]:
+        loss, error = _vae_loss(vae, images, config, generator)
+        return loss, f"psnr {10 * math.log10(4 / error):.2f} dB"
+
+    train("autoencoder", checkpoint, (optimizer, schedule), config.steps, seed, console, loss_of)
     vae.eval()
     standardize_latents(vae, to_tensor(images[:2000]))
     return vae
 
 
-def _vae_step(
-    vae: AutoencoderKL,
-    images: NDArray[np.uint8],
-    config: VaeConfig,
-    generator: torch.Generator,
-    optimizer: torch.optim.Optimizer,
-) -> float:
-    """Run one optimizer step, and return the mean squared error of the batch (pixels in -1..1)."""
+def _vae_loss(
+    vae: AutoencoderKL, images: NDArray[np.uint8], config: VaeConfig, generator: torch.Generator
+) -> tuple[torch.Tensor, float]:
+    """The loss of a batch, and the mean squared error of its pixels, which are -1..1."""
     index = torch.randint(len(images), (config.batch,), generator=generator).numpy()
     pixels = to_tensor(images[index])
     posterior = posterior_of(vae, pixels)
     reconstruction = decode(vae, posterior.sample(generator))
     squared = mse_loss(reconstruction, pixels)
     kl = posterior.kl().mean() / posterior.mean[0].numel()
-    loss = l1_loss(reconstruction, pixels) + squared + config.kl_weight * kl
-    optimizer.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-    optimizer.step()
-    return squared.item()
+    return l1_loss(reconstruction, pixels) + squared + config.kl_weight * kl, squared.item()
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Shared by the three training loops: exact resume, the learning rate schedule, and progress.
+"""Shared by the training loops: the loop itself, exact resume, the learning rate schedule, and progress.
 
 The random generator of each step is seeded by the step number, so that a resumed run has the same batches and noise as
 one without interruptions.
@@ -12,12 +12,14 @@ from typing import Any, Protocol
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_wsd_schedule
 
 DECAY = 0.4
 """Share of the steps over which the learning rate decays."""
+SAVE_EVERY = 250  # steps
 Report = Callable[[int, str], None]
 """Called after each step with its number (from 1) and its metrics as text."""
 
@@ -94,3 +96,38 @@ def progress(stage: str, start: int, steps: int, console: Console) -> Iterator[R
                 console.print(f"{stage} {step}/{steps} {metrics}", highlight=False)
 
         yield report
+
+
+def train(
+    stage: str,
+    checkpoint: Checkpoint,
+    optimization: tuple[Optimizer, LRScheduler],
+    steps: int,
+    seed: int,
+    console: Console,
+    loss_of: Callable[[torch.Generator], tuple[torch.Tensor, str]],
+    *,
+    clip: float | None = 1.0,
+) -> None:
+    """Train from the last checkpoint to the last step, and save a checkpoint every `SAVE_EVERY` steps.
+
+    Args:
+        optimization: optimizer and schedule, which are parts of the checkpoint.
+        loss_of: the loss of a batch that is drawn with a generator, and its metrics as text.
+        clip: maximum norm of the gradients; None for no maximum.
+    """
+    optimizer, schedule = optimization
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    start = checkpoint.restore()
+    with progress(stage, start, steps, console) as report:
+        for step in range(start + 1, steps + 1):
+            loss, metrics = loss_of(step_generator(seed, step))
+            optimizer.zero_grad()
+            loss.backward()
+            if clip is not None:
+                clip_grad_norm_(parameters, clip)
+            optimizer.step()
+            schedule.step()
+            report(step, metrics)
+            if step % SAVE_EVERY == 0 or step == steps:
+                checkpoint.save(step)
