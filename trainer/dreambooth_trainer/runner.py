@@ -18,10 +18,12 @@ from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_api.status import TrainerPhase
 from dreambooth_api.subject import Subject
 from dreambooth_trainer.cluster.hardware import Hardware, check_cores, check_runnable, query_workers, requested_cpus
+from dreambooth_trainer.cluster.interrupts import check_interrupted
 from dreambooth_trainer.cluster.pool import WorkerPool
 from dreambooth_trainer.cluster.runtime_hardware import runtime_hardware
 from dreambooth_trainer.cluster.session import has_address, ray_cluster
-from dreambooth_trainer.families.registry import config_folder, family_module, pinned, stage_folders
+from dreambooth_trainer.families.ip_adapter import adapter_files, check_adapter, pinned_adapter
+from dreambooth_trainer.families.registry import config_folder, family_module, on_disk, pinned, stage_folders
 from dreambooth_trainer.images.own_class_images import check_class_images, read_class_images
 from dreambooth_trainer.images.prepare import prepare_images
 from dreambooth_trainer.images.sources import RawImage, RawImages, read_images
@@ -41,6 +43,7 @@ from dreambooth_trainer.planning.precision import check_packages
 from dreambooth_trainer.progress.console import Reporter
 from dreambooth_trainer.sampling.identifiers import select_identifiers
 from dreambooth_trainer.sampling.model_check import check_use
+from dreambooth_trainer.sampling.validation_set import validations_of
 from dreambooth_trainer.store.claim import claim_output
 from dreambooth_trainer.store.folder import JobFolder, atomic_write
 from dreambooth_trainer.store.run_record import RunRecord, read_completion, write_run
@@ -119,9 +122,27 @@ def _plan(
     facts = JobFacts(model, folder, select_identifiers(job, folder), image_counts, hardware, own_class_images)
     draft = draft_plan(job, facts)
     warnings = check_use(draft, folder)
+    draft = with_pinned_adapter(draft, folder)
     planned = make_plan(draft, facts, partial(_count_size, folders, sum(image_counts)))
     notes = [hardware.note] if hardware.note else []
     return planned, (*notes, *warnings)
+
+
+def with_pinned_adapter(plan: Plan, folder: Path) -> Plan:
+    """The plan with the commit of its image-prompt adapter, if it has one that is on the Hub.
+
+    Args:
+        folder: local folder of the base model. An adapter in a folder is compared with it.
+
+    Raises:
+        UserError: the adapter was not found, or does not fit the model.
+    """
+    if plan.image_prompts is None:
+        return plan
+    adapter = pinned_adapter(plan.image_prompts.adapter)
+    if on_disk(adapter) is not None:
+        check_adapter(adapter_files(adapter).weights, folder)
+    return plan.model_copy(update={"image_prompts": plan.image_prompts.model_copy(update={"adapter": adapter})})
 
 
 def _count_size(folders: Mapping[str, Path], image_count: int, plan: Plan, images: int) -> ModelSize:
@@ -144,7 +165,16 @@ def worker_pool(prepared: PreparedJob) -> WorkerPool:
 def run_job(
     prepared: PreparedJob, folder: JobFolder, store: str, reporter: Reporter, pool: WorkerPool | None = None
 ) -> dict[TrainerPhase, dict[str, JsonValue]]:
-    """Run the phases that are not complete.
+    """Lock the folder, and run the phases that are not complete, as `run_phases`."""
+    claim_output(prepared.plan.job, folder)
+    with folder.locked():
+        return run_phases(prepared, folder, store, reporter, pool)
+
+
+def run_phases(
+    prepared: PreparedJob, folder: JobFolder, store: str, reporter: Reporter, pool: WorkerPool | None = None
+) -> dict[TrainerPhase, dict[str, JsonValue]]:
+    """Run the phases that are not complete, in a folder that is claimed and locked.
 
     Args:
         store: URL of the folder with shared class images.
@@ -161,14 +191,17 @@ def run_job(
     pool = pool or worker_pool(prepared)
     context = Context(prepared.plan, folder, prepared.images, store, keys, pool, class_images=prepared.class_images)
     results: dict[TrainerPhase, dict[str, JsonValue]] = {}
-    claim_output(prepared.plan.job, folder)
-    with folder.locked(), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         atomic_write(folder.root / "job.yaml", dump_job(prepared.plan.job))
         started = False
         for phase in PHASES:
             keys[phase.name] = fingerprint({"phase": phase.name, "inputs": phase.inputs(context)})
         write_run(folder, RunRecord(plan=prepared.plan, keys=keys))
+        if read_completion(folder, keys, TrainerPhase.TRAIN) is None:
+            # Before the first phase: who looks at the folder must not take them for those of this training.
+            validations_of(prepared.plan, folder, keys[TrainerPhase.TRAIN]).discard_others()
         for phase in PHASES:
+            check_interrupted()
             done = read_completion(folder, keys, phase.name) if phase.complete(context) else None
             if done is not None:
                 reporter.skipped(phase.name)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
+from dreambooth_trainer.planning.plan import Plan
+
 if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
@@ -19,6 +21,31 @@ if TYPE_CHECKING:
 
 Tensors: TypeAlias = "Mapping[str, Tensor]"
 Embeddings: TypeAlias = "Tensor | list[Tensor]"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a denoiser predicts for noisy examples.
+
+    Attributes:
+        output: of the denoiser, [N, ...].
+        target: what it is trained to predict, with the same shape.
+        weights: of the examples' errors, [N]; None if all are 1.
+    """
+
+    output: Tensor
+    target: Tensor
+    weights: Tensor | None = None
+
+    def rows(self, first: int, end: int | None) -> Prediction:
+        """Those of some examples."""
+        weights = None if self.weights is None else self.weights[first:end]
+        return Prediction(self.output[first:end], self.target[first:end], weights)
+
+    def errors(self) -> Tensor:
+        """The mean squared error of each example, weighted, [N], in fp32."""
+        errors = (self.output.float() - self.target.float()).square().flatten(1).mean(dim=1)
+        return errors if self.weights is None else errors * self.weights
 
 
 @dataclass(frozen=True)
@@ -60,24 +87,24 @@ class Stage(Protocol):
         """Encode prompts.
 
         Args:
-            live: text encoders that are trained. Their inputs are returned instead of their outputs, and they need not
-                be opened.
+            live: text encoders that are trained, or get new tokens. Their inputs are returned instead of their
+                outputs, and they need not be opened.
         """
         ...
 
     def noise_shapes(self, examples: Tensors) -> dict[str, tuple[int, ...]]:
-        """The shapes of the noise that the loss of one example uses."""
+        """The shapes of the noise that `denoise` uses for one example."""
         ...
 
-    def loss(
+    def denoise(
         self,
         modules: Mapping[str, nn.Module],
         examples: Tensors,
         noise: Tensors,
         u: Tensor,
         min_snr_gamma: float | None = None,
-    ) -> Tensor:
-        """The loss of each example, [N], in fp32.
+    ) -> Prediction:
+        """Predict what the noise of examples is. The loss of each example is that of `Prediction.errors`.
 
         Args:
             modules: the denoiser, and the text encoders that are trained.
@@ -95,7 +122,7 @@ class AdapterInfo:
 
     Attributes:
         name: name of the job.
-        base_model: Hub ID or path of the base model.
+        base_model: Hub ID of the base model, or the name of its folder.
         resolution: side length of the training images in pixels.
     """
 
@@ -112,7 +139,8 @@ class Family(Protocol):
         text_encoders: names of the text encoders. A model may lack some: `open` leaves them out.
         trainable_text_encoders: those that can be trained with the denoiser.
         image_encoders: names of the modules that `Stage.encode_images` needs.
-        extensible_tokenizers: folders of the tokenizers that can get new tokens; empty if pipelines load none.
+        extensible_text_encoders: those that can get new tokens, with the folders of their tokenizers; empty if
+            diffusers' pipelines load none.
     """
 
     name: str
@@ -120,7 +148,7 @@ class Family(Protocol):
     text_encoders: tuple[str, ...]
     trainable_text_encoders: tuple[str, ...]
     image_encoders: tuple[str, ...]
-    extensible_tokenizers: tuple[str, ...]
+    extensible_text_encoders: Mapping[str, str]
 
     def open(self, folder: Path, modules: Collection[str], *, empty: bool = False) -> Stage:
         """Open a diffusers folder for training, with some of its modules on the CPU, in fp32 or in bf16 as stored.
@@ -131,10 +159,13 @@ class Family(Protocol):
         """
         ...
 
-    def pipeline(self, folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
+    def pipeline(self, folder: Path, dtype: torch.dtype, **modules: nn.Module) -> DiffusionPipeline:
         """Load the pipeline of a diffusers folder, on the CPU.
 
         The autoencoder is in fp32 if its configuration requires that.
+
+        Args:
+            modules: by name; those to use as they are instead of loading them.
         """
         ...
 
@@ -223,6 +254,20 @@ class FineTunedScheduler(Protocol):
 
 
 @runtime_checkable
+class ImagePrompts(Protocol):
+    """A family whose pipeline can have an image-prompt adapter (IP-Adapter)."""
+
+    def load_ip_adapter(self, pipeline: Any, weights: Path, *, encoder: bool) -> None:
+        """Load an adapter into a pipeline.
+
+        Args:
+            weights: file of the adapter.
+            encoder: whether to load the image encoder as well. Without it, calls need the embeddings of images.
+        """
+        ...
+
+
+@runtime_checkable
 class SuperResolution(Protocol):
     """A family that enlarges the images of another one."""
 
@@ -241,5 +286,17 @@ class SuperResolution(Protocol):
 
 
 def trained_modules(family: Family, *, text_encoders: bool) -> tuple[str, ...]:
-    """Names of the modules that are trained: the denoiser, and the text encoders if they are trained."""
+    """Names of the modules that can be trained: the denoiser, and the text encoders on request."""
     return (family.denoiser, *(family.trainable_text_encoders if text_encoders else ()))
+
+
+def live_text_encoders(family: Family, plan: Plan) -> tuple[str, ...]:
+    """Names of the text encoders that training computes: those that are trained, or that get new tokens."""
+    if plan.spec.training.traits.tokens:
+        return tuple(family.extensible_text_encoders)
+    return family.trainable_text_encoders if plan.train_text_encoder else ()
+
+
+def modules_in_training(family: Family, plan: Plan) -> tuple[str, ...]:
+    """Names of the modules that the loss of a plan computes: the denoiser, and the live text encoders."""
+    return (family.denoiser, *live_text_encoders(family, plan))

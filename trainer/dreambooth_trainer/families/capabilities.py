@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dreambooth_api.errors import ValidationIssue
-from dreambooth_trainer.families.base import Family, SingleFileWriter
+from dreambooth_trainer.families.base import Family, ImagePrompts, SingleFileWriter
 from dreambooth_trainer.planning.plan import Plan
 
 
@@ -14,8 +14,11 @@ def capability_issues(plan: Plan, family: Family) -> list[ValidationIssue]:
         rule = f"is not supported for {family.name}, whose text encoder is a language model"
         field = "spec.training.textEncoder.train"
         issues.append(ValidationIssue(field, True, rule, "remove it, or set false"))
-    if plan.new_tokens and not family.extensible_tokenizers:
-        rule = f"adds tokens, which is not supported for {family.name}, only for Stable Diffusion 1, 2 and XL"
+    if plan.new_tokens and not family.extensible_text_encoders:
+        rule = f"adds tokens, which is not supported for {family.name}, only for Stable Diffusion 1, 2, XL and FLUX.1"
+        issues.append(ValidationIssue("spec.training.method", plan.spec.training.method, rule, "set method: LoRA"))
+    if plan.image_prompts is not None and not isinstance(family, ImagePrompts):
+        rule = f"has no image-prompt adapters for {family.name}, only for Stable Diffusion 1, 2 and XL"
         issues.append(ValidationIssue("spec.training.method", plan.spec.training.method, rule, "set method: LoRA"))
     if "safetensors" in (plan.spec.output.formats or ()) and not isinstance(family, SingleFileWriter):
         rule = f"is not available for {family.name}: there is no converter to a single file"

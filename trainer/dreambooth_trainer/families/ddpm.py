@@ -1,4 +1,4 @@
-"""The loss of families with a DDPM noise schedule: Stable Diffusion 1, 2 and XL."""
+"""Predictions of families with a DDPM noise schedule: Stable Diffusion 1, 2 and XL, and DeepFloyd IF."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Any, cast
 from diffusers import DDPMScheduler
 from torch import Tensor
 
+from dreambooth_trainer.families.base import Prediction
 
-def ddpm_loss(
+
+def ddpm_prediction(
     scheduler: DDPMScheduler,
     predict: Callable[[Tensor, Tensor], Tensor],
     clean: Tensor,
     noise: Tensor,
     u: Tensor,
     min_snr_gamma: float | None,
-) -> Tensor:
-    """Mean squared error of each prediction, [N], in fp32.
+) -> Prediction:
+    """What is predicted for the noisy latents at some timesteps.
 
     Args:
         predict: returns the prediction from noisy latents and timesteps [N].
@@ -27,13 +29,12 @@ def ddpm_loss(
     length = int(scheduler.config["num_train_timesteps"])
     timesteps = (u * length).long().clamp(max=length - 1)
     noisy = scheduler.add_noise(clean, noise, cast("Any", timesteps))
-    prediction = predict(noisy, timesteps)
-    target = loss_target(scheduler, clean, noise, timesteps)
-    error = (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
+    output, target = predict(noisy, timesteps), loss_target(scheduler, clean, noise, timesteps)
     if min_snr_gamma is None:
-        return error
-    alphas_cumprod = scheduler.alphas_cumprod.to(error.device)[timesteps]
-    return error * min_snr_weights(alphas_cumprod, min_snr_gamma, str(scheduler.config["prediction_type"]))
+        return Prediction(output, target)
+    alphas_cumprod = scheduler.alphas_cumprod.to(output.device)[timesteps]
+    weights = min_snr_weights(alphas_cumprod, min_snr_gamma, str(scheduler.config["prediction_type"]))
+    return Prediction(output, target, weights)
 
 
 def loss_target(scheduler: DDPMScheduler, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoTokenizer, T5EncoderModel
 
-from dreambooth_trainer.families.base import Embeddings, Tensors
-from dreambooth_trainer.families.ddpm import ddpm_loss
+from dreambooth_trainer.families.base import Embeddings, Prediction, Tensors
+from dreambooth_trainer.families.ddpm import ddpm_prediction
 from dreambooth_trainer.families.modules import open_ddpm_scheduler, open_module, save_pipeline
 from dreambooth_trainer.families.stored_dtype import stored_dtype
 from dreambooth_trainer.models.files import ADAPTER_FILE
@@ -73,15 +73,15 @@ class PixelStage:
     def noise_shapes(self, examples: Tensors) -> dict[str, tuple[int, ...]]:
         return {"noise": tuple(examples["pixels"].shape[1:])}
 
-    def loss(
+    def denoise(
         self,
         modules: Mapping[str, nn.Module],
         examples: Tensors,
         noise: Tensors,
         u: Tensor,
         min_snr_gamma: float | None = None,
-    ) -> Tensor:
-        """As `Stage.loss`. The second half of the U-Net's output, which is the variance, is not trained."""
+    ) -> Prediction:
+        """As `Stage.denoise`. The second half of the U-Net's output, which is the variance, is not trained."""
         unet = modules["unet"]
         dtype = next(unet.parameters()).dtype
         condition, arguments = self._condition(examples, noise)
@@ -91,7 +91,7 @@ class PixelStage:
             text = examples["text_embeds"].to(dtype)
             return unet(inputs, timesteps, encoder_hidden_states=text, **arguments).sample[:, :CHANNELS]
 
-        return ddpm_loss(self.noise_scheduler, predict, examples["pixels"], noise["noise"], u, min_snr_gamma)
+        return ddpm_prediction(self.noise_scheduler, predict, examples["pixels"], noise["noise"], u, min_snr_gamma)
 
     def _condition(self, examples: Tensors, noise: Tensors) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Additional input channels, and further arguments of the U-Net."""
@@ -107,7 +107,7 @@ class DeepFloydIF:
     text_encoders: tuple[str, ...] = ("text_encoder",)
     trainable_text_encoders: tuple[str, ...] = ()
     image_encoders: tuple[str, ...] = ()
-    extensible_tokenizers: tuple[str, ...] = ()
+    extensible_text_encoders: Mapping[str, str] = {}
     pipeline_class: ClassVar[Any] = IFPipeline
 
     def open(self, folder: Path, modules: Collection[str], *, empty: bool = False) -> PixelStage:
@@ -117,9 +117,9 @@ class DeepFloydIF:
         }
         return PixelStage(opened, open_ddpm_scheduler(folder), AutoTokenizer.from_pretrained(folder / "tokenizer"))
 
-    def pipeline(self, folder: Path, dtype: torch.dtype) -> Any:
+    def pipeline(self, folder: Path, dtype: torch.dtype, **modules: nn.Module) -> Any:
         names = [name for name in self.text_encoders if _loading_dtype(folder, name) == torch.bfloat16]
-        return self._load(folder, {"default": dtype, **dict.fromkeys(names, torch.bfloat16)})
+        return self._load(folder, {"default": dtype, **dict.fromkeys(names, torch.bfloat16)}, **modules)
 
     def _load(self, folder: Path, dtypes: Mapping[str, torch.dtype], **modules: Any) -> Any:
         return self.pipeline_class.from_pretrained(

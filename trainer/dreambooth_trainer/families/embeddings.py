@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dreambooth_trainer.families.base import TextSlot
+from dreambooth_trainer.models.clip_pooling import pool_at_end
 from dreambooth_trainer.models.files import EMBEDDINGS_PATTERN, TOKEN_COMPONENTS, embeddings_file
 
-# Keys of the files of models with two CLIP encoders, as in diffusers' examples and in other tools.
-CLIP_L, CLIP_G = TOKEN_COMPONENTS
+_ONLY = ("text_encoder", "tokenizer")
 
 
 def save_embeddings(slots: Sequence[TextSlot], embeddings: Mapping[str, Mapping[str, Tensor]], target: Path) -> None:
@@ -36,11 +36,12 @@ def save_embeddings(slots: Sequence[TextSlot], embeddings: Mapping[str, Mapping[
 
 def load_embeddings(pipeline: Any, folder: Path) -> None:
     """Load all files that `save_embeddings` wrote to a folder into a pipeline of the base model."""
+    components = TOKEN_COMPONENTS.get(type(pipeline).__name__, {})
     for path in sorted(folder.glob(EMBEDDINGS_PATTERN)):
         with safe_open(path, "pt") as file:
             token: str = file.metadata()["token"]
             tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
         for key, tensor in tensors.items():
-            encoder, tokenizer = TOKEN_COMPONENTS.get(key, ("text_encoder", "tokenizer"))
-            parts = {"text_encoder": getattr(pipeline, encoder), "tokenizer": getattr(pipeline, tokenizer)}
-            pipeline.load_textual_inversion(tensor, token=token, **parts)
+            encoder, tokenizer = (getattr(pipeline, name) for name in components.get(key, _ONLY))
+            pool_at_end(encoder, tokenizer)
+            pipeline.load_textual_inversion(tensor, token=token, text_encoder=encoder, tokenizer=tokenizer)

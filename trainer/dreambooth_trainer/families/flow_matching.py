@@ -1,4 +1,4 @@
-"""The loss of families with flow matching (Lipman et al. 2023; Liu et al. 2023): Stable Diffusion 3 and FLUX.1.
+"""Predictions of families with flow matching (Lipman et al. 2023; Liu et al. 2023): Stable Diffusion 3 and FLUX.1.
 
 Noisy latents are (1 - s) clean + s noise, with the noise level s in [0, 1]. The denoiser predicts noise - clean.
 """
@@ -14,6 +14,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from dreambooth_api.errors import UserError, ValidationIssue
+from dreambooth_trainer.families.base import Prediction
 
 Density = Literal["uniform", "logit-normal"]
 
@@ -26,7 +27,7 @@ def open_flow_scheduler(folder: Path) -> FlowMatchEulerDiscreteScheduler:
         )
 
 
-def flow_matching_loss(
+def flow_matching_prediction(
     scheduler: FlowMatchEulerDiscreteScheduler,
     predict: Callable[[Tensor, Tensor], Tensor],
     clean: Tensor,
@@ -35,8 +36,8 @@ def flow_matching_loss(
     *,
     density: Density = "uniform",
     error_in_clean: bool = False,
-) -> Tensor:
-    """Mean squared error of each prediction, [N], in fp32.
+) -> Prediction:
+    """What is predicted for the noisy latents at some noise levels.
 
     Args:
         scheduler: with its schedule as opened, before `set_timesteps`.
@@ -54,8 +55,8 @@ def flow_matching_loss(
     timesteps: Tensor = schedule.timesteps.to(u.device)[indices]
     level = sigmas.view(-1, *[1] * (clean.ndim - 1))
     noisy = (1 - level) * clean + level * noise
-    error = (predict(noisy, timesteps).float() - (noise - clean).float()).square().flatten(1).mean(dim=1)
-    return error * sigmas.square() if error_in_clean else error
+    weights = sigmas.square() if error_in_clean else None
+    return Prediction(predict(noisy, timesteps), noise - clean, weights)
 
 
 def refuse_min_snr(min_snr_gamma: float | None) -> None:

@@ -14,10 +14,11 @@ from torch.nn import functional
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer, T5EncoderModel
 
 from dreambooth_trainer.families.autoencoder import sample_latents
-from dreambooth_trainer.families.base import Tensors
+from dreambooth_trainer.families.base import Prediction, Tensors, TextSlot
 from dreambooth_trainer.families.clip import token_ids
-from dreambooth_trainer.families.flow_matching import flow_matching_loss, open_flow_scheduler, refuse_min_snr
+from dreambooth_trainer.families.flow_matching import flow_matching_prediction, open_flow_scheduler, refuse_min_snr
 from dreambooth_trainer.families.latent_transformer import LatentTransformer, LatentTransformerStage
+from dreambooth_trainer.families.modules import without_dropout
 
 CLIP, T5 = "text_encoder", "text_encoder_2"
 # As in diffusers' pipeline.
@@ -32,36 +33,49 @@ PATCH = 2
 class FluxStage(LatentTransformerStage):
     """A transformer conditioned on T5, on the pooled output of a CLIP text encoder, and possibly on a guidance scale.
 
-    Examples: `text_embeds` [N, L, D] of T5; `pooled` [N, E] of CLIP, or `input_ids` [N, K] if CLIP is trained.
+    Examples: `text_embeds` [N, L, D] of T5, or `t5_ids` [N, L] if it gets new tokens; `pooled` [N, E] of CLIP, or
+    `input_ids` [N, K] if CLIP is trained or gets new tokens.
     """
 
     tokenizer: CLIPTokenizer
     t5_tokenizer: Any
     has_guidance: bool
 
-    def encode_prompts(self, prompts: Sequence[str], live: Collection[str] = ()) -> dict[str, Tensor]:
-        ids, t5_ids = token_ids(self.tokenizer, prompts), token_ids(self.t5_tokenizer, prompts, T5_TOKENS)
-        clip, t5 = self.modules.get(CLIP), self.modules[T5]
-        with torch.no_grad():
-            examples = {"text_embeds": t5(t5_ids.to(next(t5.parameters()).device)).last_hidden_state}
-            if CLIP in live:
-                return examples | {"input_ids": ids}
-            assert clip is not None, "opened unless it is trained"
-            return examples | {"pooled": clip(ids.to(next(clip.parameters()).device)).pooler_output}
+    @property
+    def text(self) -> tuple[TextSlot, ...]:
+        return (
+            TextSlot(CLIP, self.tokenizer, "tokenizer", "clip_l"),
+            TextSlot(T5, self.t5_tokenizer, "tokenizer_2", "t5"),
+        )
 
-    def loss(
+    def encode_prompts(self, prompts: Sequence[str], live: Collection[str] = ()) -> dict[str, Tensor]:
+        inputs = {
+            "input_ids": token_ids(self.tokenizer, prompts),
+            "t5_ids": token_ids(self.t5_tokenizer, prompts, T5_TOKENS),
+        }
+        frozen = {name: module for name, module in self.modules.items() if name not in live}
+        devices = {name: next(module.parameters()).device for name, module in frozen.items()}
+        with torch.no_grad():
+            if T5 not in live:
+                inputs["text_embeds"] = frozen[T5](inputs.pop("t5_ids").to(devices[T5])).last_hidden_state
+            if CLIP not in live:
+                inputs["pooled"] = frozen[CLIP](inputs.pop("input_ids").to(devices[CLIP])).pooler_output
+        return inputs
+
+    def denoise(
         self,
         modules: Mapping[str, nn.Module],
         examples: Tensors,
         noise: Tensors,
         u: Tensor,
         min_snr_gamma: float | None = None,
-    ) -> Tensor:
+    ) -> Prediction:
         refuse_min_snr(min_snr_gamma)
         transformer = modules["transformer"]
         dtype = next(transformer.parameters()).dtype
-        text = examples["text_embeds"].to(dtype)
         pooled = examples["pooled"] if "pooled" in examples else modules[CLIP](examples["input_ids"]).pooler_output
+        embeds = examples.get("text_embeds")
+        text = (modules[T5](examples["t5_ids"]).last_hidden_state if embeds is None else embeds).to(dtype)
         clean = sample_latents(examples, noise["latent"])
         size = clean.shape[-2] // PATCH, clean.shape[-1] // PATCH
         positions = {
@@ -82,7 +96,7 @@ class FluxStage(LatentTransformerStage):
             ).sample
             return functional.pixel_shuffle(predicted.transpose(1, 2).unflatten(2, size), PATCH)
 
-        return flow_matching_loss(self.noise_scheduler, predict, clean, noise["noise"], u)
+        return flow_matching_prediction(self.noise_scheduler, predict, clean, noise["noise"], u)
 
 
 class Flux(LatentTransformer):
@@ -94,11 +108,16 @@ class Flux(LatentTransformer):
     text_encoder_classes: ClassVar[Mapping[str, Any]] = {CLIP: CLIPTextModel, T5: T5EncoderModel}
     text_encoders = (CLIP, T5)
     trainable_text_encoders = (CLIP,)
+    # Only T5 sees the words of a prompt one by one: CLIP contributes one vector. New tokens therefore need both.
+    extensible_text_encoders: Mapping[str, str] = {CLIP: "tokenizer", T5: "tokenizer_2"}
 
     def open(self, folder: Path, modules: Collection[str], *, empty: bool = False) -> FluxStage:
         config: Any = FluxTransformer2DModel.load_config(folder / "transformer")
+        opened = self.open_modules(folder, modules, empty=empty)
+        if T5 in opened:
+            without_dropout(opened[T5])
         return FluxStage(
-            self.open_modules(folder, modules, empty=empty),
+            opened,
             open_flow_scheduler(folder),
             CLIPTokenizer.from_pretrained(folder / "tokenizer"),
             AutoTokenizer.from_pretrained(folder / "tokenizer_2"),

@@ -37,7 +37,7 @@ class LatentTransformerStage:
 
     @property
     def text(self) -> tuple[TextSlot, ...]:
-        """None: see `LatentTransformer.extensible_tokenizers`."""
+        """None: see `LatentTransformer.extensible_text_encoders`."""
         return ()
 
     def encode_images(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
@@ -63,9 +63,8 @@ class LatentTransformer:
     trainable_text_encoders: tuple[str, ...]
     denoiser = "transformer"
     image_encoders = ("vae",)
-    # The pipelines of SD3 and Z-Image load no new tokens. In FLUX.1 only T5 sees the words of a prompt one by one, and
-    # training its tokens would keep it in memory and pass gradients through its 4.7 billion weights.
-    extensible_tokenizers: tuple[str, ...] = ()
+    # The pipelines of SD3 and Z-Image load no new tokens.
+    extensible_text_encoders: Mapping[str, str] = {}
 
     @property
     def _classes(self) -> dict[str, Any]:
@@ -88,10 +87,11 @@ class LatentTransformer:
         bf16 = not always_fp32 and stored_dtype(folder / name) == torch.bfloat16
         return torch.bfloat16 if bf16 else torch.float32
 
-    def pipeline(self, folder: Path, dtype: torch.dtype) -> Any:
-        frozen = [name for name in self.text_encoders if name not in self.trainable_text_encoders]
+    def pipeline(self, folder: Path, dtype: torch.dtype, **modules: nn.Module) -> Any:
+        present = [name for name in self.text_encoders if has_module(folder, name)]
+        frozen = [name for name in present if name not in self.trainable_text_encoders]
         large = {name: torch.bfloat16 for name in frozen if self._loading_dtype(folder, name) == torch.bfloat16}
-        pipeline = self._load(folder, {"default": dtype, **large})
+        pipeline = self._load(folder, {"default": dtype, **large}, **modules)
         prepare_decoder(pipeline.vae, dtype)
         return pipeline
 

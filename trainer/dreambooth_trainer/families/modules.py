@@ -36,6 +36,18 @@ def open_module(module_class: Any, folder: Path, *, empty: bool, dtype: torch.dt
     return in_tiles(module) if isinstance(module, AutoencoderKL) else module
 
 
+def without_dropout(module: nn.Module) -> None:
+    """Disable the dropout of a module whose weights are not trained; its configuration stays.
+
+    New tokens pass through such a module in training mode, which gradient checkpointing needs.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+        elif isinstance(getattr(layer, "dropout", None), float):  # as T5's attention
+            vars(layer)["dropout"] = 0.0
+
+
 def has_module(folder: Path, name: str) -> bool:
     """Whether a diffusers folder has a module, according to its index."""
     kind: object = json.loads((folder / INDEX).read_text()).get(name)
@@ -61,3 +73,8 @@ def save_pipeline(
     dtypes = {name: stored_dtype(base / name) for name in names if has_module(base, name)}
     given = {name: module.to(dtypes[name]) for name, module in modules.items()}
     load(base, dtypes, **given).save_pretrained(target, safe_serialization=True)
+    for path in (target / INDEX, *target.glob("*/config.json")):
+        settings: dict[str, object] = json.loads(path.read_text())
+        # diffusers writes the path of the base model on this machine.
+        if settings.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(settings, indent=2) + "\n")

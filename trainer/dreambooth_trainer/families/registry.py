@@ -59,7 +59,7 @@ def local_folder(model: ModelSource, path: str = PATH) -> Path:
             family that is not supported, or weights that are not safetensors.
         TransientError: the Hub cannot be reached.
     """
-    return _on_disk(model) or fetch(model.id, model.revision, path, INDEX, _files_of_known_family)
+    return on_disk(model) or fetch(model.id, model.revision, path, INDEX, _files_of_known_family)
 
 
 def config_folder(model: ModelSource, path: str = PATH) -> Path:
@@ -69,7 +69,7 @@ def config_folder(model: ModelSource, path: str = PATH) -> Path:
         UserError: as `local_folder`, also for a model in a local folder.
         TransientError: the Hub cannot be reached.
     """
-    folder = _on_disk(model)
+    folder = on_disk(model)
     if folder is None:
         return fetch(model.id, model.revision, path, INDEX, _configs_of_known_family)
     _known_family(_read_index(folder, path), local_names(folder), str(folder), path)
@@ -107,9 +107,9 @@ def known_config_folder(model: BaseModelRef) -> Path | None:
     Raises:
         UserError: as `config_folder`.
     """
-    if _on_disk(model) is not None:
+    if on_disk(model) is not None:
         second = model.super_resolution
-        if second is None or _on_disk(second) is not None:
+        if second is None or on_disk(second) is not None:
             return stage_folders(model)[""]
         folder = config_folder(model)
         if family_name(folder) != BASE_OF_CASCADE:
@@ -143,13 +143,13 @@ def pinned(model: BaseModelRef) -> BaseModelRef:
 
 def _commit(model: ModelSource, path: str) -> str | None:
     """The commit of a model on the Hub. The revision of another one has no meaning, and is kept."""
-    if _on_disk(model) is not None:
+    if on_disk(model) is not None:
         return model.revision
     return open_repository(model.id, model.revision, path, INDEX).commit
 
 
-def _on_disk(model: ModelSource) -> Path | None:
-    """The folder of a model that is not on the Hub."""
+def on_disk(model: ModelSource) -> Path | None:
+    """The folder of a model that is not on the Hub; None for a model on the Hub."""
     if model.id == BUILTIN_SPRITES:
         from dreambooth_trainer.sprites import WEIGHTS
 
@@ -251,7 +251,7 @@ def _source_digest(model: ModelSource, path: str) -> str:
     Raises:
         UserError, TransientError: as `local_folder`.
     """
-    if (local := _on_disk(model)) is not None:
+    if (local := on_disk(model)) is not None:
         return weights_digest(local)
     folder = config_folder(model, path)
     repository = open_repository(model.id, model.revision, path, INDEX)

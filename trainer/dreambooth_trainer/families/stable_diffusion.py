@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from dreambooth_trainer.families.autoencoder import encode_to_latents, latent_shapes, prepare_decoder, sample_latents
-from dreambooth_trainer.families.base import AdapterInfo, Tensors, TextSlot
+from dreambooth_trainer.families.base import AdapterInfo, Prediction, Tensors, TextSlot
 from dreambooth_trainer.families.clip import set_fp32_config, token_ids, with_text_model_prefix
-from dreambooth_trainer.families.ddpm import ddpm_loss
+from dreambooth_trainer.families.ddpm import ddpm_prediction
+from dreambooth_trainer.families.ip_adapter import load_ip_adapter
 from dreambooth_trainer.families.kohya import kohya_metadata, to_kohya_layout
 from dreambooth_trainer.families.modules import open_ddpm_scheduler, open_module, save_pipeline
 from dreambooth_trainer.families.single_file import has_open_clip, to_original_layout
@@ -60,14 +61,14 @@ class StableDiffusionStage:
         shape = tuple(examples["latent_mean"].shape[1:])
         return {"latent": shape, "noise": shape}
 
-    def loss(
+    def denoise(
         self,
         modules: Mapping[str, nn.Module],
         examples: Tensors,
         noise: Tensors,
         u: Tensor,
         min_snr_gamma: float | None = None,
-    ) -> Tensor:
+    ) -> Prediction:
         unet = modules["unet"]
         dtype = next(unet.parameters()).dtype
         if "text_embeds" in examples:
@@ -79,7 +80,7 @@ class StableDiffusionStage:
             return unet(noisy.to(dtype), timesteps, encoder_hidden_states=text.to(dtype)).sample
 
         clean = sample_latents(examples, noise["latent"])
-        return ddpm_loss(self.noise_scheduler, predict, clean, noise["noise"], u, min_snr_gamma)
+        return ddpm_prediction(self.noise_scheduler, predict, clean, noise["noise"], u, min_snr_gamma)
 
 
 def _embed(text_encoder: nn.Module, input_ids: Tensor) -> Tensor:
@@ -94,7 +95,9 @@ class StableDiffusion:
     text_encoders = ("text_encoder",)
     trainable_text_encoders = text_encoders
     image_encoders = ("vae",)
-    extensible_tokenizers = ("tokenizer",)
+    extensible_text_encoders: Mapping[str, str] = {"text_encoder": "tokenizer"}
+
+    load_ip_adapter = staticmethod(load_ip_adapter)
 
     def open(self, folder: Path, modules: Collection[str], *, empty: bool = False) -> StableDiffusionStage:
         return StableDiffusionStage(
@@ -103,8 +106,8 @@ class StableDiffusion:
             open_ddpm_scheduler(folder),
         )
 
-    def pipeline(self, folder: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
-        pipeline = _load_pipeline(folder, dtype)
+    def pipeline(self, folder: Path, dtype: torch.dtype, **modules: nn.Module) -> StableDiffusionPipeline:
+        pipeline = _load_pipeline(folder, dtype, **modules)
         prepare_decoder(pipeline.vae, dtype)
         return pipeline
 

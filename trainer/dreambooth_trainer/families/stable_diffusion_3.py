@@ -14,9 +14,9 @@ from torch.nn import functional
 from transformers import AutoTokenizer, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel
 
 from dreambooth_trainer.families.autoencoder import sample_latents
-from dreambooth_trainer.families.base import Tensors
+from dreambooth_trainer.families.base import Prediction, Tensors
 from dreambooth_trainer.families.clip import token_ids
-from dreambooth_trainer.families.flow_matching import flow_matching_loss, open_flow_scheduler, refuse_min_snr
+from dreambooth_trainer.families.flow_matching import flow_matching_prediction, open_flow_scheduler, refuse_min_snr
 from dreambooth_trainer.families.latent_transformer import LatentTransformer, LatentTransformerStage
 from dreambooth_trainer.families.modules import has_module
 
@@ -57,14 +57,14 @@ class StableDiffusion3Stage(LatentTransformerStage):
         with torch.no_grad():
             return encoder(ids).last_hidden_state
 
-    def loss(
+    def denoise(
         self,
         modules: Mapping[str, nn.Module],
         examples: Tensors,
         noise: Tensors,
         u: Tensor,
         min_snr_gamma: float | None = None,
-    ) -> Tensor:
+    ) -> Prediction:
         refuse_min_snr(min_snr_gamma)
         transformer = modules["transformer"]
         dtype = next(transformer.parameters()).dtype
@@ -82,7 +82,7 @@ class StableDiffusion3Stage(LatentTransformerStage):
             ).sample
 
         clean = sample_latents(examples, noise["latent"])
-        return flow_matching_loss(
+        return flow_matching_prediction(
             self.noise_scheduler, predict, clean, noise["noise"], u, density="logit-normal", error_in_clean=True
         )
 

@@ -20,10 +20,10 @@ from dreambooth_trainer.families.autoencoder import (
     prepare_decoder,
     sample_latents,
 )
-from dreambooth_trainer.families.base import AdapterInfo, Tensors, TextSlot
+from dreambooth_trainer.families.base import AdapterInfo, Prediction, Tensors, TextSlot
 from dreambooth_trainer.families.clip import set_fp32_config, token_ids, with_text_model_prefix
-from dreambooth_trainer.families.ddpm import ddpm_loss
-from dreambooth_trainer.families.embeddings import CLIP_G, CLIP_L
+from dreambooth_trainer.families.ddpm import ddpm_prediction
+from dreambooth_trainer.families.ip_adapter import load_ip_adapter
 from dreambooth_trainer.families.kohya import sdxl_metadata, to_kohya_layout
 from dreambooth_trainer.families.modules import open_ddpm_scheduler, open_module, save_pipeline
 from dreambooth_trainer.families.single_file import sdxl_to_original_layout, unet_key
@@ -55,8 +55,8 @@ class StableDiffusionXLStage:
     def text(self) -> tuple[TextSlot, ...]:
         first, second = self.tokenizers
         return (
-            TextSlot("text_encoder", first, "tokenizer", CLIP_L),
-            TextSlot("text_encoder_2", second, "tokenizer_2", CLIP_G),
+            TextSlot("text_encoder", first, "tokenizer", "clip_l"),
+            TextSlot("text_encoder_2", second, "tokenizer_2", "clip_g"),
         )
 
     def encode_images(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
@@ -75,14 +75,14 @@ class StableDiffusionXLStage:
         shape = tuple(examples["latent_mean"].shape[1:])
         return {"latent": shape, "noise": shape}
 
-    def loss(
+    def denoise(
         self,
         modules: Mapping[str, nn.Module],
         examples: Tensors,
         noise: Tensors,
         u: Tensor,
         min_snr_gamma: float | None = None,
-    ) -> Tensor:
+    ) -> Prediction:
         unet = modules["unet"]
         dtype = next(unet.parameters()).dtype
         if "text_embeds" in examples:
@@ -100,7 +100,7 @@ class StableDiffusionXLStage:
                 noisy.to(dtype), timesteps, encoder_hidden_states=text.to(dtype), added_cond_kwargs=conditions
             ).sample
 
-        return ddpm_loss(self.noise_scheduler, predict, clean, noise["noise"], u, min_snr_gamma)
+        return ddpm_prediction(self.noise_scheduler, predict, clean, noise["noise"], u, min_snr_gamma)
 
 
 def _embed(modules: Mapping[str, nn.Module], first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,7 +119,12 @@ class StableDiffusionXL:
     text_encoders = tuple(TEXT_ENCODERS)
     trainable_text_encoders = text_encoders
     image_encoders = ("vae",)
-    extensible_tokenizers = ("tokenizer", "tokenizer_2")
+    extensible_text_encoders: Mapping[str, str] = {
+        "text_encoder": "tokenizer",
+        "text_encoder_2": "tokenizer_2",
+    }
+
+    load_ip_adapter = staticmethod(load_ip_adapter)
 
     def open(self, folder: Path, modules: Collection[str], *, empty: bool = False) -> StableDiffusionXLStage:
         return StableDiffusionXLStage(
@@ -132,8 +137,8 @@ class StableDiffusionXL:
             pixels_per_latent(folder),
         )
 
-    def pipeline(self, folder: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
-        pipeline = _load_pipeline(folder, dtype)
+    def pipeline(self, folder: Path, dtype: torch.dtype, **modules: nn.Module) -> StableDiffusionXLPipeline:
+        pipeline = _load_pipeline(folder, dtype, **modules)
         prepare_decoder(pipeline.vae, dtype)
         return pipeline
 

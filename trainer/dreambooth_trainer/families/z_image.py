@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen3Model
 
 from dreambooth_trainer.families.autoencoder import sample_latents
-from dreambooth_trainer.families.base import Tensors
+from dreambooth_trainer.families.base import Prediction, Tensors
 from dreambooth_trainer.families.clip import token_ids
-from dreambooth_trainer.families.flow_matching import flow_matching_loss, open_flow_scheduler, refuse_min_snr
+from dreambooth_trainer.families.flow_matching import flow_matching_prediction, open_flow_scheduler, refuse_min_snr
 from dreambooth_trainer.families.latent_transformer import LatentTransformer, LatentTransformerStage
 
 # As in diffusers' pipeline.
@@ -44,14 +44,14 @@ class ZImageStage(LatentTransformerStage):
             states = encoder(ids, attention_mask=readable, output_hidden_states=True).hidden_states
         return {"text_embeds": states[-2], "text_mask": mask}
 
-    def loss(
+    def denoise(
         self,
         modules: Mapping[str, nn.Module],
         examples: Tensors,
         noise: Tensors,
         u: Tensor,
         min_snr_gamma: float | None = None,
-    ) -> Tensor:
+    ) -> Prediction:
         refuse_min_snr(min_snr_gamma)
         transformer = modules["transformer"]
         dtype = next(transformer.parameters()).dtype
@@ -65,7 +65,7 @@ class ZImageStage(LatentTransformerStage):
             return -torch.stack(transformer(frames, 1 - timesteps / 1000, text).sample).squeeze(2)
 
         clean = sample_latents(examples, noise["latent"])
-        return flow_matching_loss(self.noise_scheduler, predict, clean, noise["noise"], u)
+        return flow_matching_prediction(self.noise_scheduler, predict, clean, noise["noise"], u)
 
 
 class ZImage(LatentTransformer):

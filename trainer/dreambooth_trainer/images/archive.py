@@ -43,6 +43,7 @@ def open_archive(uri: str, file: IO[bytes]) -> tuple[Any, str]:
             raise _invalid(uri, "is a ZIP archive with a password", "create it again without a password")
         if entry.compress_type not in _METHODS:
             raise _invalid(uri, "is not compressed with Deflate", "create it again with the default compression")
+    _normalize_names(fs.zip)
     root = ""
     while True:
         entries = [e for e in fs.ls(root, detail=True) if is_visible(e["name"].rstrip("/").rpartition("/")[2])]
@@ -51,6 +52,15 @@ def open_archive(uri: str, file: IO[bytes]) -> tuple[Any, str]:
         if files or len(folders) != 1 or concept_of(folders[0].rpartition("/")[2]):
             return fs, root
         root = folders[0]
+
+
+def _normalize_names(file: zipfile.ZipFile) -> None:
+    """Let names that begin with `./` be found as those without it, and forget an entry for the root itself."""
+    for entry in file.filelist:
+        while entry.filename.startswith("./"):
+            entry.filename = entry.filename.removeprefix("./")
+    file.filelist = [entry for entry in file.filelist if entry.filename]
+    file.NameToInfo = {entry.filename: entry for entry in file.filelist}
 
 
 def _check_directory(uri: str, file: IO[bytes]) -> None:

@@ -21,7 +21,7 @@ def read_class_images(spec: JobSpec) -> list[RawImage]:
         TransientError: an object store failed.
     """
     source = spec.prior_preservation.images
-    if source is None or not spec.preserves_prior:
+    if source is None or not spec.uses_class_images:
         return []
     try:
         return read_images(source, captions=False).images

@@ -14,8 +14,9 @@ import yaml
 from pydantic import JsonValue
 
 from dreambooth_api.errors import TransientError, UserError, ValidationIssue
+from dreambooth_api.imageprompt import ImagePrompt
 from dreambooth_api.job import API_VERSION, KIND, DreamBoothJob
-from dreambooth_api.model import BaseModelRef
+from dreambooth_api.model import BaseModelRef, public_name
 from dreambooth_api.runtimeref import LOCAL_RUNTIME_KIND, RUNTIME_KIND
 from dreambooth_api.uris import ABSOLUTE_URI
 from dreambooth_trainer.jobfile.explain import validate
@@ -105,16 +106,27 @@ _PUBLIC: Any = {
 _PRIVATE: Any = {"spec": {"prior_preservation": {"images"}}}
 
 
+# Fields of models and encoders: a Hub ID, or the path of a local folder, which `resolve_folders` made absolute.
+_MODELS = {"id", "dino", "clip"}
+
+
 def dump_job(job: DreamBoothJob, *, public: bool = False) -> str:
     """A job as YAML, without fields that equal their defaults.
 
     Args:
-        public: only what was learned, how, and with which settings. Not where the photos and the job's data are.
+        public: only what was learned, how, and with which settings. Not where the photos and the job's data are; models
+            in local folders have the names of these folders.
     """
     included, excluded = (_PUBLIC, _PRIVATE) if public else (None, None)
     value = job.model_dump(
         mode="json", by_alias=True, include=included, exclude=excluded, exclude_defaults=True, exclude_none=True
     )
+    if public:
+        spec: Any = value["spec"]
+        model, encoders = spec.get("model", {}), spec.get("evaluation", {}).get("encoders", {})
+        adapter = spec.get("training", {}).get("imagePrompt", {}).get("adapter", {})
+        for owner in (model, model.get("superResolution", {}), adapter, encoders):
+            owner |= {name: public_name(owner[name]) for name in owner.keys() & _MODELS}
     return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
@@ -154,12 +166,16 @@ def resolve_folders(job: DreamBoothJob, base: Path) -> DreamBoothJob:
     encoders = evaluation.encoders.model_copy(
         update={"dino": _model(evaluation.encoders.dino, base), "clip": _model(evaluation.encoders.clip, base)}
     )
+    prompts = job.spec.training.image_prompt
     spec = job.spec.update_subjects(images).model_copy(
         update={
             "prior_preservation": prior.model_copy(update={"images": own}),
             "output": output.model_copy(update={"uri": _absolute(output.uri, base)}),
             "evaluation": evaluation.model_copy(update={"encoders": encoders}),
             "model": model and _with_absolute_paths(model, base),
+            "training": job.spec.training.model_copy(
+                update={"image_prompt": prompts and _with_absolute_adapter(prompts, base)}
+            ),
         }
     )
     return job.model_copy(update={"spec": spec})
@@ -176,6 +192,13 @@ def _with_absolute_paths(model: BaseModelRef, base: Path) -> BaseModelRef:
     second = model.super_resolution
     second = second and second.model_copy(update={"id": _model(second.id, base)})
     return model.model_copy(update={"id": _model(model.id, base), "super_resolution": second})
+
+
+def _with_absolute_adapter(prompts: ImagePrompt, base: Path) -> ImagePrompt:
+    adapter = prompts.adapter
+    return prompts.model_copy(
+        update={"adapter": adapter and adapter.model_copy(update={"id": _model(adapter.id, base)})}
+    )
 
 
 def _model(model_id: str | None, base: Path) -> str | None:

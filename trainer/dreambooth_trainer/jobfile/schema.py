@@ -25,6 +25,8 @@ EXAMPLES = {
     "spec.subject.images": "images: {uri: photos/}",
     "spec.subject.class": "class: dog",
     "spec.runtimeRef.name": "name: stable-diffusion",
+    "spec.training.validation.prompts": "prompts: ['a {} on the beach']",
+    "spec.training.validation.everySteps": "everySteps: 100",
     "spec.cluster.elastic.minWorkers": "minWorkers: 1",
     "spec.cluster.elastic.maxWorkers": "maxWorkers: 4",
 }

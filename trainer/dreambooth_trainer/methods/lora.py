@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -43,6 +45,41 @@ def add_adapters(
         use_dora=use_dora,
     )
     inject_adapter_in_model(config, module)
+
+
+def products(module: nn.Module) -> Iterator[tuple[nn.Parameter, nn.Parameter, float]]:
+    """A, B, and the scale alpha/rank of their product, of each layer with an adapter."""
+    for layer in module.modules():
+        if isinstance(layer, LoraLayer):
+            for name in layer.lora_A:
+                yield _weight(layer.lora_A[name]), _weight(layer.lora_B[name]), layer.scaling[name]
+
+
+def magnitudes(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The magnitudes of each layer with a weight-decomposed adapter, [outputs, ...]."""
+    for layer in module.modules():
+        if isinstance(layer, LoraLayer):
+            yield from (_weight(magnitude) for magnitude in layer.lora_magnitude_vector.values())
+
+
+def _weight(layer: nn.Module) -> nn.Parameter:
+    weight = layer.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
+
+
+@contextlib.contextmanager
+def without_adapters(modules: Mapping[str, nn.Module]) -> Iterator[Mapping[str, nn.Module]]:
+    """The modules as if they had no adapters."""
+    layers = [part for module in modules.values() for part in module.modules() if isinstance(part, BaseTunerLayer)]
+    for layer in layers:
+        # Not `enable_adapters`, which changes which weights are trained; DeepSpeed does not see that.
+        layer._disable_adapters = True
+    try:
+        yield modules
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def adapter(module: nn.Module, trained: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:

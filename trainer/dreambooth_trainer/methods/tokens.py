@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dreambooth_trainer.methods.base import Trainee
+from dreambooth_trainer.models.clip_pooling import pool_at_end
 from dreambooth_trainer.planning.plan import Plan
 
 
@@ -31,7 +32,7 @@ class ExtendedEmbedding(nn.Module):
         super().__init__()
         self.base, self.first = base, first
         self.rows = nn.Parameter(rows.detach().clone())
-        self.register_buffer("norms", self.rows.detach().norm(dim=-1, keepdim=True))
+        self.register_buffer("norms", self.rows.detach().float().norm(dim=-1, keepdim=True))
         self.norms: Tensor
 
     def vectors(self) -> Tensor:
@@ -69,6 +70,7 @@ def extend(stage: Trainee, plan: Plan) -> list[nn.Parameter]:
         ids = [noun for noun in nouns[slot.module] for _ in range(plan.spec.training.vectors)]
         extended = ExtendedEmbedding(base, firsts[slot.module], base.weight[torch.tensor(ids, device="cpu")])
         encoder.set_input_embeddings(extended)
+        pool_at_end(encoder, slot.tokenizer)
         rows.append(extended.rows)
     return rows
 
@@ -90,6 +92,7 @@ def merge_tokens(encoder: Any, rows: Tensor, num_tokens: int) -> Tensor:
     extended.rows.data.copy_(rows)
     vectors = extended.vectors().detach()
     encoder.set_input_embeddings(extended.base)
-    encoder.resize_token_embeddings(num_tokens, mean_resizing=False)
+    # Tables may have more rows than the tokenizer has tokens, as T5's.
+    encoder.resize_token_embeddings(max(num_tokens, len(extended.base.weight)), mean_resizing=False)
     encoder.get_input_embeddings().weight.data[extended.first : num_tokens] = vectors
     return vectors

@@ -114,7 +114,9 @@ class SpriteTextEncoder:
         return encode_normalized(texts, lambda batch: self.evaluator.text_features(list(batch)))
 
 
-def load_encoders(dino: str, clip: str, device: str = "cpu", commits: Mapping[str, str] | None = None) -> Encoders:
+def load_encoders(
+    dino: str, clip: str, device: str = "cpu", commits: Mapping[str, str] | None = None, *, lpips: bool = True
+) -> Encoders:
     """Load both encoders, and LPIPS if it is wanted and available.
 
     Args:
@@ -122,6 +124,7 @@ def load_encoders(dino: str, clip: str, device: str = "cpu", commits: Mapping[st
         clip: the same for `spec.evaluation.encoders.clip`.
         device: torch device of the models. Features are always returned on the CPU.
         commits: commit of each model from the Hub, by ID. Without it, the Hub is asked for the latest.
+        lpips: whether LPIPS is wanted, if the other networks are those of the paper.
 
     Raises:
         UserError: a model is not available or of another type. Contains the issues of both encoders.
@@ -138,8 +141,8 @@ def load_encoders(dino: str, clip: str, device: str = "cpu", commits: Mapping[st
         issues += error.issues
     if dino_encoder is None or clip_encoder is None:
         raise UserError(issues)
-    lpips, reason = load_lpips(device) if wants_lpips(dino) else (None, "")
-    return Encoders(dino_encoder, clip_encoder, lpips, reason)
+    distance, reason = load_lpips(device) if lpips and wants_lpips(dino) else (None, "")
+    return Encoders(dino_encoder, clip_encoder, distance, reason)
 
 
 def load_lpips(device: str) -> tuple[ImageDistance | None, str]:

@@ -18,8 +18,18 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 def mean_pairwise_cosine(a_ND: Tensor, b_MD: Tensor) -> float:
     """Mean cosine similarity over all N x M pairs, -1 to 1."""
-    _check_features(a_ND, b_MD)
-    return float((_normalized(a_ND) @ _normalized(b_MD).T).mean())
+    return float(_cosines(a_ND, b_MD).mean())
+
+
+def mean_cosines(a_ND: Tensor, b_MD: Tensor) -> Tensor:
+    """For each row of a, its mean cosine similarity to the rows of b, [N]."""
+    return _cosines(a_ND, b_MD).mean(dim=1)
+
+
+def mean_cosines_to_others(a_ND: Tensor) -> Tensor:
+    """For each row, its mean cosine similarity to the other rows, [N], N > 1."""
+    cosines_NN = _cosines(a_ND, a_ND)
+    return (cosines_NN.sum(dim=1) - cosines_NN.diagonal()) / (len(a_ND) - 1)
 
 
 def subject_fidelity(generated_ND: Tensor, real_MD: Tensor) -> float:
@@ -87,6 +97,12 @@ def _pair_distances(group: Tensor, distance: Distance) -> Tensor | None:
     if len(group) < 2:
         return None
     return torch.cat([distance(group[a], group[b]) for a, b in zip(first, second, strict=True)])
+
+
+def _cosines(a_ND: Tensor, b_MD: Tensor) -> Tensor:
+    """Cosine similarities of all pairs of rows, [N, M]."""
+    _check_features(a_ND, b_MD)
+    return _normalized(a_ND) @ _normalized(b_MD).T
 
 
 def _normalized(features_ND: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dreambooth_api.metrics import METRICS
+from dreambooth_api.model import public_name
 from dreambooth_trainer.metrics import fidelity
 from dreambooth_trainer.metrics.encoders import Encoders
 from dreambooth_trainer.metrics.scores import PromptScore, Scores
@@ -145,8 +146,8 @@ def measure(
     return Scores(
         values=_values(features),
         real_images={name: value for name, value in bounds.items() if value is not None},
-        dino_encoder=encoders.dino.name,
-        clip_encoder=encoders.clip.name,
+        dino_encoder=public_name(encoders.dino.name),
+        clip_encoder=public_name(encoders.clip.name),
         lpips_network=encoders.lpips.name if encoders.lpips else "",
         without_lpips=encoders.without_lpips,
         prompts=prompts,

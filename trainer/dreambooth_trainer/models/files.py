@@ -16,8 +16,23 @@ INDEX = "model_index.json"
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 # Embeddings of new tokens, under the name that `load_textual_inversion` expects, with a number from the second subject.
 EMBEDDINGS_PATTERN = "learned_embeds*.safetensors"
-# Modules and tokenizers of pipelines with two CLIP text encoders, by the key of their embeddings in these files.
-TOKEN_COMPONENTS = {"clip_l": ("text_encoder", "tokenizer"), "clip_g": ("text_encoder_2", "tokenizer_2")}
+# An image-prompt adapter (IP-Adapter), and the embeddings of each subject's images.
+IP_ADAPTER_FILE = "ip_adapter.safetensors"
+IMAGE_EMBEDS_FILE = "image_embeds.safetensors"
+# Text encoders and tokenizers of pipelines that load tokens into two encoders, by class of the pipeline and by key of
+# the embeddings in these files, as in diffusers' advanced examples.
+TOKEN_COMPONENTS = {
+    "StableDiffusionXLPipeline": {
+        "clip_l": ("text_encoder", "tokenizer"),
+        "clip_g": ("text_encoder_2", "tokenizer_2"),
+    },
+    "FluxPipeline": {"clip_l": ("text_encoder", "tokenizer"), "t5": ("text_encoder_2", "tokenizer_2")},
+}
+# The ones of which these pipelines use the pooled output.
+POOLING_COMPONENTS = {
+    "StableDiffusionXLPipeline": ("text_encoder_2", "tokenizer_2"),
+    "FluxPipeline": ("text_encoder", "tokenizer"),
+}
 # The safety checker is not loaded: users generate images of their own subject for their own use. The watermark of
 # DeepFloyd IF in class images would be learned.
 UNUSED_COMPONENTS = {"safety_checker", "watermarker"}

@@ -54,12 +54,12 @@ def class_image_store(context: Context, prompt: str) -> ImageStore:
 
 
 def class_image_names(context: Context) -> dict[str, list[str]]:
-    """Names of the generated class images that this job trains on, by class prompt; empty without prior preservation.
+    """Names of the generated class images that this job trains on, by class prompt; empty in other modes.
 
     A job with own class images has one prompt. It uses the first generated images, as other jobs do.
     """
     plan = context.plan
-    if not plan.spec.preserves_prior:
+    if not plan.spec.uses_class_images:
         return {}
     counts = {prompt: count - plan.num_own_class_images for prompt, count in plan.class_image_counts.items()}
     return {prompt: [f"{index:06d}" for index in range(count)] for prompt, count in counts.items()}

@@ -15,6 +15,7 @@ from pydantic import JsonValue
 from dreambooth_api.errors import TransientError
 from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.cluster.hardware import work_device
+from dreambooth_trainer.families.ip_adapter import adapter_digest
 from dreambooth_trainer.families.registry import local_folder, open_family
 from dreambooth_trainer.images.augment import augment, resized
 from dreambooth_trainer.images.captions import caption_for
@@ -30,6 +31,7 @@ from dreambooth_trainer.phases.class_images import (
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.progress.console import PhaseProgress
 from dreambooth_trainer.sampling.encode_images import encode_class_images, latent_store
+from dreambooth_trainer.sampling.image_prompts import encode_image_prompts
 from dreambooth_trainer.store.folder import JobFolder
 from dreambooth_trainer.store.image_store import ImageStore
 
@@ -85,12 +87,23 @@ def instance_weights(context: Context) -> list[int]:
 
 def _inputs(context: Context) -> JsonValue:
     plan, training = context.plan, context.plan.spec.training
+    if (prompts := plan.image_prompts) is not None:
+        return {
+            "prepare": context.keys[TrainerPhase.PREPARE],
+            "model": context.base_digest,
+            "adapter": adapter_digest(prompts.adapter),
+            "scale": prompts.scale,
+            "identifiers": [subject.identifier for subject in plan.subjects],
+        }
     return {
         "prepare": context.keys[TrainerPhase.PREPARE],
         "class_images": context.keys[TrainerPhase.CLASS_IMAGES],
         "model": context.base_digest,
         "prompts": [list[JsonValue](prompts) for prompts in instance_prompts(context)],
         "weights": list[JsonValue](instance_weights(context)),
+        "class_prompts": [subject.class_prompt for subject in plan.subjects]
+        if plan.spec.preservation == "Prediction"
+        else None,
         "text_encoder": plan.live_text_encoders,
         "tokens": [list[JsonValue](tokens) for tokens in plan.new_tokens.values()],
         "augmentation": [training.random_crop, training.random_flip, training.seed]
@@ -100,10 +113,18 @@ def _inputs(context: Context) -> JsonValue:
 
 
 def _complete(context: Context) -> bool:
+    if context.plan.image_prompts is not None:
+        return context.folder.trained.exists()
     return all(context.folder.of_stage(stage.stage).latents.exists() for stage in context.plan.stages)
 
 
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
+    if context.plan.image_prompts is not None:
+        count = sum(map(len, context.images))
+        progress.total(count)
+        context.pool.call(encode_image_prompts, context.plan, context.folder)
+        progress.done(count)
+        return {"images": count}
     class_images = class_images_of(context)
     count = sum(map(len, context.images)) * context.plan.variants_per_image
     count += sum(len(images.names) for images in class_images)
@@ -148,6 +169,7 @@ def encode(
         prompts: of each image of each subject.
         weights: see `instance_weights`.
     """
+    from dreambooth_trainer.families.base import live_text_encoders
     from dreambooth_trainer.methods.tokens import add_tokens
     from dreambooth_trainer.sampling.generate import unload_models
     from dreambooth_trainer.training.cache import TrainingData, save_data
@@ -159,7 +181,7 @@ def encode(
     for part in plan.stages:
         base, own = local_folder(part.model), folder.of_stage(part.stage)
         family = open_family(base)
-        live = family.trainable_text_encoders if plan.live_text_encoders else ()
+        live = live_text_encoders(family, plan)
         encoders = [name for name in family.text_encoders if name not in live]
         stage = family.open(base, [*encoders, *family.image_encoders])
         add_tokens(stage, plan)
@@ -167,9 +189,14 @@ def encode(
             module.to(work_device())
         encode_prompts = encode_prompts or partial(stage.encode_prompts, live=live)
         images = [resized(image, part.resolution) for image in instance_images(plan, folder)]
-        instance = _with_prompts(encode_prompts, _encode_images(stage, images), all_prompts, ranges, weights)
+        encoded = _encode_images(stage, images)
+        instance = _with_prompts(encode_prompts, encoded, all_prompts, ranges, weights)
         shapes = family.image_shapes(base, part.resolution)
-        prior = _class_images(part, encode_prompts, shapes, class_images, folder.work) if class_images else None
+        prior = None
+        if class_images:
+            prior = _class_images(part, encode_prompts, shapes, class_images, folder.work)
+        elif plan.spec.has_class_examples:
+            prior = _with_class_prompts(part, encode_prompts, encoded, ranges)
         draft = own.latents.with_suffix(".draft")
         draft.parent.mkdir(exist_ok=True)
         save_data(TrainingData(instance, prior), draft)
@@ -197,6 +224,24 @@ def _class_images(
         by_prompt[of_class.prompt] = (by_prompt.get(of_class.prompt, (first, end))[0], end)
     own_ranges = [by_prompt[one.class_prompt] for one in stage.subjects]
     return _with_prompts(encode_prompts, stacked, prompts, own_ranges, [1] * len(prompts))
+
+
+def _with_class_prompts(
+    stage: Plan, encode_prompts: EncodePrompts, images: Tensors, subject_ranges: list[tuple[int, int]]
+) -> EncodedImages:
+    """The images of the subjects with the prompts of their classes. Each augmented variant is an image of its own.
+
+    Args:
+        subject_ranges: not counting variants.
+    """
+    ranges = [(first * stage.variants_per_image, end * stage.variants_per_image) for first, end in subject_ranges]
+    prompts = [
+        subject.class_prompt
+        for subject, (first, end) in zip(stage.subjects, ranges, strict=True)
+        for _ in range(first, end)
+    ]
+    copied = {name: tensor.clone() for name, tensor in images.items()}  # safetensors stores no tensor twice
+    return _with_prompts(encode_prompts, copied, prompts, ranges, [1] * len(prompts))
 
 
 def instance_images(plan: Plan, folder: JobFolder) -> list[Image.Image]:

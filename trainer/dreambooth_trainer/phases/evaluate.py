@@ -154,20 +154,39 @@ def _score(context: Context, stores: Mapping[Model, ImageStore]) -> dict[Model, 
 
 def _generate(context: Context, stores: dict[Model, ImageStore], progress: PhaseProgress) -> int:
     """Generate the images of both models; returns their number."""
-    plan = context.plan
-    config = context.sampling_config(plan.sampler)
-    before, after = (image_requests(plan, model) for model in MODELS)
-    count = len(before) + len(after)
+    requests: dict[Model, list[ImageRequest]] = {model: image_requests(context.plan, model) for model in MODELS}
+    count = sum(map(len, requests.values()))
     progress.total(count)
-    generate_base_images(context, stores["before"], before, progress.done)
-    trained = BaseModelRef(id=str(context.folder.trained.resolve()))
+    generate_evaluation_images(context, requests, stores, progress.done)
+    return count
+
+
+def generate_evaluation_images(
+    context: Context,
+    requests: Mapping[Model, list[ImageRequest]],
+    stores: Mapping[Model, ImageStore],
+    on_progress: Callable[[int], None],
+) -> None:
+    """Generate the images of both models that their stores do not contain yet.
+
+    Args:
+        on_progress: called with the number of images of both that exist so far.
+    """
+    plan, before = context.plan, requests["before"]
+    config = context.sampling_config(plan.sampler)
+    generate_base_images(context, stores["before"], before, on_progress)
+    folder = context.folder.trained.resolve()
+    trained, adapter = BaseModelRef(id=str(folder)), None
+    if plan.image_prompts is not None:
+        trained, adapter = plan.model, folder
     if plan.super_resolution is not None:
         second = context.folder.of_stage(SUPER_RESOLUTION).trained.resolve()
         trained = trained.model_copy(update={"super_resolution": ModelSource(id=str(second))})
     generate_images(
-        context.pool, trained, config, stores["after"], after, lambda done: progress.done(len(before) + done)
+        *(context.pool, trained, config, stores["after"], requests["after"]),
+        lambda done: on_progress(len(before) + done),
+        adapter=adapter,
     )
-    return count
 
 
 def generate_base_images(

@@ -14,12 +14,20 @@ from pydantic import JsonValue
 from dreambooth_api import layout
 from dreambooth_api.errors import UserError
 from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.model import public_name
 from dreambooth_api.status import TrainerPhase
 from dreambooth_api.uris import hub_repository, is_url
 from dreambooth_trainer.families.base import AdapterInfo, KohyaWriter, SingleFileWriter
 from dreambooth_trainer.families.registry import open_family
 from dreambooth_trainer.jobfile.load import dump_job
-from dreambooth_trainer.models.files import ADAPTER_FILE, EMBEDDINGS_PATTERN, INDEX, embeddings_file
+from dreambooth_trainer.models.files import (
+    ADAPTER_FILE,
+    EMBEDDINGS_PATTERN,
+    IMAGE_EMBEDS_FILE,
+    INDEX,
+    IP_ADAPTER_FILE,
+    embeddings_file,
+)
 from dreambooth_trainer.models.hub_requests import license_fields
 from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.phases.evaluate import check_thresholds
@@ -43,16 +51,19 @@ if TYPE_CHECKING:
 
 # Loaders read these files first. Object stores cannot rename folders, so they are uploaded last: a model without them
 # is incomplete. The manifest is uploaded first, so that an incomplete model can be erased.
-UPLOADED_LAST = (INDEX, ADAPTER_FILE, embeddings_file(0))
+UPLOADED_LAST = (INDEX, ADAPTER_FILE, embeddings_file(0), IMAGE_EMBEDS_FILE)
 
 
 def _inputs(context: Context) -> JsonValue:
-    spec = context.plan.spec
+    spec, validation = context.plan.spec, context.plan.spec.training.validation
     return {
         "evaluate": context.keys[TrainerPhase.EVALUATE],
-        "output": spec.output.model_dump(mode="json"),
+        # The key of the training has select and patience.
+        "output": spec.output.model_dump(mode="json", exclude={"select"}),
         "formats": list(context.plan.formats),
         "thresholds": spec.evaluation.thresholds.model_dump(mode="json"),
+        # Of the report. Jobs without it keep the key that they had before this setting existed.
+        **({"validation": validation.model_dump(mode="json", exclude={"patience"})} if validation else {}),
     }
 
 
@@ -74,7 +85,7 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
         (draft / MANIFEST).write_text(manifest.model_dump_json(by_alias=True, indent=2))
         if issues := model_issues(folder.model, plan.job):
             raise UserError(issues)
-    write_report(replace(report, tool_files=tool_files(plan, manifest.files)), folder.report)
+    write_report(replace(report, tool_files=tool_files(plan, manifest.files, report.pipeline_class)), folder.report)
     uri = str(folder.model)
     remote = plan.spec.output.uri
     if remote is not None and is_url(remote):
@@ -116,6 +127,8 @@ def _write_model_folder(draft: Path, context: Context, report: Report) -> list[s
     if "embeddings" in plan.formats:
         for path in folder.trained.glob(EMBEDDINGS_PATTERN):
             link_or_copy(str(path), str(draft / path.name))
+    for name in (IP_ADAPTER_FILE, IMAGE_EMBEDS_FILE) if "ip-adapter" in plan.formats else ():
+        link_or_copy(str(folder.trained / name), str(draft / name))
     (draft / "job.yaml").write_text(dump_job(plan.job, public=True))
     if plan.spec.evaluation.enabled:
         (draft / "scores.json").write_bytes(folder.scores.read_bytes())
@@ -129,7 +142,9 @@ def _write_model_folder(draft: Path, context: Context, report: Report) -> list[s
     comparison_grid(prompts).save(draft / layout.RECONTEXTUALIZATION)
     classes = {one.class_prompt: one.class_comparison for one in subjects}
     comparison_grid(list(classes.values()), pairs=4).save(draft / layout.CLASS)
-    report = replace(report, tool_files=tool_files(plan, {path.name for path in draft.iterdir()}))
+    report = replace(
+        report, tool_files=tool_files(plan, {path.name for path in draft.iterdir()}, report.pipeline_class)
+    )
     licensed = license_fields(plan.model.id) if plan.model.revision else {}
     gallery = save_gallery(report, draft)
     card = model_card(report, layout.COMPARISON, gallery=gallery, formats=plan.formats, license_fields=licensed)
@@ -144,7 +159,8 @@ def _save_kohya_adapter(plan: Plan, model: Path, target: Path) -> bool:
     family = open_family(model)
     if not isinstance(family, KohyaWriter):
         return False
-    info = AdapterInfo(plan.job.metadata.name, plan.model.id, ", ".join(plan.instance_prompts), plan.resolution)
+    base_model, prompts = public_name(plan.model.id), ", ".join(plan.instance_prompts)
+    info = AdapterInfo(plan.job.metadata.name, base_model, prompts, plan.resolution)
     family.save_kohya_adapter(model, target, info)
     return True
 

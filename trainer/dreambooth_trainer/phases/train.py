@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,10 +17,12 @@ from pydantic import JsonValue
 from dreambooth_api.errors import TransientError
 from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.cluster.memory_errors import out_of_memory
-from dreambooth_trainer.families.base import trained_modules
+from dreambooth_trainer.families.base import modules_in_training
 from dreambooth_trainer.families.registry import local_folder, open_family
 from dreambooth_trainer.methods.registry import open_method
 from dreambooth_trainer.phases.base import Context, Phase
+from dreambooth_trainer.phases.observe import Observer, observing
+from dreambooth_trainer.phases.select import Choice
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.progress.console import PhaseProgress
 from dreambooth_trainer.sampling.generate import unload_models
@@ -43,17 +45,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 POLL_SECONDS = 0.5
+NO_CHOICE = "The weights of the last step were published, because no step could be selected by the validations"
+"""Without the cause, which may contain paths: it is published with the model."""
 
 
 def _inputs(context: Context) -> JsonValue:
     plan = context.plan
-    # Number of workers, ZeRO stage and checkpoint interval do not change the result: a job can resume with others.
+    # Number of workers, ZeRO stage, checkpoint interval, validation and trackers do not change the result: a job can
+    # resume with others.
     excluded = {
         "deepspeed",
         "checkpoint_every_steps",
         "gradient_accumulation_steps",
         "gradient_checkpointing",
         "compile",
+        "validation",
+        "report_to",
     }
     return {
         "encode": context.keys[TrainerPhase.ENCODE],
@@ -62,7 +69,22 @@ def _inputs(context: Context) -> JsonValue:
         "rates": [*(stage.learning_rate for stage in plan.stages), plan.text_encoder_learning_rate],
         "batch_size": plan.batch_size,
         "precision": plan.precision,
-        "prior_loss_weight": plan.spec.prior_preservation.loss_weight,
+        "preservation": [plan.spec.preservation, plan.spec.prior_loss_weight],
+        **_selection_inputs(plan),
+    }
+
+
+def _selection_inputs(plan: Plan) -> dict[str, JsonValue]:
+    """What the selection of a step depends on. Other jobs keep the key that they had before it existed."""
+    validation = plan.spec.training.validation
+    if validation is None or plan.spec.output.select == "Last":
+        return {}
+    return {
+        "select": {
+            "validation": validation.model_dump(mode="json"),
+            "sampler": plan.sampler.model_dump(mode="json"),
+            "encoders": [plan.dino, plan.clip],
+        }
     }
 
 
@@ -73,22 +95,54 @@ def _complete(context: Context) -> bool:
 
 def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     stages = context.plan.stages
+    if not context.plan.spec.training.traits.trains:
+        atomic_write(context.folder.losses, "")
+        return {"steps": 0}
     progress.total(context.plan.steps * len(stages))
     # A stage whose training was complete before an interruption ends at once.
-    losses = [_train_stage(context, stage, _Progress(progress, stage, number)) for number, stage in enumerate(stages)]
-    return {"steps": context.plan.steps * len(stages), "loss": losses[-1]}
+    trained = [_train_stage(context, stage, _Progress(progress, stage, number)) for number, stage in enumerate(stages)]
+    result: dict[str, JsonValue] = {"steps": sum(stage.last.step for stage in trained), "loss": trained[-1].last.loss}
+    for stage in trained:
+        if stage.choice is None:
+            continue
+        if stage.choice.step is None:
+            result["selection"] = NO_CHOICE
+        else:
+            result |= {"selectedStep": stage.choice.step, "selection": stage.choice.reason}
+    warnings: list[JsonValue] = [warning for stage in trained for warning in stage.warnings]
+    return {**result, "warnings": warnings} if warnings else result
 
 
-def _train_stage(context: Context, plan: Plan, progress: _Progress) -> float:
-    """Train a stage and write its model; returns the loss of the last step."""
+@dataclass(frozen=True)
+class _TrainedStage:
+    """The result of a stage.
+
+    Attributes:
+        last: record of the last step that was trained.
+        choice: of the weights to publish; None if they are those of that step, as the job asks for.
+        warnings: sentences for the user.
+    """
+
+    last: StepRecord
+    choice: Choice | None
+    warnings: Sequence[str]
+
+
+def _train_stage(context: Context, plan: Plan, progress: _Progress) -> _TrainedStage:
+    """Train a stage and write its model."""
     folder = context.folder.of_stage(plan.stage)
     context.pool.free_memory(unload_models)
     # On the driver's node: the run must survive the loss of any worker's node.
-    driver_node = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    progress_actor: Any = ray.remote(num_cpus=0, label_selector=driver_node)(ProgressActor).remote()
+    options = {"num_cpus": 0, "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
+    progress_actor: Any = ray.remote(**options)(ProgressActor).remote()
+    report, key = partial(report_to, progress_actor), context.keys[TrainerPhase.TRAIN]
     try:
-        trainer = build_trainer(plan, folder, context.keys[TrainerPhase.TRAIN], partial(report_to, progress_actor))
-        checkpoint = _fit(trainer, progress_actor, progress.report)
+        with observing(context, plan, progress_actor, options) as observer:
+            trainer = build_trainer(plan, folder, key, report, observer)
+            checkpoint = _fit(trainer, progress_actor, progress.report, partial(_wait, progress.phase, observer))
+            records = read_records(checkpoint)
+            if observer is not None:
+                observer.succeed(records)
     except Exception as error:
         # Ray may kill the controller or the progress actor instead of a worker.
         if memory_error := out_of_memory(error, "training"):
@@ -96,11 +150,15 @@ def _train_stage(context: Context, plan: Plan, progress: _Progress) -> float:
         raise
     finally:
         ray.kill(progress_actor)
-    records = read_records(checkpoint)
-    progress.report(records[-1], CheckpointSaved(len(records)))
-    context.pool.call(save_trained_model, plan, checkpoint, folder)
+    ended = partial(progress.report, records[-1], CheckpointSaved(len(records)))
+    ended()
+    choice = None if observer is None else observer.choose(ended)
+    weights = (choice and choice.weights) or checkpoint
+    context.pool.call(save_trained_model, plan, weights, folder)
+    if choice is not None:
+        ended(choice.step)
     atomic_write(folder.losses, "".join(json.dumps(asdict(record)) + "\n" for record in records))
-    return records[-1].loss
+    return _TrainedStage(records[-1], choice, observer.warnings if observer is not None else ())
 
 
 @dataclass(frozen=True)
@@ -115,21 +173,28 @@ class _Progress:
     stage: Plan
     number: int
 
-    def report(self, record: StepRecord, saved: CheckpointSaved | None) -> None:
+    def report(self, record: StepRecord, saved: CheckpointSaved | None, selected: int | None = None) -> None:
         before = self.number * self.stage.steps
         step = before + record.step
-        saved_step = {} if saved is None else {"saved_step": before + saved.step}
+        steps = {"saved_step": saved and saved.step, "selected_step": selected}
+        reached = {name: before + one for name, one in steps.items() if one is not None}
         samples = step * self.stage.batch_size
-        self.phase.done(step, loss=record.loss, samples=samples, world_size=record.world_size, **saved_step)
+        self.phase.done(step, loss=record.loss, samples=samples, world_size=record.world_size, **reached)
 
 
 def _fit(
-    trainer: TorchTrainer, progress_actor: Any, report: Callable[[StepRecord, CheckpointSaved | None], None]
+    trainer: TorchTrainer,
+    progress_actor: Any,
+    report: Callable[[StepRecord, CheckpointSaved | None], None],
+    waiting: Callable[[], None],
 ) -> Path:
     """Train to the end and report progress; returns the last checkpoint.
 
     Ray Train restarts the workers after any error. A worker that reports a fatal error ends the run without a restart.
     `fit` runs in a thread: on the main thread Ray Train handles Ctrl-C itself and exits with code 0.
+
+    Args:
+        waiting: called at intervals until there is a record to report.
     """
     future: Future[Path] = Future()
 
@@ -151,14 +216,25 @@ def _fit(
             return future.result()
         if progress.record is not None:
             report(progress.record, progress.saved)
+        else:
+            waiting()
 
 
-def build_trainer(plan: Plan, folder: JobFolder, key: str, report: ReportCallback) -> TorchTrainer:
+def _wait(phase: PhaseProgress, observer: Observer | None) -> None:
+    """Report that images are generated before the first step, so that the attempt does not count as hung."""
+    if observer is not None and observer.progressed():
+        phase.done(0)
+
+
+def build_trainer(
+    plan: Plan, folder: JobFolder, key: str, report: ReportCallback, observer: Observer | None = None
+) -> TorchTrainer:
     """Ray Train's trainer for a plan.
 
     Args:
         key: names the run; a trainer with the same key resumes from the checkpoints of an earlier one.
         report: sends messages of the workers to the driver.
+        observer: of validations and trackers; None without them.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -169,9 +245,11 @@ def build_trainer(plan: Plan, folder: JobFolder, key: str, report: ReportCallbac
     num_threads = max(1, int(ray.cluster_resources().get("CPU", 1)) // maximum)
     gpu = plan.gpus_per_worker > 0
     callbacks: list[Any] = [WorkerGroupCleanup(report), SavedStepReporter(report)]
+    validations, candidates = (None, None) if observer is None else (observer.validations, observer.candidates)
+    loop = LoopConfig(plan, folder.latents.resolve(), num_threads, report, validations, candidates)
     return TorchTrainer(
         run_worker,
-        train_loop_config={"loop": LoopConfig(plan, folder.latents.resolve(), num_threads, report)},
+        train_loop_config={"loop": loop},
         scaling_config=ScalingConfig(
             num_workers=minimum if minimum == maximum else (minimum, maximum),
             use_gpu=gpu,  # one GPU per training process, also if a pod has several
@@ -188,7 +266,11 @@ def build_trainer(plan: Plan, folder: JobFolder, key: str, report: ReportCallbac
 
 
 def save_trained_model(plan: Plan, checkpoint: Path, folder: JobFolder) -> None:
-    """Write the base model with the trained weights as a diffusers folder, with its adapter and its new tokens."""
+    """Write the base model with the trained weights as a diffusers folder, with its adapter and its new tokens.
+
+    Args:
+        checkpoint: folder with the trained weights.
+    """
     from dreambooth_trainer.families.embeddings import save_embeddings
     from dreambooth_trainer.families.stored_dtype import stored_dtype
     from dreambooth_trainer.training.checkpoint import trained_weights
@@ -197,7 +279,7 @@ def save_trained_model(plan: Plan, checkpoint: Path, folder: JobFolder) -> None:
     base = local_folder(plan.model)
     family, method = open_family(base), open_method(plan.spec.training.method)
     weights, modules, adapters, embeddings, slots = trained_weights(checkpoint), {}, {}, {}, []
-    for name in trained_modules(family, text_encoders=plan.live_text_encoders):
+    for name in modules_in_training(family, plan):
         trained = _pop_prefix(weights, f"trained.{name}.")
         if not trained:  # frozen: the module is that of the base model
             continue

@@ -12,13 +12,17 @@ from dreambooth_trainer.planning.defaults import PIXEL_SPACE
 SUPER_RESOLUTION = "super_resolution"
 SCALE = 4
 """Side length of its images, in side lengths of the base model's."""
-# Noise level of the enlarged image, in timesteps of its noise schedule: the lowest one, because higher levels blur
-# details of the subject. Used to sample as well. Other levels were not tried with real weights.
+# Noise level of the enlarged image, in timesteps of its noise schedule, in training and in sampling: the lowest one, so
+# that the image keeps the details of the subject. Other levels were not tried with real weights. diffusers has no value
+# for training: its train_dreambooth.py passes the noisy image in place of the enlarged one, with the timestep as the
+# level, and its pipeline samples with 250 by default.
 NOISE_LEVEL = 0
 # As in diffusers' pipeline.
 GUIDANCE_SCALE = 4.0
 MAX_STEPS = 50
-# By method. It needs lower rates than the base model, as diffusers' guide says; these values were not tried.
+# By method, from diffusers' DreamBooth guide: https://github.com/huggingface/diffusers/blob/58eb52c0803e/examples/dreambooth/README.md#if
+# In full it has 5e-6 for batches of 12, and "as low as 1e-8" for batches of 4. Our default is one image per step. None
+# was tried with real weights.
 LEARNING_RATES = {"Full": 1e-8, "LoRA": 1e-6, "DoRA": 1e-6}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
+from dreambooth_api.imageprompt import IpAdapter
 from dreambooth_api.job import DEFAULT_CLIP, DEFAULT_DINO
 from dreambooth_api.subject import MAX_DEFAULT_CLASS_IMAGES
 from dreambooth_api.training import DEFAULT_STEPS
@@ -26,6 +27,7 @@ class ModelDefaults:
         sampling_steps, sampling_guidance_scale: sampling settings for the evaluation and the published model.
         sampling_batch_size: images per batch of one process on CPUs, or on GPUs whose memory is not known.
         dino, clip: encoders used for scoring.
+        ip_adapter: adapter of method None; None if a job has to set it.
     """
 
     resolution: int
@@ -42,6 +44,7 @@ class ModelDefaults:
     sampling_batch_size: int
     dino: str
     clip: str
+    ip_adapter: IpAdapter | None = None
 
     def with_sampling(self, steps: int, guidance_scale: float) -> Self:
         """These defaults with other sampling settings, for class images and for the evaluation."""
@@ -88,6 +91,7 @@ SPRITES = ModelDefaults(
     sampling_batch_size=25,
     dino=BUILTIN_SPRITES,
     clip=BUILTIN_SPRITES,
+    ip_adapter=IpAdapter(id=BUILTIN_SPRITES, weights="ip_adapter/ip_adapter.safetensors"),
 )
 
 # DPM-Solver++ (Lu et al. 2022, section 6) needs 15 to 20 steps where DDIM needs 50; more with a high guidance scale.
@@ -98,7 +102,8 @@ DPM_SOLVER_STEPS = 25
 # and FLUX.1 dev. For FLUX.1, the scale is an input of the transformer.
 FLOW_MATCHING = replace(PAPER, resolution=1024).with_sampling(28, 3.5)
 
-# Learning rates and sampling settings of DeepFloyd IF in diffusers' guides. It degrades at higher learning rates.
+# DeepFloyd IF: the learning rates of diffusers' DreamBooth guide, which says that higher ones degrade the model, and
+# the default steps and scale of its pipeline. https://github.com/huggingface/diffusers/blob/58eb52c0803e/examples/dreambooth/README.md#if
 PIXEL_SPACE = replace(
     PAPER,
     resolution=64,

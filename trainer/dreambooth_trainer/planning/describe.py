@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 
 from pydantic import JsonValue
 from pydantic.alias_generators import to_camel
 
+from dreambooth_api.model import public_name
 from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.planning.host_memory import host_bytes
+from dreambooth_trainer.planning.image_prompts import PlannedImagePrompts
 from dreambooth_trainer.planning.machine_memory import phase_bytes
 from dreambooth_trainer.planning.make_plan import PlannedJob
 from dreambooth_trainer.planning.memory import GIB
@@ -21,10 +24,13 @@ def describe(planned: PlannedJob) -> str:
     plan = planned.plan
     class_images = (
         f"{plan.num_class_images} class images of {_class_prompts(plan)}"
-        if plan.spec.preserves_prior
-        else "no class images"
+        if plan.spec.uses_class_images
+        else f"prior preservation {plan.spec.preservation}"
     )
     head = f"{_images(planned)}, {class_images}, {plan.model.id}"
+    if plan.image_prompts is not None:
+        method = f"{plan.spec.training.method}, {image_prompts_row(plan.image_prompts)}"
+        return f"{head}\n{method}, {plan.precision}, {_workers(planned)}, {plan.resolution} px"
     training = (
         f"{plan.spec.training.method}, {_samples(plan)}, "
         f"learning rate {plan.learning_rate:g}, ZeRO stage {plan.stage_name}, {plan.precision}, {_workers(planned)}, "
@@ -40,31 +46,62 @@ def rows(planned: PlannedJob) -> list[tuple[str, str]]:
         ("base model", plan.model.id),
         *_super_resolution(plan),
         ("subject", f"{_images(planned)}, augmentation: {plan.augmentation}"),
+        ("prior preservation", preservation_row(plan)),
         ("class images", class_images_row(plan)),
-        (
-            "training",
-            f"{plan.spec.training.method}, {_samples(plan)}, "
-            f"learning rate {plan.learning_rate:g}, {plan.resolution} px, {plan.precision}",
-        ),
-        (
-            "text encoder",
-            plan.text_encoder_training,
-        ),
-        (
-            "checkpoints",
-            "every 10 minutes"
-            + (f" and every {plan.checkpoint_every_steps} steps" if plan.checkpoint_every_steps else ""),
-        ),
+        *_training(plan),
         ("workers", _workers(planned)),
         ("sampling", f"{planned.sampling_processes} process(es), up to {plan.sampling_batch_size} images per batch"),
-        ("ZeRO stage", _stage(planned)),
-        ("compilation", _compilation(plan)),
-        ("memory per process", str(planned.choice.need)),
+        *_training_processes(planned),
         *_machine_memory(planned),
         ("published formats", ", ".join(plan.formats)),
         ("evaluation", f"encoders {plan.dino} and {plan.clip}" if plan.spec.evaluation.enabled else "disabled"),
         ("images of models", f"{plan.sampler.steps} steps, guidance scale {plan.sampler.guidance_scale:g}"),
     ]
+
+
+def image_prompts_row(prompts: PlannedImagePrompts) -> str:
+    """The image-prompt adapter of a job that trains nothing."""
+    adapter = f"{public_name(prompts.adapter.id)}, {prompts.adapter.weights}"
+    return f"IP-Adapter {adapter}, scale {prompts.scale:g}"
+
+
+def _training(plan: Plan) -> list[tuple[str, str]]:
+    method, numbers = plan.spec.training.method, f"{plan.resolution} px, {plan.precision}"
+    if plan.image_prompts is not None:
+        return [("training", f"{method}, {image_prompts_row(plan.image_prompts)}, {numbers}")]
+    every = f" and every {plan.checkpoint_every_steps} steps" if plan.checkpoint_every_steps else ""
+    return [
+        ("training", f"{method}, {_samples(plan)}, learning rate {plan.learning_rate:g}, {numbers}"),
+        ("text encoder", plan.text_encoder_training),
+        ("checkpoints", f"every 10 minutes{every}"),
+        *_watching(plan),
+    ]
+
+
+def _training_processes(planned: PlannedJob) -> list[tuple[str, str]]:
+    if not planned.plan.spec.training.traits.trains:
+        return []
+    return [
+        ("ZeRO stage", _stage(planned)),
+        ("compilation", _compilation(planned.plan)),
+        ("memory per process", str(planned.choice.need)),
+    ]
+
+
+def _watching(plan: Plan) -> list[tuple[str, str]]:
+    """Validation and trackers, if the job has them."""
+    training, found = plan.spec.training, list[tuple[str, str]]()
+    if (validation := training.validation) is not None:
+        images = len(validation.prompts) * len(plan.subjects)
+        count = 1 + math.ceil(plan.steps / validation.every_steps)
+        text = f"{images} image(s) every {validation.every_steps} steps, {count} times"
+        found.append(("validation", f"{text}, {plan.sampler.steps} denoising steps each"))
+        if plan.spec.output.select == "Best":
+            early = "" if validation.patience is None else f", stops after {validation.patience} without a better step"
+            found.append(("published weights", f"of the best step by the scores of validations{early}"))
+    if training.trackers:
+        found.append(("trackers", ", ".join(training.trackers)))
+    return found
 
 
 def _super_resolution(plan: Plan) -> list[tuple[str, str]]:
@@ -85,7 +122,8 @@ def as_json(planned: PlannedJob) -> dict[str, JsonValue]:
         "method": plan.spec.training.method,
         "seed": plan.spec.training.seed,
         "imageCounts": list(planned.image_counts),
-        "priorPreservation": plan.spec.preserves_prior,
+        "priorPreservation": plan.spec.preservation,
+        "priorLossWeight": plan.spec.prior_loss_weight,
         "formats": list(plan.formats),
         "worldSizes": list(plan.world_sizes),
         "samplingProcesses": planned.sampling_processes,
@@ -100,11 +138,19 @@ def _samples(plan: Plan) -> str:
     return f"{plan.steps} steps x batch size {plan.batch_size} = {plan.samples} samples"
 
 
+def preservation_row(plan: Plan) -> str:
+    """How the prior is preserved."""
+    mode, weight, traits = plan.spec.preservation, plan.spec.prior_loss_weight, plan.spec.training.traits
+    if weight is None:
+        return f"{mode}: {'expect language drift' if traits.changes_weights else 'the weights do not change'}"
+    copy = ", with a frozen copy of the trained modules" if traits.weights and mode in ("Prediction", "Bound") else ""
+    return f"{mode}, loss weight {weight:g}{copy}"
+
+
 def class_images_row(plan: Plan) -> str:
     """Class images, and why there are fewer than requested."""
-    if not plan.spec.preserves_prior:
-        drift = plan.spec.training.traits.class_images
-        return "none: expect language drift" if drift else "none: the model's weights do not change"
+    if not plan.spec.uses_class_images:
+        return "none"
     requested, used, sampler = plan.spec.prior_preservation.num_class_images, "", plan.class_image_sampler
     if plan.num_class_images == plan.used_class_images != requested:
         request = "" if requested is None else f"{requested} requested; "

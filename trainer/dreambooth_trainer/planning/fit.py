@@ -35,7 +35,7 @@ def size_of(plan: Plan, measure: Measure) -> ModelSize:
     Of several stages, one is trained at a time: that which needs most memory counts. All of them generate images.
     """
     micro = plan.batch_size // plan.world_sizes[0] // plan.spec.training.gradient_accumulation_steps
-    sizes = [measure(stage, micro * (2 if plan.spec.preserves_prior else 1)) for stage in plan.stages]
+    sizes = [measure(stage, micro * (2 if plan.spec.has_class_examples else 1)) for stage in plan.stages]
     if len(sizes) == 1:
         return sizes[0]
     unlimited = Hardware(plan.gpus_per_worker, "", None, bf16=True)
@@ -47,6 +47,8 @@ def size_of(plan: Plan, measure: Measure) -> ModelSize:
         encoders=max(size.encoders for size in sizes),
         sampling=max(size.sampling for size in sizes),
         encoding=max(size.encoding for size in sizes),
+        validators=max(size.validators for size in sizes),
+        validation=max(size.validation for size in sizes),
     )
 
 

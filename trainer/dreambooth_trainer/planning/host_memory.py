@@ -37,12 +37,12 @@ def _training_bytes(size: ModelSize, plan: Plan) -> float:
     """Bytes of one training process: the weights, and what DeepSpeed adds while it still needs them."""
     world_size = plan.world_sizes[0]
     if not plan.needs_deepspeed(world_size):
-        return size.loaded
+        return size.loaded + size.validators
     # DeepSpeed casts the weights before it moves them. The optimizer's master weights are set from the fp32 weights.
     cast = 0 if plan.precision == "fp32" else BYTES[plan.precision] * size.trainable
     offloaded = plan.spec.training.deepspeed.offload_optimizer
     optimizer = OPTIMIZER_BYTES * size.trainable / world_size if offloaded else 0
-    return size.loaded + max(cast, optimizer)
+    return size.loaded + size.validators + max(cast, optimizer)
 
 
 def check_host_memory(plan: Plan, size: ModelSize, hardware: Hardware) -> None:

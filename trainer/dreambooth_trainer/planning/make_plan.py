@@ -66,7 +66,7 @@ class PlannedJob:
 
 def with_own_class_images(plan: Plan, count: int) -> Plan:
     """The plan of a job that provides `count` class images. numClassImages defaults to at least their number."""
-    if not plan.spec.preserves_prior:
+    if not plan.spec.uses_class_images:
         return plan
     total = plan.num_class_images
     if plan.spec.prior_preservation.num_class_images is None:

@@ -30,7 +30,8 @@ class ModelSize:
 
     Attributes:
         trainable: parameters with gradients; with LoRA, those of the adapters.
-        frozen: parameters that training loads but does not update.
+        frozen: parameters that training loads but does not update, in the training precision. Those that stay in fp32
+            count as two.
         pipeline: bytes of the weights of a process that generates images: denoiser, text encoders and autoencoder.
         encoders: bytes of the text encoders and the autoencoder, as they are loaded for encoding.
         loaded: bytes of the modules that are trained, as they are loaded, before an engine casts them.
@@ -40,6 +41,8 @@ class ModelSize:
         sampling: bytes at the peak of generating a batch of images, in addition to the weights.
         encoding: the same for encoding a batch of images with the autoencoder.
         data: bytes of the encoded class images, which each training process keeps on its device.
+        validators: bytes of the weights that a training process loads for validation only.
+        validation: the same, and bytes at the peak of generating one image; 0 without validation.
     """
 
     trainable: int
@@ -53,6 +56,8 @@ class ModelSize:
     sampling: int
     encoding: int
     data: int = 0
+    validators: int = 0
+    validation: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,18 +127,20 @@ def memory_need(size: ModelSize, states: StateBytes, *, gpu: bool, frozen_bytes:
     """Memory of one training process.
 
     Args:
-        gpu: whether gradients can use the memory of freed activations. On CPUs, malloc keeps it in small pieces.
+        gpu: whether gradients and validation can use the memory of freed activations. On CPUs, malloc keeps it in
+            small pieces.
         frozen_bytes: bytes per frozen parameter.
         buckets: bytes of DeepSpeed's communication buckets.
     """
     gradients = states.gradients * size.trainable
     # Gradients are allocated while the backward pass frees activations; the optimizer steps after that.
     passes = max(size.activations - gradients, size.backward) if gpu else size.activations
+    working = max(passes, states.step * size.trainable + buckets)
     return MemoryNeed(
         weights=states.weights * size.trainable + frozen_bytes * size.frozen,
         gradients=gradients,
         optimizer=states.optimizer * size.trainable,
-        working=max(passes, states.step * size.trainable + buckets),
+        working=max(working, size.validation) if gpu else working + size.validation,
         runtime=RUNTIME_BYTES + size.data,
     )
 

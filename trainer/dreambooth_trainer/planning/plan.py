@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -12,13 +11,16 @@ from pydantic import JsonValue
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.fields import Strict
-from dreambooth_api.job import DreamBoothJob, Format, JobSpec
+from dreambooth_api.job import DreamBoothJob, JobSpec
 from dreambooth_api.model import BaseModelRef
+from dreambooth_api.output import Format
 from dreambooth_api.subject import NoiseScheduler, PriorPreservation
 from dreambooth_api.training import Training
 from dreambooth_api.uris import BUILTIN_SPRITES
+from dreambooth_trainer.planning.batch import global_batch_size, num_steps
 from dreambooth_trainer.planning.cascade import SUPER_RESOLUTION, SecondStage, second_stage
 from dreambooth_trainer.planning.defaults import DPM_SOLVER_STEPS, ModelDefaults, model_defaults
+from dreambooth_trainer.planning.image_prompts import PlannedImagePrompts, plan_image_prompts
 
 NUM_RANDOM_CROPS = 8
 """Crops of each image with training.randomCrop. Their latents are cached."""
@@ -60,7 +62,7 @@ class Plan(Strict):
 
     Attributes:
         subjects: at least one, in the order of the job.
-        batch_size: instance images per optimizer step, across all workers and GPUs.
+        batch_size: instance images per optimizer step of all workers. 0, as steps, if the method trains nothing.
         gpus_per_worker: 0 if workers run on CPUs.
         checkpoint_every_steps: None saves checkpoints by time only.
         num_class_images: of all class prompts together, at most the number that training uses.
@@ -92,6 +94,7 @@ class Plan(Strict):
     dino: str
     clip: str
     super_resolution: SecondStage | None = None
+    image_prompts: PlannedImagePrompts | None = None
     stage: str = ""
 
     @property
@@ -259,9 +262,11 @@ def fill_defaults(
     spec, model, (dino, clip) = job.spec, model_ref(job), encoder_names(job)
     defaults = model_defaults(model.id, flow_matching=flow_matching, pixel_space=pixel_space, sampling=sampling)
     training, prior = spec.training, spec.prior_preservation
-    steps = _steps(spec, defaults.steps * len(identifiers))
-    rate = training.learning_rate or defaults.learning_rates[training.method]
-    batch_size = _batch_size(spec, gpus_per_worker, defaults.batch_size, steps, rate)
+    steps, rate, batch_size = 0, 0.0, 0
+    if training.traits.trains:
+        steps = num_steps(spec, defaults.steps * len(identifiers))
+        rate = training.learning_rate or defaults.learning_rates[training.method]
+        batch_size = global_batch_size(spec, gpus_per_worker, defaults.batch_size, steps, rate)
     second = second_stage(model, training, native_resolution, rate)
     plan = Plan(
         job=job,
@@ -284,6 +289,7 @@ def fill_defaults(
         sampling_batch_size=defaults.sampling_batch_size,
         dino=dino,
         clip=clip,
+        image_prompts=plan_image_prompts(training, defaults, model.id),
     )
     return _checked(plan)
 
@@ -319,7 +325,7 @@ def _class_image_sampler(prior: PriorPreservation, defaults: ModelDefaults) -> S
 
 def _checked(plan: Plan) -> Plan:
     """The plan. Raises an error if a class prompt would have no class image."""
-    if plan.spec.preserves_prior and 0 in plan.class_image_counts.values():
+    if plan.spec.uses_class_images and 0 in plan.class_image_counts.values():
         count = len(plan.class_image_counts)
         rule = f"is less than the number of class prompts, which is {count}"
         field = "spec.priorPreservation.numClassImages"
@@ -338,53 +344,6 @@ def _subjects(spec: JobSpec, identifiers: Sequence[str]) -> tuple[PlannedSubject
         )
         for subject, identifier in zip(spec.all_subjects, identifiers, strict=True)
     )
-
-
-def _steps(spec: JobSpec, default: int) -> int:
-    """The number of steps. Rejects warmup and checkpoint intervals above it; validation does not know the default."""
-    training = spec.training
-    steps = training.steps or default
-    counts = {"warmupSteps": training.warmup_steps, "checkpointEverySteps": training.checkpoint_every_steps}
-    rule = f"exceeds training.steps, which {'is' if training.steps else 'defaults to'} {steps}"
-    issues = [
-        ValidationIssue(f"spec.training.{field}", count, rule, f"decrease {field}, or set training.steps")
-        for field, count in counts.items()
-        if count is not None and count > steps
-    ]
-    if issues:
-        raise UserError(issues)
-    return steps
-
-
-def _batch_size(spec: JobSpec, gpus_per_worker: int, default: int, steps: int, rate: float) -> int:
-    """The global batch size. It does not depend on the number of workers, because it affects the result.
-
-    Raises:
-        UserError: it cannot be split evenly. The remedy is a batch size that can be split, with steps and learning rate
-            that keep the number of samples.
-    """
-    elastic, accumulation = spec.cluster.elastic, spec.training.gradient_accumulation_steps
-    per_worker = max(1, gpus_per_worker)
-    counts = range(elastic.min_workers, elastic.max_workers + 1) if elastic else [spec.cluster.workers]
-    parts = math.lcm(*counts) * per_worker * accumulation
-    batch = spec.training.global_batch_size or default
-    if batch % parts == 0:
-        return batch
-    workers = (
-        f"{counts[0]} worker(s)" if len(counts) == 1 else f"any number of workers from {counts[0]} to {counts[-1]}"
-    )
-    gpus = f" x {per_worker} GPUs" if per_worker > 1 else ""
-    rule = f"cannot be split evenly across {workers}{gpus} x {accumulation} accumulation step(s)"
-    larger = math.ceil(batch / parts) * parts
-    growth = larger / batch
-    # For Adam, the learning rate scales with the square root of the batch size (Malladi et al. 2022, section 5).
-    remedy = (
-        f"set a multiple of {parts}, for example with the same number of samples: training.globalBatchSize: {larger}, "
-        f"training.steps: {max(1, round(steps / growth))}, training.learningRate: {rate * math.sqrt(growth):.2g}; or "
-        "use fewer workers"
-    )
-    prefix = "" if spec.training.global_batch_size else "the default "
-    raise UserError(ValidationIssue("spec.training.globalBatchSize", batch, f"{prefix}{rule}", remedy))
 
 
 def fingerprint(value: JsonValue) -> str:

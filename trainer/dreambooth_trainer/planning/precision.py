@@ -42,8 +42,15 @@ def check_packages(plan: Plan) -> None:
     """Reject a plan that needs a package which is not installed here.
 
     Raises:
-        UserError: with the extra that installs it.
+        UserError: with the extras that install what is missing.
     """
+    issues: list[ValidationIssue] = []
     if plan.spec.training.optimizer == "AdamW8bit" and importlib.util.find_spec("bitsandbytes") is None:
         rule, remedy = "needs bitsandbytes, which is not installed", "install dreambooth-operator[bitsandbytes]"
-        raise UserError(ValidationIssue(OPTIMIZER_FIELD, "AdamW8bit", rule, remedy))
+        issues.append(ValidationIssue(OPTIMIZER_FIELD, "AdamW8bit", rule, remedy))
+    for index, name in enumerate(plan.spec.training.trackers):
+        if importlib.util.find_spec(name) is None:
+            rule, remedy = f"needs {name}, which is not installed", f"install dreambooth-operator[{name}]"
+            issues.append(ValidationIssue(f"spec.training.reportTo[{index}]", name, rule, remedy))
+    if issues:
+        raise UserError(issues)

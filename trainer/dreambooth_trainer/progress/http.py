@@ -17,19 +17,13 @@ import random
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pydantic import JsonValue
-
 from dreambooth_api import environment
-from dreambooth_api.metrics import METRICS
-from dreambooth_api.model import BaseModelRef
-from dreambooth_api.progress import MAX_REPORT_SECONDS, ProgressMessage, ProgressReply, parse_fields, parse_reply
-from dreambooth_api.status import TrainerPhase
-from dreambooth_trainer.progress.console import PhaseProgress, Reporter
+from dreambooth_api.progress import MAX_REPORT_SECONDS, ProgressMessage, ProgressReply, parse_reply
+from dreambooth_trainer.progress.forwarding import ForwardingReporter
 
 # Between any two messages, so that changes at nearly the same time are one message.
 MIN_INTERVAL_SECONDS = 2.0
@@ -40,8 +34,6 @@ LAST_MESSAGE_SECONDS = 300.0
 INTERRUPTED_SECONDS = 10.0
 MAX_BACKOFF_SECONDS = 10.0
 MAX_REPLY_BYTES = 64 * 1024
-# The operator closes an attempt that does not report for spec.runPolicy.progressDeadlineSeconds.
-PROGRESS_INTERVAL_SECONDS = 60.0
 # Client errors after which a retry may succeed; all other 4xx status codes are final.
 RETRYABLE_STATUS = {401, 408, 425, 429}
 
@@ -106,12 +98,6 @@ def _read_reply(response: http.client.HTTPResponse) -> ProgressReply:
         return ProgressReply()
 
 
-def external_uri(uri: str) -> str:
-    """Replace the mount path of the job's folder by the volume's URI. Other URIs are not changed."""
-    mounted, external = os.environ.get(environment.OUT), os.environ.get(environment.OUT_SHOWN)
-    return external + uri.removeprefix(mounted) if mounted and external and uri.startswith(mounted) else uri
-
-
 def operator_from_environment() -> Operator | None:
     """The operator that started this pod; None outside a pod."""
     url, token = os.environ.get(environment.PROGRESS_URL), os.environ.get(environment.PROGRESS_TOKEN_FILE)
@@ -120,15 +106,13 @@ def operator_from_environment() -> Operator | None:
 
 
 @dataclass
-class OperatorReporter:
+class OperatorReporter(ForwardingReporter):
     """Forwards progress to another reporter and, from a background thread, to the operator.
 
     `_changed` is set if the message has not been delivered, `_urgent` if it must not wait for the interval.
     """
 
-    inner: Reporter
     operator: Operator
-    _message: ProgressMessage = field(default_factory=ProgressMessage)
     _changed: threading.Event = field(default_factory=threading.Event)
     _urgent: threading.Event = field(default_factory=threading.Event)
     _closed: threading.Event = field(default_factory=threading.Event)
@@ -152,7 +136,7 @@ class OperatorReporter:
     def _deliver(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         for attempt in itertools.count():
-            delivery = self.operator.send(self._message).delivery
+            delivery = self.operator.send(self.message).delivery
             if delivery is Delivery.ACKNOWLEDGED:
                 return
             remaining = deadline - time.monotonic()
@@ -167,42 +151,7 @@ class OperatorReporter:
                 self.inner.note(f"The operator {problem}. Retrying the last progress report.")
             time.sleep(min(MAX_BACKOFF_SECONDS, 0.5 * 2 ** min(attempt, 10), remaining))
 
-    @contextlib.contextmanager
-    def phase(self, name: TrainerPhase) -> Iterator[PhaseProgress]:
-        self._update(phase=name)
-        with self.inner.phase(name) as inner:
-            yield _ForwardedProgress(self, inner, name)
-
-    def skipped(self, name: TrainerPhase) -> None:
-        self.inner.skipped(name)
-
-    def finished(self, name: TrainerPhase, result: Mapping[str, JsonValue]) -> None:
-        self.inner.finished(name, result)
-        match name:
-            case TrainerPhase.CLASS_IMAGES:
-                counts = ("wanted", "reused", "generated", "provided")
-                self._update(class_images={key: result[key] for key in counts if result.get(key) is not None})
-            case TrainerPhase.EVALUATE:
-                scores: JsonValue = {metric.name: result[metric.name] for metric in METRICS if metric.name in result}
-                self._update(scores=scores, subject_scores=result.get("subjects") or None)
-            case TrainerPhase.PUBLISH:
-                self._update(output={"uri": external_uri(str(result["uri"])), "digest": result["digest"]})
-
-    def pinned(self, model: BaseModelRef) -> None:
-        """Report the commits of a model's stages from the Hub, with which later attempts are started."""
-        second = model.super_resolution
-        self._update(model_commit=model.revision, super_resolution_commit=second and second.revision)
-
-    def failed(self, reason: str, message: str, *, retryable: bool) -> None:
-        """Report why the run failed, in the last message."""
-        self._update(failure={"reason": reason, "message": message, "retryable": retryable})
-
-    def note(self, text: str) -> None:
-        self.inner.note(text)
-
-    def _update(self, *, urgent: bool = True, **changes: JsonValue) -> None:
-        # Invalid values are dropped, because reporting must not fail a run.
-        self._message, _ = parse_fields({**self._message.model_dump(), **changes})
+    def changed(self, *, urgent: bool) -> None:
         if urgent:
             self._urgent.set()
         self._changed.set()
@@ -217,7 +166,7 @@ class OperatorReporter:
                 return
             self._changed.clear()
             self._urgent.clear()
-            answer = self.operator.send(self._message)
+            answer = self.operator.send(self.message)
             if answer.delivery in (Delivery.FAILED, Delivery.UNVERIFIED):
                 failures += 1
                 self._changed.set()
@@ -234,34 +183,3 @@ class OperatorReporter:
 def _interval_seconds(reply: ProgressReply) -> float:
     """The interval between two progress messages. An older operator does not ask for one."""
     return min(max(reply.next_report_seconds or 0, MIN_INTERVAL_SECONDS), MAX_REPORT_SECONDS)
-
-
-@dataclass
-class _ForwardedProgress:
-    reporter: OperatorReporter
-    inner: PhaseProgress
-    name: TrainerPhase
-    steps: int = 0
-    first: tuple[float, int] | None = None
-    sent: float = field(default_factory=time.monotonic)
-
-    def total(self, count: int) -> None:
-        self.steps = count
-        self.inner.total(count)
-
-    def done(self, count: int, **facts: float | int | str) -> None:
-        self.inner.done(count, **facts)
-        now = time.monotonic()
-        if self.name is not TrainerPhase.TRAIN:
-            if now - self.sent >= PROGRESS_INTERVAL_SECONDS:
-                self.sent = now
-                self.reporter._update(urgent=False)
-            return
-        self.first = self.first or (now, count)
-        seconds, completed = now - self.first[0], count - self.first[1]
-        rate = completed / seconds if seconds and completed else None
-        changes: dict[str, JsonValue] = {"step": count, "steps": self.steps}
-        changes |= {name: facts[name] for name in ("loss", "samples", "world_size", "saved_step") if name in facts}
-        if rate is not None:
-            changes |= {"steps_per_second": round(rate, 3), "eta_seconds": round((self.steps - count) / rate)}
-        self.reporter._update(urgent=False, **changes)

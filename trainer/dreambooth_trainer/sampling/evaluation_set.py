@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Final, Literal
 
 from PIL import Image
@@ -66,7 +67,7 @@ def images_per_prompt(plan: Plan, model: Model) -> int:
 
 
 def image_requests(plan: Plan, model: Model) -> list[ImageRequest]:
-    """All images of one model. Both models start from the same noise, so that their images are comparable."""
+    """All images of one model, as `requests_of`."""
     per_prompt = images_per_prompt(plan, model)
     counts: list[tuple[str, int]] = []
     for subject in plan.subjects:
@@ -74,7 +75,15 @@ def image_requests(plan: Plan, model: Model) -> list[ImageRequest]:
         counts += [(fill_template(template, subject.noun), per_prompt) for template in prompts]
         counts += [(subject.instance_prompt, num_instance_prompt_images(plan))]
         counts += [(subject.class_prompt, num_class_prompt_images(plan))]
-    # Keyed by name: a prompt that occurs twice is generated once.
+    return requests_of(plan, counts)
+
+
+def requests_of(plan: Plan, counts: Iterable[tuple[str, int]]) -> list[ImageRequest]:
+    """Images of prompts. Both models start from the same noise, so that their images are comparable.
+
+    Args:
+        counts: prompts with the number of images of each. A prompt that occurs twice is generated once.
+    """
     by_name = {name: prompt for prompt, count in counts for name in image_names(prompt, count)}
     seed = plan.spec.training.seed
     return [ImageRequest(name, prompt, noise_seed("evaluate", seed, name)) for name, prompt in by_name.items()]

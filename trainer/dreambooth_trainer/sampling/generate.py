@@ -43,7 +43,11 @@ class GenerationResult:
 
 
 def generate_batch(
-    model: BaseModelRef, config: SamplingConfig, store: ImageStore, requests: Sequence[ImageRequest]
+    model: BaseModelRef,
+    config: SamplingConfig,
+    store: ImageStore,
+    requests: Sequence[ImageRequest],
+    adapter: Path | None = None,
 ) -> int:
     """Generate a batch in this process and store it; returns its size. The model stays loaded for the next batch.
 
@@ -51,7 +55,7 @@ def generate_batch(
     """
     with _sampling:
         second = model.super_resolution and local_folder(model.super_resolution)
-        pipeline = _cached_pipeline(local_folder(model), second, config.precision, work_device())
+        pipeline = _cached_pipeline(local_folder(model), second, config.precision, work_device(), adapter)
         images = _sample(pipeline, config, requests)
     for request, image in zip(requests, images, strict=True):
         store.put(request.name, image)
@@ -84,10 +88,12 @@ def unload_models() -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _cached_pipeline(folder: Path, super_resolution: Path | None, precision: str, device: str) -> LoadedPipeline:
+def _cached_pipeline(
+    folder: Path, super_resolution: Path | None, precision: str, device: str, adapter: Path | None
+) -> LoadedPipeline:
     # The cached pipeline is freed before the next one is loaded: a GPU may not have memory for both.
     _cached_pipeline.cache_clear()
-    return load_pipeline(folder, precision, device, super_resolution=super_resolution)
+    return load_pipeline(folder, precision, device, adapter=adapter, super_resolution=super_resolution)
 
 
 def generate_images(
@@ -97,10 +103,12 @@ def generate_images(
     store: ImageStore,
     requests: Sequence[ImageRequest],
     on_progress: Callable[[int], None] = lambda count: None,
+    adapter: Path | None = None,
 ) -> GenerationResult:
     """Generate the requested images that the store does not contain yet.
 
     Args:
+        adapter: folder to load into the pipeline of the model, see `load_pipeline`. The workers can read it.
         on_progress: called with the number of requested images that exist so far.
     """
     existing = store.names()
@@ -111,7 +119,7 @@ def generate_images(
         return GenerationResult(reused, 0)
     # Batches are small enough that every worker gets one.
     size = max(1, min(config.batch_size, len(missing) // pool.size().workers))
-    batches = ((model, config, store, missing[i : i + size]) for i in range(0, len(missing), size))
+    batches = ((model, config, store, missing[i : i + size], adapter) for i in range(0, len(missing), size))
     count = reused
     for generated in pool.map(generate_batch, batches, calls_per_worker=2):
         count += generated

@@ -31,6 +31,7 @@ def select_identifiers(job: DreamBoothJob, folder: Path) -> tuple[str, ...]:
     texts = [text for subject in subjects for text in (subject.class_, subject.class_prompt or "")]
     texts += [text for one in subjects for text in prompt_templates(job.spec, model_ref(job).id, one.class_)]
     texts += [text for one in subjects for text in (one.identifier, one.instance_prompt or "", *one.captions.values())]
+    texts += validation.prompts if (validation := job.spec.training.validation) else ()
     for subject in subjects:
         identifier = subject.identifier
         if identifier == "auto":
@@ -48,8 +49,8 @@ def rare_identifier(folder: Path, seed_text: str, prompts: Iterable[str] = (), *
 
     Args:
         prompts: texts that must not contain the identifier.
-        new_token: a token of this name is added to the tokenizer. It is found inside of words, too: neither the prompts
-            nor another token of the vocabulary may contain it.
+        new_token: a token of this name is added to all tokenizers. It is found inside of words, too: neither the
+            prompts nor another token of the vocabulary may contain it.
 
     Raises:
         UserError: the tokenizer has no such token.
@@ -60,7 +61,9 @@ def rare_identifier(folder: Path, seed_text: str, prompts: Iterable[str] = (), *
     words = {word: token for word, token in words.items() if _CONSONANTS.fullmatch(word)}
     used, parts = " ".join(prompts).lower(), "\n".join(vocabulary)
     if new_token:
-        free = [word for word in words if word not in used and parts.count(word) == 1]
+        others = (load_tokenizer(folder, path.name) for path in sorted(folder.glob("tokenizer_*")))
+        taken = {token for other in others for token in other.get_vocab()}
+        free = [word for word in words if word not in used and parts.count(word) == 1 and word not in taken]
     else:
         free = [word for word in words if not contains_word(used, word)]
     free = sorted(_single_tokens(tokenizer, {word: words[word] for word in free}), key=lambda w: vocabulary[words[w]])

@@ -25,7 +25,8 @@ def check_use(plan: Plan, folder: Path) -> list[str]:
     issues, warnings = check_prompts(plan, folder)
     if _depends_on_family(plan):
         family = open_family(folder)
-        issues += [*capability_issues(plan, family), *token_issues(plan, folder, family.extensible_tokenizers)]
+        tokenizers = list(family.extensible_text_encoders.values())
+        issues += [*capability_issues(plan, family), *token_issues(plan, folder, tokenizers)]
     if issues:
         raise UserError(issues)
     return warnings
@@ -34,4 +35,5 @@ def check_use(plan: Plan, folder: Path) -> list[str]:
 def _depends_on_family(plan: Plan) -> bool:
     """Whether the job sets something that some families do not support. Importing a family takes seconds."""
     spec = plan.spec
-    return plan.live_text_encoders or "safetensors" in (spec.output.formats or ())
+    asks = plan.live_text_encoders or plan.image_prompts is not None
+    return asks or "safetensors" in (spec.output.formats or ())

@@ -6,16 +6,17 @@ The noise of an image depends on its own seed only, not on the other images of i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambooth_api.subject import NoiseScheduler
 from dreambooth_trainer.families.registry import open_family
-from dreambooth_trainer.models.files import ADAPTER_FILE
+from dreambooth_trainer.models.files import ADAPTER_FILE, IMAGE_EMBEDS_FILE, IP_ADAPTER_FILE
 from dreambooth_trainer.planning.cascade import SCALE, SUPER_RESOLUTION
 from dreambooth_trainer.planning.plan import SamplerSettings
+from dreambooth_trainer.sampling.image_prompts import SubjectImages, load_subject_images
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -62,6 +63,7 @@ class LoadedPipeline:
         default_scheduler: the noise scheduler of the model's configuration.
         embeddings: arguments of the pipeline's call by prompt, each of a batch of one.
         super_resolution: enlarges the images of this pipeline.
+        subject_images: of a pipeline with an image-prompt adapter.
     """
 
     pipeline: Any
@@ -69,6 +71,7 @@ class LoadedPipeline:
     default_scheduler: Any
     embeddings: dict[str, dict[str, Embeddings]] = field(default_factory=dict[str, "dict[str, Embeddings]"])
     super_resolution: LoadedPipeline | None = None
+    subject_images: SubjectImages | None = None
 
     def embed(self, prompts: Sequence[str]) -> dict[str, Embeddings]:
         """The arguments of a pipeline call for a batch of prompts. A prompt is encoded once."""
@@ -110,7 +113,7 @@ def load_pipeline(
     """The pipeline of a diffusers folder on a device, without a progress bar.
 
     Args:
-        adapter: folder of an adapter, or of new tokens, to load into the pipeline.
+        adapter: folder of an adapter, of new tokens, or of images as prompts, to load into the pipeline.
         super_resolution: diffusers folder of the model that enlarges the images.
     """
     loaded = _load_stage(folder, precision, device, adapter)
@@ -123,10 +126,11 @@ def load_pipeline(
 def _load_stage(folder: Path, precision: str, device: str, adapter: Path | None) -> LoadedPipeline:
     import torch
 
-    from dreambooth_trainer.families.base import FineTunedScheduler
+    from dreambooth_trainer.families.base import FineTunedScheduler, ImagePrompts
     from dreambooth_trainer.families.embeddings import load_embeddings
 
-    low = {"bf16": torch.bfloat16, "fp16": torch.float16} if device == "cuda" else {}
+    gpu = torch.device(device).type == "cuda"
+    low = {"bf16": torch.bfloat16, "fp16": torch.float16} if gpu else {}
     dtype = low.get(precision, torch.float32)
     family = open_family(folder)
     pipeline: Any = family.pipeline(folder, dtype)
@@ -136,13 +140,41 @@ def _load_stage(folder: Path, precision: str, device: str, adapter: Path | None)
         pipeline.load_lora_weights(adapter, weight_name=ADAPTER_FILE, local_files_only=True)
         if isinstance(family, FineTunedScheduler):
             pipeline.scheduler = family.fine_tuned_scheduler(pipeline.scheduler)
+    subject_images = None
+    if adapter is not None and (adapter / IMAGE_EMBEDS_FILE).exists():
+        assert isinstance(family, ImagePrompts), "the plan was checked"
+        family.load_ip_adapter(pipeline, adapter / IP_ADAPTER_FILE, encoder=False)
+        subject_images = load_subject_images(adapter)
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
-    return LoadedPipeline(pipeline, family, pipeline.scheduler)
+    return LoadedPipeline(pipeline, family, pipeline.scheduler, subject_images=subject_images)
 
 
 def sample_batch(loaded: LoadedPipeline, config: SamplingConfig, requests: Sequence[ImageRequest]) -> list[Image.Image]:
-    """Generate a batch in one pipeline call, each image from its own noise."""
+    """Generate a batch in one pipeline call, or in one for all prompts with the same subjects if images are prompts.
+
+    Each image is generated from its own noise.
+    """
+    prompts = loaded.subject_images
+    if prompts is None:
+        return _call(loaded, config, requests, {})
+    subjects, images = [prompts.subjects_of(request.prompt) for request in requests], dict[int, Any]()
+    for names in dict.fromkeys(subjects):
+        indices = [index for index, own in enumerate(subjects) if own == names]
+        group = [replace(requests[index], prompt=prompts.text_of(requests[index].prompt)) for index in indices]
+        extra = prompts.use(loaded.pipeline, names, guided=config.sampler.guidance_scale > 1)
+        images |= zip(indices, _call(loaded, config, group, extra), strict=True)
+    return [images[index] for index in range(len(requests))]
+
+
+def _call(
+    loaded: LoadedPipeline, config: SamplingConfig, requests: Sequence[ImageRequest], extra: Mapping[str, Any]
+) -> list[Image.Image]:
+    """Generate a batch in one pipeline call.
+
+    Args:
+        extra: arguments of the call.
+    """
     import torch
 
     from dreambooth_trainer.families.base import GuidanceScale, SuperResolution
@@ -159,6 +191,7 @@ def sample_batch(loaded: LoadedPipeline, config: SamplingConfig, requests: Seque
         height=side,
         width=side,
         generator=generators,
+        **extra,
         **({} if second is None else {"output_type": "pt"}),
     ).images
     if second is None:

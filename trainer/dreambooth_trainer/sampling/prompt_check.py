@@ -19,22 +19,39 @@ def check_prompts(plan: Plan, folder: Path) -> tuple[list[ValidationIssue], list
     Args:
         folder: local folder of the base model.
     """
-    tokenizer = load_tokenizer(folder)
-    for own in plan.new_tokens.values():
-        tokenizer.add_tokens(own)
-    issues: dict[str, ValidationIssue] = {}
-    for field, written in prompts_by_field(plan):
-        prompt = written
-        for identifier, own in plan.new_tokens.items():
-            prompt = prompt.replace(identifier, " ".join(own))
-        if field not in issues and (rule := _broken_limit(tokenizer, prompt)):
-            issues[field] = ValidationIssue(field, None, rule, "shorten it")
+    tokenizer = _tokenizer(plan, folder)
     warnings = [
         warning
         for field, subject in zip(plan.spec.subject_fields, plan.subjects, strict=True)
         for warning in _identifier_warnings(tokenizer, subject.identifier, field)
     ]
-    return list(issues.values()), warnings
+    return long_prompts(plan, folder, prompts_by_field(plan)), warnings
+
+
+def long_prompts(plan: Plan, folder: Path, prompts: Iterable[tuple[str, str]]) -> list[ValidationIssue]:
+    """An issue for each field with a prompt that is longer than the text encoder can read.
+
+    Args:
+        folder: local folder of the base model.
+        prompts: with the fields that they come from.
+    """
+    tokenizer = _tokenizer(plan, folder)
+    issues: dict[str, ValidationIssue] = {}
+    for field, written in prompts:
+        prompt = written
+        for identifier, own in plan.new_tokens.items():
+            prompt = prompt.replace(identifier, " ".join(own))
+        if field not in issues and (rule := _broken_limit(tokenizer, prompt)):
+            issues[field] = ValidationIssue(field, None, rule, "shorten it")
+    return list(issues.values())
+
+
+def _tokenizer(plan: Plan, folder: Path) -> Any:
+    """The tokenizer of a base model, with the new tokens of a plan."""
+    tokenizer = load_tokenizer(folder)
+    for own in plan.new_tokens.values():
+        tokenizer.add_tokens(own)
+    return tokenizer
 
 
 def prompts_by_field(plan: Plan) -> Iterable[tuple[str, str]]:
@@ -50,6 +67,8 @@ def prompts_by_field(plan: Plan) -> Iterable[tuple[str, str]]:
         for index, template in enumerate(evaluation_prompts(plan, subject)):
             from_job = f"spec.evaluation.prompts[{index}]"
             yield from_job if spec.evaluation.prompts else own, fill_template(template, subject.noun)
+        for index, template in enumerate(spec.training.validation.prompts if spec.training.validation else ()):
+            yield f"spec.training.validation.prompts[{index}]", fill_template(template, subject.noun)
 
 
 def _broken_limit(tokenizer: Any, prompt: str) -> str:

@@ -29,8 +29,8 @@ from dreambooth_trainer.store.owner import (
 )
 from dreambooth_trainer.store.removal import list_files, remove_empty_folder, remove_file, remove_local_tree
 
-# The job creates these folders, after its marker. Two of them remain after a crash of `atomic_directory`.
-_FOLDERS = ("work", ".model.draft", ".model.old")
+# The job creates these folders, after its marker. The last two of them remain after a crash of `atomic_directory`.
+_FOLDERS = ("work", layout.VALIDATION, layout.TRACKERS, ".model.draft", ".model.old")
 _FILES = (layout.REPORT, "job.yaml")
 
 
@@ -57,14 +57,18 @@ def erase_job(job: DreamBoothJob, folder: str) -> Iterator[Erased]:
     Raises:
         UserError: the folder is not empty and does not belong to this job. Nothing is deleted.
     """
+    yield from erase_owned(owner_of(job), folder, job.spec.output.uri)
+
+
+def erase_owned(own: Owner, folder: str, published: str | None) -> Iterator[Erased]:
+    """As `erase_job`, for a job of which only the owner and `spec.output.uri` are known."""
     if hub_repository(folder) is not None:
-        yield from _erase_published(owner_of(job), folder)
+        yield from _erase_published(own, folder)
         return
     fs, path = fsspec.url_to_fs(folder)
-    own, owner, names = owner_of(job), read_marker(fs, path), list_names(fs, path)
+    owner, names = read_marker(fs, path), list_names(fs, path)
     if names and not _is_own(owner, own):
         raise UserError(ValidationIssue("--out", folder, foreign_folder(owner, names), "pass the folder of the job"))
-    published = job.spec.output.uri
     if published is not None and is_url(published) and published != folder:
         yield from _erase_published(own, published)
     if is_url(folder):

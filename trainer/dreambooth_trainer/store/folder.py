@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from dreambooth_api import layout
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.status import TrainerPhase
+from dreambooth_trainer.store.file_lock import LockedError, lock_file
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,38 @@ class JobFolder:
         return self.root / layout.REPORT
 
     @property
+    def validation(self) -> Path:
+        """Images of the model while it trained, and their scores, see `validations.py`."""
+        return self.root / layout.VALIDATION
+
+    @property
+    def trackers(self) -> Path:
+        """What experiment trackers store locally."""
+        return self.root / layout.TRACKERS
+
+    @property
     def work(self) -> Path:
         return self.root / "work"
+
+    @property
+    def status(self) -> Path:
+        """The status of the job, if it runs on this machine (`status_file.py`)."""
+        return self.work / "status.json"
+
+    @property
+    def lock(self) -> Path:
+        """The lock, see `file_lock.py`. It names the process that holds it."""
+        return self.work / "lock"
+
+    @property
+    def submitted(self) -> Path:
+        """The job file that a client started the job with."""
+        return self.work / "submitted.yaml"
+
+    @property
+    def console(self) -> Path:
+        """What the process that a client started has printed."""
+        return self.work / "console.log"
 
     @property
     def _stage_work(self) -> Path:
@@ -114,18 +144,14 @@ class JobFolder:
             UserError: another process holds the lock.
         """
         self.work.mkdir(parents=True, exist_ok=True)
-        with (self.work / "lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                rule = f"is in use by process {file.read().strip()}"
-                remedy = "wait until that process ends, or use another folder"
-                raise UserError(ValidationIssue("--out", str(self.root), rule, remedy)) from None
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
-            yield
+        try:
+            with lock_file(self.lock) as lock:
+                lock.name_holder(os.getpid())
+                yield
+        except LockedError as error:
+            rule = f"is in use by process {error.holder or 'of somebody else'}"
+            remedy = "wait until that process ends, or use another folder"
+            raise UserError(ValidationIssue("--out", str(self.root), rule, remedy)) from None
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:

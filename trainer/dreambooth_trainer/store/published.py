@@ -9,7 +9,7 @@ from dreambooth_api import layout
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.fields import Strict
 from dreambooth_api.model import BaseModelRef, ModelSource
-from dreambooth_trainer.models.files import ADAPTER_FILE, INDEX, embeddings_file
+from dreambooth_trainer.models.files import ADAPTER_FILE, IMAGE_EMBEDS_FILE, INDEX, embeddings_file
 from dreambooth_trainer.planning.cascade import SUPER_RESOLUTION
 from dreambooth_trainer.planning.defaults import model_defaults
 from dreambooth_trainer.planning.plan import Plan, SamplerSettings
@@ -51,7 +51,7 @@ class Published(Strict):
 
     Attributes:
         model: a folder with the complete model, or the base model of an adapter.
-        adapter: folder of the adapter or the new tokens to load into `model`; None if the model is complete.
+        adapter: folder of the adapter, new tokens or images as prompts to load into `model`; None if it is complete.
     """
 
     model: BaseModelRef
@@ -116,7 +116,7 @@ def _open_model(folder: Path) -> Published:
         second = folder.resolve() / SUPER_RESOLUTION if manifest.super_resolution else None
         source = second and ModelSource(id=str(second))
         model, adapter = BaseModelRef(id=str(folder.resolve()), super_resolution=source), None
-    elif (folder / ADAPTER_FILE).exists() or (folder / embeddings_file(0)).exists():
+    elif any((folder / name).exists() for name in (ADAPTER_FILE, embeddings_file(0), IMAGE_EMBEDS_FILE)):
         base = {"id": manifest.base_model, "revision": manifest.base_revision}
         model, adapter = BaseModelRef(**base, super_resolution=manifest.super_resolution), folder
     else:

@@ -26,7 +26,7 @@ def read_file(fs: fsspec.AbstractFileSystem, path: str, max_bytes: int) -> bytes
         return content
     if not stat.S_ISREG(os.lstat(path).st_mode):
         return None
-    # Without blocking: the file may have become a pipe that nobody writes to.
+    # Without blocking: the file may have become a pipe without a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
         content = file.read(max_bytes + 1) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dreambooth_trainer.families.base import Tensors
+
 # Distance of the seeds of the subjects. torch uses the low 32 bits of a seed.
 _SUBJECT_STRIDE = 1 << 16
 
@@ -24,6 +26,29 @@ class BatchSample:
     indices: Tensor
     u: Tensor
     noise_seeds: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch of one worker: instance images, then class examples. n = B, or 2 B with class examples.
+
+    Attributes:
+        examples, noise: each [n, ...]; see `Stage.denoise`.
+        u: position in the noise schedule, in [0, 1), [n].
+        num_instance_images: B.
+    """
+
+    examples: Tensors
+    noise: Tensors
+    u: Tensor
+    num_instance_images: int
+
+    def rows(self, first: int, end: int | None) -> Batch:
+        """Some examples, taken as instance images."""
+        examples = {name: tensor[first:end] for name, tensor in self.examples.items()}
+        noise = {name: tensor[first:end] for name, tensor in self.noise.items()}
+        u = self.u[first:end]
+        return Batch(examples, noise, u, num_instance_images=len(u))
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,10 @@ class EncodedImages:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The instance images, and the class images (None without prior preservation)."""
+    """The instance images, and the class examples of `priorPreservation.mode`, or None if it has none.
+
+    Class examples are class images, or for mode Prediction the instance images with class prompts.
+    """
 
     instance_images: EncodedImages
     class_images: EncodedImages | None

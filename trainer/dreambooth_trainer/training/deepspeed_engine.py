@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dreambooth_trainer.planning.plan import Plan
+from dreambooth_trainer.training.batches import Batch
 from dreambooth_trainer.training.checkpoint import TAG, convert_to_universal, read_metadata, save_trained_weights
 from dreambooth_trainer.training.deepspeed_config import deepspeed_config
 from dreambooth_trainer.training.model import build_lr_scheduler, build_module, build_optimizer, seek
-from dreambooth_trainer.training.module import Batch
 from dreambooth_trainer.training.only_weights import only_weights
 from dreambooth_trainer.training.snapshot import Snapshot, deepspeed_snapshot
 from dreambooth_trainer.training.universal import EXCHANGE, STATE_FILE, UNIVERSAL, write_exchange
@@ -53,6 +53,9 @@ class ZeroEngine:
         scheduler: Any = self._lr_scheduler  # DeepSpeed's annotation names a base class that torch renamed
         engine, *_ = deepspeed.initialize(model=self.module, optimizer=optimizer, lr_scheduler=scheduler, config=config)
         set_master_weights(originals)
+        if self._plan.zero_stage == 3:
+            for module, weight in (*self.module.preservation.borrowed(), *_position_weights(self.module)):
+                deepspeed.zero.register_external_parameter(module, weight)
         if checkpoint is not None:
             self._load(engine, checkpoint, universal=universal)
         return engine
@@ -101,3 +104,16 @@ class ZeroEngine:
 
     def save_weights(self, folder: Path, rank: int) -> None:
         save_trained_weights(self.module, folder, rank)
+
+
+def _position_weights(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+    """Modules that read the size of their position embeddings, as those of CLIP do, and these.
+
+    DeepSpeed gathers the weights of a module when it is called, and learns which others it reads in the first step of
+    the training. Validation calls the modules before.
+    """
+    for part in module.modules():
+        positions = getattr(part, "position_embedding", None)
+        if isinstance(positions, nn.Embedding):
+            assert isinstance(positions.weight, nn.Parameter)
+            yield part, positions.weight

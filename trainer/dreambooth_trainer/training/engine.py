@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dreambooth_trainer.planning.plan import Plan
-from dreambooth_trainer.training.module import Batch, DreamBoothModule
+from dreambooth_trainer.training.batches import Batch
+from dreambooth_trainer.training.module import DreamBoothModule
 from dreambooth_trainer.training.snapshot import Snapshot
 
 

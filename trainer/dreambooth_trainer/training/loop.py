@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import ray.train
@@ -14,15 +16,17 @@ from torch import Tensor
 
 from dreambooth_api.errors import TransientError
 from dreambooth_trainer.planning.plan import Plan
+from dreambooth_trainer.sampling.validation_set import is_due
 from dreambooth_trainer.training.batches import DeterministicSampler
 from dreambooth_trainer.training.cache import TrainingData, load_data
-from dreambooth_trainer.training.checkpoint import CheckpointMetadata, checkpoint_due, read_metadata
+from dreambooth_trainer.training.checkpoint import WEIGHTS_FILE, CheckpointMetadata, checkpoint_due
 from dreambooth_trainer.training.engine import Engine, open_engine
-from dreambooth_trainer.training.messages import LoopConfig, read_records
+from dreambooth_trainer.training.messages import History, LoopConfig, read_records
 from dreambooth_trainer.training.module import make_batch
 from dreambooth_trainer.training.records import LossRecorder
-from dreambooth_trainer.training.saving import CheckpointSaver, any_rank
+from dreambooth_trainer.training.saving import CheckpointSaver, any_rank, save_candidate
 from dreambooth_trainer.training.stopping import stop_requested
+from dreambooth_trainer.training.validation import Validator
 
 
 def train_loop(loop: LoopConfig) -> None:
@@ -34,40 +38,82 @@ def train_loop(loop: LoopConfig) -> None:
     torch.manual_seed(plan.spec.training.seed)
     data = load_data(loop.data, "cuda" if plan.gpus_per_worker else "cpu")
     with _last_checkpoint() as checkpoint:
-        if checkpoint is not None and read_metadata(checkpoint).step == plan.steps:
-            return
+        if checkpoint is not None and (checkpoint / WEIGHTS_FILE).exists():
+            return  # the training has ended
         engine = open_engine(plan, world_size, checkpoint)
         recorder = LossRecorder(
             [] if checkpoint is None else read_records(checkpoint),
             world_size=world_size,
             num_micro_batches=world_size * plan.spec.training.gradient_accumulation_steps,
-            has_class_images=data.class_images is not None,
+            has_prior_loss=plan.spec.prior_loss_weight is not None,
         )
-    saver, saved_at = CheckpointSaver(engine, rank, loop.report), time.monotonic()
-    for step in range(len(recorder.records) + 1, plan.steps + 1):
+    saver, saved_at, reported = CheckpointSaver(engine, rank, loop.report), time.monotonic(), 0
+    validate = _open_validation(loop, engine, rank, world_size)
+    start = len(recorder.records)
+    # The base model, or a validation that was interrupted. After a step more, it would not be completed.
+    if is_due(plan, start) and not validate(start):
+        _stop(start, exit_process=stop_requested(rank))
+    metadata = CheckpointMetadata(start, world_size, plan.zero_stage, plan.precision)
+    if start == plan.steps:
+        saver.save_weights(metadata, recorder.records)
+    for step in range(start + 1, plan.steps + 1):
         rate = engine.learning_rate
         recorder.add(run_step(engine, plan, data, step - 1, rank, world_size), rate)
         # The host waits for the device only here, and the workers for each other.
-        if not recorder.due() and not checkpoint_due(step, plan.checkpoint_every_steps, 0) and step < plan.steps:
+        validates = is_due(plan, step)
+        needed = step == plan.steps or validates or checkpoint_due(step, plan.checkpoint_every_steps, 0)
+        if not needed and not recorder.due():
             continue
         recorder.read()
         if rank == 0:
             loop.report(recorder.records[-1])
+            if plan.spec.training.trackers and not plan.stage:
+                loop.report(History(tuple(recorder.records[reported:])))
+                reported = len(recorder.records)
+        # Before the checkpoint of this step, after which the images would not be generated again.
+        complete = not validates or validate(step)
         stop_here = stop_requested(rank)
         # The workers' clocks differ: rank 0 decides for all.
         due = rank == 0 and checkpoint_due(step, plan.checkpoint_every_steps, time.monotonic() - saved_at)
-        stop, save = any_rank((stop_here, due), engine.device)
-        if stop or save or step == plan.steps:
-            metadata = CheckpointMetadata(step, world_size, plan.zero_stage, plan.precision)
-            if step == plan.steps:
-                saver.save_weights(metadata, recorder.records)
-            elif stop:
-                saver.save_now(metadata, recorder.records)
-            else:
-                saver.save(metadata, recorder.records)
+        flags = stop_here or not complete, due, _ends(loop, step, rank, complete=complete)
+        stop, save, ends = any_rank(flags, engine.device)
+        if stop or save or ends:
+            write = saver.save_weights if ends else saver.save_now if stop else saver.save
+            write(replace(metadata, step=step), recorder.records)
             saved_at = time.monotonic()
-        if stop and step < plan.steps:
+        if ends:
+            return
+        if stop:
             _stop(step, exit_process=stop_here)
+
+
+def _open_validation(loop: LoopConfig, engine: Engine, rank: int, world_size: int) -> Callable[[int], bool]:
+    """A function that validates a step that is due. All ranks must call it after the same step.
+
+    It returns False if a worker will be stopped soon and the validation is not complete, the same on all ranks.
+    """
+    validations, candidates = loop.validations, loop.candidates
+    if validations is None:
+        return lambda step: True
+    agree = partial(any_rank, device=engine.device)
+    validator = Validator(loop.plan, engine, validations, rank, world_size, agree)
+
+    def validate(step: int) -> bool:
+        complete = validator.run(step, partial(stop_requested, rank))
+        if complete and step and candidates is not None:
+            save_candidate(engine, candidates, step, rank, agree)
+        return complete
+
+    return validate
+
+
+def _ends(loop: LoopConfig, step: int, rank: int, *, complete: bool) -> bool:
+    """Whether the training ends with this step, after its validation."""
+    if loop.candidates is None:
+        return step == loop.plan.steps
+    # The weights that are published may depend on the last validation. If it is not complete, the training continues
+    # from a checkpoint of this step.
+    return (step == loop.plan.steps and complete) or (rank == 0 and loop.candidates.stop_requested())
 
 
 def _stop(step: int, *, exit_process: bool) -> None:

@@ -21,12 +21,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dreambooth_api.errors import UserError, ValidationIssue
-from dreambooth_trainer.families.base import Family, Stage, trained_modules
+from dreambooth_trainer.families.base import Family, Stage, live_text_encoders, modules_in_training
 from dreambooth_trainer.families.registry import open_family
 from dreambooth_trainer.planning.memory import ModelSize
 from dreambooth_trainer.planning.plan import Plan
+from dreambooth_trainer.training.batches import Batch
 from dreambooth_trainer.training.meta_autocast import MetaAutocast
-from dreambooth_trainer.training.module import Batch, DreamBoothModule, prepare_module
+from dreambooth_trainer.training.module import DreamBoothModule, prepare_module
 from dreambooth_trainer.training.plain_engine import cast_frozen_matrices
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -74,20 +75,35 @@ def count_size(plan: Plan, folder: Path, images: int, encoding_batch: int) -> Mo
         encoding_batch: images per forward pass of the autoencoder.
     """
     dtype = DTYPES[plan.precision] if plan.gpus_per_worker else torch.float32  # CPUs generate images in fp32
-    pipeline = _count_pipeline(folder, plan.resolution, plan.sampling_batch_size, encoding_batch, dtype)
+    pipeline = dict(_count_pipeline(folder, plan.resolution, plan.sampling_batch_size, encoding_batch, dtype))
+    del pipeline["denoiser"]
     training, text = plan.spec.training, plan.train_text_encoder
     key = (
         *(folder, text, training.method, training.adapters.rank, training.vectors, training.gradient_checkpointing),
         *(plan.resolution, images, plan.precision, _autocast_dtype(plan), plan.gpus_per_worker > 0),
+        *(plan.spec.preservation, plan.needs_deepspeed(plan.world_sizes[0])),
     )
     if key not in _training_counts:
-        _training_counts[key] = _count_training(plan, folder, images)
+        _training_counts[key] = _count_training(plan, folder, images) if training.traits.trains else _NO_TRAINING
     shapes = open_family(folder).image_shapes(folder, plan.resolution).values()
-    class_images = plan.num_class_images if plan.spec.preserves_prior else 0
+    class_images = plan.num_class_images if plan.spec.uses_class_images else 0
     data = 4 * class_images * sum(math.prod(shape) for shape in shapes)
-    return ModelSize(**_training_counts[key], **pipeline, data=data)
+    return ModelSize(**_training_counts[key], **pipeline, data=data, **_count_validation(plan, folder))
 
 
+def _count_validation(plan: Plan, folder: Path) -> dict[str, int]:
+    """Bytes that a training process needs for validation, beyond the modules that it trains."""
+    if plan.spec.training.validation is None or plan.stage:
+        return {}
+    one = _count_pipeline(folder, plan.resolution, 1, 1, DTYPES[plan.precision])
+    # Text encoders that are trained count twice, because they are small.
+    weights = one["pipeline"] - one["denoiser"]
+    return {"validators": weights, "validation": weights + one["sampling"]}
+
+
+_NO_TRAINING: dict[str, int] = dict.fromkeys(
+    ("trainable", "frozen", "loaded", "assembled", "activations", "backward"), 0
+)
 _training_counts: dict[tuple[object, ...], dict[str, int]] = {}
 
 
@@ -99,14 +115,14 @@ def _autocast_dtype(plan: Plan) -> torch.dtype | None:
 
 def _count_training(plan: Plan, folder: Path, images: int) -> dict[str, int]:
     family, low = open_family(folder), _autocast_dtype(plan)
-    live = family.trainable_text_encoders if plan.live_text_encoders else ()
+    live = live_text_encoders(family, plan)
     with torch.device("meta"), fused_attention():
         stage = _open(family, folder)
-        trained = trained_modules(family, text_encoders=plan.live_text_encoders)
+        trained = modules_in_training(family, plan)
         others = sum(_weight_bytes(module) for name, module in stage.modules.items() if name not in trained)
         batch = _meta_batch(stage, family.image_shapes(folder, plan.resolution), images, live)
         module = prepare_module(plan, family, stage)
-        loaded = _weight_bytes(module)
+        loaded, copies = _weight_bytes(module), _weight_bytes(module.preservation)
         if low is not None:
             cast_frozen_matrices(module, low)
         else:
@@ -117,14 +133,17 @@ def _count_training(plan: Plan, folder: Path, images: int) -> dict[str, int]:
         with contextlib.nullcontext() if autocast is None else autocast.enabled():
             activations, peak = _count_passes(module, batch, autocast)
         gradients = sum(p.grad.nbytes for p in trainable if p.grad is not None)
-    count = sum(parameter.numel() for parameter in trainable)
+    # The bound is the last in the forward pass, so its gradients exist, not partitioned, until those of the loss do.
+    bound = plan.spec.preservation == "Bound" and plan.needs_deepspeed(plan.world_sizes[0])
+    held = sum(parameter.nbytes for parameter in trainable) if bound else 0
+    count, element = sum(parameter.numel() for parameter in trainable), DTYPES[plan.precision].itemsize
     return {
         "trainable": count,
-        "frozen": sum(parameter.numel() for parameter in parameters) - count,
+        "frozen": (sum(p.nbytes for p in parameters) - sum(p.nbytes for p in trainable)) // element,
         "loaded": loaded,
-        "assembled": loaded + others,
-        "activations": activations,
-        "backward": max(0, peak - gradients),
+        "assembled": loaded - copies + others,
+        "activations": activations + held,
+        "backward": max(0, peak - gradients) + held,
     }
 
 
@@ -158,7 +177,7 @@ def _count_pipeline(
         stage = _open(family, folder)
         modules: dict[str, Any] = stage.modules
         encoders = sum(_weight_bytes(module) for name, module in modules.items() if name != stage.denoiser)
-        pipeline = sum(_pipeline_bytes(family, name, module, dtype) for name, module in modules.items())
+        weights = {name: _pipeline_bytes(family, name, module, dtype) for name, module in modules.items()}
         for name, module in modules.items():
             if name not in family.image_encoders:  # the autoencoder is in fp32, which most autoencoders need
                 nn.Module.to(module, dtype)
@@ -166,7 +185,7 @@ def _count_pipeline(
         # Classifier-free guidance doubles the batch.
         batch = _meta_batch(stage, shapes, 2 * sampling_batch)
         with LiveBytes(modules[stage.denoiser].parameters()) as denoising:
-            stage.loss(modules, batch.examples, batch.noise, batch.u)
+            stage.denoise(modules, batch.examples, batch.noise, batch.u).errors()
         decoding, encoding = 0, 0
         if (vae := modules.get("vae")) is not None:  # pixels are not decoded
             with LiveBytes(vae.parameters()) as memory:
@@ -176,7 +195,8 @@ def _count_pipeline(
                 vae.encode(torch.zeros(encoding_batch, 3, resolution, resolution))
             encoding = memory.peak
     return {
-        "pipeline": pipeline,
+        "pipeline": sum(weights.values()),
+        "denoiser": weights[stage.denoiser],
         "encoders": encoders,
         "sampling": max(denoising.peak, decoding),
         "encoding": encoding,

@@ -14,6 +14,8 @@ from typing import Any
 
 from dreambooth_trainer.cluster.memory_errors import InsufficientMemoryError
 from dreambooth_trainer.planning.plan import Plan
+from dreambooth_trainer.store.candidates import Candidates
+from dreambooth_trainer.store.validations import Validations
 
 RECORDS_FILE = "losses.jsonl"
 
@@ -25,7 +27,7 @@ class StepRecord:
     Attributes:
         step: counted from 1.
         loss: instance_loss + loss weight x prior_loss (paper, equation 2).
-        prior_loss: None without prior preservation.
+        prior_loss: of the mode of prior preservation; None for mode None.
         world_size: number of training processes. It changes in an elastic job.
     """
 
@@ -35,6 +37,16 @@ class StepRecord:
     prior_loss: float | None
     learning_rate: float
     world_size: int
+
+
+@dataclass(frozen=True)
+class History:
+    """The records of all steps since the last message of this type, for experiment trackers.
+
+    The first one after a start has the records of all steps before.
+    """
+
+    records: tuple[StepRecord, ...]
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,7 @@ class CheckpointSaved:
     step: int
 
 
-WorkerMessage = StepRecord | FatalWorkerError | CheckpointSaved
+WorkerMessage = StepRecord | History | FatalWorkerError | CheckpointSaved
 ReportCallback = Callable[[WorkerMessage], object]
 """Sends a message to the driver. `ray.get` of the returned object waits until it has arrived."""
 
@@ -74,12 +86,16 @@ class LoopConfig:
         data: the cache that the encode phase wrote.
         num_threads: CPU threads per worker.
         report: called on rank 0 with the record of each step, and on any worker with a fatal error.
+        validations: where to write the images of `spec.training.validation`; None without it.
+        candidates: where to write the weights of validated steps; None unless one of them is selected.
     """
 
     plan: Plan
     data: Path
     num_threads: int
     report: ReportCallback
+    validations: Validations | None = None
+    candidates: Candidates | None = None
 
 
 @dataclass(frozen=True)
@@ -92,16 +108,18 @@ class TrainingProgress:
 
 
 class ProgressActor:
-    """A Ray actor that keeps the last messages of the workers for the driver."""
+    """A Ray actor that keeps the last messages of the workers for the driver, and the records for its trackers."""
 
     def __init__(self) -> None:
-        self._progress = TrainingProgress()
+        self._progress, self._history = TrainingProgress(), list[StepRecord]()
 
     def put(self, message: WorkerMessage) -> None:
         """Replace the last message of this kind. The first fatal error is kept."""
         match message:
             case StepRecord():
                 self._progress = replace(self._progress, record=message)
+            case History():
+                self._history += message.records
             case CheckpointSaved():
                 self._progress = replace(self._progress, saved=message)
             case FatalWorkerError():
@@ -110,6 +128,11 @@ class ProgressActor:
     def last(self) -> TrainingProgress:
         """The last messages."""
         return self._progress
+
+    def take_history(self) -> list[StepRecord]:
+        """The records of all `History` messages since the last call."""
+        taken, self._history = self._history, []
+        return taken
 
 
 def report_to(progress_actor: Any, message: WorkerMessage) -> object:

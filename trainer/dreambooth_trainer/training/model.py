@@ -10,7 +10,7 @@ from pydantic.alias_generators import to_snake
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from dreambooth_trainer.families.base import trained_modules
+from dreambooth_trainer.families.base import modules_in_training
 from dreambooth_trainer.families.registry import local_folder, open_family
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.training.module import DreamBoothModule, prepare_module
@@ -20,8 +20,7 @@ def build_module(plan: Plan) -> DreamBoothModule:
     """The model of a plan, prepared by its fine-tuning method; fp32, on the CPU."""
     folder = local_folder(plan.model)
     family = open_family(folder)
-    names = trained_modules(family, text_encoders=plan.live_text_encoders)
-    return prepare_module(plan, family, family.open(folder, names))
+    return prepare_module(plan, family, family.open(folder, modules_in_training(family, plan)))
 
 
 def build_optimizer(plan: Plan, module: DreamBoothModule) -> Optimizer:

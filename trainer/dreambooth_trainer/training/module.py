@@ -1,38 +1,20 @@
-"""The trained modules and the loss in one `nn.Module`, so that one DeepSpeed engine shards all parameters.
-
-Legend: B instance images, and the same number of class images, per micro-batch.
-"""
+"""The trained modules and the loss in one `nn.Module`, so that one DeepSpeed engine shards all parameters."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dreambooth_trainer.families.base import Family, Stage, Tensors, trained_modules
+from dreambooth_trainer.families.base import Family, Prediction, Stage, Tensors, modules_in_training
 from dreambooth_trainer.methods.base import Learner
 from dreambooth_trainer.methods.registry import open_method
 from dreambooth_trainer.planning.plan import Plan
-from dreambooth_trainer.training.batches import DeterministicSampler, noise
+from dreambooth_trainer.training.batches import Batch, DeterministicSampler, noise
 from dreambooth_trainer.training.cache import TrainingData
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A micro-batch of one worker: instance images, then class images. n = B, or 2 B with prior preservation.
-
-    Attributes:
-        examples, noise: each [n, ...]; see `Stage.loss`.
-        u: position in the noise schedule, in [0, 1), [n].
-        num_instance_images: B.
-    """
-
-    examples: Tensors
-    noise: Tensors
-    u: Tensor
-    num_instance_images: int
+from dreambooth_trainer.training.preservation import Preservation, frozen_copies, open_preservation
 
 
 class DreamBoothModule(nn.Module):
@@ -46,11 +28,13 @@ class DreamBoothModule(nn.Module):
         self,
         stage: Stage,
         learner: Learner,
+        preservation: Preservation,
         prior_loss_weight: float,
         min_snr_gamma: float | None = None,
     ) -> None:
         super().__init__()
         self.stage, self.trained, self.groups = stage, nn.ModuleDict(learner.modules), learner.groups
+        self.preservation = preservation
         self.prior_loss_weight, self.min_snr_gamma = prior_loss_weight, min_snr_gamma
 
     @property
@@ -60,16 +44,16 @@ class DreamBoothModule(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Losses of a micro-batch, [3]: total, instance, prior.
 
-        total = instance + weight x prior (paper, equation 2), both with min-SNR weights if set. The prior loss is zero
-        without class images. The result is one tensor, because ZeRO-3 registers hooks on returned tensors and does not
-        support dataclasses.
+        total = instance + weight x prior (paper, equation 2). Errors of predictions have min-SNR weights if set. The
+        prior loss is that of the strategy of preservation. The result is one tensor, because ZeRO-3
+        registers hooks on returned tensors and does not support dataclasses.
         """
         trained: Any = self.trained  # a mapping in all but name
-        error = self.stage.loss(trained, batch.examples, batch.noise, batch.u, self.min_snr_gamma)
-        instance_errors, prior_errors = error[: batch.num_instance_images], error[batch.num_instance_images :]
-        instance = instance_errors.mean()
-        prior = prior_errors.mean() if len(prior_errors) else torch.zeros_like(instance)
+        instance, prior = self.preservation.losses(self._denoise, trained, batch)
         return torch.stack([instance + self.prior_loss_weight * prior, instance, prior])
+
+    def _denoise(self, modules: Mapping[str, nn.Module], batch: Batch) -> Prediction:
+        return self.stage.denoise(modules, batch.examples, batch.noise, batch.u, self.min_snr_gamma)
 
 
 def prepare_module(plan: Plan, family: Family, stage: Stage) -> DreamBoothModule:
@@ -78,17 +62,21 @@ def prepare_module(plan: Plan, family: Family, stage: Stage) -> DreamBoothModule
     Args:
         stage: with the denoiser, and the text encoders that are trained. Other modules are dropped.
     """
-    names = trained_modules(family, text_encoders=plan.live_text_encoders)
+    names = modules_in_training(family, plan)
     stage.modules = {name: stage.modules[name].train() for name in names}
+    copies = frozen_copies(plan, stage.modules)
     learner = open_method(plan.spec.training.method).prepare(stage, plan, family.lora_target_modules())
     for name in names:
         module: Any = learner.modules[name]
         set_training_dtypes(module, plan.precision)
+        if copies is not None:
+            set_training_dtypes(copies[name], plan.precision)
         if plan.spec.training.gradient_checkpointing and name == family.denoiser:
             module.enable_gradient_checkpointing()
         elif plan.spec.training.gradient_checkpointing:
             module.gradient_checkpointing_enable()  # text encoders are models of transformers
-    return DreamBoothModule(stage, learner, plan.spec.prior_preservation.loss_weight, plan.spec.training.min_snr_gamma)
+    preservation, weight = open_preservation(plan, learner.modules, copies), plan.spec.prior_loss_weight or 0.0
+    return DreamBoothModule(stage, learner, preservation, weight, plan.spec.training.min_snr_gamma)
 
 
 def set_training_dtypes(module: nn.Module, precision: str) -> None:

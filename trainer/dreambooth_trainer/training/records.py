@@ -16,15 +16,15 @@ class LossRecorder:
     Args:
         records: of the steps done before.
         num_micro_batches: per step, over all workers.
-        has_class_images: whether the prior loss is recorded.
+        has_prior_loss: whether the prior loss is recorded.
     """
 
     def __init__(
-        self, records: list[StepRecord], *, world_size: int, num_micro_batches: int, has_class_images: bool
+        self, records: list[StepRecord], *, world_size: int, num_micro_batches: int, has_prior_loss: bool
     ) -> None:
         self.records = records
         self._world_size, self._num_micro_batches = world_size, num_micro_batches
-        self._has_class_images = has_class_images
+        self._has_prior_loss = has_prior_loss
         self._unread: list[tuple[Tensor, float]] = []
 
     def add(self, loss_sums: Tensor, learning_rate: float) -> None:
@@ -50,6 +50,6 @@ class LossRecorder:
         for (loss, instance, prior), rate in zip((sums / self._num_micro_batches).tolist(), rates, strict=True):
             step = len(self.records) + 1
             self.records.append(
-                StepRecord(step, loss, instance, prior if self._has_class_images else None, rate, self._world_size)
+                StepRecord(step, loss, instance, prior if self._has_prior_loss else None, rate, self._world_size)
             )
         self._unread.clear()

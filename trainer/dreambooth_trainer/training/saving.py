@@ -15,6 +15,8 @@ import ray.train
 import torch
 
 from dreambooth_trainer.cluster.hardware import free_memory, machine_memory
+from dreambooth_trainer.store.candidates import Candidates
+from dreambooth_trainer.store.folder import atomic_directory
 from dreambooth_trainer.training.checkpoint import CheckpointMetadata, write_metadata
 from dreambooth_trainer.training.engine import Engine
 from dreambooth_trainer.training.messages import RECORDS_FILE, ReportCallback, StepRecord
@@ -58,7 +60,10 @@ class CheckpointSaver:
         self._report(self.engine.save, metadata, records, SYNC)
 
     def save_weights(self, metadata: CheckpointMetadata, records: list[StepRecord]) -> None:
-        """Save the trained weights only, after the last step, and wait until they are written."""
+        """Save the trained weights only, after the last step, and wait until they are written.
+
+        Training does not continue from such a checkpoint.
+        """
         self._report(lambda folder: self.engine.save_weights(folder, self.rank), metadata, records, SYNC)
 
     def _fits_in_memory(self, world_size: int) -> bool:
@@ -104,6 +109,27 @@ class CheckpointSaver:
             checkpoint_upload_fn=upload,
             delete_local_checkpoint_after_upload=False,
         )
+
+
+def save_candidate(
+    engine: Engine, candidates: Candidates, step: int, rank: int, agree: Callable[[tuple[bool, ...]], list[bool]]
+) -> None:
+    """Save the weights of a validated step, unless they exist. All ranks must call this after the same step.
+
+    A run that continues may repeat a step with slightly different weights. Those that exist belong to its images.
+
+    Args:
+        agree: `any_rank` of this worker's device.
+    """
+    wanted = rank == 0 and not candidates.has(step) and not candidates.given_up()
+    if not agree((wanted,))[0]:
+        return
+    if rank != 0:
+        engine.save_weights(candidates.root, rank)  # takes part, and writes nothing
+        return
+    candidates.root.mkdir(parents=True, exist_ok=True)
+    with _os_errors(candidates.root), atomic_directory(candidates.folder(step)) as draft:
+        engine.save_weights(draft, rank)
 
 
 def any_rank(flags: tuple[bool, ...], device: torch.device) -> list[bool]:
