@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 
 from dreambooth_api import layout
-from dreambooth_api.job import Format
+from dreambooth_api.output import Format
 from dreambooth_trainer.report.contents import Report, ScoreRow, SubjectReport
 from dreambooth_trainer.report.page import template_environment
 
@@ -75,6 +75,7 @@ def model_card(
             # The template makes the Hub show how to use an adapter.
             *(["lora", "template:sd-lora"] if "lora" in formats else []),
             *(["textual_inversion"] if "embeddings" in formats else []),
+            *(["ip-adapter"] if "ip-adapter" in formats else []),
         ],
         license=licensed.get("license"),
         license_name=licensed.get("license_name"),

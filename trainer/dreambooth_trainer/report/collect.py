@@ -13,15 +13,33 @@ from PIL import Image
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.status import TrainerPhase
 from dreambooth_api.uris import is_url
-from dreambooth_trainer.families.registry import family_name
+from dreambooth_trainer.families.registry import config_folder, family_name
 from dreambooth_trainer.metrics.prompts import fill_template
 from dreambooth_trainer.metrics.scores import Scores
+from dreambooth_trainer.planning.describe import image_prompts_row, preservation_row
 from dreambooth_trainer.planning.plan import Plan, PlannedSubject
-from dreambooth_trainer.progress.http import external_uri
-from dreambooth_trainer.report.contents import Comparison, Images, PhaseTime, PromptRow, Report, SubjectReport
+from dreambooth_trainer.progress.forwarding import external_uri
+from dreambooth_trainer.report.contents import (
+    Comparison,
+    Images,
+    PhaseTime,
+    PromptRow,
+    Report,
+    SubjectReport,
+    ValidationCourse,
+)
+from dreambooth_trainer.report.course import collect_course
 from dreambooth_trainer.report.curves import loss_curves
 from dreambooth_trainer.report.loading import loading_code, tool_files
-from dreambooth_trainer.report.scores import encoder_names, read_losses, read_scores, references, score_rows, verdict
+from dreambooth_trainer.report.scores import (
+    encoder_names,
+    read_losses,
+    read_scores,
+    read_selection,
+    references,
+    score_rows,
+    verdict,
+)
 from dreambooth_trainer.report.verdict import prompt_rows
 from dreambooth_trainer.sampling.evaluation_set import (
     MODELS,
@@ -33,6 +51,7 @@ from dreambooth_trainer.sampling.evaluation_set import (
     num_class_prompt_images,
     num_instance_prompt_images,
 )
+from dreambooth_trainer.sampling.validation_set import validations_of
 from dreambooth_trainer.store.folder import JobFolder
 from dreambooth_trainer.store.image_store import ImageStore
 from dreambooth_trainer.store.run_record import read_completion, read_run
@@ -65,8 +84,10 @@ def collect_report(folder: JobFolder) -> Report:
     if TrainerPhase.EVALUATE not in job.records:
         remedy = "run the job again; it continues where it stopped"
         raise UserError(ValidationIssue("OUT", str(folder.root), "has no finished evaluation", remedy))
-    plan, pipeline_class = run.plan, family_name(folder.trained)
+    plan = run.plan
+    pipeline_class = family_name(folder.trained if plan.image_prompts is None else config_folder(plan.model))
     scores, losses = read_scores(folder, plan), read_losses(folder)
+    selected, selection = read_selection(folder, run)
     return Report(
         name=plan.job.metadata.name,
         base_model=plan.model.id,
@@ -74,15 +95,17 @@ def collect_report(folder: JobFolder) -> Report:
         created=datetime.now(UTC),
         subjects=tuple(_subject(job, index, scores) for index in range(len(plan.subjects))),
         scores=() if scores is None else score_rows(*scores),
-        findings=verdict(folder, plan, scores, losses),
+        findings=verdict(folder, plan, scores, losses, selected),
         encoders="" if scores is None else encoder_names(scores[1]),
         references=references(plan),
         curves_svg=_curves(folder, plan),
+        course=_course(folder, plan, run.keys[TrainerPhase.TRAIN], selected),
+        selection=selection,
         phases=_phases(job),
         settings=_settings(plan),
         versions={name: version(name) for name in ("torch", "diffusers", "transformers", "deepspeed", "ray")},
         loading_code=loading_code(plan, _location(folder, plan), pipeline_class),
-        tool_files=tool_files(plan, {path.name for path in folder.model.glob("*")}),
+        tool_files=tool_files(plan, {path.name for path in folder.model.glob("*")}, pipeline_class),
     )
 
 
@@ -95,11 +118,17 @@ def _curves(folder: JobFolder, plan: Plan) -> str:
     return "".join(figures)
 
 
+def _course(folder: JobFolder, plan: Plan, train_key: str, selected: int | None) -> ValidationCourse | None:
+    if plan.spec.training.validation is None:
+        return None
+    return collect_course(plan, validations_of(plan, folder, train_key), selected)
+
+
 def _subject(job: _FinishedJob, index: int, scores: tuple[Scores, Scores] | None) -> SubjectReport:
     subject = job.plan.subjects[index]
     own = [model.subjects.get(subject.identifier) for model in scores or ()]
     rows = prompt_rows(*(one or model for one, model in zip(own, scores, strict=True))) if scores else ()
-    own_class_images, class_images, num_class_images = _class_images(job, subject.class_prompt)
+    own_class_images, class_images, counts = _class_images(job, subject.class_prompt)
     instance, half = num_instance_prompt_images(job.plan), num_class_prompt_images(job.plan) // 2
     return SubjectReport(
         instance_prompt=subject.instance_prompt,
@@ -111,7 +140,8 @@ def _subject(job: _FinishedJob, index: int, scores: tuple[Scores, Scores] | None
         class_comparison=_compare(job, subject.class_prompt, half, half),
         class_images=class_images,
         own_class_images=own_class_images,
-        num_class_images=num_class_images,
+        num_class_images=counts[0],
+        num_own_class_images=counts[1],
         scores=score_rows(own[0], own[1]) if own and own[1] is not None else (),
         prompts=rows,
     )
@@ -144,12 +174,15 @@ def _prompt_comparisons(
     )
 
 
-def _class_images(job: _FinishedJob, prompt: str) -> tuple[Images, Images, int]:
-    """Some images of a class prompt, the job's own and generated ones, and the number of them used for training."""
+def _class_images(job: _FinishedJob, prompt: str) -> tuple[Images, Images, tuple[int, int]]:
+    """Some images of a class prompt, the job's own and generated ones.
+
+    Also the number of them used for training, and how many of these are the job's own.
+    """
     record = job.records[TrainerPhase.CLASS_IMAGES]
     url: str | None = record["stores"].get(prompt)
     if url is None:
-        return (), (), 0
+        return (), (), (0, 0)
     count, own = job.plan.class_image_counts[prompt], job.plan.num_own_class_images
     found: list[Images] = []
     for folder, used in ((record.get("own_store"), own), (url, count - own)):
@@ -159,7 +192,7 @@ def _class_images(job: _FinishedJob, prompt: str) -> tuple[Images, Images, int]:
         shown = names[: MAX_CLASS_IMAGES_SHOWN - sum(map(len, found))]
         images = [store.get_or_delete(name, job.plan.resolution) for name in shown] if store else []
         found.append(tuple(image for image in images if image is not None))
-    return found[0], found[1], count
+    return found[0], found[1], (count, own)
 
 
 def _phases(job: _FinishedJob) -> tuple[PhaseTime, ...]:
@@ -185,6 +218,14 @@ def _settings(plan: Plan) -> dict[str, str]:
         stages["super-resolution"] = (
             f"from {second.base_resolution} px, learning rate {second.learning_rate:g}, as many steps"
         )
+    if plan.image_prompts is not None:
+        return {
+            "method": training.method,
+            "image prompts": image_prompts_row(plan.image_prompts),
+            "resolution": f"{plan.resolution} px",
+            "precision": plan.precision,
+            "seed": str(training.seed),
+        }
     return {
         "method": training.method,
         "steps": str(plan.steps),
@@ -192,9 +233,7 @@ def _settings(plan: Plan) -> dict[str, str]:
         "global batch size": f"{plan.batch_size}",
         "samples": f"{plan.samples} instance images",
         "text encoder": plan.text_encoder_training,
-        "prior loss weight": f"{plan.spec.prior_preservation.loss_weight:g}"
-        if plan.spec.preserves_prior
-        else "prior preservation disabled",
+        "prior preservation": preservation_row(plan),
         "resolution": f"{plan.resolution} px",
         **stages,
         "augmentation": plan.augmentation,

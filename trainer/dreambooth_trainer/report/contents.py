@@ -164,10 +164,37 @@ class SubjectReport:
     """Some of those that the job provided. Like `images`, they are not published."""
     num_class_images: int = 0
     """Number of images of the class prompt used for training; 0 without prior preservation."""
+    num_own_class_images: int = 0
+    """Number of them that the job provided."""
     scores: tuple[ScoreRow, ...] = ()
     """Scores of this subject, if there are several."""
     prompts: tuple[PromptRow, ...] = ()
     """Scores of each evaluation prompt."""
+
+
+@dataclass(frozen=True)
+class ValidationRow:
+    """The images of one validation prompt from the same noise, one for each step of `ValidationCourse.steps`."""
+
+    prompt: str
+    images: Images
+
+
+@dataclass(frozen=True)
+class ValidationCourse:
+    """Images and scores of the validations during training."""
+
+    steps: tuple[int, ...]
+    rows: tuple[ValidationRow, ...]
+    scores_svg: str = ""
+    """From `curves.score_curves`. It is not escaped, because it contains no user input."""
+    selected: int | None = None
+    """The step whose weights are published, if it was selected by the scores."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """A label for each step."""
+        return tuple(f"step {step}{', selected' if step == self.selected else ''}" for step in self.steps)
 
 
 @dataclass(frozen=True)
@@ -187,8 +214,12 @@ class Report:
     encoders: str = ""
     """Names of the networks used for scoring."""
     references: tuple[ReferenceRow, ...] = ()
+    selection: str = ""
+    """Which step was selected, or that none could be, and why; empty if the job asks for the last step."""
     curves_svg: str = ""
     """From `curves.loss_curves`. It is not escaped, because it contains no user input."""
+    course: ValidationCourse | None = None
+    """None without validation."""
     phases: tuple[PhaseTime, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

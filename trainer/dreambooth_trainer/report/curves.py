@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import matplotlib as mpl
@@ -73,6 +73,30 @@ def loss_curves(records: Sequence[LossRecord], title: str = "") -> str:
     return _svg(figure)
 
 
+def score_curves(scores: Mapping[int, Mapping[str, float]], selected: int | None = None) -> str:
+    """Plot scores over steps as an `<svg>` element, a line for each metric. Empty with fewer than two steps.
+
+    Args:
+        scores: by step and label of the metric.
+        selected: a step to mark.
+    """
+    steps = sorted(scores)
+    if len(steps) < 2:
+        return ""
+    figure = Figure(figsize=(6.4, 2.8), layout="constrained")
+    axes = figure.subplots()
+    for label, color in zip(scores[steps[0]], (_INSTANCE, _PRIOR, _TEXT), strict=False):
+        values = [scores[step].get(label, float("nan")) for step in steps]
+        axes.plot(steps, values, color=color, linewidth=1.8, marker="o", markersize=3, label=label)
+    if selected is not None:
+        axes.axvline(selected, color=_TEXT, linewidth=1, linestyle=":", label=f"step {selected}")
+    axes.set_xlabel("Step")
+    axes.set_ylabel("Score")
+    axes.legend(frameon=False, labelcolor=_TEXT, loc="best", ncols=4, fontsize="medium")
+    _style_axes(axes)
+    return _svg(figure)
+
+
 def _plot_losses(axes: Axes, steps: Floats, records: Sequence[LossRecord]) -> None:
     window = max(1, len(records) // 25)
     stride = -(-len(records) // MAX_POINTS)
@@ -80,7 +104,7 @@ def _plot_losses(axes: Axes, steps: Floats, records: Sequence[LossRecord]) -> No
     if any(r.prior_loss is not None for r in records):
         lines.append(("Instance images", _INSTANCE, [r.instance_loss for r in records]))
         prior_losses = [float("nan") if r.prior_loss is None else r.prior_loss for r in records]
-        lines.append(("Class images (prior)", _PRIOR, prior_losses))
+        lines.append(("Prior", _PRIOR, prior_losses))
     for label, color, values in lines:
         raw = np.array(values, dtype=np.float64)
         axes.plot(steps[::stride], raw[::stride], color=color, alpha=0.18, linewidth=0.8)

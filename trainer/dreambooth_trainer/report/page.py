@@ -51,6 +51,7 @@ def render_report(report: Report, *, photos: bool = True) -> str:
         report=report,
         photos=photos,
         curves=Markup(report.curves_svg),  # noqa: S704 - contains no user input
+        scores_svg=Markup(report.course.scores_svg if report.course else ""),  # noqa: S704 - contains no user input
         total_seconds=total,
         longest_seconds=max((phase.seconds for phase in report.phases), default=0.0) or 1.0,
     )

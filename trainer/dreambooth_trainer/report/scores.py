@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dreambooth_api.metrics import METRICS
+from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.metrics.scores import PAPER, Scores, comparable_with_paper
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.report.contents import Finding, ReferenceRow, ScoreRow
 from dreambooth_trainer.report.verdict import Course, findings, loss_finding, normal_ranges
 from dreambooth_trainer.store.folder import JobFolder
-from dreambooth_trainer.store.run_record import read_run
+from dreambooth_trainer.store.run_record import RunRecord, read_completion, read_run
 from dreambooth_trainer.training.messages import StepRecord
 
 
@@ -57,22 +58,41 @@ def read_verdict(folder: JobFolder) -> tuple[Finding, ...]:
     Raises:
         UserError: the folder is not that of a job.
     """
-    plan = read_run(folder).plan
-    return verdict(folder, plan, read_scores(folder, plan), read_losses(folder))
+    run = read_run(folder)
+    selected, _ = read_selection(folder, run)
+    return verdict(folder, run.plan, read_scores(folder, run.plan), read_losses(folder), selected)
+
+
+def read_selection(folder: JobFolder, run: RunRecord) -> tuple[int | None, str]:
+    """The step that was selected, and why.
+
+    The step is None if the weights of the last step are published. The reason is then empty if the job asks for them.
+    """
+    record = read_completion(folder, run.keys, TrainerPhase.TRAIN) or {}
+    step = record.get("selectedStep")
+    return step if isinstance(step, int) else None, str(record.get("selection", ""))
 
 
 def verdict(
-    folder: JobFolder, plan: Plan, scores: tuple[Scores, Scores] | None, losses: Sequence[StepRecord]
+    folder: JobFolder,
+    plan: Plan,
+    scores: tuple[Scores, Scores] | None,
+    losses: Sequence[StepRecord],
+    selected: int | None = None,
 ) -> tuple[Finding, ...]:
-    """The findings about each subject, problems first."""
-    prior = plan.spec.prior_preservation.loss_weight if plan.spec.preserves_prior else None
+    """The findings about each subject, problems first.
+
+    Args:
+        selected: the step whose weights are published, if it was selected by the scores. Later losses do not count.
+    """
+    prior = plan.spec.prior_loss_weight
     course = Course(
         images=0,
-        steps=plan.steps,
+        steps=selected or plan.steps,
         learning_rate=plan.learning_rate,
         prior_loss_weight=prior,
-        changes_weights=plan.spec.training.traits.class_images,
-        losses=[record.instance_loss for record in losses],
+        changes_weights=plan.spec.training.traits.changes_weights,
+        losses=[record.instance_loss for record in losses[:selected]],
     )
     found, several = [loss_finding(course)], len(plan.subjects) > 1
     for stage in plan.stages[1:]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from statistics import fmean
 
+from dreambooth_trainer.metrics.best_step import KEPT_CLIP_T
 from dreambooth_trainer.metrics.scores import (
     PAPER_DREAMBOOTH,
     PAPER_REAL_IMAGES,
@@ -26,10 +27,8 @@ LEARNED = 0.4
 """Part of the way from the base model's DINO or CLIP-I to that of the real images."""
 COLLAPSED = 0.5
 """Part of the way from the base model's PRES to the DINO of the real images."""
-KEPT_CLIP_T = 0.85
-"""Part of the base model's CLIP-T."""
 KEPT_PROMPT_CLIP_T = 0.75
-"""The same for the images of one prompt. There is one image by the base model, so the margin is wider."""
+"""KEPT_CLIP_T for the images of one prompt. There is one image by the base model, so the margin is wider."""
 SHOWN = 0.2
 """LEARNED for the images of one prompt: prompts that change the subject, such as "a purple dog", lower its DINO."""
 KEPT_DIVERSITY = 0.5
@@ -53,6 +52,7 @@ class Course:
     Attributes:
         images: number of images of the subject.
         prior_loss_weight: None without prior preservation.
+        steps: 0 if nothing was trained.
         changes_weights: False if only the embeddings of new tokens are trained: then the class cannot change.
         losses: instance loss of each step.
     """
@@ -188,8 +188,8 @@ def _subject(before: Scores, after: Scores, ranges: Mapping[str, Range], course:
         changes = ", ".join(_change(before, after, name, label) for name, label in scored.items())
         return Finding(normal=True, text=f"The subject is learned: {changes}{count}", prompts=failed)
     numbers = ", ".join(f"{label} {after.values[name]:.3f}, normal is {ranges[name]}" for name, label in bad.items())
-    advice = f"train for more steps (now {course.steps})"
-    if _loss_rose(course) or _outside(after, ranges, _limited(after, ranges, _PROMPTS)):
+    advice = f"train for more steps (now {course.steps})" if course.steps else "fine-tune the model, method: LoRA"
+    if course.steps and (_loss_rose(course) or _outside(after, ranges, _limited(after, ranges, _PROMPTS))):
         advice = f"use a lower learning rate (now {course.learning_rate:g})"
     text = f"The subject is not learned well: {numbers}{count}"
     return Finding(normal=False, text=text, advice=advice, prompts=failed)
@@ -206,6 +206,8 @@ def _prompts(before: Scores, after: Scores, ranges: Mapping[str, Range], course:
     was, now = before.values["clipT"], after.values["clipT"]
     text = f"Prompt fidelity fell by {was - now:.2f} (CLIP-T {was:.3f} to {now:.3f}){count}"
     advice = f"use fewer steps (now {course.steps}) or a lower learning rate (now {course.learning_rate:g})"
+    if not course.steps:
+        advice = "set a lower training.imagePrompt.scale"
     return Finding(normal=False, text=text, advice=advice, prompts=failed)
 
 
@@ -223,7 +225,7 @@ def _class(before: Scores, after: Scores, ranges: Mapping[str, Range], course: C
     numbers = ", ".join(_change(before, after, name, label) for name, label in scored.items())
     if not _outside(after, ranges, scored):
         return Finding(normal=True, text=f"The class is preserved: {numbers}")
-    advice = "enable prior preservation (spec.priorPreservation.enabled)"
+    advice = "enable prior preservation (spec.priorPreservation.mode: Images)"
     if course.prior_loss_weight is not None:
         weight = f"raise spec.priorPreservation.lossWeight (now {course.prior_loss_weight:g})"
         advice = f"{weight}, or use fewer steps (now {course.steps})"
