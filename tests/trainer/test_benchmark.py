@@ -11,13 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth_api.errors import UserError
+from dreambooth_api.errors import UserError, ValidationIssue
+from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.preservation import PreservationMode
+from dreambooth_trainer import runner
 from dreambooth_trainer.benchmark.copies import nearest_correlations
 from dreambooth_trainer.benchmark.dataset import FILE, read_dataset
-from dreambooth_trainer.benchmark.paper import claim_folder, open_subjects
 from dreambooth_trainer.benchmark.results import RunResult, published_bytes
 from dreambooth_trainer.benchmark.runs import Run, check_runs, make_runs
+from dreambooth_trainer.benchmark.single import SINGLE, open_single
 from dreambooth_trainer.benchmark.statistics import bootstrap_interval, difference, estimate
+from dreambooth_trainer.benchmark.steps import claim_folder, open_subjects
 from dreambooth_trainer.benchmark.summary import as_markdown, summarize
 from dreambooth_trainer.cli.main import run_cli
 from dreambooth_trainer.sprites.captions import SPRITES_PROMPTS
@@ -161,7 +165,7 @@ def test_the_table_states_first_what_is_not_reproduced() -> None:
         for subject in ("a", "b")
         for seed in (0, 1)
     ]
-    lines = as_markdown(summarize(results, "builtin:sprites", jobs=10)).splitlines()
+    lines = as_markdown(SINGLE, summarize(SINGLE, results, "builtin:sprites", jobs=10)).splitlines()
     assert lines[0] == (
         "- CLIP-T of Full above that of TextualInversion, as in the paper: NOT reproduced, difference -0.100 "
         "(-0.100 to -0.100)."
@@ -181,8 +185,8 @@ def test_the_table_states_first_what_is_not_reproduced() -> None:
 
 
 def runs_of(folder: Path, *sets: str) -> list[Run]:
-    subjects, _ = open_subjects(str(folder), None, folder)
-    return make_runs(subjects, ["LoRA", "Full"], 2, "builtin:sprites", sets, folder / "out")
+    cases, _ = open_single(str(folder), folder, None)
+    return make_runs(cases, ["LoRA", "Full"], [], 2, "builtin:sprites", sets, folder / "out")
 
 
 def test_jobs_differ_in_subject_method_and_seed_only(tmp_path: Path) -> None:
@@ -197,6 +201,26 @@ def test_jobs_differ_in_subject_method_and_seed_only(tmp_path: Path) -> None:
     assert spec.all_subjects[0].class_ == "toy"
 
 
+def test_modes_of_preservation_are_an_axis_of_the_methods_that_have_them(tmp_path: Path) -> None:
+    cases, _ = open_single(str(write_dataset(tmp_path / "data")), tmp_path, 1)
+    methods, modes, base = ["Full", "TextualInversion"], ["Bound", "None"], "builtin:sprites"
+    runs = make_runs(cases, methods, modes, 1, base, (), tmp_path / "out")
+    assert [run.variant for run in runs] == ["Full, Bound", "Full, None", "TextualInversion"]
+    assert [run.job.spec.preservation for run in runs] == ["Bound", "None", "None"]
+    assert [run.root.name for run in runs] == ["Full-Bound-0", "Full-None-0", "TextualInversion-0"]
+    assert len({run.job.metadata.name for run in runs}) == 3
+    with pytest.raises(UserError, match="which the benchmark sets itself"):
+        make_runs(cases, methods, modes, 1, base, ("priorPreservation.mode=Images",), tmp_path / "out")
+
+
+def test_modes_are_rows_of_the_table() -> None:
+    results = [
+        result_of("a", "Full", 0, 0.5, 0.5).model_copy(update={"mode": mode}) for mode in (None, "Bound", "None")
+    ]
+    rows = summarize(SINGLE, results, "x", jobs=3).rows[2:]
+    assert [row.name for row in rows] == ["Full", "Full, Bound", "Full, None"]
+
+
 def test_issues_of_all_jobs_are_reported_once(tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "data")
     with pytest.raises(UserError) as caught:
@@ -209,10 +233,26 @@ def test_prompts_and_photos_of_all_subjects_are_checked_before_the_first_job(tmp
     folder = write_dataset(tmp_path / "data", text)
     (folder / "dog6" / "01.jpg").write_bytes(b"%PDF")
     with pytest.raises(UserError) as caught:
-        check_runs(runs_of(folder))
+        check_runs(runs_of(folder), SINGLE.prompts)
     messages = [str(issue) for issue in caught.value.issues]
     assert any("prompts[0] (robot_toy, LoRA, seed 0): the prompt 'a sks toy with the Eiffel" in m for m in messages)
     assert any(m.startswith("01.jpg (dog6, LoRA, seed 0): is a PDF document") for m in messages)
+
+
+def test_each_mode_is_checked_before_the_first_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
+
+    def prepare(job: DreamBoothJob) -> None:
+        checked.append(job.metadata.name)
+        raise UserError(ValidationIssue("spec", None, "is not possible", "change it"))
+
+    monkeypatch.setattr(runner, "prepare_job", prepare)
+    cases, _ = open_single(str(write_dataset(tmp_path / "data")), tmp_path, 2)
+    modes: list[PreservationMode] = ["Bound", "None"]
+    with pytest.raises(UserError):
+        check_runs(make_runs(cases, ["Full"], modes, 2, "builtin:sprites", (), tmp_path / "out"), SINGLE.prompts)
+    first, second = (subject.name.replace("_", "-") for (subject,) in cases)
+    assert sorted(checked) == sorted([f"{first}-full-bound-0", f"{first}-full-none-0", f"{second}-full-bound-0"])
 
 
 def test_a_result_is_used_for_the_same_job_and_images_only(tmp_path: Path) -> None:
@@ -248,21 +288,24 @@ def test_wrong_options_are_reported(tmp_path: Path, capsys: pytest.CaptureFixtur
     text = error("--dataset", "builtin:sprites", "--subjects", 1, "--methods", "Full,Lora,Dora")
     assert "--methods: 'Lora': is not a method; use some of Full, LoRA" in text
     assert "--methods: 'Dora': is not a method" in text
+    assert "--modes: 'Photos': is not a mode; use some of Images, Prediction, Bound, None" in error(
+        "--dataset", "builtin:sprites", "--modes", "Photos"
+    )
     assert "--subjects: 100: is more than 99" in error("--dataset", "builtin:sprites", "--subjects", 100)
 
 
 def test_files_of_somebody_else_are_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "index.html").write_text("mine")
     assert run_cli(["bench", "paper", "--dataset", "builtin:sprites", "--out", str(tmp_path)]) == 2
-    assert "is not empty and not the folder of a benchmark" in " ".join(capsys.readouterr().err.split())
+    assert "is not empty and not the folder of a benchmark of subjects" in " ".join(capsys.readouterr().err.split())
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
-    claim_folder(tmp_path / "new")
+    claim_folder(tmp_path / "new", SINGLE)
     (tmp_path / "new" / "index.html").write_text("of the benchmark")
-    claim_folder(tmp_path / "new")
+    claim_folder(tmp_path / "new", SINGLE)
 
 
 def test_results_are_json(tmp_path: Path) -> None:
-    summary = summarize([result_of("a", "Full", 0, 0.5, 0.5)], "x", jobs=2)
+    summary = summarize(SINGLE, [result_of("a", "Full", 0, 0.5, 0.5)], "x", jobs=2)
     content = json.loads(summary.model_dump_json(by_alias=True))
     assert content["rows"][2]["values"]["dino"] == {"mean": 0.5, "low": None, "high": None, "subjects": {"a": 0.5}}
     assert content["runs"][0]["publishedBytes"] == 7_400_000
@@ -280,9 +323,9 @@ def test_a_run_is_bound_to_the_files_that_it_reads(tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "data")
     (run, *_) = runs_of(folder)
     key = run.key()
-    (run.subject.folder / ".DS_Store").write_text("x")
-    (run.subject.folder / "Thumbs.db").write_text("x")
+    (folder / "dog6" / ".DS_Store").write_text("x")
+    (folder / "dog6" / "Thumbs.db").write_text("x")
     assert run.key() == key
-    (run.subject.folder / "10_sks dog").mkdir()
-    (run.subject.folder / "10_sks dog" / "0.png").write_bytes(b"x")
+    (folder / "dog6" / "10_sks dog").mkdir()
+    (folder / "dog6" / "10_sks dog" / "0.png").write_bytes(b"x")
     assert run.key() != key

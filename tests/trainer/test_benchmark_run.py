@@ -1,4 +1,4 @@
-"""`dreambooth bench paper` with whole jobs: photos, built-in subjects, and an interruption."""
+"""`dreambooth bench` with whole jobs: photos, built-in subjects, pairs, and an interruption."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ FASTER = (*FAST, "priorPreservation.numClassImages=4", 'evaluation.prompts=["a {
 PROMPTS = ("a {} on the beach", "a {} in the snow")
 
 
-def command(out: Path, dataset: object, *more: str, sets: tuple[str, ...] = FASTER) -> list[str]:
+def command(out: Path, dataset: object, *more: str, sets: tuple[str, ...] = FASTER, kind: str = "paper") -> list[str]:
     arguments = ["--dataset", str(dataset), "--out", str(out), "--seeds", "1", *more]
     arguments += [argument for text in sets for argument in ("--set", text)]
-    return [sys.executable, "-m", "dreambooth_trainer", "bench", "paper", *arguments]
+    return [sys.executable, "-m", "dreambooth_trainer", "bench", kind, *arguments]
 
 
 def run(*arguments: Any, **options: Any) -> str:
@@ -79,3 +79,30 @@ def test_photos_in_the_format_of_the_papers_dataset(tmp_path: Path) -> None:
     prompts = [row["prompt"] for row in json.loads((job / "work" / "scores.json").read_text())["after"]["prompts"]]
     assert prompts == [prompt.replace("{}", "dog") for prompt in PROMPTS]
     assert set(PROMPTS) <= set(SPRITES_PROMPTS), "the base model reads them"
+
+
+def test_a_pair_is_trained_and_scored_with_both_subjects_in_each_image(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = (out, "builtin:sprites", "--pairs", "1", "--methods", "LoRA,Full")
+    run(*arguments, kind="pairs")
+    summary = json.loads((out / "results.json").read_text())
+    assert [row["name"] for row in summary["rows"]] == [
+        "Photos of one subject", "Base model", "LoRA", "Full",
+    ]  # fmt: skip
+    for result in summary["runs"]:
+        job = out / "jobs" / "dog-00+cat-01" / f"{result['method']}-0" / "job"
+        assert result["subject"] == "dog-00+cat-01"
+        for model, values in (("before", result["base"]), ("after", result["trained"])):
+            own = json.loads((job / "work" / "scores.json").read_text())[model]["values"]
+            assert (values["singleDino"], values["singleClipT"]) == (own["dino"], own["clipT"])
+            assert values["dinoLower"] <= min(values["dinoFirst"], values["dinoSecond"]) + 1e-9  # with one image, equal
+            assert values["dino"] == pytest.approx((values["dinoFirst"] + values["dinoSecond"]) / 2)
+        assert set(result["realImages"]) == {"dinoLower", "dino", "clipI"}
+        assert not list(job.rglob("*.safetensors")), "weights are deleted once the images are scored"
+    page = (out / "index.html").read_text()
+    assert "<th>a sks dog and a " in page
+    # Five photos of each subject, and an image of the base model and of each method.
+    assert page.count("<img ") == 2 * 5 + 3
+    before = {path: path.stat().st_mtime_ns for path in out.glob("jobs/*/*/result.json")}
+    assert "2 jobs, 2 of them finished" in run(*arguments, kind="pairs")
+    assert {path: path.stat().st_mtime_ns for path in out.glob("jobs/*/*/result.json")} == before

@@ -9,17 +9,16 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from dreambooth_trainer.benchmark.kind import Benchmark
 from dreambooth_trainer.benchmark.runs import Run
 from dreambooth_trainer.benchmark.scoring import evaluation_images
-from dreambooth_trainer.benchmark.summary import BASE, COLUMNS, Summary, as_cell, as_claims, paper_note
-from dreambooth_trainer.metrics.prompts import fill_template
-from dreambooth_trainer.metrics.scores import PAPER
+from dreambooth_trainer.benchmark.summary import BASE, Summary, as_cell, as_claims, columns_of, published_note
 from dreambooth_trainer.report.page import img_tag
-from dreambooth_trainer.sampling.evaluation_set import evaluation_prompts, evenly, images_per_prompt, load_images
+from dreambooth_trainer.sampling.evaluation_set import evenly, images_per_prompt, load_images
 from dreambooth_trainer.store.folder import atomic_write
 
 PROMPTS = 4
-"""Prompts shown of each subject."""
+"""Prompts shown of each subject or pair."""
 IMAGES = 2
 """Images shown of each prompt and method."""
 SIDE = 256
@@ -27,8 +26,8 @@ SIDE = 256
 
 
 @dataclass(frozen=True)
-class SubjectImages:
-    """Photos of a subject, and by prompt the images of each column: the base model and the methods."""
+class CaseImages:
+    """Photos of a subject or of a pair, and by prompt the images of each column: the base model and the methods."""
 
     name: str
     photos: Sequence[Image.Image]
@@ -36,7 +35,7 @@ class SubjectImages:
     rows: Sequence[tuple[str, Sequence[Sequence[Image.Image]]]]
 
 
-def write_page(summary: Summary, runs: Sequence[Run], path: Path) -> None:
+def write_page(benchmark: Benchmark, summary: Summary, runs: Sequence[Run], path: Path) -> None:
     """Write the page.
 
     Args:
@@ -51,39 +50,38 @@ def write_page(summary: Summary, runs: Sequence[Run], path: Path) -> None:
     )
     environment.filters.update(img=_img)
     text = environment.get_template("page.html.j2").render(
+        benchmark=benchmark,
         summary=summary,
-        claims=as_claims(summary),
-        columns=[column for column in COLUMNS if any(column.key in row.values for row in summary.rows)],
+        claims=as_claims(benchmark, summary),
+        columns=columns_of(benchmark, summary),
         cell=as_cell,
-        paper=PAPER,
-        paper_note=paper_note(summary),
-        subjects=collect_images(runs),
+        note=published_note(benchmark, summary),
+        cases=collect_images(benchmark, runs),
     )
     atomic_write(path, text)
 
 
-def collect_images(runs: Sequence[Run]) -> list[SubjectImages]:
-    """Images of each subject, of the lowest seed that has finished."""
-    by_subject: dict[str, dict[str, Run]] = {}
+def collect_images(benchmark: Benchmark, runs: Sequence[Run]) -> list[CaseImages]:
+    """Images of each subject or pair, of the lowest seed that has finished."""
+    by_name: dict[str, dict[str, Run]] = {}
     for run in sorted(runs, key=lambda run: run.seed):
-        by_subject.setdefault(run.subject.name, {}).setdefault(run.method, run)
-    return [_subject_images(name, methods) for name, methods in by_subject.items()]
+        by_name.setdefault(run.name, {}).setdefault(run.variant, run)
+    return [_case_images(benchmark, name, variants) for name, variants in by_name.items()]
 
 
-def _subject_images(name: str, methods: dict[str, Run]) -> SubjectImages:
+def _case_images(benchmark: Benchmark, name: str, variants: dict[str, Run]) -> CaseImages:
     rows: dict[str, list[list[Image.Image]]] = {}
     photos: list[Image.Image] = []
-    for run in methods.values():
+    for run in variants.values():
         plan, stores = evaluation_images(run.folder.root)
-        subject = plan.subjects[0]
-        photos = photos or [Image.open(path) for path in run.folder.photos_of(0)]
-        for template in evenly(evaluation_prompts(plan, subject), PROMPTS):
-            prompt = fill_template(template, subject.noun)
+        folders = map(run.folder.photos_of, range(len(plan.subjects)))
+        photos = photos or [Image.open(path) for paths in folders for path in paths]
+        for prompt in evenly(benchmark.prompts(plan), PROMPTS):
             if prompt not in rows:
                 rows[prompt] = [load_images(stores["before"], prompt, 1)]
             count = min(IMAGES, images_per_prompt(plan, "after"))
             rows[prompt].append(load_images(stores["after"], prompt, count))
-    return SubjectImages(name, photos, [BASE, *methods], list(rows.items()))
+    return CaseImages(name, photos, [BASE, *variants], list(rows.items()))
 
 
 def _img(image: Image.Image, alt: str) -> str:

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from PIL import Image
-
 from dreambooth_api.fields import Strict
+from dreambooth_api.preservation import PreservationMode
 from dreambooth_api.status import TrainerPhase
-from dreambooth_trainer.benchmark.copies import COPY, nearest_correlations
-from dreambooth_trainer.benchmark.scoring import evaluation_images
-from dreambooth_trainer.metrics.prompts import fill_template
-from dreambooth_trainer.models.files import ADAPTER_FILE, EMBEDDINGS_PATTERN
-from dreambooth_trainer.phases.evaluate import read_stored_scores
-from dreambooth_trainer.sampling.evaluation_set import Model, evaluation_prompts, images_per_prompt, load_images
-from dreambooth_trainer.store.folder import JobFolder
+from dreambooth_trainer.benchmark.kind import Measured
+from dreambooth_trainer.models.files import ADAPTER_FILE, EMBEDDINGS_PATTERN, IMAGE_EMBEDS_FILE, IP_ADAPTER_FILE
+from dreambooth_trainer.phases.base import Context
 
 
 class RunResult(Strict):
@@ -25,9 +19,9 @@ class RunResult(Strict):
 
     Attributes:
         key: fingerprint of the job, its base model and its images. A job with another key is run again.
-        base, trained: scores of both models by the name of the metric, and `nearest` and `copies`: mean correlation of
-            images with the nearest training image, and the share of images with a correlation of `COPY` or more.
-        real_images: upper bounds of the scores, by the name of the metric.
+        mode: of prior preservation; None if it is the default.
+        subject: name of the subject, or names of both of a pair.
+        base, trained, real_images: values of both models and of the photos, see `Benchmark.measure`.
         phase_seconds: duration of each phase. Class images and images of the base model that another job has
             generated take none.
         total_seconds: from planning to publishing, in the last run of the job.
@@ -38,6 +32,7 @@ class RunResult(Strict):
     base_model: str
     subject: str
     method: str
+    mode: PreservationMode | None = None
     seed: int
     base: Mapping[str, float]
     trained: Mapping[str, float]
@@ -50,46 +45,49 @@ class RunResult(Strict):
     total_seconds: float
     published_bytes: int
 
+    @property
+    def variant(self) -> str:
+        """What the row of the table compares with others."""
+        return variant_name(self.method, self.mode)
+
+
+def variant_name(method: str, mode: PreservationMode | None) -> str:
+    """Name of a method, with the mode of prior preservation unless it is the default."""
+    return method if mode is None else f"{method}, {mode}"
+
 
 def collect_result(
     key: str,
-    subject_name: str,
-    folder: JobFolder,
+    name: str,
+    context: Context,
     records: Mapping[TrainerPhase, Mapping[str, Any]],
+    measured: Measured,
     total_seconds: float,
 ) -> RunResult:
     """The result of a job that has just finished."""
-    plan, stores = evaluation_images(folder.root)
-    scores = read_stored_scores(folder)
-    training = [Image.open(path) for path in folder.prepared_of(0)]
-    values: dict[Model, dict[str, float]] = {}
-    for model, store in stores.items():
-        subject, count = plan.subjects[0], images_per_prompt(plan, model)
-        prompts = [fill_template(template, subject.noun) for template in evaluation_prompts(plan, subject)]
-        images = [image for prompt in prompts for image in load_images(store, prompt, count)]
-        nearest = nearest_correlations(images, training)
-        copies = fmean(value >= COPY for value in nearest)
-        values[model] = {**scores[model].values, "nearest": fmean(nearest), "copies": copies}
+    plan = context.plan
     return RunResult(
         key=key,
         base_model=plan.model.id,
-        subject=subject_name,
+        subject=name,
         method=plan.spec.training.method,
+        mode=plan.spec.prior_preservation.mode,
         seed=plan.spec.training.seed,
-        base=values["before"],
-        trained=values["after"],
-        real_images=scores["after"].real_images,
+        base=measured.base,
+        trained=measured.trained,
+        real_images=measured.real_images,
         dino_encoder=plan.dino,
         clip_encoder=plan.clip,
         steps=plan.steps,
         learning_rate=plan.learning_rate,
         phase_seconds={phase: record["seconds"] for phase, record in records.items()},
         total_seconds=total_seconds,
-        published_bytes=published_bytes(folder.model),
+        published_bytes=published_bytes(context.folder.model),
     )
 
 
 def published_bytes(model: Path) -> int:
-    """Size of the weights: of the adapter and the new tokens if there are any, or of the diffusers folder."""
-    small = [*model.glob(ADAPTER_FILE), *model.glob(EMBEDDINGS_PATTERN)]
+    """Size of the weights: of adapters, new tokens and embeddings if there are any, or of the diffusers folder."""
+    names = (ADAPTER_FILE, EMBEDDINGS_PATTERN, IP_ADAPTER_FILE, IMAGE_EMBEDS_FILE)
+    small = [path for name in names for path in model.glob(name)]
     return sum(path.stat().st_size for path in small or model.glob("*/*.safetensors"))

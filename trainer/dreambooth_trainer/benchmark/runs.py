@@ -1,4 +1,4 @@
-"""The jobs of a benchmark: every subject with every method and seed, each an ordinary job."""
+"""The jobs of a benchmark: every subject or pair with every method, mode of preservation and seed."""
 
 from __future__ import annotations
 
@@ -11,53 +11,73 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import JsonValue, ValidationError
+from pydantic.alias_generators import to_camel
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.imagefolder import CAPTION_SUFFIX, METADATA, is_candidate, is_visible
-from dreambooth_api.job import API_VERSION, KIND, DreamBoothJob
+from dreambooth_api.job import DreamBoothJob
+from dreambooth_api.methods import MEMBERS, METHODS
+from dreambooth_api.preservation import MODE_MEMBERS, PreservationMode
 from dreambooth_api.status import TrainerPhase
-from dreambooth_trainer.benchmark.dataset import DatasetSubject
-from dreambooth_trainer.benchmark.results import RunResult, collect_result
-from dreambooth_trainer.families.registry import base_digest, pinned
+from dreambooth_api.training import SETTINGS_OF_TRAINING
+from dreambooth_trainer.benchmark.jobs import Case, case_name, make_job
+from dreambooth_trainer.benchmark.kind import Benchmark
+from dreambooth_trainer.benchmark.results import RunResult, collect_result, variant_name
+from dreambooth_trainer.families.ip_adapter import adapter_digest, pinned_adapter
+from dreambooth_trainer.families.registry import base_digest, config_folder, pinned
 from dreambooth_trainer.images.subjects import prepare_subjects
-from dreambooth_trainer.jobfile.explain import validate
-from dreambooth_trainer.jobfile.load import resolve_folders
-from dreambooth_trainer.jobfile.overrides import apply_sets
-from dreambooth_trainer.planning.plan import fingerprint, model_ref
+from dreambooth_trainer.phases.base import Context
+from dreambooth_trainer.planning.defaults import model_defaults
+from dreambooth_trainer.planning.image_prompts import plan_image_prompts
+from dreambooth_trainer.planning.plan import Plan, fingerprint, model_ref
 from dreambooth_trainer.progress.console import Reporter
+from dreambooth_trainer.sampling.prompt_check import long_prompts
 from dreambooth_trainer.store.folder import JobFolder, atomic_write
+from dreambooth_trainer.store.run_record import read_run
 
 RESULT = "result.json"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One job of a benchmark, its subject, the digest of its base model, and its folder."""
+    """One job of a benchmark, its subjects, the digests of its base model and of its adapter, and its folder.
 
-    subject: DatasetSubject
+    Attributes:
+        adapter_digest: of the image-prompt adapter; empty without one.
+    """
+
+    subjects: Case
     method: str
     seed: int
     job: DreamBoothJob
     base_digest: str
+    adapter_digest: str
     root: Path
+
+    @property
+    def name(self) -> str:
+        return case_name(self.subjects)
 
     @property
     def folder(self) -> JobFolder:
         return JobFolder(self.root / "job")
 
     @property
+    def variant(self) -> str:
+        """What the benchmark compares; see `RunResult.variant`."""
+        return variant_name(self.method, self.job.spec.prior_preservation.mode)
+
+    @property
     def title(self) -> str:
-        return f"{self.subject.name}, {self.method}, seed {self.seed}"
+        return f"{self.name}, {self.variant}, seed {self.seed}"
 
     def key(self) -> str:
-        """Fingerprint of the job, its base model and its images."""
-        folder = self.subject.folder
-        files: list[JsonValue] = [
-            [str(path.relative_to(folder)), hashlib.sha256(path.read_bytes()).hexdigest()]
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and all(map(is_visible, path.relative_to(folder).parts)) and _is_read(path.name)
-        ]
-        return fingerprint({"job": self.job.model_dump(mode="json"), "base": self.base_digest, "files": files})
+        """Fingerprint of the job, its models and its images."""
+        first, *others = (_digests(subject.folder) for subject in self.subjects)
+        key = {"job": self.job.model_dump(mode="json"), "base": self.base_digest, "files": first}
+        if self.adapter_digest:
+            key["adapter"] = self.adapter_digest
+        return fingerprint({**key, "others": list[JsonValue](others)} if others else key)
 
     def result(self) -> RunResult | None:
         """The stored result; None if the job has not finished, or was another one."""
@@ -68,86 +88,116 @@ class Run:
         return result if result.key == self.key() else None
 
 
+def _digests(folder: Path) -> list[JsonValue]:
+    """The files of a folder that a job reads, with their digests."""
+    return [
+        [str(path.relative_to(folder)), hashlib.sha256(path.read_bytes()).hexdigest()]
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and all(map(is_visible, path.relative_to(folder).parts)) and _is_read(path.name)
+    ]
+
+
 def _is_read(name: str) -> bool:
     """Whether a job reads a file of its folder of images."""
     return is_candidate(name) or name == METADATA or name.lower().endswith(CAPTION_SUFFIX)
 
 
 def make_runs(
-    subjects: Sequence[DatasetSubject], methods: Sequence[str], seeds: int, base: str, sets: Sequence[str], out: Path
+    cases: Sequence[Case],
+    methods: Sequence[str],
+    modes: Sequence[PreservationMode],
+    seeds: int,
+    base: str,
+    sets: Sequence[str],
+    out: Path,
 ) -> list[Run]:
-    """All jobs, so ordered that an interrupted benchmark has the same seeds of as many subjects as possible.
+    """All jobs, so ordered that an interrupted benchmark has the same seeds of as many cases as possible.
+
+    Args:
+        cases: the subjects of each job.
+        modes: of prior preservation; if empty, the default of each method. Methods that do not change the weights of
+            the model have no other.
+        sets: overrides. A method gets those that apply to it, and those that apply to none.
 
     Raises:
         UserError: with the issues of all jobs, each once.
     """
-    jobs: list[tuple[DatasetSubject, str, int, DreamBoothJob]] = []
+    jobs: list[tuple[Case, str, int, DreamBoothJob]] = []
+    folders: list[str] = []
     issues: dict[str, ValidationIssue] = {}
-    for seed, subject, method in itertools.product(range(seeds), subjects, methods):
+    variants: list[tuple[str, PreservationMode | None]] = []
+    for method in methods:
+        if modes and METHODS[method].changes_weights:
+            variants.extend((method, mode) for mode in modes)
+        else:
+            variants.append((method, None))
+    for seed, subjects, (method, mode) in itertools.product(range(seeds), cases, variants):
+        own = [text for text in sets if _applies(text, method) or not any(_applies(text, name) for name in methods)]
         try:
-            jobs.append((subject, method, seed, make_job(subject, method, seed, base, sets)))
+            jobs.append((subjects, method, seed, make_job(subjects, method, seed, base, own, mode)))
+            folders.append("-".join(filter(None, (method, mode, str(seed)))))
         except UserError as error:
             issues |= {str(issue): issue for issue in error.issues}
     if issues:
         raise UserError(list(issues.values()))
     digest = base_digest(pinned(model_ref(jobs[0][-1])))
-    return [Run(*job, digest, (out / "jobs" / job[0].name / f"{job[1]}-{job[2]}").resolve()) for job in jobs]
+    adapters = {method: _adapter_digest(job) for _, method, _, job in jobs[: len(variants)]}
+    return [
+        Run(*job, digest, adapters[job[1]], (out / "jobs" / case_name(job[0]) / folder).resolve())
+        for job, folder in zip(jobs, folders, strict=True)
+    ]
 
 
-def make_job(subject: DatasetSubject, method: str, seed: int, base: str, sets: Sequence[str]) -> DreamBoothJob:
-    """The job of a subject, with overrides.
-
-    Raises:
-        UserError: the subject, the base model or an override is invalid.
-    """
-    name = "".join(c if c.isalnum() else "-" for c in f"{subject.name}-{method}-{seed}".lower())
-    spec: dict[str, JsonValue] = {
-        "model": {"id": base},
-        "subject": {"class": subject.class_, "images": {"uri": str(subject.folder)}},
-        "training": {"method": method, "seed": seed},
-        "evaluation": {"prompts": list[JsonValue](subject.prompts)},
-    }
-    if method == "Full":
-        spec["output"] = {"formats": ["diffusers"]}
-    document = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": spec}
-    value, origins, issues = apply_sets(document, sets)
-
-    try:
-        job = validate(DreamBoothJob, value, lambda path: origins.get(path, ""), subject.name)
-    except UserError as error:
-        raise UserError([*issues, *error.issues]) from error
-    given = job.spec
-    own = (given.training.method, given.training.seed, given.evaluation.enabled, given.output.uri)
-    if own != (method, seed, True, None):
-        rule = "sets training.method, training.seed, evaluation.enabled or output.uri, which the benchmark sets itself"
-        issues.append(ValidationIssue("--set", None, rule, "leave it out; see --methods and --seeds"))
-    if issues:
-        raise UserError(issues)
-    return resolve_folders(job, Path.cwd())
+def _adapter_digest(job: DreamBoothJob) -> str:
+    model_id = model_ref(job).id
+    prompts = plan_image_prompts(job.spec.training, model_defaults(model_id), model_id)
+    return "" if prompts is None else adapter_digest(pinned_adapter(prompts.adapter))
 
 
-def check_runs(runs: Sequence[Run]) -> None:
-    """Plan one job of each subject and of each method, so that no error is found after hours.
+def _applies(text: str, method: str) -> bool:
+    """Whether a method has the field that an override sets."""
+    section, _, rest = text.partition("=")[0].strip().removeprefix("spec.").partition(".")
+    field, traits = rest.partition(".")[0], METHODS[method]
+    if section == "priorPreservation":
+        own = any(field == to_camel(name) for name in ("mode", *MODE_MEMBERS))
+        return traits.changes_weights or not own  # the class prompt is that of the evaluation as well
+    if section != "training":
+        return True
+    if any(field == to_camel(name) for name in MEMBERS):
+        return any(field == to_camel(name) for name in traits.members)
+    return traits.trains or all(field != to_camel(name) for name in SETTINGS_OF_TRAINING)
+
+
+def check_runs(runs: Sequence[Run], prompts: Callable[[Plan], Sequence[str]]) -> None:
+    """Plan one job of each case and of each variant, so that no error is found after hours.
+
+    Args:
+        prompts: of a plan, those that its model is measured with.
 
     Raises:
         UserError: with the issues of all of them; each names its job.
     """
     from dreambooth_trainer.runner import prepare_job
 
-    by_subject = {run.subject.name: run for run in reversed(runs)}
-    by_method = {run.method: run for run in reversed(runs)}
+    by_name = {run.name: run for run in reversed(runs)}
+    by_variant = {run.variant: run for run in reversed(runs)}
     issues: list[ValidationIssue] = []
-    for run in {run.root: run for run in (*by_subject.values(), *by_method.values())}.values():
+    for run in {run.root: run for run in (*by_name.values(), *by_variant.values())}.values():
         try:
             prepared = prepare_job(run.job)
-            prepare_subjects(prepared.images, prepared.plan.spec, prepared.plan.resolution)
+            plan = prepared.plan
+            prepare_subjects(prepared.images, plan.spec, plan.resolution)
+            measured = [(f"spec.evaluation.prompts[{index}]", prompt) for index, prompt in enumerate(prompts(plan))]
+            found = long_prompts(plan, config_folder(plan.model), measured)
         except UserError as error:
-            issues += [replace(issue, source=issue.source or run.title) for issue in error.issues]
+            found = error.issues
+        issues += [replace(issue, source=issue.source or run.title) for issue in found]
     if issues:
         raise UserError(issues)
 
 
 def run_all(
+    benchmark: Benchmark,
     runs: Sequence[Run],
     store: Path,
     reporter: Reporter,
@@ -171,7 +221,7 @@ def run_all(
 
     pool = None
     with ray_cluster():
-        check_runs(runs)
+        check_runs(runs, benchmark.prompts)
         for run in runs:
             start = time.monotonic()
             reporter.note(f"\n{run.title}")
@@ -182,7 +232,11 @@ def run_all(
             # Starting a worker takes ten seconds of imports, and all jobs have the same base model.
             pool = pool or worker_pool(prepared)
             records = run_job(prepared, run.folder, str(store.resolve()), reporter, pool)
-            result = collect_result(run.key(), run.subject.name, run.folder, records, time.monotonic() - start)
+            seconds = time.monotonic() - start
+            context = Context(
+                prepared.plan, run.folder, prepared.images, str(store.resolve()), read_run(run.folder).keys, pool
+            )
+            result = collect_result(run.key(), run.name, context, records, benchmark.measure(context), seconds)
             atomic_write(run.root / RESULT, result.model_dump_json(by_alias=True, indent=1))
             if not keep_models:
                 _delete_weights(run.folder)

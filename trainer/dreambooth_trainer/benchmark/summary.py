@@ -1,54 +1,33 @@
-"""The table of a benchmark: means over subjects with intervals, beside the results of the paper."""
+"""The tables of a benchmark: means over subjects or pairs with intervals, beside published results."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
 
 from dreambooth_api.fields import Strict
-from dreambooth_api.metrics import METRICS
-from dreambooth_trainer.benchmark.copies import COPY
+from dreambooth_trainer.benchmark.kind import Benchmark, Column
 from dreambooth_trainer.benchmark.results import RunResult
 from dreambooth_trainer.benchmark.statistics import Estimate, difference, estimate
-from dreambooth_trainer.metrics.scores import PAPER, comparable_with_paper
+from dreambooth_trainer.metrics.scores import comparable_with_paper
 
-BASE, REAL = "Base model", "Real images"
+BASE = "Base model"
 _KILOBYTE = 1e3
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column: key in the JSON file, heading, and number of decimals."""
-
-    key: str
-    heading: str
-    decimals: int = 3
-
-
-_ARROWS = {True: " ↑", False: " ↓", None: ""}
-COLUMNS: Final = (
-    *(Column(m.name, m.label + _ARROWS[m.higher_is_better]) for m in METRICS if m.higher_is_better is not None),
-    Column("nearest", "Nearest training image ↓"),
-    Column("copies", f"Copies (≥ {COPY}) ↓"),
-    Column("trainingSeconds", "Training, s", 0),
-    Column("publishedKilobytes", "Published, kB", 0),
-)
-PER_SUBJECT: Final = ("dino", "clipI", "clipT", "pres")
-# The claims of the paper's table 1 and of its section on prior preservation: first method, second, metric.
-CLAIMS: Final = (("Full", "TextualInversion", "dino"), ("Full", "TextualInversion", "clipT"))
-
-
 class Row(Strict):
-    """A row: the real images, the base model or a method, with an estimate by the key of the column."""
+    """A row: the photos, the base model or a method, with an estimate by the key of the column."""
 
     name: str
     values: Mapping[str, Estimate]
 
 
 class Claim(Strict):
-    """A comparison that the paper makes: the first method scores higher than the second."""
+    """A comparison of a publication: the first method has a higher mean than the second.
+
+    Attributes:
+        metric: key of the column.
+    """
 
     first: str
     second: str
@@ -77,19 +56,19 @@ class Summary(Strict):
     runs: tuple[RunResult, ...]
 
 
-def summarize(results: Sequence[RunResult], dataset: str, jobs: int) -> Summary:
+def summarize(benchmark: Benchmark, results: Sequence[RunResult], dataset: str, jobs: int) -> Summary:
     """Summarize the finished jobs of a benchmark, at least one."""
-    methods = list(dict.fromkeys(result.method for result in results))
-    by_method = {method: [result for result in results if result.method == method] for method in methods}
+    variants = list(dict.fromkeys(result.variant for result in results))
+    by_variant = {name: [result for result in results if result.variant == name] for name in variants}
     rows = [
-        Row(name=REAL, values=_estimates(results, lambda result: result.real_images)),
+        Row(name=benchmark.photos, values=_estimates(results, lambda result: result.real_images)),
         Row(name=BASE, values=_estimates(results, lambda result: result.base)),
-        *(Row(name=method, values=_estimates(own, _values)) for method, own in by_method.items()),
+        *(Row(name=name, values=_estimates(own, _values)) for name, own in by_variant.items()),
     ]
     values = {row.name: row.values for row in rows}
     claims = [
         Claim(first=first, second=second, metric=metric, difference=compared)
-        for first, second, metric in CLAIMS
+        for first, second, metric in benchmark.claims
         if (compared := _difference(values, first, second, metric)) is not None
     ]
     return Summary(
@@ -128,39 +107,45 @@ def _estimates(
     return {key: estimate(by_subject) for key, by_subject in by_key.items()}
 
 
-def as_markdown(summary: Summary) -> str:
+def columns_of(benchmark: Benchmark, summary: Summary) -> list[Column]:
+    """The columns in which a row has a value."""
+    return [column for column in benchmark.columns if any(column.key in row.values for row in summary.rows)]
+
+
+def as_markdown(benchmark: Benchmark, summary: Summary) -> str:
     """The tables as Markdown, with what does not have the direction of the paper first."""
-    labels = {metric.name: metric.label for metric in METRICS}
-    subjects = {result.subject for result in summary.runs}
+    noun = benchmark.noun
+    names = {result.subject for result in summary.runs}
     seeds = {result.seed for result in summary.runs}
-    lines = [f"- {claim}" for claim in as_claims(summary)]
+    lines = [f"- {claim}" for claim in as_claims(benchmark, summary)]
     lines += [""] * bool(lines)
     lines += [
-        f"Finished jobs: {len(summary.runs)} of {summary.jobs}; subjects: {len(subjects)}; seeds: {len(seeds)}. Means "
-        "over subjects, with 95% bootstrap intervals over subjects in parentheses.",
+        f"Finished jobs: {len(summary.runs)} of {summary.jobs}; {noun}s: {len(names)}; seeds: {len(seeds)}. Means "
+        f"over {noun}s, with 95% bootstrap intervals over {noun}s in parentheses.",
         "",
-        *_main_table(summary),
+        *_main_table(benchmark, summary),
         "",
-        *_paper_table(summary),
+        published_note(benchmark, summary),
         "",
-        *_subject_table(summary, labels),
+        *_table(benchmark.published.headings, benchmark.published.rows),
+        "",
+        *_case_table(benchmark, summary),
     ]
     return "\n".join(lines) + "\n"
 
 
-def as_claims(summary: Summary) -> list[str]:
+def as_claims(benchmark: Benchmark, summary: Summary) -> list[str]:
     """A sentence for each claim, those that are not reproduced first."""
-    labels = {metric.name: metric.label for metric in METRICS}
     return [
-        f"{labels[claim.metric]} of {claim.first} above that of {claim.second}, as in the paper: "
+        f"{benchmark.headings[claim.metric]} of {claim.first} above that of {claim.second}, as in the paper: "
         f"{'reproduced' if claim.reproduced else 'NOT reproduced'}, difference {claim.difference.mean:+.3f}"
         f"{_interval(claim.difference, 3)}."
         for claim in sorted(summary.claims, key=lambda claim: claim.reproduced)
     ]
 
 
-def _main_table(summary: Summary) -> list[str]:
-    columns = [column for column in COLUMNS if any(column.key in row.values for row in summary.rows)]
+def _main_table(benchmark: Benchmark, summary: Summary) -> list[str]:
+    columns = columns_of(benchmark, summary)
     rows = [
         [row.name, *(as_cell(row.values.get(column.key), column.decimals) for column in columns)]
         for row in summary.rows
@@ -168,30 +153,22 @@ def _main_table(summary: Summary) -> list[str]:
     return _table(["", *(column.heading for column in columns)], rows)
 
 
-def _paper_table(summary: Summary) -> list[str]:
-    rows = [[row.name, f"{row.dino:.3f}", f"{row.clip_i:.3f}", f"{row.clip_t or '-'}"] for row in PAPER]
-    return [paper_note(summary), "", *_table(["", "DINO", "CLIP-I", "CLIP-T"], rows)]
+def published_note(benchmark: Benchmark, summary: Summary) -> str:
+    """What the published results can be used for."""
+    published = benchmark.published
+    return published.note if summary.comparable_with_paper else published.note_for_other_encoders
 
 
-def paper_note(summary: Summary) -> str:
-    """What the numbers of the paper can be used for."""
-    if summary.comparable_with_paper:
-        return "The paper's table 1, for comparison:"
-    return (
-        "The paper's table 1. Its encoders are others, so its numbers are on another scale: compare the order of the "
-        "methods, not the numbers."
-    )
-
-
-def _subject_table(summary: Summary, labels: Mapping[str, str]) -> list[str]:
-    keys = [key for key in PER_SUBJECT if any(key in row.values for row in summary.rows)]
+def _case_table(benchmark: Benchmark, summary: Summary) -> list[str]:
+    keys = [key for key in benchmark.per_case if any(key in row.values for row in summary.rows)]
     rows = [
-        [subject, row.name, *(_value(row.values.get(key), subject) for key in keys)]
-        for subject in dict.fromkeys(result.subject for result in summary.runs)
+        [name, row.name, *(_value(row.values.get(key), name) for key in keys)]
+        for name in dict.fromkeys(result.subject for result in summary.runs)
         for row in summary.rows
-        if any(subject in value.subjects for value in row.values.values())
+        if any(name in value.subjects for value in row.values.values())
     ]
-    return ["Each subject, mean over its seeds:", "", *_table(["Subject", "", *(labels[key] for key in keys)], rows)]
+    headings = [benchmark.noun.capitalize(), "", *(benchmark.headings[key] for key in keys)]
+    return [f"Each {benchmark.noun}, mean over its seeds:", "", *_table(headings, rows)]
 
 
 def _value(estimated: Estimate | None, subject: str) -> str:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.methods import METHODS
+from dreambooth_api.preservation import MODES
 from dreambooth_api.status import printable
 from dreambooth_api.uris import BUILTIN_SPRITES
+
+if TYPE_CHECKING:
+    from dreambooth_trainer.benchmark.jobs import Case
+    from dreambooth_trainer.benchmark.kind import Benchmark
+
+N = TypeVar("N", bound=str)
 
 
 @click.group()
@@ -17,52 +27,117 @@ def bench() -> None:
     """Compare fine-tuning methods."""
 
 
+_OPTIONS = (
+    click.option(
+        "--dataset", required=True, help=f"Folder with the format of the paper's dataset, or {BUILTIN_SPRITES}."
+    ),
+    click.option(
+        "--base", default=BUILTIN_SPRITES, show_default=True, help=f"Base model: Hub ID, folder or {BUILTIN_SPRITES}."
+    ),
+    click.option(
+        "--methods",
+        default=",".join(name for name, traits in METHODS.items() if traits.trains),
+        show_default=True,
+        help="Methods to compare. None, which trains nothing, needs an IP-Adapter for the base model.",
+    ),
+    click.option(
+        "--modes",
+        help=f"Modes of prior preservation to compare: {','.join(MODES)}. Defaults to the default mode of each method.",
+    ),
+    click.option(
+        "--seeds",
+        default=3,
+        show_default=True,
+        type=click.IntRange(1, 100),
+        help="Runs of each subject or pair and method.",
+    ),
+    click.option(
+        "--out", type=click.Path(path_type=Path), default=Path("out/bench"), show_default=True, help="Folder."
+    ),
+    click.option("--keep-models", is_flag=True, help="Keep the weights of scored jobs."),
+    click.option(
+        "--set",
+        "sets",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a field of spec in all jobs to whose method it applies.",
+    ),
+)
+
+
+def _shared(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that all benchmarks have."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
 @bench.command()
-@click.option("--dataset", required=True, help=f"Folder with the format of the paper's dataset, or {BUILTIN_SPRITES}.")
-@click.option(
-    "--base", default=BUILTIN_SPRITES, show_default=True, help=f"Base model: Hub ID, folder or {BUILTIN_SPRITES}."
-)
-@click.option("--methods", default=",".join(METHODS), show_default=True, help="Methods to compare.")
 @click.option("--subjects", type=click.IntRange(1), help="Number of subjects. Defaults to all, or 20 sprites.")
-@click.option(
-    "--seeds", default=3, show_default=True, type=click.IntRange(1, 100), help="Runs of each subject and method."
-)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("out/bench"), show_default=True, help="Folder.")
-@click.option("--keep-models", is_flag=True, help="Keep the weights of scored jobs.")
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a field of spec in all jobs.")
-def paper(
+@_shared
+def paper(subjects: int | None, **options: Any) -> None:
+    """Compare methods by the metrics of the paper: each subject with each method, mode and seed is one job.
+
+    Finished jobs are not repeated, so the same command continues after an interruption, and more subjects, seeds,
+    methods or modes add jobs. Writes results.md, results.json and index.html into the folder after each job.
+    """
+    from dreambooth_trainer.benchmark.single import SINGLE, open_single
+
+    _compare(SINGLE, partial(open_single, count=subjects), **options)
+
+
+@bench.command()
+@click.option("--pairs", "count", type=click.IntRange(1), help="Number of pairs. Defaults to all, or 10 of sprites.")
+@_shared
+def pairs(count: int | None, **options: Any) -> None:
+    """Compare methods by images with two subjects: each pair with each method, mode and seed is one job.
+
+    A subject is paired with the next one of another class. Both are trained in one model, and both are in each prompt
+    that is scored. Otherwise as bench paper.
+    """
+    from dreambooth_trainer.benchmark.pairs import PAIRS, open_pairs
+
+    _compare(PAIRS, partial(open_pairs, count=count), **options)
+
+
+def _compare(
+    benchmark: Benchmark,
+    open_cases: Callable[[str, Path], tuple[list[Case], str]],
+    *,
     dataset: str,
     base: str,
     methods: str,
-    subjects: int | None,
+    modes: str | None,
     seeds: int,
     out: Path,
     keep_models: bool,
     sets: tuple[str, ...],
 ) -> None:
-    """Compare methods by the metrics of the paper: each subject with each method and seed is one job.
+    """Run the jobs of a benchmark that have no result, and write the results.
 
-    Finished jobs are not repeated, so the same command continues after an interruption, and more subjects, seeds or
-    methods add jobs. Writes results.md, results.json and index.html into the folder after each job.
+    Args:
+        open_cases: reads the subjects of each job from a dataset, and returns a line for the user as well.
     """
     from rich.console import Console
 
-    from dreambooth_trainer.benchmark.paper import claim_folder, open_subjects, write_results
     from dreambooth_trainer.benchmark.results import RunResult
     from dreambooth_trainer.benchmark.runs import Run, make_runs, run_all
+    from dreambooth_trainer.benchmark.steps import claim_folder, write_results
     from dreambooth_trainer.progress.console import choose_reporter
 
-    selected = _methods(methods)
-    claim_folder(out)
-    found, note = open_subjects(dataset, subjects, out)
+    selected = _names("--methods", "method", methods, METHODS)
+    preserved = [] if modes is None else _names("--modes", "mode", modes, MODES)
+    claim_folder(out, benchmark)
+    cases, note = open_cases(dataset, out)
     if note:
         click.echo(printable(note))
-    runs = make_runs(found, selected, seeds, base, sets, out)
+    runs = make_runs(cases, selected, preserved, seeds, base, sets, out)
     results = {run.root: result for run in runs if (result := run.result()) is not None}
     click.echo(f"{len(runs)} jobs, {len(results)} of them finished")
 
     def write() -> str:
-        return write_results([(run, results[run.root]) for run in runs if run.root in results], len(runs), dataset, out)
+        finished = [(run, results[run.root]) for run in runs if run.root in results]
+        return write_results(benchmark, finished, len(runs), dataset, out)
 
     def on_result(run: Run, result: RunResult) -> None:
         results[run.root] = result
@@ -70,21 +145,23 @@ def paper(
         click.echo(f"{len(results)} of {len(runs)} jobs finished")
 
     if remaining := [run for run in runs if run.root not in results]:
-        run_all(remaining, out / "store", choose_reporter(Console()), keep_models=keep_models, on_result=on_result)
+        reporter = choose_reporter(Console())
+        run_all(benchmark, remaining, out / "store", reporter, keep_models=keep_models, on_result=on_result)
     click.echo(printable(f"{write()}\nwrote {out}/results.md, {out}/results.json and {out}/index.html"))
 
 
-def _methods(text: str) -> list[str]:
-    """The methods of a list separated by commas, each once.
+def _names(option: str, noun: str, text: str, known: Mapping[N, object]) -> list[N]:
+    """The names in a list separated by commas, each once.
 
     Raises:
-        UserError: with the names that are not methods.
+        UserError: with the names that are not known.
     """
-    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    remedy = f"use some of {', '.join(METHODS)}"
-    issues = [ValidationIssue("--methods", name, "is not a method", remedy) for name in names if name not in METHODS]
-    if not names:
-        issues = [ValidationIssue("--methods", text, "has no method", remedy)]
+    given = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    remedy = f"use some of {', '.join(known)}"
+    issues = [ValidationIssue(option, name, f"is not a {noun}", remedy) for name in given if name not in known]
+    if not given:
+        issues = [ValidationIssue(option, text, f"has no {noun}", remedy)]
     if issues:
         raise UserError(issues)
-    return names
+    by_text = {str(name): name for name in known}
+    return [by_text[name] for name in given]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -34,39 +35,15 @@ def generate(
     """Generate images with a trained model."""
     from rich.progress import track
 
-    from dreambooth_trainer.cluster.hardware import local_devices
-    from dreambooth_trainer.families.registry import local_folder
-    from dreambooth_trainer.planning.precision import default_precision
-    from dreambooth_trainer.sampling.pipeline import (
-        ImageRequest,
-        SamplingConfig,
-        load_pipeline,
-        noise_seed,
-        sample_batch,
-    )
-    from dreambooth_trainer.store.published import open_published
+    from dreambooth_trainer.sampling.from_published import open_with_settings
+    from dreambooth_trainer.sampling.pipeline import ImageRequest, noise_seed, sample_batch
 
-    published = open_published(folder)
-    devices, note = local_devices()
+    pipeline, config, note = open_with_settings(folder)
     if note:
         click.echo(note, err=True)
-    sampler = published.sampler
-    config = SamplingConfig(
-        sampler.model_copy(
-            update={"steps": steps or sampler.steps, "guidance_scale": guidance or sampler.guidance_scale}
-        ),
-        published.resolution,
-        default_precision(gpu=bool(devices), bf16=all(device.bf16 for device in devices)),
-        published.sampling_batch_size,
-    )
-    second = published.model.super_resolution
-    pipeline = load_pipeline(
-        local_folder(published.model),
-        config.precision,
-        "cuda" if devices else "cpu",
-        published.adapter,
-        second and local_folder(second),
-    )
+    sampler = config.sampler
+    update = {"steps": steps or sampler.steps, "guidance_scale": guidance or sampler.guidance_scale}
+    config = replace(config, sampler=sampler.model_copy(update=update))
     out.mkdir(parents=True, exist_ok=True)
     requests = [
         ImageRequest(f"{number:02d}-{image:03d}", prompt, noise_seed(seed, image))

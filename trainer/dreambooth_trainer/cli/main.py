@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from typing import Any
 
 import click
 from rich.console import Console
@@ -15,6 +13,7 @@ from dreambooth_api.environment import DEBUG, ExitCode
 from dreambooth_api.errors import ThresholdError, TransientError, UserError
 from dreambooth_api.status import printable
 from dreambooth_trainer.cli.process import set_up_process
+from dreambooth_trainer.cluster.interrupts import handle_sigterm
 
 EXIT_CODES = f"""
 Exit codes: {ExitCode.DONE} done; {ExitCode.FAILED} failed, the same command may succeed and continues where it stopped;
@@ -59,7 +58,7 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with a documented code."""
     set_up_process()
-    signal.signal(signal.SIGTERM, _interrupt)
+    handle_sigterm()
     # Suppresses a warning in every process about image processors that need torchvision, which are not used.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     sys.exit(run_cli(arguments))
@@ -103,7 +102,3 @@ def _one_line(error: BaseException) -> str:
 def _labeled(label: str, text: str) -> Text:
     """A line that interprets no markup in `text`."""
     return Text.assemble((label, "red"), " ", printable(text))
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt

@@ -73,7 +73,7 @@ def check_images(job: DreamBoothJob) -> list[str]:
 
     warnings = located_warnings(job.spec, each_subject(job.spec, check))
     own = job.spec.prior_preservation.images
-    if own is None or not job.spec.preserves_prior:
+    if own is None or not job.spec.uses_class_images:
         return warnings
     if _is_local(own):
         used = read_class_images(job.spec)[: job.spec.prior_preservation.num_class_images]

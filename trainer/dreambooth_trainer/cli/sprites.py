@@ -19,12 +19,32 @@ def sprites() -> None:
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of data, weights and order.")
 @click.option("--work", type=click.Path(path_type=Path), help="Folder for intermediate state. Defaults to <out>.work.")
 def train(out: Path, seed: int, work: Path | None) -> None:
-    """Train the base model and its evaluator from scratch. If interrupted, the same command continues."""
+    """Train the base model, its evaluator and its IP-Adapter. If interrupted, the same command continues."""
     from dreambooth_trainer.sprites.recipe import train_sprites
 
+    _check_new(out)
+    train_sprites(out, seed=seed, work=work)
+
+
+@sprites.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the weights.")
+@click.option(
+    "--model", type=click.Path(path_type=Path), help="Folder of the base model. Defaults to the embedded one."
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of data, weights and order.")
+@click.option("--work", type=click.Path(path_type=Path), help="Folder for intermediate state. Defaults to <out>.work.")
+def adapter(out: Path, model: Path | None, seed: int, work: Path | None) -> None:
+    """Train only the IP-Adapter of a base model. If interrupted, the same command continues."""
+    from dreambooth_trainer.sprites import WEIGHTS
+    from dreambooth_trainer.sprites.recipe import train_sprites_adapter
+
+    _check_new(out)
+    train_sprites_adapter(out, model or WEIGHTS, seed=seed, work=work)
+
+
+def _check_new(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(ValidationIssue("--out", str(out), "exists, and would be overwritten", "use another folder"))
-    train_sprites(out, seed=seed, work=work)
 
 
 @sprites.command()

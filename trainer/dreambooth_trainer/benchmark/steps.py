@@ -1,4 +1,4 @@
-"""Steps of `dreambooth bench paper`: the subjects of the dataset, and the files with the results."""
+"""Steps of all benchmarks: the folder, the subjects of the dataset, and the files with the results."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.uris import BUILTIN_SPRITES
 from dreambooth_trainer.benchmark.dataset import DatasetSubject, read_dataset
+from dreambooth_trainer.benchmark.kind import Benchmark
 from dreambooth_trainer.benchmark.page import write_page
 from dreambooth_trainer.benchmark.results import RunResult
 from dreambooth_trainer.benchmark.runs import Run
@@ -15,21 +16,19 @@ from dreambooth_trainer.benchmark.sprite_dataset import DEFAULT_SUBJECTS, MAX_SU
 from dreambooth_trainer.benchmark.summary import as_markdown, summarize
 from dreambooth_trainer.store.folder import atomic_write
 
-MARKER = ".dreambooth-bench"
-"""Empty file in the folder of a benchmark, whose results are replaced."""
 
-
-def claim_folder(out: Path) -> None:
+def claim_folder(out: Path, benchmark: Benchmark) -> None:
     """Create the folder of a benchmark, or continue in it.
 
     Raises:
-        UserError: the folder has files of somebody else, which could be overwritten.
+        UserError: the folder has files of somebody else or of another kind of benchmark, which could be overwritten.
     """
-    if out.exists() and not (out / MARKER).exists() and (not out.is_dir() or any(out.iterdir())):
-        rule = "is not empty and not the folder of a benchmark, so its files could be overwritten"
+    marker = out / benchmark.marker
+    if out.exists() and not marker.exists() and (not out.is_dir() or any(out.iterdir())):
+        rule = f"is not empty and not the folder of a benchmark of {benchmark.noun}s, so its files could be overwritten"
         raise UserError(ValidationIssue("--out", str(out), rule, "use another folder"))
     out.mkdir(parents=True, exist_ok=True)
-    (out / MARKER).touch()
+    marker.touch()
 
 
 def open_subjects(dataset: str, count: int | None, out: Path) -> tuple[list[DatasetSubject], str]:
@@ -59,15 +58,17 @@ def open_subjects(dataset: str, count: int | None, out: Path) -> tuple[list[Data
     return list(found.subjects[:count]), note if missing and count is None else ""
 
 
-def write_results(finished: Sequence[tuple[Run, RunResult]], jobs: int, dataset: str, out: Path) -> str:
+def write_results(
+    benchmark: Benchmark, finished: Sequence[tuple[Run, RunResult]], jobs: int, dataset: str, out: Path
+) -> str:
     """Write results.md, results.json and index.html, and return the Markdown.
 
     Args:
         jobs: number of all jobs.
     """
-    summary = summarize([result for _, result in finished], dataset, jobs)
-    text = as_markdown(summary)
+    summary = summarize(benchmark, [result for _, result in finished], dataset, jobs)
+    text = as_markdown(benchmark, summary)
     atomic_write(out / "results.md", text)
     atomic_write(out / "results.json", summary.model_dump_json(by_alias=True, indent=1))
-    write_page(summary, [run for run, _ in finished], out / "index.html")
+    write_page(benchmark, summary, [run for run, _ in finished], out / "index.html")
     return text

@@ -1,0 +1,93 @@
+"""The jobs of a benchmark, each with one subject or two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from dreambooth_api.errors import UserError, ValidationIssue
+from dreambooth_api.job import API_VERSION, KIND, DreamBoothJob
+from dreambooth_api.preservation import PreservationMode
+from dreambooth_trainer.benchmark.dataset import FILE, DatasetSubject
+from dreambooth_trainer.jobfile.explain import validate
+from dreambooth_trainer.jobfile.load import resolve_folders
+from dreambooth_trainer.jobfile.overrides import apply_sets
+
+Case = tuple[DatasetSubject, ...]
+"""The subjects of a job: one, or two of different classes."""
+
+
+def case_name(subjects: Case) -> str:
+    """Name of a subject, or of a pair: "dog6+robot_toy"."""
+    return "+".join(subject.name for subject in subjects)
+
+
+def make_job(
+    subjects: Case,
+    method: str,
+    seed: int,
+    base: str,
+    sets: Sequence[str],
+    mode: PreservationMode | None = None,
+) -> DreamBoothJob:
+    """The job of one subject or of two, with overrides.
+
+    Args:
+        mode: of prior preservation; None for the default.
+
+    Raises:
+        UserError: the subjects, the base model or an override is invalid.
+    """
+    words = "-".join(filter(None, (case_name(subjects), method, mode, str(seed))))
+    name = "".join(c if c.isalnum() else "-" for c in words.lower())
+    spec: dict[str, JsonValue] = {
+        "model": {"id": base},
+        **_subject_fields(subjects),
+        "training": {"method": method, "seed": seed},
+        "evaluation": {"prompts": list[JsonValue](_common_prompts(subjects))},
+    }
+    if mode is not None:
+        spec["priorPreservation"] = {"mode": mode}
+    if method == "Full":
+        spec["output"] = {"formats": ["diffusers"]}
+    document = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": spec}
+    value, origins, issues = apply_sets(document, sets)
+
+    try:
+        job = validate(DreamBoothJob, value, lambda path: origins.get(path, ""), case_name(subjects))
+    except UserError as error:
+        raise UserError([*issues, *error.issues]) from error
+    given = job.spec
+    chosen = given.prior_preservation.mode
+    own = (given.training.method, given.training.seed, given.evaluation.enabled, given.output.uri, chosen)
+    if own != (method, seed, True, None, mode or chosen):
+        rule = "sets training.method, training.seed, evaluation.enabled, output.uri or, with --modes, "
+        rule += "priorPreservation.mode, which the benchmark sets itself"
+        issues.append(ValidationIssue("--set", None, rule, "leave it out; see --methods, --modes and --seeds"))
+    if issues:
+        raise UserError(issues)
+    return resolve_folders(job, Path.cwd())
+
+
+def _subject_fields(subjects: Case) -> dict[str, JsonValue]:
+    """The subjects in a spec. All but the first, whose identifier is the default, get another rare token."""
+    first, *others = ({"class": s.class_, "images": {"uri": str(s.folder)}} for s in subjects)
+    if not others:
+        return {"subject": first}
+    return {"subjects": [first, *({**other, "identifier": "auto"} for other in others)]}
+
+
+def _common_prompts(subjects: Case) -> list[str]:
+    """The prompts that all subjects have, which differ for objects and live subjects.
+
+    Raises:
+        UserError: there is none.
+    """
+    first, *others = (subject.prompts for subject in subjects)
+    common = [prompt for prompt in first if all(prompt in own for own in others)]
+    if not common:
+        rule = f"has no prompt for both an object and a live subject, as {case_name(subjects)} need"
+        raise UserError(ValidationIssue(FILE, None, rule, "list some of the prompts in both lists"))
+    return common
