@@ -23,9 +23,10 @@ from dreambooth_trainer.families.registry import open_family
 from dreambooth_trainer.methods.base import Learner
 from dreambooth_trainer.sprites import WEIGHTS
 from dreambooth_trainer.sprites.examples import example_images
-from dreambooth_trainer.training.batches import DeterministicSampler
+from dreambooth_trainer.training.batches import Batch, DeterministicSampler
 from dreambooth_trainer.training.cache import EncodedImages, TrainingData
-from dreambooth_trainer.training.module import Batch, DreamBoothModule, make_batch
+from dreambooth_trainer.training.module import DreamBoothModule, make_batch
+from dreambooth_trainer.training.preservation import ClassImages
 
 BATCH_SIZE = 4
 RECIPES = ("fp32", "fp32 weights, autocast", "bf16 weights, fp32 masters", "bf16 weights, stochastic rounding")
@@ -47,7 +48,7 @@ def load_data() -> tuple[DreamBoothModule, TrainingData]:
         encoded, weights = stage.encode_images(images), torch.ones_like(prompts)
         kinds.append(EncodedImages(encoded, stage.encode_prompts([prompt]), ranges, prompts, weights))
     learner = Learner({"unet": stage.modules["unet"]}, [])  # the optimizers are made here
-    return DreamBoothModule(stage, learner, 1.0), TrainingData(*kinds)
+    return DreamBoothModule(stage, learner, ClassImages(), 1.0), TrainingData(*kinds)
 
 
 def batches(module: DreamBoothModule, data: TrainingData, seed: int) -> Callable[[int], Batch]:

@@ -29,7 +29,7 @@ from dreambooth_trainer.store.folder import JobFolder
 WITH = "prior preservation"
 VARIANTS: dict[str, dict[str, Any]] = {
     WITH: {},
-    "no prior preservation": {"enabled": False},
+    "no prior preservation": {"mode": "None"},
     # Half the steps of the default.
     "DPMSolverMultistep": {"sampler": {"scheduler": "DPMSolverMultistep", "steps": 10}},
 }

@@ -27,6 +27,7 @@ from dreambooth_trainer.training import plain_engine
 from dreambooth_trainer.training.cache import EncodedImages, TrainingData
 from dreambooth_trainer.training.loop import run_step
 from dreambooth_trainer.training.module import DreamBoothModule
+from dreambooth_trainer.training.preservation import ClassImages
 
 WIDTH, TOKENS, TEXT = 64, 77, 256
 
@@ -119,7 +120,7 @@ def trainer_step(unet: UNet2DConditionModel, plan: Plan, latent_side: int) -> Ca
 
     data = TrainingData(encoded(), encoded())
     stage = StableDiffusionStage({"unet": unet}, mock.Mock(), DDPMScheduler())
-    module = DreamBoothModule(stage, Full().prepare(stage, plan, {}), 1.0)
+    module = DreamBoothModule(stage, Full().prepare(stage, plan, {}), ClassImages(), 1.0)
     with mock.patch.object(plain_engine, "build_module", return_value=module):
         engine = plain_engine.PlainEngine(plan, None)
     steps = iter(range(10**6))

@@ -1,4 +1,4 @@
-"""Preemption by the real Kueue: two users share a queue with capacity for one job."""
+"""The real Kueue: users share a queue with capacity for one job, and an elastic job is admitted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def queue(cluster: NodeCluster) -> None:
         _object(KUEUE, "ClusterQueue", "gpus", spec=spec),
         *(_object("scheduling.k8s.io/v1", "PriorityClass", name, value=value) for name, value in PRIORITIES.items()),
     )
-    for tenant in ("dave", "erin"):
+    for tenant in ("dave", "erin", "finn"):
         add_namespace(cluster, tenant)
         cluster.apply(_object(KUEUE, "LocalQueue", "gpus", tenant, spec={"clusterQueue": "gpus"}))
 
@@ -45,7 +45,7 @@ def test_job_of_higher_priority_preempts_and_the_other_resumes(cluster: NodeClus
     dave = Job(cluster, "dave", **one | long, runPolicy={"queueName": "gpus", "priorityClassName": "low"})
     until("dave's job has a checkpoint", lambda: dave.step > SAVED_EVERY, 300)
     until("it is admitted", lambda: _condition(dave, "Queued").get("status") == "False")
-    quick = {"priorPreservation": {"enabled": False}, "training": {"steps": 24}}
+    quick = {"priorPreservation": {"mode": "None"}, "training": {"steps": 24}}
     erin = Job(cluster, "erin", **one | quick, runPolicy={"queueName": "gpus", "priorityClassName": "high"})
     until("dave's job is preempted", lambda: dave.status["phase"] == "Queued", 120)
     assert "Waiting for admission by queue gpus" in _condition(dave, "Queued")["message"]
@@ -59,6 +59,18 @@ def test_job_of_higher_priority_preempts_and_the_other_resumes(cluster: NodeClus
     assert status["classImages"]["generated"] + status["classImages"]["reused"] == status["classImages"]["wanted"]
     losses = (dave.volume / "pink-dog" / "work" / "losses.jsonl").read_text().splitlines()
     assert len(losses) == STEPS
+
+
+def test_elastic_job_is_admitted_and_trains(cluster: NodeCluster, queue: None) -> None:
+    elastic = {"workers": 1, "elastic": {"minWorkers": 1, "maxWorkers": 2}}
+    short = {"evaluation": {"enabled": False}, "priorPreservation": {"mode": "None"}, "training": {"steps": 24}}
+    finn = Job(cluster, "finn", cluster=elastic, **short, runPolicy={"queueName": "gpus"})
+    until("it is admitted", lambda: _condition(finn, "Queued").get("status") == "False", 120)
+    (workload, *_) = cluster.get("workloads.kueue.x-k8s.io", "-n", "finn")["items"]
+    assert {c["type"]: c["status"] for c in workload["status"]["conditions"]}["Admitted"] == "True"
+    status = finn.succeeds()
+    assert (status["attempts"], status["failures"]) == (1, 0)
+    assert status["training"]["progress"] == "24/24"
 
 
 def _condition(job: Job, kind: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
-CODE = ("api", "operator", "trainer", "tests", "docs")
+CODE = ("api", "operator", "trainer", "client", "tests", "docs")
 FOLDERS = {
     letter: folder for folder, letter in re.findall(r"`((?:api|trainer|operator)/\w+)`\s+\(\*\*([ATO])\*\*\)", TEXT)
 }

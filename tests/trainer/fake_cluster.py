@@ -125,7 +125,7 @@ def out_of_memory() -> dict[str, Any]:
         trainer = train.build_trainer(plan, JobFolder(folder), "key", train.partial(train.report_to, progress_actor))
         trainer.train_loop_per_worker = lambda config: exhaust_memory(folder / "training")
         try:
-            train._fit(trainer, progress_actor, lambda record, saved: None)
+            train._fit(trainer, progress_actor, lambda record, saved: None, lambda: None)
         except Exception as caught:
             error = caught if isinstance(caught, InsufficientMemoryError) else out_of_memory(caught, "training")
             result["training"] = [str(error), len((folder / "training").read_text().split())]

@@ -112,7 +112,7 @@ def test_the_loss_of_super_resolution_is_that_of_pairs_of_images(
     generator = torch.Generator().manual_seed(3)
     noise = {name: torch.randn(3, *shape, generator=generator) for name, shape in stage.noise_shapes(examples).items()}
     with torch.no_grad():
-        loss = stage.loss(stage.modules, examples, noise, torch.tensor([0.0, 0.5, 0.999]))
+        loss = stage.denoise(stage.modules, examples, noise, torch.tensor([0.0, 0.5, 0.999])).errors()
         expected = pair_loss(tiny_super_resolution_model, examples, noise)
     torch.testing.assert_close(loss, expected)
 
@@ -259,7 +259,7 @@ def test_stages_are_trained_in_turn_on_gpus_that_the_pool_has_released(
         def call(self, function: Any, *arguments: Any) -> None:
             events.append(f"{function.__name__} {arguments[0].stage}".strip())
 
-    def fit(trainer: Plan, actor: object, report: Any) -> Path:
+    def fit(trainer: Plan, actor: object, report: Any, waiting: object) -> Path:
         events.append(f"train {trainer.resolution}")
         report(records[0], None)
         return checkpoint

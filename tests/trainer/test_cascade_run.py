@@ -1,4 +1,8 @@
-"""Whole jobs with DeepFloyd IF by the command line: base model and super-resolution model from the Hub."""
+"""A whole job with DeepFloyd IF by the command line: base model and super-resolution model from the Hub.
+
+The job is killed while it trains the second model, and then completed. A run takes minutes on a loaded machine, so what
+an uninterrupted one would learn is computed in this process, from the caches of the job.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +16,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from hubserver import COMMIT, run_hub
 from PIL import Image
+from safetensors.torch import load_file
 from test_cascade import SECOND, draw
 from test_run import kill_tree
 
+from dreambooth_api.model import BaseModelRef
 from dreambooth_trainer.models.files import ADAPTER_FILE, INDEX
+from dreambooth_trainer.phases.train import save_trained_model
+from dreambooth_trainer.planning.plan import Plan
+from dreambooth_trainer.store.folder import JobFolder
+from dreambooth_trainer.store.run_record import read_run
+from dreambooth_trainer.training.cache import load_data
+from dreambooth_trainer.training.loop import run_step
+from dreambooth_trainer.training.messages import RECORDS_FILE
+from dreambooth_trainer.training.plain_engine import PlainEngine
 
 pytestmark = [pytest.mark.trainer, pytest.mark.long]
 
-STEPS = 12
+STEPS = 20
+MARK = 123.0
 JOB = {
     "apiVersion": "dreambooth.dev/v1alpha1",
     "kind": "DreamBoothJob",
@@ -38,7 +54,7 @@ JOB = {
             "lora": {"rank": 2},
             "checkpointEverySteps": 4,
         },
-        "evaluation": {"prompts": ["a {} on the beach"], "enabled": False},
+        "evaluation": {"prompts": ["a {} on the beach"], "imagesPerPrompt": 1, "enabled": False},
         "output": {"formats": ["diffusers", "lora"]},
     },
 }
@@ -68,10 +84,16 @@ class Runs:
         assert process.returncode == 0, text
         return text
 
-    def losses(self, out: str, stage: str) -> list[float]:
-        lines = (self.folder / out / "work" / stage / "losses.jsonl").read_text().splitlines()
-        assert len(lines) == STEPS
-        return [json.loads(line)["loss"] for line in lines]
+
+def train_uninterrupted(plan: Plan, job: JobFolder, folder: JobFolder) -> list[float]:
+    """Train a stage from the caches of a job in this process, and save it to a folder; returns the losses."""
+    torch.manual_seed(plan.spec.training.seed)  # as workers do: adapters start with random values
+    engine, data = PlainEngine(plan, None), load_data(job.of_stage(plan.stage).latents)
+    losses = [float(run_step(engine, plan, data, step, 0, 1)[0]) for step in range(plan.steps)]
+    folder.work.mkdir(parents=True)
+    engine.save_weights(folder.work, 0)
+    save_trained_model(plan, folder.work, folder)
+    return losses
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +108,51 @@ def runs(
 
 
 @pytest.fixture(scope="module")
-def complete(runs: Runs) -> str:
-    return runs.run("complete")
+def resumed(runs: Runs) -> JobFolder:
+    """The folder of a job that was killed after a checkpoint of the second stage, and started again.
+
+    In between, the losses in all checkpoints are marked: they are in the result if no step is repeated.
+    """
+    process, folder = runs.start("out"), JobFolder(runs.folder / "out")
+    second, deadline = folder.of_stage(SECOND), time.monotonic() + 300
+    while not any("checkpoint_" in path.read_text() for path in second.checkpoints.glob("*/checkpoint_manager*.json")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    kill_tree(process)
+    assert not second.losses.exists(), "it was killed too late"
+    marked = [*folder.work.glob(f"checkpoints/**/{RECORDS_FILE}"), *second.checkpoints.glob(f"**/{RECORDS_FILE}")]
+    assert len(marked) >= 2
+    for path in marked:
+        first, *others = path.read_text().splitlines()
+        path.write_text("\n".join([json.dumps({**json.loads(first), "learning_rate": MARK}), *others]) + "\n")
+    runs.run("out")
+    return folder
+
+
+def test_a_job_killed_in_the_second_stage_resumes_there(
+    resumed: JobFolder, tiny_if_model: Path, tiny_super_resolution_model: Path, tmp_path: Path
+) -> None:
+    models = {"": tiny_if_model, SECOND: tiny_super_resolution_model}
+    for stage in read_run(resumed).plan.stages:
+        records = [json.loads(line) for line in resumed.of_stage(stage.stage).losses.read_text().splitlines()]
+        assert [record["step"] for record in records] == list(range(1, STEPS + 1))
+        assert records[0]["learning_rate"] == MARK, "it continued from a checkpoint"
+        alone = JobFolder(tmp_path / (stage.stage or "base"))
+        local = stage.model_copy(update={"model": BaseModelRef(id=str(models[stage.stage]))})
+        losses = train_uninterrupted(local, resumed, alone)
+        assert [record["loss"] for record in records] == pytest.approx(losses, rel=1e-4)
+        published = load_file(resumed.model / stage.stage / ADAPTER_FILE)
+        expected = load_file(alone.trained / ADAPTER_FILE)
+        assert published.keys() == expected.keys()
+        for name, weight in published.items():
+            torch.testing.assert_close(weight, expected[name], atol=1e-4, rtol=1e-3)
 
 
 def test_a_job_publishes_both_stages_for_plain_diffusers(
-    runs: Runs, complete: str, tiny_if_model: Path, tiny_super_resolution_model: Path
+    runs: Runs, resumed: JobFolder, tiny_if_model: Path, tiny_super_resolution_model: Path
 ) -> None:
-    model = runs.folder / "complete" / "model"
+    model = runs.folder / "out" / "model"
     published = draw(model, model / SECOND)
     assert published.shape == (64, 64, 3)
     base = draw(tiny_if_model, tiny_super_resolution_model)
@@ -105,27 +164,11 @@ def test_a_job_publishes_both_stages_for_plain_diffusers(
     manifest = json.loads((model / "dreambooth.json").read_text())
     assert manifest["superResolution"] == {"id": "team/second", "revision": COMMIT}
     assert {INDEX, f"{SECOND}/{INDEX}", ADAPTER_FILE, f"{SECOND}/{ADAPTER_FILE}"} <= manifest["files"].keys()
-    assert not list((runs.folder / "complete" / "work").rglob("checkpoint_*"))
+    assert not list((runs.folder / "out" / "work").rglob("checkpoint_*"))
 
 
-def test_a_job_killed_in_the_second_stage_resumes_there(runs: Runs, complete: str) -> None:
-    process, work = runs.start("killed"), runs.folder / "killed" / "work"
-    deadline = time.monotonic() + 400
-    while not any("checkpoint_" in path.read_text() for path in (work / SECOND).glob("*/*/checkpoint_manager*.json")):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    kill_tree(process)
-    assert not (work / SECOND / "losses.jsonl").exists(), "it was killed too late"
-    before = {path: path.stat().st_mtime_ns for path in (work / "checkpoints").rglob("state.pt")}
-    runs.run("killed")
-    assert {path: path.stat().st_mtime_ns for path in before if path.exists()} == before
-    for stage in ("", SECOND):
-        assert runs.losses("killed", stage) == pytest.approx(runs.losses("complete", stage), rel=1e-4)
-
-
-def test_images_are_generated_with_the_published_adapters(runs: Runs, complete: str) -> None:
-    model = runs.folder / "complete" / "model"
+def test_images_are_generated_with_the_published_adapters(runs: Runs, resumed: JobFolder) -> None:
+    model = runs.folder / "out" / "model"
     alone = runs.folder / "adapters"
     (alone / SECOND).mkdir(parents=True)
     for name in (ADAPTER_FILE, f"{SECOND}/{ADAPTER_FILE}", "dreambooth.json"):

@@ -115,7 +115,7 @@ def test_losses_are_read_after_several_steps_on_a_gpu(monkeypatch: pytest.Monkey
 
     monkeypatch.setitem(records.READ_EVERY_STEPS, "cpu", 3)
     done = [StepRecord(1, 9.0, 9.0, 9.0, 9.0, 2)]
-    recorder = LossRecorder(done, world_size=1, num_micro_batches=2, has_class_images=True)
+    recorder = LossRecorder(done, world_size=1, num_micro_batches=2, has_prior_loss=True)
     for step in range(3):
         assert not recorder.due()
         recorder.add(torch.tensor([6.0, 4.0, 2.0]) + 2 * step, 0.1 * step)

@@ -21,6 +21,7 @@ from dreambooth_trainer.families.base import AdapterInfo, Stage
 from dreambooth_trainer.families.ddpm import loss_target
 from dreambooth_trainer.families.registry import local_folder, open_family, weights_digest
 from dreambooth_trainer.methods.registry import open_method
+from dreambooth_trainer.phases import publish
 from dreambooth_trainer.sprites import WEIGHTS
 from dreambooth_trainer.sprites.examples import EXAMPLES, example_images
 
@@ -56,7 +57,7 @@ def test_shapes(tiny_model: Path, images: list[Image.Image]) -> None:
     for live in ((), family.text_encoders):
         examples = encoded | stage.encode_prompts(prompts, live)
         noise = {name: torch.randn(3, *shape) for name, shape in stage.noise_shapes(examples).items()}
-        assert stage.loss(stage.modules, examples, noise, torch.tensor([0.0, 0.5, 0.999])).shape == (3,)
+        assert stage.denoise(stage.modules, examples, noise, torch.tensor([0.0, 0.5, 0.999])).errors().shape == (3,)
 
 
 def test_latents_decode_to_the_encoded_images() -> None:
@@ -97,6 +98,30 @@ def test_the_autoencoder_runs_in_fp32_if_its_configuration_requires_it(
     assert pipeline.vae.dtype == (torch.float32 if force_upcast else torch.bfloat16)
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline("a dog", num_inference_steps=1, height=32, width=32).images[0].size == (32, 32)
+
+
+def test_adapters_for_other_tools_do_not_tell_where_the_base_model_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Writer:
+        def save_kohya_adapter(self, folder: Path, target: Path, info: AdapterInfo) -> None:
+            target.write_text(info.base_model)
+
+    monkeypatch.setattr(publish, "open_family", lambda folder: Writer())
+    for model, name in (("/home/grandma/models/base", "base"), ("team/model", "team/model")):
+        plan = make_plan({"model": {"id": model}, "training": LORA})
+        assert publish._save_kohya_adapter(plan, tmp_path, tmp_path / "adapter")
+        assert (tmp_path / "adapter").read_text() == name
+
+
+def test_saved_configurations_do_not_tell_where_the_base_model_is(tiny_model: Path, tmp_path: Path) -> None:
+    stage = open_family(tiny_model).open(tiny_model, ["unet"])
+    open_family(tiny_model).save(tiny_model, stage.modules, tmp_path)
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".safetensors"]
+    assert {"model_index.json", "unet/config.json", "vae/config.json"} <= {str(f.relative_to(tmp_path)) for f in files}
+    assert not [path for path in files if str(tiny_model).encode() in path.read_bytes()]
+    assert local_folder(BaseModelRef(id=str(tmp_path))) == tmp_path
+    open_family(tmp_path).open(tmp_path, ["unet", "vae"])
 
 
 @pytest.mark.parametrize("side", [768, 1024])

@@ -107,4 +107,4 @@ def test_min_snr_weights_are_rejected_by_the_loss(model: Path) -> None:
     family = open_family(model)
     stage = family.open(model, ())
     with pytest.raises(UserError, match="does not apply to models with flow matching"):
-        stage.loss({}, {}, {}, torch.zeros(1), 5.0)
+        stage.denoise({}, {}, {}, torch.zeros(1), 5.0)

@@ -111,14 +111,29 @@ def test_an_identifier_that_becomes_a_token_is_not_a_part_of_words(
     assert rare_identifier(folder, JOB, new_token=True) == "xq"
 
 
+def test_an_identifier_that_becomes_a_token_is_new_to_all_tokenizers(saved: Callable[[Any], Path]) -> None:
+    folder = saved(clip(["xq", "vjk"]))
+    other = clip(["xq", "vjk"])
+    other.add_tokens("vjk")
+    other.save_pretrained(folder / "tokenizer_2")
+    assert rare_identifier(folder, JOB) == "vjk"
+    assert rare_identifier(folder, JOB, new_token=True) == "xq"
+
+
 @pytest.mark.parametrize(
     "spec",
     [
         {},
         {"evaluation": {"prompts": ["a {} with a gnvjkr"]}},
         {"priorPreservation": {"classPrompt": "a gnvjkr"}, "training": {"method": "PivotalTuning"}},
+        {
+            "training": {
+                "method": "TextualInversion",
+                "validation": {"prompts": ["a {} with a gnvjkr"], "everySteps": 100},
+            }
+        },
     ],
-    ids=["default prompts", "prompts of the job", "class prompt"],
+    ids=["default prompts", "prompts of the job", "class prompt", "validation prompts"],
 )
 def test_an_identifier_that_becomes_a_token_is_not_inside_of_the_words_of_prompts(
     spec: dict[str, Any], saved: Callable[[Any], Path]

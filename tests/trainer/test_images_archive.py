@@ -42,6 +42,19 @@ def test_an_archive_is_read_like_its_only_folder(tmp_path: Path) -> None:
     assert found.warnings == [f"more in {tmp_path}/photos.ZIP: subfolders are ignored"]
 
 
+def test_names_may_begin_with_the_current_folder(tmp_path: Path) -> None:
+    """Some tools write such names, and an entry for the folder itself."""
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as file:
+        for name, content in {
+            "./": b"", "./dog/": b"", "./dog/0.png": b"zero", "././dog/1.png": b"one", "./dog/0.txt": b"a sks dog",
+        }.items():  # fmt: skip
+            file.writestr(name, content)
+    found = read_folder(str(tmp_path / "photos.zip"))
+    assert [(image.name, image.data) for image in found.images] == [("0.png", b"zero"), ("1.png", b"one")]
+    assert found.captions == {"0.png": "a sks dog"}
+    assert not found.warnings
+
+
 def test_an_archive_in_an_object_store_can_have_folders_of_kohya() -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:

@@ -153,6 +153,21 @@ def test_a_job_dumped_for_the_public_does_not_tell_where_the_photos_are() -> Non
         assert dumped["spec"] == {**expected, "training": {"steps": 9}, "output": {"formats": ["diffusers"]}}
 
 
+def test_a_job_dumped_for_the_public_names_local_models_without_their_folders() -> None:
+    model = {"id": "/home/grandma/models/base", "superResolution": {"id": "/home/grandma/models/second/"}}
+    spec = {
+        "model": model,
+        "subject": {"class": "dog", "images": {"uri": "photos"}},
+        "evaluation": {"encoders": {"dino": "/home/grandma/dino", "clip": "openai/clip-vit-base-patch32"}},
+    }
+    head = {"apiVersion": "dreambooth.dev/v1alpha1", "kind": "DreamBoothJob", "metadata": {"name": "dog"}}
+    job = DreamBoothJob.model_validate({**head, "spec": spec})
+    dumped = yaml.safe_load(dump_job(job, public=True))["spec"]
+    assert dumped["model"] == {"id": "base", "superResolution": {"id": "second"}}
+    assert dumped["evaluation"]["encoders"] == {"dino": "dino", "clip": "openai/clip-vit-base-patch32"}
+    assert yaml.safe_load(dump_job(job))["spec"]["model"] == model
+
+
 def test_job_file_with_another_digest_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(JOB)

@@ -23,8 +23,8 @@ ERRORS = {
     ),
     "a key without a similar one gets the list": (
         spec("output: {zzz: 1}"),
-        "spec.output.zzz (line 9): is not a known key; allowed keys: uri, pvc, formats, keepCheckpoints, "
-        "deletionPolicy",
+        "spec.output.zzz (line 9): is not a known key; allowed keys: uri, pvc, formats, select, "
+        "keepCheckpoints, deletionPolicy",
     ),
     "a missing key gets an example": (
         JOB.replace("    class: dog\n", ""),
@@ -37,8 +37,8 @@ ERRORS = {
     ),
     "an invalid enum value gets a suggestion": (
         spec("training: {method: lora}"),
-        "spec.training.method (line 9): 'lora': must be one of Full, LoRA, DoRA, TextualInversion, PivotalTuning; "
-        "write method: LoRA",
+        "spec.training.method (line 9): 'lora': must be one of Full, LoRA, DoRA, TextualInversion, PivotalTuning, "
+        "None; write method: LoRA",
     ),
     "a stage that ZeRO does not have": (
         spec("training: {deepspeed: {stage: 4}}"),
@@ -73,8 +73,8 @@ ERRORS = {
         "spec.subject.class (line 8): False: must be a string, not a Boolean; write it in quotes",
     ),
     "a string in place of a Boolean": (
-        spec("priorPreservation: {enabled: maybe}"),
-        "spec.priorPreservation.enabled (line 9): 'maybe': must be true or false, not a string; "
+        spec("evaluation: {enabled: maybe}"),
+        "spec.evaluation.enabled (line 9): 'maybe': must be true or false, not a string; "
         "write true or false, without quotes",
     ),
     "a string in place of a list": (
@@ -136,15 +136,66 @@ ERRORS = {
         "spec.output.formats (line 10): the adapter and the tokens of method PivotalTuning need each other, and it "
         "contains only lora; add embeddings, or remove lora",
     ),
-    "class images for new tokens": (
-        spec("training: {method: TextualInversion}\npriorPreservation: {enabled: true}"),
-        "spec.priorPreservation.enabled (line 10): method TextualInversion does not change the model's weights, so "
-        "there is no prior to preserve; remove enabled, or set training.method: LoRA",
+    "too many validations": (
+        spec("training: {steps: 1001, validation: {prompts: ['a {}'], everySteps: 10}}"),
+        "spec.training.validation.everySteps (line 9): 10 gives more than 100 validations in 1001 steps; set 11 or "
+        "more",
+    ),
+    "the best step without validations": (
+        spec("output: {select: Best}"),
+        "spec.output.select (line 9): is Best, which is selected by the scores of validations, and there are none; set "
+        "training.validation, for example {prompts: ['a {} on the beach'], everySteps: 100}; or remove select",
+    ),
+    "the best step without scores": (
+        spec(
+            "training: {validation: {prompts: ['a {}'], everySteps: 10}}\nevaluation: {enabled: false}\n"
+            "output: {select: Best}"
+        ),
+        "spec.output.select (line 11): is Best, which is selected by the scores of validations, and evaluation.enabled "
+        "is false; set evaluation.enabled: true, or remove select",
+    ),
+    "patience for the last step": (
+        spec("training: {validation: {prompts: ['a {}'], everySteps: 10, patience: 3}}\noutput: {select: Last}"),
+        "spec.training.validation (line 9): sets patience, which applies only to output.select: Best; set "
+        "output.select: Best, or remove patience",
+    ),
+    "a tracker twice": (
+        spec("training: {reportTo: [wandb, mlflow, wandb]}"),
+        "spec.training.reportTo (line 9): contains wandb more than once; list each tracker once",
+    ),
+    "preservation for new tokens": (
+        spec("training: {method: TextualInversion}\npriorPreservation: {mode: Bound}"),
+        "spec.priorPreservation.mode (line 10): method TextualInversion does not change the model's weights, so "
+        "prior preservation does not apply; remove mode, or set training.method: LoRA",
+    ),
+    "class images for a mode without them": (
+        spec("priorPreservation: {mode: Prediction, numClassImages: 9}"),
+        "spec.priorPreservation.numClassImages (line 9): does not apply to mode Prediction; remove numClassImages, or "
+        "set mode: Images",
+    ),
+    "a weight without a loss": (
+        spec("priorPreservation: {mode: None, lossWeight: 2}"),
+        "spec.priorPreservation.lossWeight (line 9): does not apply to mode None; remove lossWeight, or set mode: "
+        "Images or Prediction or Bound",
     ),
     "a trained text encoder with new tokens": (
         spec("training: {method: TextualInversion, textEncoder: {train: true}}"),
         "spec.training.textEncoder.train (line 9): method TextualInversion trains new tokens only, not the weights of "
         "the text encoder; remove train, or set method: LoRA",
+    ),
+    "settings of a training without one": (
+        spec("training: {method: None, steps: 5, learningRate: 0.1}"),
+        "spec.training.steps (line 9): method None trains nothing, so steps and learningRate do not apply; remove "
+        "steps and learningRate, or set another method",
+    ),
+    "an adapter of another method": (
+        spec("training: {method: LoRA, imagePrompt: {scale: 0.5}}"),
+        "spec.training.imagePrompt (line 9): does not apply to method LoRA; remove imagePrompt, or set method: None",
+    ),
+    "a complete model of the image-prompt adapter": (
+        spec("training: {method: None}\noutput: {formats: [diffusers]}"),
+        "spec.output.formats (line 10): contains diffusers, which method None does not publish; remove diffusers, or "
+        "set training.method: Full or LoRA or DoRA or TextualInversion or PivotalTuning",
     ),
     "output to the built-in subjects": (
         spec("output: {uri: 'builtin:sprites/dog'}"),

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from dreambooth_trainer.families.ddpm import loss_target, min_snr_weights
 from dreambooth_trainer.families.stable_diffusion import StableDiffusionStage
 from dreambooth_trainer.methods.base import Learner
-from dreambooth_trainer.training.module import Batch, DreamBoothModule
+from dreambooth_trainer.training.batches import Batch
+from dreambooth_trainer.training.module import DreamBoothModule
+from dreambooth_trainer.training.preservation import ClassImages
 
 
 def test_weights_follow_the_equations_of_the_paper() -> None:
@@ -53,7 +55,7 @@ def test_instance_and_class_images_are_weighted_alike(prediction_type: str) -> N
 
     def losses(gamma: float | None) -> Tensor:
         stage = StableDiffusionStage({}, tokenizer, scheduler)
-        return DreamBoothModule(stage, Learner({"unet": Zero()}, []), 0.5, gamma)(batch)
+        return DreamBoothModule(stage, Learner({"unet": Zero()}, []), ClassImages(), 0.5, gamma)(batch)
 
     errors = loss_target(scheduler, latents, noise, timesteps).square().mean(dim=(1, 2, 3))
     weighted = errors * min_snr_weights(scheduler.alphas_cumprod[timesteps], 5.0, prediction_type)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from dreambooth_api.model import BaseModelRef
 from dreambooth_trainer.cluster.hardware import Hardware
 from dreambooth_trainer.planning.fit import size_of
 from dreambooth_trainer.planning.make_plan import JobFacts, draft_plan, make_plan
-from dreambooth_trainer.planning.memory import GIB, ModelSize
+from dreambooth_trainer.planning.memory import GIB, ModelSize, memory_need, plain_bytes
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.sprites import WEIGHTS
 from dreambooth_trainer.training.memory_count import LiveBytes, count_size
@@ -81,6 +82,30 @@ def test_the_parameters_of_stable_diffusion_are_counted(sd15: Path) -> None:
     assert lora.trainable == 3_654_144
 
 
+def test_what_is_kept_of_the_base_model_is_counted(sd15: Path) -> None:
+    def size(mode: str, workers: int = 2, **training: Any) -> ModelSize:
+        settings = {"resolution": 256, "globalBatchSize": 2, **training}
+        spec = {
+            "model": {"id": str(sd15)},
+            "cluster": {"workers": workers},
+            "training": settings,
+            "priorPreservation": {"mode": mode},
+        }
+        return count_size(plan_of(spec, precision="bf16"), sd15, 2, encoding_batch=1)
+
+    weights = 859_520_964
+    images, prediction, bound = (size(mode) for mode in ("Images", "Prediction", "Bound"))
+    assert (images.frozen, prediction.frozen, bound.frozen) == (0, weights, weights)
+    assert prediction.loaded == bound.loaded == 2 * images.loaded
+    assert prediction.assembled == bound.assembled == images.assembled
+    assert bound.activations == pytest.approx(images.activations + 2 * weights, rel=0.01)
+    # A single process keeps trained weights, and their exact copy, in fp32.
+    assert size("Bound", workers=1).frozen == 2 * weights
+    assert weights < size("Prediction", workers=1).frozen < 1.01 * weights, "norms are in fp32"
+    lora = {"method": "LoRA", "lora": {"rank": 4}}
+    assert size("Prediction", **lora).frozen == size("Bound", **lora).frozen == weights
+
+
 @pytest.mark.parametrize(
     ("training", "gib"),
     # GiB of one image in bf16, counted independently (shared/STACK-FACTS.md): 0.92 and 0.14.
@@ -107,8 +132,8 @@ def test_activations_scale_with_images_precision_and_trained_parts(sd15: Path) -
 
 @pytest.mark.parametrize("training", [{}, {"method": "LoRA"}, {"gradientCheckpointing": True}], ids=str)
 def test_the_count_is_what_a_real_step_allocates(tiny_model: Path, training: dict[str, Any]) -> None:
+    from dreambooth_trainer.training.batches import Batch
     from dreambooth_trainer.training.model import build_module
-    from dreambooth_trainer.training.module import Batch
 
     spec = {"model": {"id": str(tiny_model)}, "training": {"resolution": 64, **training}}
     plan = plan_of(spec)
@@ -127,6 +152,22 @@ def test_the_count_is_what_a_real_step_allocates(tiny_model: Path, training: dic
     assert size.backward == pytest.approx(max(0, memory.peak - gradients), rel=0.1)
 
 
+def test_validation_needs_the_other_modules_and_the_memory_of_one_image(sd15: Path) -> None:
+    validated = {"validation": {"prompts": ["a {}", "a red {}"], "everySteps": 100}}
+    without, with_images = (count(sd15, 2, **training) for training in ({}, validated))
+    assert (without.validators, without.validation) == (0, 0)
+    assert without == replace(with_images, validators=0, validation=0)
+    # The text encoder in bf16, and the autoencoder in fp32, as its configuration requires.
+    assert with_images.validators == 2 * 123_060_480 + 4 * 83_653_863
+    assert 0 < with_images.validation - with_images.validators <= with_images.sampling
+    needs = {
+        gpu: [memory_need(size, plain_bytes(), gpu=gpu, frozen_bytes=2).total for size in (without, with_images)]
+        for gpu in (True, False)
+    }
+    assert needs[False][1] - needs[False][0] == with_images.validation
+    assert 0 <= needs[True][1] - needs[True][0] < with_images.validation, "activations are freed before"
+
+
 def test_a_plan_is_sized_for_the_micro_batch_of_one_process() -> None:
     sizes: list[int] = []
 
@@ -135,10 +176,10 @@ def test_a_plan_is_sized_for_the_micro_batch_of_one_process() -> None:
         return ModelSize(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
     training = {"globalBatchSize": 16, "gradientAccumulationSteps": 2}
-    for enabled in (True, False):
-        spec = {"training": training, "cluster": {"workers": 2}, "priorPreservation": {"enabled": enabled}}
+    for mode in ("Images", "Prediction", "Bound", "None"):
+        spec = {"training": training, "cluster": {"workers": 2}, "priorPreservation": {"mode": mode}}
         size_of(plan_of(spec), measure)
-    assert sizes == [8, 4]
+    assert sizes == [8, 8, 4, 4]
 
 
 def test_a_broken_configuration_is_reported_with_its_folder(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dreambooth_trainer.families.base import trained_modules
 from dreambooth_trainer.families.registry import open_family
 from dreambooth_trainer.planning.memory import GIB
+from dreambooth_trainer.training.batches import Batch
 from dreambooth_trainer.training.memory_count import LiveBytes, count_size, fused_attention
-from dreambooth_trainer.training.module import Batch, DreamBoothModule, prepare_module
+from dreambooth_trainer.training.module import DreamBoothModule, prepare_module
 from dreambooth_trainer.training.plain_engine import cast_frozen_matrices
 
 pytestmark = pytest.mark.trainer

@@ -62,6 +62,12 @@ def test_scores_of_known_images() -> None:
     assert "pres" not in scores.prompts[0].values
 
 
+def test_scores_name_encoders_of_local_folders_without_their_paths() -> None:
+    encoders = Encoders(ColorEncoder("/home/grandma/dino-vits16"), ColorEncoder("openai/clip-vit-base-patch32"))
+    scores = measure(encoders, [RED], [PromptImages("red", [RED])])
+    assert (scores.dino_encoder, scores.clip_encoder) == ("dino-vits16", "openai/clip-vit-base-patch32")
+
+
 def test_clip_t_is_the_mean_over_images() -> None:
     scores = measure(ENCODERS, [RED], [PromptImages("red", [RED] * 3), PromptImages("green", [BLUE])])
     assert scores.values["clipT"] == pytest.approx(3 / 4)
@@ -178,7 +184,7 @@ class Mock:
 
 reporter = http.OperatorReporter(Mock(), Mock())
 reporter.finished(TrainerPhase.EVALUATE, {"key": "k", **scores.values})
-assert reporter._message.scores["sharpNess"] == 0.5
+assert reporter.message.scores["sharpNess"] == 0.5
 
 from dreambooth_operator.crd.definitions import job_crd
 

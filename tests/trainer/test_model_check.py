@@ -30,6 +30,11 @@ SINGLE_FILE = {"output": {"formats": ["diffusers", "safetensors"]}}
         ),
         ("tiny_sd3_model", {"training": {"method": "TextualInversion"}}, ["spec.training.method"]),
         (
+            "tiny_sd3_model",
+            {"training": {"method": "None", "imagePrompt": {"adapter": {"id": "builtin:sprites"}}}},
+            ["spec.training.method"],
+        ),
+        (
             "tiny_xl_model",
             {
                 "subject": {**SUBJECT, "identifier": "og", "instancePrompt": "a og dog" + " on the beach" * 6},

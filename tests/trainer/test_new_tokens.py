@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from test_plan import make_plan
+from tinymodels import tiny_t5, tiny_text_config
 from torch import nn
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from dreambooth_trainer.methods.tokens import ExtendedEmbedding
+from dreambooth_trainer.methods.tokens import ExtendedEmbedding, extend
+from dreambooth_trainer.models.clip_pooling import pool_at_end
 from dreambooth_trainer.sampling.prompt_check import check_prompts
 from dreambooth_trainer.sampling.token_check import token_issues
 from dreambooth_trainer.sprites import WEIGHTS
@@ -71,11 +75,58 @@ def test_a_token_is_not_read_inside_of_words_of_any_prompt(field: str, spec: dic
 
 def test_embeddings_have_the_number_format_of_the_rows_also_if_only_parameters_are_cast() -> None:
     """DeepSpeed casts parameters, but no buffers."""
-    embedding = ExtendedEmbedding(nn.Embedding(4, 8), 4, torch.ones(1, 8))
+    embedding = ExtendedEmbedding(nn.Embedding(4, 8), 4, torch.ones(1, 8, dtype=torch.bfloat16))
     for parameter in embedding.parameters():
         parameter.data = parameter.data.bfloat16()
     assert embedding.norms.dtype is torch.float32
     assert embedding(torch.tensor([0, 4])).dtype is torch.bfloat16
+
+
+def test_new_tokens_keep_the_norms_that_they_start_with() -> None:
+    start = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
+    embedding = ExtendedEmbedding(nn.Embedding(4, 2), 4, start)
+    assert torch.equal(embedding.vectors(), start)
+    embedding.rows.data = torch.tensor([[0.0, 100.0], [1e-3, 0.0]])  # after some training
+    torch.testing.assert_close(embedding(torch.tensor([4, 5])), torch.tensor([[0.0, 5.0], [2.0, 0.0]]))
+
+
+@pytest.mark.parametrize("eos_in_config", [2, None], ids=["as on the Hub", "of newer models"])
+def test_prompts_with_new_tokens_are_pooled_at_their_end(eos_in_config: int | None) -> None:
+    tokenizer: Any = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
+    config = tiny_text_config(tokenizer, 16, "gelu", 1)
+    config.eos_token_id = eos_in_config or tokenizer.eos_token_id
+    encoder: Any = CLIPTextModelWithProjection(config).eval()
+    known = tokenizer("a dog", padding="max_length", return_tensors="pt").input_ids
+    before = encoder(known).text_embeds
+    tokenizer.add_tokens("sks")
+    encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    pool_at_end(encoder, tokenizer)
+    assert encoder.config.eos_token_id == tokenizer.eos_token_id, "a published model pools there in other tools, too"
+    assert torch.equal(encoder(known).text_embeds, before), "prompts without new tokens are pooled as before"
+    # Only what follows the token differs, and the token comes first: a causal encoder pools elsewhere if this is equal.
+    first, second = (
+        encoder(tokenizer(text, padding="max_length", return_tensors="pt").input_ids).text_embeds
+        for text in ("sks dog", "sks cat")
+    )
+    assert not torch.equal(first, second)
+
+
+def test_encoders_that_get_new_tokens_pool_at_the_end() -> None:
+    tokenizer: Any = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
+    config = tiny_text_config(tokenizer, 16, "gelu", 1)
+    config.eos_token_id = 2
+    encoder = CLIPTextModelWithProjection(config)
+    slot = SimpleNamespace(module="text_encoder", tokenizer=tokenizer)
+    stage: Any = SimpleNamespace(modules={"text_encoder": encoder}, text=[slot])
+    extend(stage, make_plan({"training": {"method": "TextualInversion"}}))
+    assert encoder.config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_encoders_that_do_not_pool_stay_as_they_are() -> None:
+    encoder, tokenizer = tiny_t5(16)
+    before = encoder.config.to_dict()
+    pool_at_end(encoder, tokenizer)
+    assert encoder.config.to_dict() == before
 
 
 def test_all_vectors_count_in_the_length_of_prompts() -> None:

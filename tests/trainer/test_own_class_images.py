@@ -11,6 +11,7 @@ from imagefiles import encoded, noise
 from inline_pool import InlinePool
 from jobtext import LoadText
 from jobtext import spec as spec_text
+from pydantic import ValidationError
 
 from dreambooth_api.errors import UserError
 from dreambooth_api.job import DreamBoothJob
@@ -113,8 +114,8 @@ def test_all_own_images_are_used_if_the_job_sets_no_number(tmp_path: Path, dogs:
     )
     plan = with_own_class_images(plan, 300)  # fmt: skip
     assert (plan.num_class_images, plan.num_own_class_images) == (300, 300)
-    disabled = context_of(tmp_path / "job", dogs, enabled=False)
-    assert (disabled.plan.num_own_class_images, disabled.class_images, class_images_of(disabled)) == (0, (), [])
+    with pytest.raises(ValidationError, match="does not apply to mode Prediction; remove images"):
+        context_of(tmp_path / "job", dogs, mode="Prediction", sampler={})
 
 
 def test_changed_images_are_encoded_again_and_lost_ones_restored(tmp_path: Path, dogs: Path) -> None:

@@ -9,17 +9,23 @@ from typing import Any
 
 import pytest
 from imagefiles import encoded
+from inline_pool import InlinePool
 from PIL import Image
 from rich.console import Console
+from test_plan import make_plan as plan_of
 
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.images import RawImage
 from dreambooth_trainer.metrics import encoders, measure
 from dreambooth_trainer.phases import evaluate, train
-from dreambooth_trainer.phases.base import Phase
+from dreambooth_trainer.phases.base import Context, Phase
+from dreambooth_trainer.phases.class_images import CLASS_IMAGES
+from dreambooth_trainer.phases.encode import ENCODE
 from dreambooth_trainer.phases.evaluate import evaluation_store
 from dreambooth_trainer.phases.prepare import PREPARE
+from dreambooth_trainer.phases.publish import PUBLISH
+from dreambooth_trainer.phases.train import TRAIN
 from dreambooth_trainer.planning.plan import Plan, SamplerSettings, fill_defaults
 from dreambooth_trainer.progress.console import LineReporter
 from dreambooth_trainer.runner import run_phase
@@ -99,6 +105,34 @@ def test_training_reports_samples_of_the_global_batch_world_size_and_saved_step(
     assert (progress.count, progress.facts) == (3, facts)
     report(record, CheckpointSaved(2))
     assert progress.facts == {**facts, "saved_step": 2}
+
+
+def test_validation_changes_the_report_only_and_trackers_change_nothing(tmp_path: Path) -> None:
+    keys = {phase: phase.value for phase in TrainerPhase}
+    pool: Any = InlinePool()
+
+    def inputs(phase: Phase, **training: Any) -> str:
+        context = Context(plan_of({"training": training}), JobFolder(tmp_path), ((),), "store", keys, pool)
+        return json.dumps(phase.inputs(context))
+
+    validation = {"prompts": ["a {} on the beach"], "everySteps": 100}
+    for phase in (PREPARE, CLASS_IMAGES, ENCODE, TRAIN):
+        assert inputs(phase) == inputs(phase, validation=validation) == inputs(phase, reportTo=["tensorboard"])
+    assert inputs(PUBLISH) == inputs(PUBLISH, reportTo=["tensorboard"]) != inputs(PUBLISH, validation=validation)
+
+
+def test_publishing_depends_on_the_selection_only_by_the_training(tmp_path: Path) -> None:
+    """A job that has trained with the same result does not publish again."""
+
+    def inputs(phase: Phase, select: str, **more: Any) -> str:
+        validation = {"prompts": ["a {} on the beach"], "everySteps": 100, **more}
+        plan = plan_of({"training": {"validation": validation}, "output": {"select": select}})
+        keys = {phase: phase.value for phase in TrainerPhase}
+        pool: Any = InlinePool()
+        return json.dumps(phase.inputs(Context(plan, JobFolder(tmp_path), ((),), "store", keys, pool)))
+
+    for phase, expected in ((TRAIN, 3), (PUBLISH, 1)):
+        assert len({inputs(phase, "Last"), inputs(phase, "Best"), inputs(phase, "Best", patience=2)}) == expected
 
 
 def test_both_models_start_from_the_same_noise() -> None:

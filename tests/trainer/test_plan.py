@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from dreambooth_api.deepspeed_keys import PLANNED, reserved_keys
 from dreambooth_api.errors import UserError
@@ -12,7 +13,7 @@ from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.cluster.hardware import Hardware
 from dreambooth_trainer.planning import describe
 from dreambooth_trainer.planning.defaults import PAPER, SPRITES
-from dreambooth_trainer.planning.describe import class_images_row
+from dreambooth_trainer.planning.describe import class_images_row, preservation_row
 from dreambooth_trainer.planning.fit import check_stage
 from dreambooth_trainer.planning.machine_memory import phase_bytes
 from dreambooth_trainer.planning.make_plan import PlannedJob
@@ -66,7 +67,7 @@ def make_plan(spec: dict | None = None, images: int = 4, gpus: int = 0, precisio
 def test_models_other_than_the_embedded_one_get_the_defaults_of_the_paper() -> None:
     plan = make_plan({"model": {"id": "some/model"}})
     assert (plan.steps, plan.learning_rate, plan.resolution, plan.num_class_images) == (1000, 5e-6, 512, 800)
-    assert plan.spec.prior_preservation.loss_weight == 1.0
+    assert plan.spec.prior_loss_weight == 1.0
     assert make_plan({"model": {"id": "some/model"}}, images=12).num_class_images == PAPER.max_class_images
 
 
@@ -104,6 +105,23 @@ def test_only_as_many_class_images_are_planned_as_training_uses() -> None:
 def test_the_plan_states_that_training_uses_fewer_class_images(wanted: int | None, text: str) -> None:
     plan = make_plan({"training": {"steps": 10, "globalBatchSize": 3}, "priorPreservation": {"numClassImages": wanted}})
     assert class_images_row(plan).startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("mode", "method", "text"),
+    [
+        (None, "Full", "Images, loss weight 1"),
+        ("Prediction", "Full", "Prediction, loss weight 1, with a frozen copy of the trained modules"),
+        ("Prediction", "LoRA", "Prediction, loss weight 1"),
+        ("Bound", "Full", "Bound, loss weight 0.01, with a frozen copy of the trained modules"),
+        ("None", "LoRA", "None: expect language drift"),
+        (None, "TextualInversion", "None: the weights do not change"),
+    ],
+)
+def test_the_plan_states_how_the_prior_is_preserved(mode: str | None, method: str, text: str) -> None:
+    plan = make_plan({"training": {"method": method}, "priorPreservation": {"mode": mode}})
+    assert preservation_row(plan) == text
+    assert (class_images_row(plan) == "none") == (not text.startswith("Images"))
 
 
 @pytest.mark.parametrize(
@@ -184,6 +202,18 @@ def test_all_step_counts_above_the_default_are_reported_at_once() -> None:
         make_plan({"training": {"warmupSteps": 500, "checkpointEverySteps": 500}})
     assert len(caught.value.issues) == 2
     assert make_plan({"training": {"warmupSteps": 400, "checkpointEverySteps": 400}}).steps == 400
+
+
+def test_an_interval_of_validations_fits_the_default_number_of_steps() -> None:
+    def every(steps: int) -> Plan:
+        return make_plan({"training": {"validation": {"prompts": ["a {}"], "everySteps": steps}}})
+
+    with pytest.raises(UserError, match=r"everySteps: 3: gives more than 100 validations in 400 steps; set 4 or more"):
+        every(3)
+    assert every(4).steps == 400
+    # In the CRD, 100 x everySteps is an int64.
+    with pytest.raises(ValidationError, match="less than or equal to 1000000"):
+        every(10**17)
 
 
 def test_the_batch_is_split_across_all_gpus() -> None:
@@ -366,4 +396,14 @@ def test_subjects_of_the_same_class_share_class_images() -> None:
 def test_every_class_prompt_needs_class_images() -> None:
     with pytest.raises(UserError, match="is less than the number of class prompts, which is 2; set 2 or more"):
         plan_subjects(DOG, CAT, priorPreservation={"numClassImages": 1})
-    assert plan_subjects(DOG, CAT, priorPreservation={"numClassImages": 1, "enabled": False})
+    assert plan_subjects(DOG, CAT, priorPreservation={"mode": "None"})
+
+
+def test_an_interval_with_too_many_validations_of_the_default_steps_is_rejected() -> None:
+    training = {"validation": {"prompts": ["a {}"], "everySteps": 9}}
+    with pytest.raises(
+        UserError, match=r"validation\.everySteps: 9: .*more than 100 validations in 1000 steps; set 10 or"
+    ):
+        make_plan({"model": {"id": "some/model"}, "training": training})
+    training["validation"]["everySteps"] = 10
+    make_plan({"model": {"id": "some/model"}, "training": training})

@@ -50,13 +50,14 @@ def only_mine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_worker_is_sent_sigterm_and_is_awaited(only_mine: None) -> None:
     saves = (
         "import signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), sys.exit(7)))\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(3), sys.exit(7)))\n"
         "print('ready', flush=True)\n"
         "time.sleep(60)\n"
     )
     with process("RayTrainWorker.execute", saves) as worker:
         pre_stop.main()
-        assert worker.poll() == 7
+        # A process that ends has no title any more before its parent can see its exit status.
+        assert worker.wait(timeout=2) == 7
 
 
 def test_the_head_waits_until_a_checkpoint_is_registered(

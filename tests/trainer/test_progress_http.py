@@ -22,13 +22,13 @@ from dreambooth_api.model import BaseModelRef, ModelSource
 from dreambooth_api.progress import ProgressMessage
 from dreambooth_api.status import TrainerPhase
 from dreambooth_operator.machinery.certificates import issue, renew_authority
-from dreambooth_trainer.progress import http
+from dreambooth_trainer.progress import forwarding, http
 from dreambooth_trainer.progress.console import LineReporter
+from dreambooth_trainer.progress.forwarding import external_uri
 from dreambooth_trainer.progress.http import (
     Delivery,
     Operator,
     OperatorReporter,
-    external_uri,
     operator_from_environment,
 )
 
@@ -99,7 +99,7 @@ def test_the_last_message_is_complete(listener: Listener, token: Path, ca_file: 
         with reporter.phase(TrainerPhase.TRAIN) as progress:
             progress.total(100)
             progress.done(10, loss=0.5)
-            progress.done(30, loss=0.25, samples=120, world_size=4, saved_step=20)
+            progress.done(30, loss=0.25, samples=120, world_size=4, saved_step=20, selected_step=10)
         scores = {"dino": 0.7, "clipI": 0.8, "clipT": 0.3, "subjects": {"sks": {"dino": 0.9}}}
         reporter.finished(TrainerPhase.EVALUATE, {"key": "k", "seconds": 1.0, **scores})
         reporter.finished(TrainerPhase.PUBLISH, {"key": "k", "seconds": 1.0, "uri": "/out", "digest": "sha256:0"})
@@ -108,6 +108,7 @@ def test_the_last_message_is_complete(listener: Listener, token: Path, ca_file: 
     assert last["phase"] == "Train"
     assert (last["step"], last["steps"], last["loss"]) == (30, 100, 0.25)
     assert (last["samples"], last["worldSize"], last["savedStep"]) == (120, 4, 20)
+    assert last["selectedStep"] == 10
     assert last["etaSeconds"] >= 0
     assert last["classImages"] == {"wanted": 8, "reused": 3, "generated": 5}
     assert last["scores"] == {"dino": 0.7, "clipI": 0.8, "clipT": 0.3}
@@ -209,7 +210,7 @@ def test_long_phases_report_that_they_progress(
     listener: Listener, token: Path, ca_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http, "MIN_INTERVAL_SECONDS", 0.01)
-    monkeypatch.setattr(http, "PROGRESS_INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr(forwarding, "PROGRESS_INTERVAL_SECONDS", 0.05)
     with (
         OperatorReporter(silent(), Operator(listener.url, token, ca_file)) as reporter,
         reporter.phase(TrainerPhase.CLASS_IMAGES) as progress,
@@ -219,8 +220,26 @@ def test_long_phases_report_that_they_progress(
         for count in range(50):
             progress.done(count)
             time.sleep(0.01)
-        received, intervals = len(listener.received), (time.monotonic() - started) / http.PROGRESS_INTERVAL_SECONDS
+        received, intervals = (
+            len(listener.received),
+            (time.monotonic() - started) / forwarding.PROGRESS_INTERVAL_SECONDS,
+        )
     assert 3 <= received <= 2 + intervals, "one report at the start, then one per interval"
+
+
+def test_training_before_its_first_step_reports_that_it_progresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    changes: list[object] = []
+
+    class Recorder(forwarding.ForwardingReporter):
+        def changed(self, *, urgent: bool) -> None:
+            changes.append(self.message.step)
+
+    monkeypatch.setattr(forwarding, "PROGRESS_INTERVAL_SECONDS", 0)
+    with Recorder(silent()).phase(TrainerPhase.TRAIN) as progress:
+        progress.total(50)
+        progress.done(0)
+        progress.done(7, loss=0.5)
+    assert changes == [None, None, 7], "a step that an earlier attempt has reported is not replaced by 0"
 
 
 def test_token_is_not_sent_to_a_server_that_is_not_verified(

@@ -16,6 +16,7 @@ from PIL import Image
 from dreambooth_trainer.metrics.scores import Scores
 from dreambooth_trainer.report.card import code_fence, code_span, model_card, save_gallery
 from dreambooth_trainer.report.contents import Comparison, Finding, Report, SubjectReport, ToolFile
+from dreambooth_trainer.report.page import write_report
 from dreambooth_trainer.report.scores import encoder_names, read_scores, score_rows
 
 VALUES = {"dino": 0.8, "clipI": 0.9, "clipT": 0.3, "pres": 0.4, "subjectDiversity": 0.2, "classDiversity": 0.5}
@@ -94,6 +95,18 @@ def test_a_complete_model_is_a_finetune_without_a_template() -> None:
     assert "<Gallery />" not in model_card(_report()).text
 
 
+def test_the_card_and_the_report_of_image_prompts_claim_no_training(tmp_path: Path) -> None:
+    report = replace(_report(num_class_images=0), settings={"method": "None", "image prompts": "IP-Adapter a/b"})
+    text = model_card(report, formats=["ip-adapter"]).text
+    assert "Nothing was trained." in text
+    assert "arXiv:2308.06721" in text
+    write_report(report, tmp_path / "report.html")
+    assert "Image prompts for org/base" in (tmp_path / "report.html").read_text()
+    for wrong in ("Trained with", "fine-tuned", "DreamBooth fine-tuning", "arXiv:2208.12242"):
+        assert wrong not in text
+        assert wrong not in (tmp_path / "report.html").read_text().partition("<h2>")[0]
+
+
 def test_the_card_names_the_trigger_words_and_the_files_for_other_tools() -> None:
     file = ToolFile("dog.safetensors", "loras/dog.safetensors", "Lora/dog.safetensors", "a|b", "a sks dog")
     text = model_card(replace(_report(), tool_files=(file,))).text
@@ -131,6 +144,12 @@ def test_the_verdict_is_in_the_card() -> None:
     assert "## Verdict\n\n- ✗ `` a `b` ``: The loss rose. **Advice: use a lower rate.**\n" in text
     assert "\n- ✓ All is well. Prompts: `` in `x` ``, `on sand`.\n" in text
     assert "\n- ✓ Done.\n\n##" in text
+
+
+def test_the_card_states_which_step_was_selected() -> None:
+    selection = "Step 100 of 200 was selected: its DINO (0.600) is the highest"
+    assert f"\n{selection}.\n" in model_card(replace(_report(), selection=selection)).content
+    assert "selected" not in model_card(_report()).content
 
 
 def test_training_without_prior_preservation_is_stated() -> None:

@@ -109,10 +109,10 @@ def test_smooth_handles_values_that_are_not_finite(values: Sequence[float]) -> N
 
 
 def test_curves_have_three_lines_with_prior_preservation_and_one_without() -> None:
-    assert {"Total", "Instance images", "Class images (prior)"} <= set(_svg_text(loss_curves(_records(50))))
+    assert {"Total", "Instance images", "Prior"} <= set(_svg_text(loss_curves(_records(50))))
     text = _svg_text(loss_curves(_records(50, prior=False)))
     assert "Total" in text
-    assert "Class images (prior)" not in text
+    assert "Prior" not in text
 
 
 def test_curves_show_the_learning_rate_if_it_varies() -> None:

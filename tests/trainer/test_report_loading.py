@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -99,6 +100,21 @@ def test_the_code_for_sdxl_uses_its_pipeline_and_both_text_encoders() -> None:
     compile(code, "snippet", "exec")
 
 
+def test_the_code_for_flux_loads_tokens_into_clip_and_t5() -> None:
+    code = loading_code(plan("TextualInversion", None), "out", "FluxPipeline")
+    for key, suffix in (("clip_l", ""), ("t5", "_2")):
+        parts = f"text_encoder=pipeline.text_encoder{suffix}, tokenizer=pipeline.tokenizer{suffix}"
+        assert f"load_textual_inversion(embeddings['{key}'], token='sks', {parts})" in code
+    encoder = SimpleNamespace(modules=lambda: [SimpleNamespace(eos_token_id=2), SimpleNamespace()])
+    pipeline = SimpleNamespace(text_encoder=encoder, tokenizer=SimpleNamespace(eos_token_id=49407))
+    seen = [*encoder.modules()]
+    encoder.modules = lambda: seen
+    lines = code.splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("for part in"))
+    exec("\n".join(lines[start : start + 3]), {"pipeline": pipeline})
+    assert [getattr(part, "eos_token_id", None) for part in seen] == [49407, None]
+
+
 def test_a_model_on_the_hub_is_loaded_by_its_id() -> None:
     location = "hf://team/my-dog"
     assert "from_pretrained('team/my-dog')" in loading_code(plan("Full", None), location, "StableDiffusionPipeline")
@@ -144,16 +160,18 @@ def test_a_model_on_the_hub_is_loaded_by_its_id() -> None:
 def test_files_for_other_tools_are_those_that_were_published(
     method: str, formats: list[str] | None, published: str, expected: list[tuple[str, str]]
 ) -> None:
-    files = tool_files(plan(method, formats), published.split())
+    files = tool_files(plan(method, formats), published.split(), "StableDiffusionPipeline")
     assert [(file.file, file.comfyui) for file in files] == expected
 
 
 def test_other_tools_do_not_know_the_embedded_base_model() -> None:
-    assert tool_files(plan("Full", None, "builtin:sprites"), ["my-dog.safetensors"]) == ()
+    assert tool_files(plan("Full", None, "builtin:sprites"), ["my-dog.safetensors"], "StableDiffusionPipeline") == ()
 
 
 def test_an_embedding_is_named_after_its_file_in_other_tools() -> None:
-    (file,) = tool_files(plan("TextualInversion", None), ["learned_embeds.safetensors"])
+    published = ["learned_embeds.safetensors"]
+    (file,) = tool_files(plan("TextualInversion", None), published, "StableDiffusionXLPipeline")
     assert file.a1111 == "embeddings/my-dog.safetensors"
     assert file.prompt == "a my-dog dog"
     assert file.note == "my-dog replaces sks in prompts; in ComfyUI write embedding:my-dog"
+    assert tool_files(plan("TextualInversion", None), published, "FluxPipeline") == ()

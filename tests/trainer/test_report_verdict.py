@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from test_plan import make_plan
 
 from dreambooth_api.job import DEFAULT_CLIP, DEFAULT_DINO
 from dreambooth_trainer.metrics.scores import PAPER_DREAMBOOTH, PAPER_TEXTUAL_INVERSION, PromptScore, Scores
 from dreambooth_trainer.report.contents import Finding, Range
+from dreambooth_trainer.report.scores import verdict
 from dreambooth_trainer.report.verdict import Course, findings, loss_finding, normal_ranges, prompt_rows, verdict_lines
+from dreambooth_trainer.store.folder import JobFolder
+from dreambooth_trainer.training.messages import StepRecord
 
 # Means of bench/preservation.py: the embedded base model, and training with and without prior preservation.
 BASE = {"dino": 0.268, "clipT": 0.794, "pres": 0.297, "classDiversity": 0.639}
@@ -41,7 +46,8 @@ def test_a_collapsed_class_is_blamed_on_the_missing_prior_preservation() -> None
     scores = "PRES 0.924 (0.297 before), class diversity 0.061 (0.639 before)"
     text = f"Other objects of the class look like the subject: {scores}"
     without = replace(COURSE, prior_loss_weight=None)
-    assert _problems(_find(WITHOUT, without)) == [(text, "enable prior preservation (spec.priorPreservation.enabled)")]
+    enable = "enable prior preservation (spec.priorPreservation.mode: Images)"
+    assert _problems(_find(WITHOUT, without)) == [(text, enable)]
     raised = "raise spec.priorPreservation.lossWeight (now 1), or use fewer steps (now 400)"
     assert _problems(_find(WITHOUT)) == [(text, raised)]
     # New tokens do not change the class.
@@ -158,3 +164,11 @@ def test_limits_are_in_the_range() -> None:
     assert not Range(low=0.5).contains(0.49)
     assert Range(high=0.5).contains(0.5)
     assert (str(Range(low=0.5)), str(Range(high=0.5))) == ("at least 0.500", "at most 0.500")
+
+
+def test_losses_after_the_selected_step_do_not_count(tmp_path: Path) -> None:
+    plan = make_plan({})
+    losses = [StepRecord(n + 1, 0.1, 0.1 if n < 100 else 0.9, None, 1e-4, world_size=1) for n in range(200)]
+    found = {selected: verdict(JobFolder(tmp_path), plan, None, losses, selected) for selected in (None, 100)}
+    rose = {selected: [f for f in own if f.text.startswith("The loss rose")] for selected, own in found.items()}
+    assert {selected: len(own) for selected, own in rose.items()} == {None: 1, 100: 0}

@@ -59,5 +59,5 @@ def test_every_field_is_described(path: str) -> None:
 
 def test_a_minimal_spec_is_valid() -> None:
     spec = JobSpec(subject=Subject.model_validate({"images": {"uri": "builtin:sprites/x"}, "class": "dog"}))
-    assert spec.preserves_prior
+    assert (spec.preservation, spec.prior_loss_weight) == ("Images", 1)
     assert spec.training.steps is None

@@ -73,10 +73,13 @@ def write_model(folder: Path, *names: str, owner: str = "my-dog", uid: str = "")
     return content
 
 
+FOLDERS = ("validation/step-000000/0.png", "trackers/mlflow/1/meta.yaml")
+
+
 def write_job_folder(root: Path) -> None:
     """Write the folder of a finished job."""
     claim(root, job())
-    for name in ("job.yaml", "report.html", "work/latents", *(f"work/image-{n}.png" for n in range(6))):
+    for name in ("job.yaml", "report.html", "work/latents", *FOLDERS, *(f"work/image-{n}.png" for n in range(6))):
         atomic_write(root / name, "x")
     write_model(root / "model", "model_index.json", "unet/weights")
 

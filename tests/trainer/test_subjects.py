@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,10 +23,18 @@ from dreambooth_trainer.images.sources import RawImage
 from dreambooth_trainer.images.subjects import prepare_subjects, read_subjects
 from dreambooth_trainer.metrics.scores import Scores, failed_thresholds, mean_scores
 from dreambooth_trainer.phases import evaluate
-from dreambooth_trainer.phases.base import Context
+from dreambooth_trainer.phases.base import Context, Phase
 from dreambooth_trainer.phases.class_images import CLASS_IMAGES, class_image_key, class_image_names, class_image_store
-from dreambooth_trainer.phases.encode import class_images_of, encode, encode_shared, instance_prompts, instance_weights
+from dreambooth_trainer.phases.encode import (
+    ENCODE,
+    class_images_of,
+    encode,
+    encode_shared,
+    instance_prompts,
+    instance_weights,
+)
 from dreambooth_trainer.phases.prepare import PREPARE
+from dreambooth_trainer.phases.train import TRAIN
 from dreambooth_trainer.planning.plan import Plan, fill_defaults
 from dreambooth_trainer.sampling.evaluation_set import image_requests
 from dreambooth_trainer.sampling.identifiers import select_identifiers
@@ -207,6 +217,43 @@ def test_latents_know_the_images_of_each_subject(tmp_path: Path) -> None:
     means = data.instance_images.images["latent_mean"][first]
     assert torch.equal(means[0], means[2])
     assert not torch.equal(means[0], means[1])
+
+
+def test_class_prompts_of_mode_prediction_have_the_images_of_their_subjects(tmp_path: Path) -> None:
+    job = job_of(DOG, TEAPOT, priorPreservation={"mode": "Prediction"}, training={"randomFlip": True})
+    context = context_of(job, tmp_path)
+    PREPARE.run(context, Silent())
+    assert CLASS_IMAGES.complete(context)
+    assert CLASS_IMAGES.run(context, Silent())["wanted"] == 0, "no class images are generated"
+    assert class_images_of(context) == []
+    encode(context.plan, context.folder, instance_prompts(context), instance_weights(context), [])
+    data = load_data(context.folder.latents)
+    dogs, teapots = (2 * len(images) for images in context.images)
+    known, learned = data.class_images, data.instance_images
+    assert known
+    assert known.indices == (tuple(range(dogs)), tuple(range(dogs, dogs + teapots))), "each variant is an image"
+    assert torch.equal(known.images["latent_mean"], learned.images["latent_mean"])
+    prompts = known.prompts["input_ids"][known.prompt_indices]
+    assert len({tuple(row) for row in prompts[:dogs].tolist()}) == 1
+    assert not torch.equal(prompts[0], prompts[-1])
+    assert not torch.equal(prompts[0], learned.prompts["input_ids"][learned.prompt_indices[0]])
+
+
+def test_what_is_encoded_and_learned_depends_on_the_mode(tmp_path: Path) -> None:
+    keys = {TrainerPhase.PREPARE: "p", TrainerPhase.CLASS_IMAGES: "c", TrainerPhase.ENCODE: "e"}
+
+    def inputs(phase: Phase, class_prompt: str = "a dog", **preservation: object) -> str:
+        subject = {**DOG, "classPrompt": class_prompt}
+        context = context_of(job_of(subject, priorPreservation=preservation), tmp_path)
+        return json.dumps(phase.inputs(replace(context, keys=keys)))
+
+    modes = ("Images", "Prediction", "Bound", "None")
+    assert len({inputs(TRAIN, mode=mode) for mode in modes}) == 4
+    assert len({inputs(TRAIN, mode="Bound", lossWeight=weight) for weight in (0.1, 0.2)}) == 2
+    assert inputs(TRAIN) == inputs(TRAIN, mode="Images", lossWeight=1)
+    assert inputs(ENCODE, mode="Bound") == inputs(ENCODE, mode="None") != inputs(ENCODE, mode="Prediction")
+    assert inputs(ENCODE, "a photo of a dog", mode="Prediction") != inputs(ENCODE, mode="Prediction")
+    assert inputs(ENCODE, "a photo of a dog", mode="None") == inputs(ENCODE, mode="None")
 
 
 SCORES = {name: Scores(values=values) for name, values in (("sks", {"dino": 0.8, "div": 0.2}), ("zwx", {"dino": 0.4}))}

@@ -13,13 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from PIL import Image
 from safetensors.torch import load_file
 
 from dreambooth_api.job import DreamBoothJob
-from dreambooth_trainer.planning.plan import Plan, fill_defaults
+from dreambooth_trainer.planning.plan import Plan, SamplerSettings, fill_defaults
+from dreambooth_trainer.store.candidates import Candidates
+from dreambooth_trainer.store.validations import Validations
 from dreambooth_trainer.training.cache import EncodedImages, TrainingData, load_data, save_data
 from dreambooth_trainer.training.checkpoint import (
     CheckpointMetadata,
@@ -52,7 +56,8 @@ def make_plan(model: Path, stage: int = 1, precision: str = "fp32", workers: int
             },
         }
     )
-    return fill_defaults(job, image_count=4, identifiers=["sks"], zero_stage=stage, precision=precision)
+    plan = fill_defaults(job, image_count=4, identifiers=["sks"], zero_stage=stage, precision=precision)
+    return plan.model_copy(update={"sampler": SamplerSettings(steps=2, guidance_scale=3)})
 
 
 def make_data(path: Path) -> Path:
@@ -97,11 +102,19 @@ def _rank(rank: int, world_size: int, port: int, cases: list[dict[str, Any]], da
     from dreambooth_trainer.training.deepspeed_engine import ZeroEngine
     from dreambooth_trainer.training.engine import Engine, open_engine
     from dreambooth_trainer.training.loop import run_step
+    from dreambooth_trainer.training.saving import save_candidate
+    from dreambooth_trainer.training.validation import Validator
 
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)  # DeepSpeed requires this variable of its launcher
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     losses: dict[str, list[float]] = {}
+
+    def any_rank(flags: tuple[bool, ...]) -> list[bool]:
+        reduced = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(reduced, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in reduced.tolist()]
+
     for case in cases:
         plan: Plan = case["plan"]
         cached = load_data(case.get("data", data))
@@ -111,11 +124,15 @@ def _rank(rank: int, world_size: int, port: int, cases: list[dict[str, Any]], da
         torch.manual_seed(plan.spec.training.seed)
         open_case = ZeroEngine if case.get("deepspeed") else open_engine
         engine: Engine = open_case(plan, world_size, saved)
+        validator = None
+        if "images" in case:
+            validations = Validations(case["images"], "key", 2)
+            validator = Validator(plan, engine, validations, rank, world_size, any_rank)
         recorder = LossRecorder(
             [] if saved is None else [StepRecord(0, 0.0, 0.0, 0.0, 0.0, 1)] * read_metadata(saved).step,
             world_size=world_size,
             num_micro_batches=world_size * plan.spec.training.gradient_accumulation_steps,
-            has_class_images=True,
+            has_prior_loss=True,
         )
         first = len(recorder.records)
         for step in range(first, case.get("until", STEPS) + 1):
@@ -127,6 +144,10 @@ def _rank(rank: int, world_size: int, port: int, cases: list[dict[str, Any]], da
                 if rank == 0:
                     write_metadata(folder, CheckpointMetadata(step, world_size, plan.zero_stage, plan.precision))
                 dist.barrier()
+            if validator is not None and validator.due(step):
+                validator.run(step, lambda: False)
+                if "candidates" in case and step:
+                    save_candidate(engine, Candidates(case["candidates"]), step, rank, any_rank)
             if step < case.get("until", STEPS):
                 rate = engine.learning_rate
                 recorder.add(run_step(engine, plan, cached, step, rank, world_size), rate)
@@ -155,6 +176,7 @@ LORA: dict[str, Any] = {
     "textEncoder": {"train": True, "learningRate": 1e-2},
     "lrScheduler": "Linear",
 }
+VALIDATED = {"validation": {"prompts": ["a {} on the beach", "a red {}"], "everySteps": 2}}
 # With three workers, ZeRO-3 partitions a bias of four weights unevenly.
 UNTRAINED = [(workers, stage) for workers in (1, 2, 3) for stage in (1, 2, 3)]
 
@@ -180,7 +202,7 @@ def runs(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory)
 
     def case(name: str, stage: int, **more: Any) -> dict[str, Any]:
         precision = more.pop("precision", "fp32")
-        keys = ("resume", "save", "save_at", "until", "deepspeed")
+        keys = ("resume", "save", "save_at", "until", "deepspeed", "images", "candidates")
         extra = {key: more.pop(key) for key in keys if key in more}
         return {"name": name, "plan": make_plan(tiny_model, stage, precision, **more), **extra}
 
@@ -227,6 +249,17 @@ def runs(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory)
             *(case(f"lora {stage} from plain", stage, **LORA, resume=saved("plain-lora")) for stage in (2, 3)),
             case("zero-2 from zero-3", 2, resume=saved(3)),
             case("full at the end", 3, save=folder / "end", save_at=STEPS),
+            *(
+                case(
+                    f"validated {stage}",
+                    stage,
+                    **VALIDATED,
+                    images=folder / f"images-{stage}",
+                    candidates=folder / f"candidates-{stage}",
+                )
+                for stage in (2, 3)
+            ),
+            case("validated bf16", 3, precision="bf16", **VALIDATED, images=folder / "images-bf16"),
         ],
         data,
         folder,
@@ -305,6 +338,38 @@ def test_a_checkpoint_of_two_workers_resumes_with_one(runs: dict, stage: int) ->
 def test_losses_in_bf16_are_close_to_fp32(runs: dict, stage: int) -> None:
     actual, expected = runs["two"][f"zero-{stage} bf16"], runs["two"][f"zero-{stage}"]
     assert actual == pytest.approx(expected, rel=0.05)
+
+
+def test_validation_with_several_workers_does_not_change_losses(runs: dict) -> None:
+    for stage in (2, 3):
+        close(runs["two"][f"validated {stage}"], runs["two"][f"zero-{stage}"])
+    close(runs["two"]["validated bf16"], runs["two"]["zero-3 bf16"])
+    (folder,) = map(Path, runs["folder"])
+    shared, partitioned = (
+        [
+            np.asarray(Image.open(folder / f"images-{stage}" / f"step-00000{step}" / f"{number}.png"), dtype=float)
+            for step in (0, 2, 4)
+            for number in (0, 1)
+        ]
+        for stage in (2, 3)
+    )
+    for one, other in zip(shared, partitioned, strict=True):
+        assert np.abs(one - other).max() <= 2, "each worker generates some of the images, or all of them together"
+    assert np.abs(shared[0] - shared[-2]).max() > 2, "the last image shows the trained weights"
+    assert len(list((folder / "images-bf16").rglob("*.png"))) == 6
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_weights_of_validated_steps_are_consolidated_from_all_shards(runs: dict, stage: int) -> None:
+    (folder,) = map(Path, runs["folder"])
+    candidates = Candidates(folder / f"candidates-{stage}")
+    assert candidates.steps() == [2, STEPS]
+    weights, expected = trained_weights(candidates.folder(2)), trained_weights(folder / f"stage-{stage}")
+    assert weights.keys() == expected.keys()
+    for name, tensor in weights.items():
+        close(tensor.flatten().tolist(), expected[name].flatten().tolist())
+    last = trained_weights(candidates.folder(STEPS))
+    assert max(float((last[name] - tensor).abs().max()) for name, tensor in weights.items()) > 1e-4
 
 
 def test_trained_weights_are_consolidated_from_all_shards(runs: dict, tiny_model: Path) -> None:

@@ -17,6 +17,7 @@ from test_plan import make_plan
 from test_training import run_cases
 
 from dreambooth_api.methods import METHODS
+from dreambooth_trainer.families.base import live_text_encoders
 from dreambooth_trainer.families.registry import open_family
 from dreambooth_trainer.methods.tokens import add_tokens
 from dreambooth_trainer.planning.plan import Plan
@@ -39,6 +40,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "LoRA": ("tiny_model", {"method": "LoRA", **ADAPTERS}),
     "DoRA": ("tiny_model", {"method": "DoRA", **ADAPTERS}),
     "TextualInversion": ("tiny_xl_model", {"method": "TextualInversion", **TOKENS}),
+    "flux PivotalTuning": ("tiny_flux_model", {"method": "PivotalTuning", **ADAPTERS, **TOKENS}),
     "PivotalTuning": ("tiny_model", {"method": "PivotalTuning", **ADAPTERS, **TOKENS}),
 }
 RESUMED = ("TextualInversion", "PivotalTuning")
@@ -76,7 +78,7 @@ def write_data(plan: Plan, path: Path) -> Path:
     """A cache of random latents, four images of each subject and of its class, with the prompts of the plan."""
     folder = Path(plan.model.id)
     family, generator = open_family(folder), torch.Generator().manual_seed(0)
-    live = family.trainable_text_encoders if plan.live_text_encoders else ()
+    live = live_text_encoders(family, plan)
     stage = family.open(folder, [name for name in family.text_encoders if name not in live])
     add_tokens(stage, plan)
     encoded = {name: tensor.contiguous() for name, tensor in stage.encode_prompts(PROMPTS, live).items()}
@@ -89,7 +91,7 @@ def write_data(plan: Plan, path: Path) -> Path:
         prompts = {name: tensor.clone() for name, tensor in encoded.items()}
         return EncodedImages(images, prompts, ranges, indices, weights)
 
-    save_data(TrainingData(kind(0), kind(2) if plan.spec.preserves_prior else None), path)
+    save_data(TrainingData(kind(0), kind(2) if plan.spec.has_class_examples else None), path)
     return path
 
 

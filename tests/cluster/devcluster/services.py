@@ -26,7 +26,7 @@ def start_s3(cluster: NodeCluster, access_key: str, secret_key: str) -> str:
 
 
 def install_kueue(cluster: NodeCluster) -> None:
-    """Install Kueue from its chart, for RayJobs only. Returns when its webhooks respond."""
+    """Install Kueue from its chart, for RayJobs and elastic RayClusters. Returns when its webhooks respond."""
     cluster.add_image("localhost/kueue:test", partial(program_image, program=binary("kueue")))
     config = {
         "apiVersion": "config.kueue.x-k8s.io/v1beta2",
@@ -34,7 +34,7 @@ def install_kueue(cluster: NodeCluster) -> None:
         "health": {"healthProbeBindAddress": ":8081"},
         "webhook": {"port": 9443},
         "leaderElection": {"leaderElect": False},
-        "integrations": {"frameworks": ["ray.io/rayjob"]},
+        "integrations": {"frameworks": ["ray.io/rayjob", "ray.io/raycluster"]},
     }
     image = {"repository": "localhost/kueue", "tag": "test", "pullPolicy": "Never"}
     values = {
