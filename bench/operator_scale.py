@@ -84,7 +84,8 @@ def main() -> None:
                 report(apply_rows(per_second, p99))
         if given.applies:
             command = [sys.executable, str(ROOT / "bench" / "bare_client.py"), str(plane.kubeconfig), "bare-"]
-            with running(plane, "bare client", command) as process:
+            with running(plane, "bare client", command, stdout=subprocess.PIPE) as process:
+                print_first_line(process)
                 bare = asyncio.run(apply_jobs(plane, process, "bare-", given.applies, given.per_second))
             print(
                 f"operator / bare client: {per_second / bare[0]:.2f} x the RayJobs per second, "
@@ -161,10 +162,17 @@ class Progress:
 class Operator(subprocess.Popen[bytes]):
     """An operator process and its log."""
 
-    def __init__(self, command: list[str], log: Path, env: dict[str, str] | None, stdin: int | None = None) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        log: Path,
+        env: dict[str, str] | None,
+        stdin: int | None = None,
+        stdout: int | None = None,
+    ) -> None:
         self._log = log
         with log.open("wb") as stderr:
-            super().__init__(command, stdin=stdin, stderr=stderr, env=env)
+            super().__init__(command, stdin=stdin, stdout=stdout, stderr=stderr, env=env)
 
     def log_tail(self) -> str:
         return self._log.read_text(errors="replace")[-3000:]
@@ -181,12 +189,20 @@ async def concurrently(count: int, work: Callable[[int], Awaitable[None]]) -> No
     await asyncio.gather(*(worker() for _ in range(CONCURRENCY)))
 
 
+def print_first_line(process: Operator) -> None:
+    """Wait until a process has printed a line, which says that it is ready, and print the line."""
+    assert process.stdout is not None
+    if not (line := process.stdout.readline()):
+        sys.exit(f"{process.args} exited:\n{process.log_tail()}")
+    print(line.decode(), end="", flush=True)
+
+
 @contextmanager
 def running(
-    plane: ControlPlane, name: str, command: list[str], env: dict[str, str] | None = None
+    plane: ControlPlane, name: str, command: list[str], env: dict[str, str] | None = None, stdout: int | None = None
 ) -> Iterator[Operator]:
     """A process that is killed at the end."""
-    with Operator(command, plane.folder / f"{name}.log", env) as process:
+    with Operator(command, plane.folder / f"{name}.log", env, stdout=stdout) as process:
         try:
             yield process
         finally:

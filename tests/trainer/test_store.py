@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -26,6 +27,7 @@ from dreambooth_api.job import DreamBoothJob
 from dreambooth_trainer.cli.erase import erase
 from dreambooth_trainer.phases.publish import upload
 from dreambooth_trainer.planning.plan import SamplerSettings
+from dreambooth_trainer.store import lease as lease_module
 from dreambooth_trainer.store.claim import claim, claim_url, output_issues
 from dreambooth_trainer.store.erase import Erased, erase_job
 from dreambooth_trainer.store.folder import JobFolder, atomic_directory, atomic_write, link_or_copy
@@ -186,7 +188,10 @@ def test_what_is_no_lease_is_taken_over(tmp_path: Path, kind: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lease_whose_holder_does_not_work_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_lease_whose_holder_does_not_work_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(step=0.5)
+    # Each reading of the clock is half a second later, so that a pause of this machine changes nothing.
+    monkeypatch.setattr(lease_module, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None))
     fs, path = fsspec.url_to_fs(str(tmp_path / "lease.json"))
     done = iter([1, 2, 3, *[3] * 1000])
     beats = itertools.count()

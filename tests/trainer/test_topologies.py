@@ -49,7 +49,7 @@ class CountingPool:
         return PoolSize(self.processes, threads=1)
 
     def map(self, function: Any, calls: Any, **options: Any) -> list[int]:
-        self.sizes = [len(requests) for *_, requests in calls]
+        self.sizes = [len(requests) for _, _, _, requests, _ in calls]
         return self.sizes
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
-from dreambooth_api import fields, uris
+from dreambooth_api import fields, imageprompt, uris
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_trainer.jobfile.schema import EXAMPLES, closest_match, format_path, keys_of, model_of, schema_at
 from dreambooth_trainer.jobfile.yamltext import Path
@@ -39,6 +39,10 @@ PATTERNS: dict[str, tuple[str, str]] = {
     fields.RELATIVE_PATH: (
         "must be a folder in the volume: a relative path without '.', '..' or hidden folders",
         "write, for example, photos/dog",
+    ),
+    imageprompt.SAFETENSORS_PATH: (
+        "must be a safetensors file in the repository: a relative path without '.', '..' or hidden folders",
+        "write, for example, models/ip-adapter_sd15.safetensors",
     ),
     uris.SOURCE_URI: (
         f"must be a local folder, {', '.join(_BUCKETS)}, https://host/photos.zip or {uris.BUILTIN_SUBJECT}",
