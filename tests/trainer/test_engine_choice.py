@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -125,3 +127,13 @@ def test_losses_are_read_after_several_steps_on_a_gpu(monkeypatch: pytest.Monkey
     recorder.read()
     assert recorder.records[1:] == [StepRecord(2 + i, 3.0 + i, 2.0 + i, 1.0 + i, 0.1 * i, 1) for i in range(3)]
     assert not recorder.due()
+
+
+def test_a_worker_imports_what_it_needs() -> None:
+    """PEFT takes each process seconds to import, and only adapters need it. A driver needs no diffusers either."""
+    program = (
+        "import sys, dreambooth_trainer.training.loop; print('diffusers' in sys.modules); "
+        "import dreambooth_trainer.training.model; print('peft' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]

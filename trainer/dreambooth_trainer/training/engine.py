@@ -14,6 +14,9 @@ from dreambooth_trainer.training.batches import Batch
 from dreambooth_trainer.training.module import DreamBoothModule
 from dreambooth_trainer.training.snapshot import Snapshot
 
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""The number format of a precision's autocast."""
+
 
 class Engine(Protocol):
     """Trains a `DreamBoothModule`. All workers of a job have the same kind of engine."""

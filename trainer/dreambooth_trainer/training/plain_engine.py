@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.training.batches import Batch
 from dreambooth_trainer.training.checkpoint import WEIGHTS_FILE
+from dreambooth_trainer.training.engine import AUTOCAST
 from dreambooth_trainer.training.model import build_lr_scheduler, build_module, build_optimizer, seek
 from dreambooth_trainer.training.snapshot import Snapshot, copy_to_host, write_snapshot
 from dreambooth_trainer.training.universal import MOMENTS, STATE_FILE, TrainingState, load_state
-
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class PlainEngine:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from dreambooth_trainer.families.base import Prediction
-from dreambooth_trainer.methods.lora import magnitudes, products, without_adapters
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.training.batches import Batch
 from dreambooth_trainer.training.distance import Distance, Norm, Offset
@@ -74,6 +73,8 @@ class BasePrediction(Preservation):
 
     def _base_model(self, trained: Modules) -> AbstractContextManager[Modules]:
         if self.teacher is None:
+            from dreambooth_trainer.methods.lora import without_adapters
+
             return without_adapters(trained)
         frozen: Any = self.teacher  # a mapping in all but name
         return contextlib.nullcontext(frozen)
@@ -125,6 +126,9 @@ def open_preservation(plan: Plan, modules: Modules, copies: nn.ModuleDict | None
         case "Bound" if plan.spec.training.traits.weights:
             return WeightBound(Offset(p) for module in modules.values() for p in module.parameters() if p.requires_grad)
         case "Bound":
+            # PEFT, which only adapters need, takes each process seconds to import.
+            from dreambooth_trainer.methods.lora import magnitudes, products
+
             parts = [
                 [*(Norm(*product) for product in products(module)), *map(Offset, magnitudes(module))]
                 for module in modules.values()

@@ -21,8 +21,7 @@ from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.sampling.pipeline import ImageRequest, LoadedPipeline, SamplingConfig, sample_batch
 from dreambooth_trainer.sampling.validation_set import is_due, validation_requests
 from dreambooth_trainer.store.validations import Validations
-from dreambooth_trainer.training.engine import Engine
-from dreambooth_trainer.training.plain_engine import AUTOCAST
+from dreambooth_trainer.training.engine import AUTOCAST, Engine
 
 AnyRank = Callable[[tuple[bool, ...]], list[bool]]
 """Each flag, true if it is true on any rank. All ranks must call it."""
