@@ -286,6 +286,9 @@ class JobSpec(Strict):
     def _validations_select_the_best_step(self) -> Self:
         validation = self.training.validation
         if self.output.select == "Best":
+            if not self.training.traits.trains:
+                rule = f"is Best, but method {self.training.method} trains no steps to select from"
+                raise rule_error("output.select", rule, "remove select, or set another training.method")
             rule = "is Best, which is selected by the scores of validations"
             if validation is None:
                 example = "training.validation, for example {prompts: ['a {} on the beach'], everySteps: 100}"

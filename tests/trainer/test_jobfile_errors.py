@@ -146,6 +146,11 @@ ERRORS = {
         "spec.output.select (line 9): is Best, which is selected by the scores of validations, and there are none; set "
         "training.validation, for example {prompts: ['a {} on the beach'], everySteps: 100}; or remove select",
     ),
+    "the best step of a method without steps": (
+        spec("training: {method: None}\noutput: {select: Best}"),
+        "spec.output.select (line 10): is Best, but method None trains no steps to select from; remove select, or set "
+        "another training.method",
+    ),
     "the best step without scores": (
         spec(
             "training: {validation: {prompts: ['a {}'], everySteps: 10}}\nevaluation: {enabled: false}\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,9 @@ from dreambooth_trainer.planning.plan import Plan, fill_defaults
 COMMON = DATASET.replace('prompt_list = [\n"a', "prompt_list = [\n'a {0} {1} in the jungle'.format(x),\n\"a")
 
 
-def runs_of(folder: Path, text: str = COMMON) -> list[Run]:
+def runs_of(folder: Path, text: str = COMMON, sets: Sequence[str] = ()) -> list[Run]:
     cases, _ = open_pairs(str(write_dataset(folder, text)), folder, None)
-    return make_runs(cases, ["Full"], [], 1, "builtin:sprites", (), folder / "out")
+    return make_runs(cases, ["Full"], [], 1, "builtin:sprites", sets, folder / "out")
 
 
 def plan_of(run: Run) -> Plan:
@@ -69,6 +70,8 @@ def test_a_job_trains_both_subjects_with_the_prompts_of_both(tmp_path: Path) -> 
 def test_subjects_without_a_common_prompt_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no prompt for both an object and a live subject, as dog6\+robot_toy need"):
         runs_of(tmp_path / "data", DATASET)
+    (run,) = runs_of(tmp_path / "other", DATASET, ["evaluation.prompts=['a big {}']"])
+    assert run.job.spec.evaluation.prompts == ["a big {}"]
 
 
 def test_prompts_contain_both_subjects(tmp_path: Path) -> None:

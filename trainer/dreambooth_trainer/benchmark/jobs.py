@@ -66,6 +66,10 @@ def make_job(
         rule = "sets training.method, training.seed, evaluation.enabled, output.uri or, with --modes, "
         rule += "priorPreservation.mode, which the benchmark sets itself"
         issues.append(ValidationIssue("--set", None, rule, "leave it out; see --methods, --modes and --seeds"))
+    if not given.evaluation.prompts:
+        rule = f"has no prompt for both an object and a live subject, as {case_name(subjects)} need"
+        remedy = "list some of the prompts in both lists, or set them with --set evaluation.prompts"
+        issues.append(ValidationIssue(FILE, None, rule, remedy))
     if issues:
         raise UserError(issues)
     return resolve_folders(job, Path.cwd())
@@ -80,14 +84,6 @@ def _subject_fields(subjects: Case) -> dict[str, JsonValue]:
 
 
 def _common_prompts(subjects: Case) -> list[str]:
-    """The prompts that all subjects have, which differ for objects and live subjects.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The prompts that all subjects have, which differ for objects and live subjects. There may be none."""
     first, *others = (subject.prompts for subject in subjects)
-    common = [prompt for prompt in first if all(prompt in own for own in others)]
-    if not common:
-        rule = f"has no prompt for both an object and a live subject, as {case_name(subjects)} need"
-        raise UserError(ValidationIssue(FILE, None, rule, "list some of the prompts in both lists"))
-    return common
+    return [prompt for prompt in first if all(prompt in own for own in others)]
