@@ -83,7 +83,7 @@ def _with(spec: JobSpec, model: BaseModelRef | None, image: str | None, defaults
             "model": _model(spec, model),
             "training": _fill(
                 spec.training,
-                steps=defaults.steps if trains else None,
+                steps=spec.training.default_steps(defaults.steps) if trains and defaults.steps else None,
                 learning_rate=defaults.learning_rate if trains else None,
                 resolution=defaults.resolution,
                 precision=defaults.precision,

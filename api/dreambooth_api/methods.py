@@ -43,9 +43,10 @@ _ADAPTER: dict[str, Any] = {
     "formats": ("lora", "diffusers", "safetensors"),
     "default_formats": ("lora",),
 }
+_LORA: dict[str, Any] = {**_ADAPTER, "members": ("lora", "hyper_network")}
 METHODS = {
     "Full": MethodTraits("trains all weights of the denoiser", weights=True),
-    "LoRA": MethodTraits("trains low-rank adapters", kohya=True, **_ADAPTER),
+    "LoRA": MethodTraits("trains low-rank adapters", kohya=True, **_LORA),
     # Not in kohya's layout: diffusers' loader ignores magnitudes there, so the file could not be tested.
     # PEFT (0.21) reads the weights of a layer's parts without calling the parts, so ZeRO-3 does not gather them.
     "DoRA": MethodTraits("trains low-rank adapters and magnitudes", max_zero_stage=2, **_ADAPTER),

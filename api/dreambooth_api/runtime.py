@@ -237,9 +237,9 @@ class Bounds(Strict):
     models: list[str] = Field(
         default_factory=list,
         max_length=64,
-        description="Models allowed in spec.model, its superResolution, and training.imagePrompt.adapter, as <id>, or "
-        "as <id>@<revision> for that revision only. <id> allows no other revision than the default branch. If empty, "
-        "only the runtime's models are allowed.",
+        description="Models allowed in spec.model, its superResolution, training.imagePrompt.adapter and "
+        "training.hyperNetwork, as <id>, or as <id>@<revision> for that revision only. <id> allows no other revision "
+        "than the default branch. If empty, only the runtime's models are allowed.",
     )
     outputs: list[OutputBound] = Field(
         default_factory=list[OutputBound],

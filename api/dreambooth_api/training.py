@@ -9,12 +9,15 @@ from pydantic.alias_generators import to_camel
 
 from dreambooth_api.deepspeed_keys import describe_issues, invalid_values, reserved_keys, unknown_keys
 from dreambooth_api.fields import Strict, Template, rule_error, shared
+from dreambooth_api.hypernetwork import HyperNetwork
 from dreambooth_api.imageprompt import ImagePrompt
 from dreambooth_api.methods import MEMBERS, METHODS, MethodTraits, methods_with
 from dreambooth_api.nesting import MAX_DEPTH, is_deeper
 from dreambooth_api.uris import BUILTIN_SPRITES
 
 DEFAULT_STEPS = 1000  # of the paper
+HYPER_NETWORK_SHARE = 10
+"""With a HyperNetwork, the default number of steps is divided by this."""
 MAX_VALIDATIONS = 100  # each writes images, which are kept
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
@@ -142,7 +145,7 @@ class Training(Strict):
         ge=1,
         le=1_000_000,
         description=f"Number of optimizer steps. Defaults to {DEFAULT_STEPS}, as in the paper, for each subject; "
-        f"{BUILTIN_SPRITES} has its own default.",
+        f"{BUILTIN_SPRITES} has its own default. With hyperNetwork, the default is a tenth of that.",
     )
     learning_rate: float | None = Field(
         default=None,
@@ -222,6 +225,12 @@ class Training(Strict):
     lora: Lora | None = Field(
         default=None, description=f"Settings of the adapters, for method {' or '.join(methods_with('lora'))}."
     )
+    hyper_network: HyperNetwork | None = Field(
+        default=None,
+        description="HyperNetwork that predicts the adapter that training starts from, from the images of the subject. "
+        f"It was trained for the base model, the rank and the alpha of the job. For method "
+        f"{' or '.join(methods_with('hyper_network'))}.",
+    )
     textual_inversion: TextualInversion | None = Field(
         default=None,
         description=f"Settings of the new tokens, for method {' or '.join(methods_with('textual_inversion'))}.",
@@ -259,6 +268,10 @@ class Training(Strict):
     def adapters(self) -> Lora:
         """Settings of the adapters, with defaults."""
         return self.lora or Lora()
+
+    def default_steps(self, usual: int) -> int:
+        """The default number of steps, where `usual` is that of a training that starts from the base model."""
+        return usual if self.hyper_network is None else max(1, usual // HYPER_NETWORK_SHARE)
 
     @property
     def vectors(self) -> int:

@@ -118,6 +118,10 @@ EXCEEDING: dict[str, dict[str, Any]] = {
     "training.imagePrompt.adapter.revision": {
         "training": {"method": "None", "imagePrompt": {"adapter": {"id": "org/model", "revision": "main"}}}
     },
+    "training.hyperNetwork.id": {"training": {"method": "LoRA", "hyperNetwork": {"id": "evil/network"}}},
+    "training.hyperNetwork.revision": {
+        "training": {"method": "LoRA", "hyperNetwork": {"id": "org/model", "revision": "main"}}
+    },
     "priorPreservation.numClassImages": {"priorPreservation": {"numClassImages": 5001}},
     "training.steps": {"training": {"steps": 10_001}},
     "training.resolution": {"training": {"resolution": 520}},
@@ -204,6 +208,10 @@ ALLOWED = {
     "an adapter": (
         {"training": {"method": "None", "imagePrompt": {"adapter": {"id": "b/c", "revision": "v1"}}}},
         {"models": ["b/c@v1"]},
+    ),
+    "the HyperNetwork of the built-in model": (
+        {"training": {"method": "LoRA", "hyperNetwork": {"id": "builtin:sprites"}}},
+        {},
     ),
     "the adapter of the built-in model": ({"training": {"method": "None", "imagePrompt": {"scale": 0.5}}}, {}),
     "no steps, because nothing is trained": ({"training": {"method": "None"}}, {"maxSteps": 1}),

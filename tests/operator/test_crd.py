@@ -118,6 +118,10 @@ INVALID = {
     "tokens of another method": (
         "spec.training", {"textualInversion": {}}, "or set method: TextualInversion",
     ),
+    "a HyperNetwork of another method": (
+        "spec.training", {"method": "DoRA", "hyperNetwork": {"id": "a/b"}},
+        "hyperNetwork does not apply to this method: remove hyperNetwork, or set",
+    ),
     "an image-prompt adapter of another method": (
         "spec.training", {"imagePrompt": {}}, "imagePrompt does not apply to this method: remove imagePrompt, or set",
     ),

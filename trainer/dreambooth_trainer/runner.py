@@ -24,6 +24,7 @@ from dreambooth_trainer.cluster.runtime_hardware import runtime_hardware
 from dreambooth_trainer.cluster.session import has_address, ray_cluster
 from dreambooth_trainer.families.ip_adapter import adapter_files, check_adapter, pinned_adapter
 from dreambooth_trainer.families.registry import config_folder, family_module, on_disk, pinned, stage_folders
+from dreambooth_trainer.hypernetwork.check import with_pinned_network
 from dreambooth_trainer.images.own_class_images import check_class_images, read_class_images
 from dreambooth_trainer.images.prepare import prepare_images
 from dreambooth_trainer.images.sources import RawImage, RawImages, read_images
@@ -122,7 +123,7 @@ def _plan(
     facts = JobFacts(model, folder, select_identifiers(job, folder), image_counts, hardware, own_class_images)
     draft = draft_plan(job, facts)
     warnings = check_use(draft, folder)
-    draft = with_pinned_adapter(draft, folder)
+    draft = with_pinned_network(with_pinned_adapter(draft, folder), folder)
     planned = make_plan(draft, facts, partial(_count_size, folders, sum(image_counts)))
     notes = [hardware.note] if hardware.note else []
     return planned, (*notes, *warnings)

@@ -15,6 +15,7 @@ from dreambooth_api.runpolicy import RunPolicy
 from dreambooth_api.runtime import Bounds, RuntimeSpec, WorkerResources
 from dreambooth_api.subject import MAX_DEFAULT_CLASS_IMAGES
 from dreambooth_api.training import DEFAULT_STEPS
+from dreambooth_api.uris import BUILTIN_SPRITES
 from dreambooth_operator.controller.bounds_outputs import exceeded_outputs
 from dreambooth_operator.controller.bounds_sources import exceeded_sources
 from dreambooth_operator.machinery.resources import Key
@@ -144,6 +145,7 @@ def _models(spec: JobSpec, runtime: RuntimeSpec, by: str) -> Iterator[str]:
         yield f"spec.model.id: {model!r} is not allowed by {by}; set id, or id and revision, to one of: {allowed}"
     yield from _super_resolution(spec.model or runtime.model, runtime, by)
     yield from _image_prompt(spec, runtime, by)
+    yield from _hyper_network(spec, runtime, by)
     for field, encoder in spec.evaluation.encoders:
         if encoder is not None and encoder not in (*DEFAULT_ENCODERS, *bounds.encoders):
             allowed = ", ".join((*DEFAULT_ENCODERS, *bounds.encoders))
@@ -169,6 +171,13 @@ def _image_prompt(spec: JobSpec, runtime: RuntimeSpec, by: str) -> Iterator[str]
         path = "spec.training.imagePrompt.adapter.id"
         remedy = f"set id, or id and revision, to one of: {', '.join(allowed)}" if allowed else "remove adapter"
         yield f"{path}: {_reference(adapter)!r} is not allowed by {by}; {remedy}"
+
+
+def _hyper_network(spec: JobSpec, runtime: RuntimeSpec, by: str) -> Iterator[str]:
+    network, allowed = spec.training.hyper_network, (BUILTIN_SPRITES, *runtime.bounds.models)
+    if network is not None and _reference(network) not in allowed:
+        remedy = f"set id, or id and revision, to one of: {', '.join(allowed)}"
+        yield f"spec.training.hyperNetwork.id: {_reference(network)!r} is not allowed by {by}; {remedy}"
 
 
 def _placement(spec: JobSpec, runtime: RuntimeSpec, by: str) -> Iterator[str]:

@@ -18,7 +18,7 @@ from dreambooth_api.runtime import NAMESPACE_PLACEHOLDER
 from dreambooth_api.runtimeref import DEFAULT_RUNTIME, LOCAL_RUNTIME_KIND
 from dreambooth_api.subject import MAX_DEFAULT_CLASS_IMAGES
 from dreambooth_api.training import DEFAULT_STEPS
-from dreambooth_api.uris import VOLUME
+from dreambooth_api.uris import BUILTIN_SPRITES, VOLUME
 from dreambooth_operator.resources import GROUP, JOBS, RUNTIMES
 
 NAME = "dreambooth-bounds"
@@ -70,6 +70,9 @@ _VARIABLES = {
     "adapter": "!variables.hasAdapter ? '' : object.spec.training.imagePrompt.adapter.id + "
     "(has(object.spec.training.imagePrompt.adapter.revision) ? '@' + "
     "object.spec.training.imagePrompt.adapter.revision : '')",
+    "hasNetwork": "has(object.spec.training) && has(object.spec.training.hyperNetwork)",
+    "network": "!variables.hasNetwork ? '' : object.spec.training.hyperNetwork.id + "
+    "(has(object.spec.training.hyperNetwork.revision) ? '@' + object.spec.training.hyperNetwork.revision : '')",
     "outputs": f"{_list('outputs')}.map(e, e.replace('{NAMESPACE_PLACEHOLDER}', object.metadata.namespace))",
     "folder": "has(object.spec.output.pvc) && has(object.spec.output.pvc.path) && object.spec.output.pvc.path != '' ? "
     "object.spec.output.pvc.path : object.metadata.name",
@@ -270,6 +273,11 @@ def _choices() -> list[_Rule]:
             "training.imagePrompt",
             f"!variables.hasAdapter || variables.adapter in {_list('models')}",
             _not_allowed("training.imagePrompt.adapter", "variables.adapter", "models"),
+        ),
+        _rule(
+            "training.hyperNetwork",
+            f"!variables.hasNetwork || variables.network in ['{BUILTIN_SPRITES}'] + {_list('models')}",
+            _not_allowed("training.hyperNetwork", "variables.network", "models"),
         ),
     ]
     for name in ("priorityClassName", "workloadPriorityClassName"):

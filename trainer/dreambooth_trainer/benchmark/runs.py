@@ -25,6 +25,7 @@ from dreambooth_trainer.benchmark.kind import Benchmark
 from dreambooth_trainer.benchmark.results import RunResult, collect_result, variant_name
 from dreambooth_trainer.families.ip_adapter import adapter_digest, pinned_adapter
 from dreambooth_trainer.families.registry import base_digest, config_folder, pinned
+from dreambooth_trainer.hypernetwork.files import network_digest, pinned_network
 from dreambooth_trainer.images.subjects import prepare_subjects
 from dreambooth_trainer.phases.base import Context
 from dreambooth_trainer.planning.defaults import model_defaults
@@ -149,6 +150,9 @@ def make_runs(
 
 
 def _adapter_digest(job: DreamBoothJob) -> str:
+    """The digest of the image-prompt adapter or the HyperNetwork of a job; empty without both."""
+    if network := job.spec.training.hyper_network:
+        return network_digest(pinned_network(network))
     model_id = model_ref(job).id
     prompts = plan_image_prompts(job.spec.training, model_defaults(model_id), model_id)
     return "" if prompts is None else adapter_digest(pinned_adapter(prompts.adapter))

@@ -30,6 +30,7 @@ COMMANDS = {
     "generate": "dreambooth_trainer.cli.generate:generate",
     "score": "dreambooth_trainer.cli.score:score",
     "bench": "dreambooth_trainer.cli.bench:bench",
+    "hypernetwork": "dreambooth_trainer.cli.hypernetwork:hypernetwork",
     "erase": "dreambooth_trainer.cli.erase:erase",
     "sprites": "dreambooth_trainer.cli.sprites:sprites",
     "completion": "dreambooth_trainer.cli.completion:completion",

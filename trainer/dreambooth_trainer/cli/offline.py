@@ -9,7 +9,8 @@ from dreambooth_api.errors import UserError
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.subject import ImageSource, Subject
 from dreambooth_api.uris import BUILTIN, is_url
-from dreambooth_trainer.families.registry import known_config_folder
+from dreambooth_trainer.families.registry import known_config_folder, on_disk
+from dreambooth_trainer.hypernetwork.check import with_pinned_network
 from dreambooth_trainer.images.captions import with_caption_files
 from dreambooth_trainer.images.own_class_images import check_class_images, read_class_images
 from dreambooth_trainer.images.prepare import prepare_images
@@ -51,7 +52,10 @@ def check_plan(job: DreamBoothJob) -> list[str]:
     ]
     if folder is None:
         return notes
-    return [*notes, *check_use(plan, folder)]
+    warnings = check_use(plan, folder)
+    if plan.hyper_network and on_disk(plan.model) and on_disk(plan.hyper_network):
+        with_pinned_network(plan, folder)
+    return [*notes, *warnings]
 
 
 def check_images(job: DreamBoothJob) -> list[str]:

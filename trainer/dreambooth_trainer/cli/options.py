@@ -113,3 +113,9 @@ def store_url(store: str | None) -> tuple[str, str]:
     return str(temporary), (
         f"class images are stored in {temporary}, because {cache} is not writable; set {environment.STORE} to keep them"
     )
+
+
+def check_new_folder(out: Path) -> None:
+    """Raise an error if `--out` has something in it."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(ValidationIssue("--out", str(out), "exists, and would be overwritten", "use another folder"))

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from dreambooth_api.errors import UserError, ValidationIssue
+from dreambooth_trainer.cli.options import check_new_folder
 
 
 @click.group()
@@ -22,7 +23,7 @@ def train(out: Path, seed: int, work: Path | None) -> None:
     """Train the base model, its evaluator and its IP-Adapter. If interrupted, the same command continues."""
     from dreambooth_trainer.sprites.recipe import train_sprites
 
-    _check_new(out)
+    check_new_folder(out)
     train_sprites(out, seed=seed, work=work)
 
 
@@ -38,13 +39,31 @@ def adapter(out: Path, model: Path | None, seed: int, work: Path | None) -> None
     from dreambooth_trainer.sprites import WEIGHTS
     from dreambooth_trainer.sprites.recipe import train_sprites_adapter
 
-    _check_new(out)
+    check_new_folder(out)
     train_sprites_adapter(out, model or WEIGHTS, seed=seed, work=work)
 
 
-def _check_new(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(ValidationIssue("--out", str(out), "exists, and would be overwritten", "use another folder"))
+@sprites.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the network.")
+@click.option("--subjects", required=True, type=click.IntRange(2), help="Number of generated subjects.")
+@click.option("--steps", required=True, type=click.IntRange(1), help="Training steps of the adapter of each subject.")
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of subjects, weights and order."
+)
+@click.option("--work", type=click.Path(path_type=Path), help="Folder for the adapters. Defaults to <out>.work.")
+def hypernetwork(out: Path, subjects: int, steps: int, seed: int, work: Path | None) -> None:
+    """Train adapters of generated subjects, then a HyperNetwork on them. If interrupted, the same command continues."""
+    from rich.console import Console
+
+    from dreambooth_trainer.hypernetwork.sprite_subjects import train_sprites_network
+    from dreambooth_trainer.hypernetwork.train import STEPS, summary
+
+    check_new_folder(out)
+    measured = train_sprites_network(
+        out, subjects=subjects, subject_steps=steps, steps=STEPS, seed=seed, work=work, console=Console()
+    )
+    for line in (*summary(measured, subjects), f"published {out}"):
+        click.echo(line)
 
 
 @sprites.command()

@@ -125,7 +125,8 @@ def dump_job(job: DreamBoothJob, *, public: bool = False) -> str:
         spec: Any = value["spec"]
         model, encoders = spec.get("model", {}), spec.get("evaluation", {}).get("encoders", {})
         adapter = spec.get("training", {}).get("imagePrompt", {}).get("adapter", {})
-        for owner in (model, model.get("superResolution", {}), adapter, encoders):
+        network = spec.get("training", {}).get("hyperNetwork", {})
+        for owner in (model, model.get("superResolution", {}), adapter, network, encoders):
             owner |= {name: public_name(owner[name]) for name in owner.keys() & _MODELS}
     return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
 
@@ -166,7 +167,7 @@ def resolve_folders(job: DreamBoothJob, base: Path) -> DreamBoothJob:
     encoders = evaluation.encoders.model_copy(
         update={"dino": _model(evaluation.encoders.dino, base), "clip": _model(evaluation.encoders.clip, base)}
     )
-    prompts = job.spec.training.image_prompt
+    prompts, network = job.spec.training.image_prompt, job.spec.training.hyper_network
     spec = job.spec.update_subjects(images).model_copy(
         update={
             "prior_preservation": prior.model_copy(update={"images": own}),
@@ -174,7 +175,10 @@ def resolve_folders(job: DreamBoothJob, base: Path) -> DreamBoothJob:
             "evaluation": evaluation.model_copy(update={"encoders": encoders}),
             "model": model and _with_absolute_paths(model, base),
             "training": job.spec.training.model_copy(
-                update={"image_prompt": prompts and _with_absolute_adapter(prompts, base)}
+                update={
+                    "image_prompt": prompts and _with_absolute_adapter(prompts, base),
+                    "hyper_network": network and network.model_copy(update={"id": _model(network.id, base)}),
+                }
             ),
         }
     )

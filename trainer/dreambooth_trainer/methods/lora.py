@@ -49,10 +49,16 @@ def add_adapters(
 
 def products(module: nn.Module) -> Iterator[tuple[nn.Parameter, nn.Parameter, float]]:
     """A, B, and the scale alpha/rank of their product, of each layer with an adapter."""
-    for layer in module.modules():
+    for _, down, up, scale in named_products(module):
+        yield down, up, scale
+
+
+def named_products(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Parameter, float]]:
+    """As `products`, with the name of each layer."""
+    for layer_name, layer in module.named_modules():
         if isinstance(layer, LoraLayer):
             for name in layer.lora_A:
-                yield _weight(layer.lora_A[name]), _weight(layer.lora_B[name]), layer.scaling[name]
+                yield layer_name, _weight(layer.lora_A[name]), _weight(layer.lora_B[name]), layer.scaling[name]
 
 
 def magnitudes(module: nn.Module) -> Iterator[nn.Parameter]:
@@ -88,6 +94,18 @@ def adapter(module: nn.Module, trained: Mapping[str, Tensor]) -> tuple[Mapping[s
     configs: dict[str, PeftConfig] = module.peft_config  # pyright: ignore[reportAssignmentType] - set by PEFT
     (config,) = configs.values()
     return get_peft_model_state_dict(module, state_dict=dict(trained), save_embedding_layers=False), config.to_dict()
+
+
+def load_adapter(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Set the adapters of a prepared module.
+
+    Args:
+        weights: with PEFT's names, as `adapter` returns them: all of them, and no others.
+
+    Raises:
+        ValueError: weights are missing, or are of another model.
+    """
+    load_trained(module, {f"{name.removesuffix('.weight')}.default.weight": value for name, value in weights.items()})
 
 
 def merge(module: nn.Module, trained: Mapping[str, Tensor]) -> nn.Module:

@@ -17,6 +17,8 @@ from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.cluster.hardware import work_device
 from dreambooth_trainer.families.ip_adapter import adapter_digest
 from dreambooth_trainer.families.registry import local_folder, open_family
+from dreambooth_trainer.hypernetwork.files import network_digest
+from dreambooth_trainer.hypernetwork.predict import predict_initial_adapter
 from dreambooth_trainer.images.augment import augment, resized
 from dreambooth_trainer.images.captions import caption_for
 from dreambooth_trainer.phases.base import Context, Phase
@@ -104,6 +106,8 @@ def _inputs(context: Context) -> JsonValue:
         "class_prompts": [subject.class_prompt for subject in plan.subjects]
         if plan.spec.preservation == "Prediction"
         else None,
+        # Jobs without it keep the key that they had before this setting existed.
+        **({"network": network_digest(plan.hyper_network)} if plan.hyper_network else {}),
         "text_encoder": plan.live_text_encoders,
         "tokens": [list[JsonValue](tokens) for tokens in plan.new_tokens.values()],
         "augmentation": [training.random_crop, training.random_flip, training.seed]
@@ -115,6 +119,8 @@ def _inputs(context: Context) -> JsonValue:
 def _complete(context: Context) -> bool:
     if context.plan.image_prompts is not None:
         return context.folder.trained.exists()
+    if context.plan.hyper_network is not None and not context.folder.initial_adapter.exists():
+        return False
     return all(context.folder.of_stage(stage.stage).latents.exists() for stage in context.plan.stages)
 
 
@@ -133,6 +139,8 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     encode_shared(context, class_images, progress.done)
     prompts, weights = instance_prompts(context), instance_weights(context)
     context.pool.call(encode, context.plan, context.folder, prompts, weights, class_images)
+    if context.plan.hyper_network is not None:
+        context.pool.call(predict_initial_adapter, context.plan, context.folder)
     progress.done(count)
     return {"images": count}
 

@@ -61,6 +61,7 @@ def _inputs(context: Context) -> JsonValue:
         "compile",
         "validation",
         "report_to",
+        "hyper_network",  # the key of the encode phase has its digest
     }
     return {
         "encode": context.keys[TrainerPhase.ENCODE],
@@ -246,7 +247,8 @@ def build_trainer(
     gpu = plan.gpus_per_worker > 0
     callbacks: list[Any] = [WorkerGroupCleanup(report), SavedStepReporter(report)]
     validations, candidates = (None, None) if observer is None else (observer.validations, observer.candidates)
-    loop = LoopConfig(plan, folder.latents.resolve(), num_threads, report, validations, candidates)
+    initial = folder.initial_adapter.resolve() if plan.hyper_network else None
+    loop = LoopConfig(plan, folder.latents.resolve(), num_threads, report, validations, candidates, initial)
     return TorchTrainer(
         run_worker,
         train_loop_config={"loop": loop},

@@ -9,6 +9,7 @@ from dataclasses import asdict, fields
 from pydantic import JsonValue
 from pydantic.alias_generators import to_camel
 
+from dreambooth_api.hypernetwork import HyperNetwork
 from dreambooth_api.model import public_name
 from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.planning.host_memory import host_bytes
@@ -65,6 +66,11 @@ def image_prompts_row(prompts: PlannedImagePrompts) -> str:
     return f"IP-Adapter {adapter}, scale {prompts.scale:g}"
 
 
+def network_row(network: HyperNetwork) -> str:
+    """The HyperNetwork of a job."""
+    return f"predicted from the images of the subject by the HyperNetwork {public_name(network.id)}"
+
+
 def _training(plan: Plan) -> list[tuple[str, str]]:
     method, numbers = plan.spec.training.method, f"{plan.resolution} px, {plan.precision}"
     if plan.image_prompts is not None:
@@ -72,6 +78,7 @@ def _training(plan: Plan) -> list[tuple[str, str]]:
     every = f" and every {plan.checkpoint_every_steps} steps" if plan.checkpoint_every_steps else ""
     return [
         ("training", f"{method}, {_samples(plan)}, learning rate {plan.learning_rate:g}, {numbers}"),
+        *([("initial adapter", network_row(plan.hyper_network))] if plan.hyper_network else []),
         ("text encoder", plan.text_encoder_training),
         ("checkpoints", f"every 10 minutes{every}"),
         *_watching(plan),

@@ -11,6 +11,7 @@ from pydantic import JsonValue
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.fields import Strict
+from dreambooth_api.hypernetwork import HyperNetwork
 from dreambooth_api.job import DreamBoothJob, JobSpec
 from dreambooth_api.model import BaseModelRef
 from dreambooth_api.output import Format
@@ -69,6 +70,7 @@ class Plan(Strict):
         num_own_class_images: of them, those of the job's `priorPreservation.images`, which are not generated.
         class_image_sampler: sampling settings for class images.
         sampler: sampling settings for the evaluation and the published model.
+        hyper_network: that predicts the initial adapter. If it is on the Hub, its revision is a commit.
         super_resolution: the second stage of a model that has one; `resolution` is that of its images.
         stage: name of the folder of the stage's caches and checkpoints; empty for the first stage.
     """
@@ -95,6 +97,7 @@ class Plan(Strict):
     clip: str
     super_resolution: SecondStage | None = None
     image_prompts: PlannedImagePrompts | None = None
+    hyper_network: HyperNetwork | None = None
     stage: str = ""
 
     @property
@@ -264,7 +267,7 @@ def fill_defaults(
     training, prior = spec.training, spec.prior_preservation
     steps, rate, batch_size = 0, 0.0, 0
     if training.traits.trains:
-        steps = num_steps(spec, defaults.steps * len(identifiers))
+        steps = num_steps(spec, training.default_steps(defaults.steps * len(identifiers)))
         rate = training.learning_rate or defaults.learning_rates[training.method]
         batch_size = global_batch_size(spec, gpus_per_worker, defaults.batch_size, steps, rate)
     second = second_stage(model, training, native_resolution, rate)
@@ -290,6 +293,7 @@ def fill_defaults(
         dino=dino,
         clip=clip,
         image_prompts=plan_image_prompts(training, defaults, model.id),
+        hyper_network=training.hyper_network,
     )
     return _checked(plan)
 

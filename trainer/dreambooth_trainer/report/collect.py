@@ -16,7 +16,7 @@ from dreambooth_api.uris import is_url
 from dreambooth_trainer.families.registry import config_folder, family_name
 from dreambooth_trainer.metrics.prompts import fill_template
 from dreambooth_trainer.metrics.scores import Scores
-from dreambooth_trainer.planning.describe import image_prompts_row, preservation_row
+from dreambooth_trainer.planning.describe import image_prompts_row, network_row, preservation_row
 from dreambooth_trainer.planning.plan import Plan, PlannedSubject
 from dreambooth_trainer.progress.forwarding import external_uri
 from dreambooth_trainer.report.contents import (
@@ -232,6 +232,7 @@ def _settings(plan: Plan) -> dict[str, str]:
         "learning rate": f"{plan.learning_rate:g}",
         "global batch size": f"{plan.batch_size}",
         "samples": f"{plan.samples} instance images",
+        **({"initial adapter": network_row(plan.hyper_network)} if plan.hyper_network else {}),
         "text encoder": plan.text_encoder_training,
         "prior preservation": preservation_row(plan),
         "resolution": f"{plan.resolution} px",

@@ -1,5 +1,6 @@
 """The built-in subjects, `builtin:sprites/<name>` in a job. Captions cannot describe their colors and shapes."""
 
+import random
 from pathlib import Path
 
 from PIL import Image
@@ -7,10 +8,21 @@ from PIL import Image
 from dreambooth_api.uris import BUILTIN_SPRITES
 from dreambooth_trainer.sprites.backgrounds import BACKGROUNDS
 from dreambooth_trainer.sprites.randomness import seeded
-from dreambooth_trainer.sprites.world import Pixels, Rgb, Scene, Subject, random_scene, render
+from dreambooth_trainer.sprites.world import (
+    CLASSES,
+    UNNAMED_COLORS,
+    Pixels,
+    Rgb,
+    Scene,
+    Subject,
+    random_scene,
+    random_subject,
+    render,
+)
 
 IMAGES = 5
 """Images per subject."""
+MAX_BENCHMARK_SUBJECTS = 99
 
 
 def _subject(
@@ -35,6 +47,19 @@ EXAMPLES: dict[str, Subject] = {
     "backpack-teal-pink": _subject("backpack", TEAL, PINK, "spotted", (0.9, -0.9, 0.8)),
     "clock-purple-lime": _subject("clock", PURPLE, LIME, "striped", (0.6, 0.8, 0.9)),
 }
+
+
+def benchmark_subject(number: int) -> tuple[Subject, random.Random]:
+    """A subject of the benchmark, and the generator of its scenes. They depend only on its number.
+
+    Classes alternate. At least one of the two colors of a subject has no word in captions, so that no prompt describes
+    the subject completely.
+    """
+    rng = seeded(f"benchmark/{number}")
+    while True:
+        subject = random_subject(rng, CLASSES[number % len(CLASSES)])
+        if {subject.body_name, subject.accent_name} & UNNAMED_COLORS.keys():
+            return subject, rng
 
 
 def example_scenes(name: str) -> list[Scene]:

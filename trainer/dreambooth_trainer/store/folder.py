@@ -105,6 +105,11 @@ class JobFolder:
         return self._stage_work / "latents.safetensors"
 
     @property
+    def initial_adapter(self) -> Path:
+        """The adapter that training starts from, if a HyperNetwork predicts it. With PEFT's names, in safetensors."""
+        return self._stage_work / "initial-adapter.safetensors"
+
+    @property
     def checkpoints(self) -> Path:
         return self._stage_work / "checkpoints"
 

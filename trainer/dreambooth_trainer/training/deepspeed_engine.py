@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 class ZeroEngine:
     """An `Engine` for any world size."""
 
-    def __init__(self, plan: Plan, world_size: int, checkpoint: Path | None) -> None:
+    def __init__(
+        self, plan: Plan, world_size: int, checkpoint: Path | None, initial_adapter: Path | None = None
+    ) -> None:
         self._plan = plan
-        self.module = build_module(plan)
+        self.module = build_module(plan, initial_adapter)
         optimizer = build_optimizer(plan, self.module)
         self._lr_scheduler = build_lr_scheduler(plan, optimizer)
         self._engine = self._initialize(optimizer, world_size, checkpoint)

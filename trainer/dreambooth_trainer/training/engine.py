@@ -50,16 +50,19 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(plan: Plan, world_size: int, checkpoint: Path | None) -> Engine:
+def open_engine(plan: Plan, world_size: int, checkpoint: Path | None, initial_adapter: Path | None = None) -> Engine:
     """The engine for a world size: plain PyTorch if there is nothing to partition, DeepSpeed otherwise.
 
     Args:
         checkpoint: continue from this checkpoint, which any engine saved at any world size.
+        initial_adapter: file with the adapter to start from, if there is no checkpoint.
     """
+    if checkpoint is not None:
+        initial_adapter = None
     if plan.needs_deepspeed(world_size):
         from dreambooth_trainer.training.deepspeed_engine import ZeroEngine
 
-        return ZeroEngine(plan, world_size, checkpoint)
+        return ZeroEngine(plan, world_size, checkpoint, initial_adapter)
     from dreambooth_trainer.training.plain_engine import PlainEngine
 
-    return PlainEngine(plan, checkpoint)
+    return PlainEngine(plan, checkpoint, initial_adapter)

@@ -40,7 +40,7 @@ def train_loop(loop: LoopConfig) -> None:
     with _last_checkpoint() as checkpoint:
         if checkpoint is not None and (checkpoint / WEIGHTS_FILE).exists():
             return  # the training has ended
-        engine = open_engine(plan, world_size, checkpoint)
+        engine = open_engine(plan, world_size, checkpoint, loop.initial_adapter)
         recorder = LossRecorder(
             [] if checkpoint is None else read_records(checkpoint),
             world_size=world_size,

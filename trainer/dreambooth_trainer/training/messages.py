@@ -88,6 +88,7 @@ class LoopConfig:
         report: called on rank 0 with the record of each step, and on any worker with a fatal error.
         validations: where to write the images of `spec.training.validation`; None without it.
         candidates: where to write the weights of validated steps; None unless one of them is selected.
+        initial_adapter: file with the adapter to start from; None for the initial values of the method.
     """
 
     plan: Plan
@@ -96,6 +97,7 @@ class LoopConfig:
     report: ReportCallback
     validations: Validations | None = None
     candidates: Candidates | None = None
+    initial_adapter: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.optimization import get_scheduler
 from pydantic.alias_generators import to_snake
+from safetensors.torch import load_file
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -16,11 +18,21 @@ from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.training.module import DreamBoothModule, prepare_module
 
 
-def build_module(plan: Plan) -> DreamBoothModule:
-    """The model of a plan, prepared by its fine-tuning method; fp32, on the CPU."""
+def build_module(plan: Plan, initial_adapter: Path | None = None) -> DreamBoothModule:
+    """The model of a plan, prepared by its fine-tuning method; fp32, on the CPU.
+
+    Args:
+        initial_adapter: file with the adapter of the denoiser that training starts from.
+    """
     folder = local_folder(plan.model)
     family = open_family(folder)
-    return prepare_module(plan, family, family.open(folder, modules_in_training(family, plan)))
+    module = prepare_module(plan, family, family.open(folder, modules_in_training(family, plan)))
+    if initial_adapter is not None:
+        # PEFT, which only adapters need, takes each process seconds to import.
+        from dreambooth_trainer.methods.lora import load_adapter
+
+        load_adapter(module.denoiser, load_file(initial_adapter))
+    return module
 
 
 def build_optimizer(plan: Plan, module: DreamBoothModule) -> Optimizer:

@@ -25,12 +25,12 @@ from dreambooth_trainer.training.universal import MOMENTS, STATE_FILE, TrainingS
 class PlainEngine:
     """An `Engine` for world size 1."""
 
-    def __init__(self, plan: Plan, checkpoint: Path | None) -> None:
+    def __init__(self, plan: Plan, checkpoint: Path | None, initial_adapter: Path | None = None) -> None:
         training = plan.spec.training
         self._accumulation, self._max_grad_norm = training.gradient_accumulation_steps, training.max_grad_norm
         self.device = torch.device("cuda" if plan.gpus_per_worker else "cpu")
         self._dtype = AUTOCAST.get(plan.precision)
-        self.module = build_module(plan)
+        self.module = build_module(plan, initial_adapter)
         self._place(plan)
         self._parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         self._optimizer = build_optimizer(plan, self.module)

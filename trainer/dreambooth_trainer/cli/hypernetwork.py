@@ -1,0 +1,39 @@
+"""`dreambooth hypernetwork`: trains a network that predicts adapters from images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from dreambooth_trainer.cli.options import check_new_folder
+
+
+@click.group()
+def hypernetwork() -> None:
+    """Train a network that predicts the adapter of a subject from its images."""
+
+
+@hypernetwork.command()
+@click.argument("jobs", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the network.")
+@click.option("--steps", default=1000, show_default=True, type=click.IntRange(1), help="Number of optimizer steps.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of weights and order.")
+def train(jobs: tuple[Path, ...], out: Path, steps: int, seed: int) -> None:
+    """Train on finished LoRA jobs, and measure the error on a tenth of them.
+
+    JOBS are folders of jobs that `dreambooth run` has written, or folders with such folders in them. All jobs have the
+    same base model, rank, alpha and identifier.
+    """
+    check_new_folder(out)
+    from dreambooth_trainer.hypernetwork.jobs import config_of, examples_of, read_jobs
+    from dreambooth_trainer.hypernetwork.train import summary, train_network
+
+    found = read_jobs(jobs)
+    first, examples = found[0], examples_of(found)
+    config = config_of(first.plan, first.base_digest, first.layers, examples.features[0].shape[1])
+    measured = train_network(examples, config, out, steps=steps, seed=seed, console=Console())
+    for line in summary(measured, len(found)):
+        click.echo(line)
+    click.echo(f"published {out}")

@@ -1,0 +1,185 @@
+"""Reads finished LoRA jobs, which a HyperNetwork is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dreambooth_api.errors import UserError, ValidationIssue
+from dreambooth_api.model import public_name
+from dreambooth_trainer.families.ip_adapter import adapter_files
+from dreambooth_trainer.hypernetwork.files import LayerShape, NetworkConfig, encoder_digest, encoder_of
+from dreambooth_trainer.hypernetwork.network import Adapters
+from dreambooth_trainer.hypernetwork.predict import image_features
+from dreambooth_trainer.models.files import ADAPTER_FILE
+from dreambooth_trainer.planning.plan import Plan
+from dreambooth_trainer.store.folder import JobFolder
+from dreambooth_trainer.store.owner import MANIFEST
+from dreambooth_trainer.store.published import ModelManifest
+from dreambooth_trainer.store.run_record import read_run
+
+OPTION = "JOBS"
+_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Subjects with their adapters.
+
+    Attributes:
+        features: of the images of each subject, [images, D].
+        adapters: of all subjects.
+    """
+
+    features: Sequence[Tensor]
+    adapters: Adapters
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def select(self, rows: Tensor) -> Examples:
+        """Some of the subjects."""
+        adapters = {name: (down[rows], up[rows]) for name, (down, up) in self.adapters.items()}
+        return Examples([self.features[row] for row in rows.tolist()], adapters)
+
+    def means(self) -> Tensor:
+        """The mean features of each subject, [N, D]."""
+        return torch.stack([features.mean(0) for features in self.features])
+
+
+@dataclass(frozen=True)
+class FinishedJob:
+    """A finished LoRA job, and what jobs that one network is trained on must have in common."""
+
+    folder: JobFolder
+    plan: Plan
+    base_digest: str
+    layers: dict[str, LayerShape]
+
+    @property
+    def common(self) -> dict[str, object]:
+        adapters = self.plan.spec.training.adapters
+        return {
+            "base model": (self.plan.model.id, self.base_digest[:12]),
+            "rank": adapters.rank,
+            "alpha": adapters.alpha or adapters.rank,
+            "identifier": self.plan.subjects[0].identifier,
+            "number of adapted layers": len(self.layers),
+        }
+
+
+def read_jobs(paths: Sequence[Path]) -> list[FinishedJob]:
+    """The jobs in some folders.
+
+    Args:
+        paths: each the folder of a job, or a folder with folders of jobs in it.
+
+    Raises:
+        UserError: jobs cannot be used together; with all issues of all jobs.
+    """
+    issues: list[ValidationIssue] = []
+    jobs: list[FinishedJob] = []
+    for path in paths:
+        folders = sorted({record.parents[1].resolve() for record in path.rglob("work/run.json")})
+        if not folders:
+            remedy = "pass folders that dreambooth run has written, or a folder with such folders in it"
+            issues.append(ValidationIssue(OPTION, str(path), "contains no job", remedy))
+        for folder in folders:
+            try:
+                jobs.append(_read_job(JobFolder(folder)))
+            except UserError as error:
+                issues += error.issues
+    for job in jobs[1:]:
+        first, own = jobs[0].common, job.common
+        different = [name for name in first if own[name] != first[name]]
+        if not different and job.layers != jobs[0].layers:
+            different, first, own = ["adapted layers"], {"adapted layers": "others"}, {"adapted layers": "layers"}
+        for name in different:
+            rule = f"has the {name} {_shown(own[name])}, {jobs[0].folder.root.name} has {_shown(first[name])}"
+            issues.append(ValidationIssue(OPTION, str(job.folder.root), rule, f"leave out jobs with another {name}"))
+    if issues:
+        raise UserError(issues)
+    return jobs
+
+
+def _shown(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+
+
+def _read_job(folder: JobFolder) -> FinishedJob:
+    """A job that can be used. Raises an error with all reasons why it cannot."""
+    plan, where = read_run(folder).plan, str(folder.root)
+    faults: list[tuple[str, str]] = []
+    if plan.spec.training.method != "LoRA":
+        faults.append((f"has method {plan.spec.training.method}, not LoRA", "leave it out"))
+    if plan.train_text_encoder:
+        faults.append(("has adapters of text encoders", "leave it out, or train it without textEncoder.train"))
+    if len(plan.subjects) > 1:
+        faults.append((f"has {len(plan.subjects)} subjects", "leave it out: a network predicts one subject"))
+    if plan.super_resolution is not None:
+        faults.append(("has a model of two stages", "leave it out: a network predicts one stage"))
+    if plan.hyper_network is not None:
+        faults.append(("started from the prediction of a network", "leave it out"))
+    if not folder.prepared_of(0):
+        faults.append(("has no prepared images", "run the job again"))
+    if not (folder.model / ADAPTER_FILE).exists() or not (folder.model / MANIFEST).exists():
+        faults.append(("has no published adapter", "complete the job, with lora in output.formats"))
+    if faults:
+        raise UserError([ValidationIssue(OPTION, where, rule, remedy) for rule, remedy in faults])
+    manifest = ModelManifest.model_validate_json((folder.model / MANIFEST).read_text())
+    try:
+        return FinishedJob(folder, plan, manifest.base_digest, layers_of(folder.model / ADAPTER_FILE))
+    except (OSError, SafetensorError) as error:
+        issue = ValidationIssue(OPTION, where, f"has an adapter that cannot be read: {error}", "run the job again")
+        raise UserError(issue) from error
+
+
+def layers_of(path: Path) -> dict[str, LayerShape]:
+    """The layers of a published adapter, by name in the denoiser. Reads only the header."""
+    with safe_open(path, "pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+    names = sorted(name.removesuffix(_DOWN) for name in shapes if name.endswith(_DOWN))
+    return {
+        name.partition(".")[2]: LayerShape(down=shapes[name + _DOWN], up=shapes[name + _UP]) for name in names
+    }  # the first part is the denoiser
+
+
+def load_adapters(paths: Sequence[Path]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Adapters of the same layers, with their names in the denoiser."""
+    down: dict[str, list[Tensor]] = {}
+    up: dict[str, list[Tensor]] = {}
+    for path in paths:
+        for key, value in load_file(path).items():
+            name, kind = key.partition(".")[2], down if key.endswith(_DOWN) else up
+            kind.setdefault(name.removesuffix(_DOWN).removesuffix(_UP), []).append(value.float().flatten(1))
+    return {name: (torch.stack(down[name]), torch.stack(up[name])) for name in sorted(down)}
+
+
+def examples_of(jobs: Sequence[FinishedJob]) -> Examples:
+    """The jobs as training data. Encodes their images."""
+    encoder = adapter_files(encoder_of(jobs[0].plan.model.id)).encoder
+    features = [image_features(encoder, [Image.open(path) for path in job.folder.prepared_of(0)]) for job in jobs]
+    return Examples(features, load_adapters([job.folder.model / ADAPTER_FILE for job in jobs]))
+
+
+def config_of(plan: Plan, base_digest: str, layers: dict[str, LayerShape], features: int) -> NetworkConfig:
+    """The configuration of a network for jobs with a plan like this one. It has been trained on none yet."""
+    adapters = plan.spec.training.adapters
+    return NetworkConfig(
+        base_model=public_name(plan.model.id),
+        base_digest=base_digest,
+        rank=adapters.rank,
+        alpha=adapters.alpha or adapters.rank,
+        identifier=plan.subjects[0].identifier,
+        encoder_digest=encoder_digest(adapter_files(encoder_of(plan.model.id)).encoder),
+        features=features,
+        layers=layers,
+        jobs=0,
+    )
