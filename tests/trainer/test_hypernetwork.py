@@ -33,6 +33,7 @@ from dreambooth_trainer.planning.plan import Plan, fill_defaults
 from dreambooth_trainer.sprites import WEIGHTS
 from dreambooth_trainer.sprites.examples import benchmark_subject
 from dreambooth_trainer.store.folder import JobFolder
+from dreambooth_trainer.store.published import build_manifest
 from dreambooth_trainer.store.run_record import RunRecord, write_run
 from dreambooth_trainer.training.engine import open_engine
 
@@ -121,10 +122,14 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def job(network: Path, **training: Any) -> Any:
+def job(network: Path, identifier: str = "sks", **training: Any) -> Any:
     return job_of(
         {
-            "subject": {"class": "dog", "images": {"uri": "builtin:sprites/dog-pink-blue"}},
+            "subject": {
+                "class": "dog",
+                "images": {"uri": "builtin:sprites/dog-pink-blue"},
+                "identifier": identifier,
+            },
             "training": {"method": "LoRA", "hyperNetwork": {"id": str(network)}, **training},
             "priorPreservation": {"mode": "None"},
             "evaluation": {"enabled": False},
@@ -221,15 +226,14 @@ def test_all_zero_stages_start_from_the_predicted_adapter(network: Path, folder:
 
 def test_a_network_for_other_jobs_is_refused(network: Path) -> None:
     check_plan(job(network))
-    wrong = job(network, lora={"rank": 4, "alpha": 2}, textEncoder={"train": True})
-    wrong.spec.subject.identifier = "zwx"
+    wrong = job(network, "ohwx", lora={"rank": 4, "alpha": 2}, textEncoder={"train": True})
     with pytest.raises(UserError) as caught:
         check_plan(wrong)
     text = str(caught.value)
     for sentence in (
         f"spec.training.lora.rank: 4: the network {network} was trained for rank 16; set rank: 16",
         "spec.training.lora.alpha: 2.0: ",
-        "spec.subject.identifier: 'zwx': ",
+        "spec.subject.identifier: 'ohwx': ",
         "spec.training.textEncoder.train: ",
     ):
         assert sentence in text, text
@@ -268,11 +272,8 @@ def write_job(folder: Path, own: Plan, layers: dict[str, LayerShape]) -> None:
         tensors |= {f"unet.{name}.lora_A.weight": torch.zeros(shape.down)}
         tensors |= {f"unet.{name}.lora_B.weight": torch.zeros(shape.up)}
     save_file(tensors, model / ADAPTER_FILE)
-    manifest = {
-        "job": {"namespace": "", "name": "x"}, "files": {}, "baseModel": own.model.id, "baseDigest": base_digest(own.model),
-        "instancePrompts": [], "classPrompts": [], "resolution": 32, "sampler": own.sampler.model_dump(by_alias=True),
-    }  # fmt: skip
-    (model / "dreambooth.json").write_text(json.dumps(manifest))
+    manifest = build_manifest(own, base_digest(own.model), model)
+    (model / "dreambooth.json").write_text(manifest.model_dump_json(by_alias=True))
 
 
 def test_mixed_jobs_are_refused_with_all_faults(tmp_path: Path) -> None:

@@ -82,4 +82,5 @@ def target_layers(folder: Path, plan: Plan) -> dict[str, LayerShape]:
     with torch.device("meta"):
         denoiser = family.open(folder, [family.denoiser], empty=True).modules[family.denoiser]
         add_adapters(denoiser, plan.spec.training.adapters, family.lora_target_modules()[family.denoiser])
-    return {name: LayerShape(down=tuple(down.shape), up=tuple(up.shape)) for name, down, up, _ in named_products(denoiser)}
+    found = named_products(denoiser)
+    return {name: LayerShape(down=tuple(down.shape), up=tuple(up.shape)) for name, down, up, _ in found}

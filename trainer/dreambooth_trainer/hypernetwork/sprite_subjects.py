@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dreambooth_api.job import API_VERSION, KIND, DreamBoothJob
 from dreambooth_api.uris import BUILTIN_SPRITES
+from dreambooth_trainer.families.base import Stage
 from dreambooth_trainer.families.ip_adapter import adapter_files
 from dreambooth_trainer.families.registry import base_digest, local_folder, open_family
 from dreambooth_trainer.hypernetwork.files import encoder_of
@@ -77,10 +78,7 @@ def train_adapters(work: Path, subjects: int, steps: int, seed: int, console: Co
 
 def train_adapter(plan: Plan, images: list[Pixels]) -> dict[str, Tensor]:
     """Train the adapter of a subject; returns its weights with the names of a published one."""
-    base = local_folder(plan.model)
-    family = open_family(base)
-    stage = family.open(base, [*family.text_encoders, *family.image_encoders])
-    count = len(images)
+    stage, count = _encoders(local_folder(plan.model)), len(images)
     with torch.no_grad():
         latents = stage.encode_images([Image.fromarray(pixels) for pixels in images])
         prompts = stage.encode_prompts(plan.instance_prompts)
@@ -93,6 +91,12 @@ def train_adapter(plan: Plan, images: list[Pixels]) -> dict[str, Tensor]:
     denoiser, name = engine.module.denoiser, engine.module.stage.denoiser
     trained = {key: value.detach() for key, value in denoiser.named_parameters() if value.requires_grad}
     return {f"{name}.{key}": value.contiguous() for key, value in adapter(denoiser, trained)[0].items()}
+
+
+@functools.cache
+def _encoders(base: Path) -> Stage:
+    family = open_family(base)
+    return family.open(base, [*family.text_encoders, *family.image_encoders])
 
 
 def plan_of(class_: str, steps: int) -> Plan:
