@@ -29,6 +29,7 @@ from dreambooth_trainer.hypernetwork.predict import predict, predict_initial_ada
 from dreambooth_trainer.hypernetwork.sprite_subjects import _evaluated, _look, photos, plan_of, train_sprites_network
 from dreambooth_trainer.hypernetwork.train import train_network
 from dreambooth_trainer.models.files import ADAPTER_FILE
+from dreambooth_trainer.planning import describe
 from dreambooth_trainer.planning.plan import Plan, fill_defaults
 from dreambooth_trainer.sprites import WEIGHTS
 from dreambooth_trainer.sprites.examples import benchmark_subject
@@ -177,6 +178,8 @@ def test_the_adapters_of_subjects_start_from_the_same_a(network: Path) -> None:
 def test_the_default_of_steps_is_a_tenth(network: Path) -> None:
     assert plan(network).steps == 40
     assert plan(network, steps=7).steps == 7
+    shown = dict(describe._training(plan(network)))["initial adapter"]
+    assert shown == "predicted from the images of the subject by the HyperNetwork out"
 
 
 def test_training_starts_from_the_predicted_adapter(network: Path, folder: JobFolder, tmp_path: Path) -> None:
