@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 
 from dreambooth_trainer.cli.options import check_new_folder
+from dreambooth_trainer.hypernetwork import DEFAULT_STEPS
 
 
 @click.group()
@@ -18,7 +19,7 @@ def hypernetwork() -> None:
 @hypernetwork.command()
 @click.argument("jobs", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the network.")
-@click.option("--steps", default=1000, show_default=True, type=click.IntRange(1), help="Number of optimizer steps.")
+@click.option("--steps", default=DEFAULT_STEPS, show_default=True, type=click.IntRange(1), help="Optimizer steps.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of weights and order.")
 def train(jobs: tuple[Path, ...], out: Path, steps: int, seed: int) -> None:
     """Train on finished LoRA jobs, and measure the error on a tenth of them.

@@ -55,12 +55,13 @@ def hypernetwork(out: Path, subjects: int, steps: int, seed: int, work: Path | N
     """Train adapters of generated subjects, then a HyperNetwork on them. If interrupted, the same command continues."""
     from rich.console import Console
 
+    from dreambooth_trainer.hypernetwork import DEFAULT_STEPS
     from dreambooth_trainer.hypernetwork.sprite_subjects import train_sprites_network
-    from dreambooth_trainer.hypernetwork.train import STEPS, summary
+    from dreambooth_trainer.hypernetwork.train import summary
 
     check_new_folder(out)
     measured = train_sprites_network(
-        out, subjects=subjects, subject_steps=steps, steps=STEPS, seed=seed, work=work, console=Console()
+        out, subjects=subjects, subject_steps=steps, steps=DEFAULT_STEPS, seed=seed, work=work, console=Console()
     )
     for line in (*summary(measured, subjects), f"published {out}"):
         click.echo(line)

@@ -16,7 +16,6 @@ from dreambooth_trainer.hypernetwork.network import AdapterNetwork, constant_err
 from dreambooth_trainer.sprites.training import make_optimizer, progress, step_generator
 from dreambooth_trainer.store.folder import atomic_directory
 
-STEPS = 1000
 BATCH, RATE, MAX_NORM = 16, 1e-3, 1.0
 
 
