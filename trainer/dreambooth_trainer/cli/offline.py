@@ -46,7 +46,8 @@ def check_plan(job: DreamBoothJob) -> list[str]:
         gpus_per_worker=gpus,
         native_resolution=folder and native_resolution(folder),
     )
-    folders = [Path(model) for model in (model_ref(job).id, *encoder_names(job)) if Path(model).is_absolute()]
+    names = [model_ref(job).id, *encoder_names(job), *([plan.hyper_network.id] if plan.hyper_network else [])]
+    folders = [Path(name) for name in names if Path(name).is_absolute()]
     notes = [
         f"{path} does not exist on this machine, dreambooth run requires it" for path in folders if not path.is_dir()
     ]
