@@ -22,12 +22,21 @@ from dreambooth_api.hypernetwork import HyperNetwork
 from dreambooth_trainer.cli.offline import check_plan
 from dreambooth_trainer.families.registry import base_digest
 from dreambooth_trainer.hypernetwork.check import target_layers
+from dreambooth_trainer.hypernetwork.denoising import Denoising
 from dreambooth_trainer.hypernetwork.files import LayerShape, network_digest, read_config
 from dreambooth_trainer.hypernetwork.jobs import Examples, config_of, read_jobs
 from dreambooth_trainer.hypernetwork.network import AdapterNetwork, constant_error, relative_error
 from dreambooth_trainer.hypernetwork.predict import predict, predict_initial_adapter
-from dreambooth_trainer.hypernetwork.sprite_subjects import _evaluated, _look, photos, plan_of, train_sprites_network
+from dreambooth_trainer.hypernetwork.sprite_subjects import (
+    _evaluated,
+    _look,
+    photos,
+    plan_of,
+    train_sprites_network,
+    training_data,
+)
 from dreambooth_trainer.hypernetwork.train import train_network
+from dreambooth_trainer.methods.lora import adapter
 from dreambooth_trainer.models.files import ADAPTER_FILE
 from dreambooth_trainer.planning import describe
 from dreambooth_trainer.planning.plan import Plan, fill_defaults
@@ -36,7 +45,10 @@ from dreambooth_trainer.sprites.examples import benchmark_subject
 from dreambooth_trainer.store.folder import JobFolder
 from dreambooth_trainer.store.published import build_manifest
 from dreambooth_trainer.store.run_record import RunRecord, write_run
+from dreambooth_trainer.training.batches import DeterministicSampler
 from dreambooth_trainer.training.engine import open_engine
+from dreambooth_trainer.training.loop import run_step
+from dreambooth_trainer.training.module import make_batch
 
 pytestmark = [pytest.mark.trainer, pytest.mark.filterwarnings("ignore")]
 QUIET = Console(quiet=True)
@@ -78,6 +90,13 @@ def test_the_error_does_not_depend_on_the_factors_of_a_product() -> None:
     torch.testing.assert_close(relative_error(same, true), torch.zeros(3), rtol=0, atol=1e-5)
 
 
+class NoDenoising:
+    """For adapters of layers that no model has."""
+
+    def loss(self, *arguments: Any) -> torch.Tensor:
+        return torch.zeros(())
+
+
 def test_a_network_gives_back_two_adapters_from_the_features_of_their_images(tmp_path: Path) -> None:
     examples = Examples([torch.full((2, 3), 1.0), torch.full((2, 3), -1.0)], random_adapters(2, 0))
     config = config_of(plan_of("dog", 1), "digest", LAYERS, 3)
@@ -86,7 +105,7 @@ def test_a_network_gives_back_two_adapters_from_the_features_of_their_images(tmp
     mean = {name: (down.mean(0), up.mean(0)) for name, (down, up) in examples.adapters.items()}
     for name, pair in predict(untrained, examples.features[0]).items():
         torch.testing.assert_close(pair, mean[name], msg="the heads begin at zero")
-    assert train_network(examples, config, tmp_path / "out", steps=300, seed=0, console=QUIET) is None
+    assert train_network(examples, NoDenoising(), config, tmp_path / "out", steps=300, seed=0, console=QUIET) is None
     network = AdapterNetwork(3, LAYERS)
     network.load_state_dict({n: v.float() for n, v in load_file(tmp_path / "out/hypernetwork.safetensors").items()})
     with torch.no_grad():
@@ -100,11 +119,35 @@ def test_a_tenth_of_the_jobs_is_held_out(tmp_path: Path) -> None:
     features = [torch.randn(2, 3, generator=torch.Generator().manual_seed(number)) for number in range(20)]
     examples = Examples(features, random_adapters(20, 0))
     config = config_of(plan_of("dog", 1), "digest", LAYERS, 3)
-    measured = train_network(examples, config, tmp_path / "out", steps=2, seed=0, console=QUIET)
+    measured = train_network(examples, NoDenoising(), config, tmp_path / "out", steps=2, seed=0, console=QUIET)
     assert measured is not None
     assert measured.jobs == 2
-    assert str(measured).startswith("relative error on 2 held-out job(s): ")
+    error, denoising = measured.lines()
+    assert error.startswith("relative error on 2 held-out job(s): ")
+    assert denoising.startswith("denoising loss on 2 held-out job(s): base model ")
     assert read_config(HyperNetwork(id=str(tmp_path / "out"))).jobs == 18
+
+
+def test_the_denoising_loss_is_that_of_a_training_step() -> None:
+    plan = plan_of("dog", 2)
+    data = training_data(plan, photos(0, 0)[1])
+    engine = open_engine(plan, 1, None)
+    for step in range(2):
+        run_step(engine, plan, data, step, rank=0, world_size=1)
+    trained = {name: p.detach() for name, p in engine.module.denoiser.named_parameters() if p.requires_grad}
+    own = adapter(engine.module.denoiser, trained)[0]
+    layers = target_layers(WEIGHTS, plan)
+    pairs = {
+        name: (own[f"{name}.lora_A.weight"].flatten(1), own[f"{name}.lora_B.weight"].flatten(1)) for name in layers
+    }
+    for _, up in pairs.values():
+        up.requires_grad_()
+    loss = Denoising(plan, layers, [lambda device: data]).loss(0, pairs, step=2, seed=0)
+    sampler = DeterministicSampler(data.instance_images.indices, plan.batch_size, 0, plan.variants_per_image)
+    batch = make_batch(engine.module.stage, data, (sampler, None), 2, 0, 1)
+    torch.testing.assert_close(loss, engine.module(batch)[1])
+    loss.backward()
+    assert all(up.grad is not None and up.grad.any() for _, up in pairs.values()), "every layer learns from it"
 
 
 def test_generated_subjects_look_like_none_of_the_benchmark() -> None:
@@ -159,16 +202,16 @@ def folder(network: Path, tmp_path_factory: pytest.TempPathFactory) -> JobFolder
 
 def test_adapters_that_exist_are_not_trained_again(network: Path, tmp_path: Path) -> None:
     work = network.with_name("out.work")
-    files = {path: path.stat().st_mtime_ns for path in work.rglob("*.safetensors")}
+    files = {path: path.stat().st_mtime_ns for path in work.rglob("0000?.safetensors")}
     assert len(files) == 2
     out = tmp_path / "again"
     train_sprites_network(out, subjects=2, subject_steps=2, steps=3, seed=0, work=work, console=QUIET)
-    assert {path: path.stat().st_mtime_ns for path in work.rglob("*.safetensors")} == files
+    assert {path: path.stat().st_mtime_ns for path in work.rglob("0000?.safetensors")} == files
     assert network_digest(HyperNetwork(id=str(out))) == network_digest(HyperNetwork(id=str(network)))
 
 
 def test_the_adapters_of_subjects_start_from_the_same_a(network: Path) -> None:
-    one, other = (load_file(path) for path in sorted(network.with_name("out.work").rglob("*.safetensors")))
+    one, other = (load_file(path) for path in sorted(network.with_name("out.work").rglob("0000?.safetensors")))
     down = [name for name in one if "lora_A" in name]
     assert len(down) == 106
     distance = sum((one[name] - other[name]).square().sum() for name in down)
@@ -269,6 +312,7 @@ def write_job(folder: Path, own: Plan, layers: dict[str, LayerShape]) -> None:
     job.prepared.mkdir(parents=True)
     model.mkdir()
     (job.prepared / "0-000.png").write_bytes(b"")
+    job.latents.write_bytes(b"")
     write_run(job, RunRecord(plan=own, keys={}))
     tensors: dict[str, torch.Tensor] = {}
     for name, shape in layers.items():
@@ -293,6 +337,7 @@ def test_mixed_jobs_are_refused_with_all_faults(tmp_path: Path) -> None:
     full = job_of({"training": {"textEncoder": {"train": True}}})
     write_job(tmp_path / "e", fill_defaults(full, identifiers=["sks"], **settings), LAYERS)
     (tmp_path / "e/model" / ADAPTER_FILE).unlink()
+    JobFolder(tmp_path / "e").latents.unlink()
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError) as caught:
         read_jobs([tmp_path, tmp_path / "empty"])
@@ -305,6 +350,7 @@ def test_mixed_jobs_are_refused_with_all_faults(tmp_path: Path) -> None:
         f"{tmp_path}/e': has method Full, not LoRA",
         f"{tmp_path}/e': has adapters of text encoders",
         f"{tmp_path}/e': has no published adapter",
+        f"{tmp_path}/e': has no encoded images; run the job again, and keep its folder work",
         f"{tmp_path}/empty': contains no job",
     ):
         assert sentence in text, text

@@ -28,13 +28,13 @@ def train(jobs: tuple[Path, ...], out: Path, steps: int, seed: int) -> None:
     same base model, rank, alpha and identifier.
     """
     check_new_folder(out)
-    from dreambooth_trainer.hypernetwork.jobs import config_of, examples_of, read_jobs
+    from dreambooth_trainer.hypernetwork.jobs import config_of, denoising_of, examples_of, read_jobs
     from dreambooth_trainer.hypernetwork.train import summary, train_network
 
     found = read_jobs(jobs)
     first, examples = found[0], examples_of(found)
     config = config_of(first.plan, first.base_digest, first.layers, examples.features[0].shape[1])
-    measured = train_network(examples, config, out, steps=steps, seed=seed, console=Console())
+    measured = train_network(examples, denoising_of(found), config, out, steps=steps, seed=seed, console=Console())
     for line in summary(measured, len(found)):
         click.echo(line)
     click.echo(f"published {out}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.model import public_name
 from dreambooth_trainer.families.ip_adapter import adapter_files
+from dreambooth_trainer.hypernetwork.denoising import Denoising
 from dreambooth_trainer.hypernetwork.files import LayerShape, NetworkConfig, encoder_digest, encoder_of
 from dreambooth_trainer.hypernetwork.network import Adapters
 from dreambooth_trainer.hypernetwork.predict import image_features
@@ -24,6 +26,7 @@ from dreambooth_trainer.store.folder import JobFolder
 from dreambooth_trainer.store.owner import MANIFEST
 from dreambooth_trainer.store.published import ModelManifest
 from dreambooth_trainer.store.run_record import read_run
+from dreambooth_trainer.training.cache import load_data
 
 OPTION = "JOBS"
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
@@ -129,6 +132,8 @@ def _read_job(folder: JobFolder) -> FinishedJob:
         faults.append(("started from the prediction of a network", "leave it out"))
     if not folder.prepared_of(0):
         faults.append(("has no prepared images", "run the job again"))
+    if not folder.latents.exists():
+        faults.append(("has no encoded images", "run the job again, and keep its folder work"))
     if not (folder.model / ADAPTER_FILE).exists() or not (folder.model / MANIFEST).exists():
         faults.append(("has no published adapter", "complete the job, with lora in output.formats"))
     if faults:
@@ -167,6 +172,12 @@ def examples_of(jobs: Sequence[FinishedJob]) -> Examples:
     encoder = adapter_files(encoder_of(jobs[0].plan.model.id)).encoder
     features = [image_features(encoder, [Image.open(path) for path in job.folder.prepared_of(0)]) for job in jobs]
     return Examples(features, load_adapters([job.folder.model / ADAPTER_FILE for job in jobs]))
+
+
+def denoising_of(jobs: Sequence[FinishedJob]) -> Denoising:
+    """The denoising loss of the jobs. It reads their encoded images when they are needed."""
+    data = [partial(load_data, job.folder.latents) for job in jobs]
+    return Denoising(jobs[0].plan, jobs[0].layers, data)
 
 
 def config_of(plan: Plan, base_digest: str, layers: dict[str, LayerShape], features: int) -> NetworkConfig:

@@ -8,6 +8,8 @@ number, so an interrupted command continues with the next one.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from dreambooth_api.uris import BUILTIN_SPRITES
 from dreambooth_trainer.families.base import Stage
 from dreambooth_trainer.families.ip_adapter import adapter_files
 from dreambooth_trainer.families.registry import base_digest, local_folder, open_family
+from dreambooth_trainer.hypernetwork.denoising import Denoising
 from dreambooth_trainer.hypernetwork.files import encoder_of
 from dreambooth_trainer.hypernetwork.jobs import Examples, config_of, layers_of, load_adapters
 from dreambooth_trainer.hypernetwork.predict import image_features
@@ -33,7 +36,7 @@ from dreambooth_trainer.sprites.examples import EXAMPLES, IMAGES, MAX_BENCHMARK_
 from dreambooth_trainer.sprites.randomness import seeded
 from dreambooth_trainer.sprites.training import progress
 from dreambooth_trainer.sprites.world import CLASSES, Pixels, Subject, random_scene, random_subject, render
-from dreambooth_trainer.training.cache import EncodedImages, TrainingData
+from dreambooth_trainer.training.cache import EncodedImages, TrainingData, load_data, save_data
 from dreambooth_trainer.training.loop import run_step
 from dreambooth_trainer.training.plain_engine import PlainEngine
 
@@ -50,14 +53,18 @@ def train_sprites_network(
     """
     work = (work or out.with_name(out.name + ".work")) / f"{subject_steps}-steps-seed-{seed}"
     paths = train_adapters(work, subjects, subject_steps, seed, console)
-    features: list[Tensor] = []
+    features, data = list[Tensor](), list[Callable[[str], TrainingData]]()
     encoder = adapter_files(encoder_of(BUILTIN_SPRITES)).encoder
     for number in range(subjects):
-        images = [Image.fromarray(pixels) for pixels in photos(seed, number)[1]]
-        features.append(image_features(encoder, images))
+        class_, images = photos(seed, number)
+        features.append(image_features(encoder, [Image.fromarray(pixels) for pixels in images]))
+        file = paths[number].with_name(f"{number:05d}.images.safetensors")
+        save_data(training_data(plan_of(class_, subject_steps), images), file)
+        data.append(partial(load_data, file))
     examples, plan = Examples(features, load_adapters(paths)), plan_of(CLASSES[0], subject_steps)
     config = config_of(plan, base_digest(plan.model), layers_of(paths[0]), features[0].shape[1])
-    return train_network(examples, config, out, steps=steps, seed=seed, console=console)
+    denoising = Denoising(plan, config.layers, data)
+    return train_network(examples, denoising, config, out, steps=steps, seed=seed, console=console)
 
 
 def train_adapters(work: Path, subjects: int, steps: int, seed: int, console: Console) -> list[Path]:
@@ -78,19 +85,24 @@ def train_adapters(work: Path, subjects: int, steps: int, seed: int, console: Co
 
 def train_adapter(plan: Plan, images: list[Pixels]) -> dict[str, Tensor]:
     """Train the adapter of a subject; returns its weights with the names of a published one."""
+    data = training_data(plan, images)
+    torch.manual_seed(plan.spec.training.seed)  # as each worker of a job does
+    engine = PlainEngine(plan, None)
+    for step in range(plan.steps):
+        run_step(engine, plan, data, step, rank=0, world_size=1)
+    denoiser, name = engine.module.denoiser, engine.module.stage.denoiser
+    trained = {key: value.detach() for key, value in denoiser.named_parameters() if value.requires_grad}
+    return {f"{name}.{key}": value.contiguous() for key, value in adapter(denoiser, trained)[0].items()}
+
+
+def training_data(plan: Plan, images: list[Pixels]) -> TrainingData:
+    """Encoded images of a subject, as in the cache of a job without class images."""
     stage, count = _encoders(local_folder(plan.model)), len(images)
     with torch.no_grad():
         latents = stage.encode_images([Image.fromarray(pixels) for pixels in images])
         prompts = stage.encode_prompts(plan.instance_prompts)
     whole, first = torch.tensor([[0, count]]), torch.zeros(count, dtype=torch.long)
-    encoded = EncodedImages(latents, prompts, whole, first, torch.ones(count, dtype=torch.long))
-    torch.manual_seed(plan.spec.training.seed)  # as each worker of a job does
-    engine = PlainEngine(plan, None)
-    for step in range(plan.steps):
-        run_step(engine, plan, TrainingData(encoded, None), step, rank=0, world_size=1)
-    denoiser, name = engine.module.denoiser, engine.module.stage.denoiser
-    trained = {key: value.detach() for key, value in denoiser.named_parameters() if value.requires_grad}
-    return {f"{name}.{key}": value.contiguous() for key, value in adapter(denoiser, trained)[0].items()}
+    return TrainingData(EncodedImages(latents, prompts, whole, first, torch.ones(count, dtype=torch.long)), None)
 
 
 @functools.cache
