@@ -254,8 +254,7 @@ def fill_defaults(
         image_count: number of images of all subjects.
         identifiers: of each subject: the job's, or the rare token selected for `auto`.
         zero_stage: the job's stage, or the result of `memory.choose_stage`.
-        precision: default of training.precision.
-        native_resolution: default of training.resolution, from the model's configuration.
+        precision, native_resolution: defaults of training.precision and training.resolution, the latter of the model.
         flow_matching, pixel_space: whether the model was trained by flow matching, or denoises pixels; for defaults.
         sampling: steps and guidance scale that the model needs, as defaults.
 
