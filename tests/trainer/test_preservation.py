@@ -248,6 +248,7 @@ def compare(model: Path, data: Path, folder: Path, cases: list[Case], *, also_ba
             close([sums[0] for sums in again], alone[str(case)][2:])
 
 
+@pytest.mark.long
 def test_losses_do_not_depend_on_zero_3(tiny_model: Path, data: Path, tmp_path: Path) -> None:
     compare(tiny_model, data, tmp_path, FEW)
 

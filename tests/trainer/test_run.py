@@ -180,6 +180,7 @@ def test_a_complete_job_is_not_run_again(runs: Runs, complete: str) -> None:
     assert (runs.folder / "complete" / "report.html").stat().st_mtime_ns == before
 
 
+@pytest.mark.long  # tests/node/test_jobs.py kills workers too, and compares the published models
 def test_a_killed_worker_is_replaced_without_changing_any_loss(runs: Runs, complete: str) -> None:
     process = runs.start("worker-killed", *WITHOUT_EVALUATION)
     runs.wait_for_checkpoint("worker-killed", process)
