@@ -1,4 +1,4 @@
-"""The denoising loss of predicted adapters, the other loss of a HyperNetwork (HyperDreamBooth, equation 4).
+"""The denoising loss of predicted adapters, the other loss of a HyperNetwork (HyperDreamBooth, Ruiz et al. 2024).
 
 Products of adapters say little about which of their parts matter: after short trainings most of them is noise. This
 loss is that of a training step of the job, with its adapter replaced by the predicted one.

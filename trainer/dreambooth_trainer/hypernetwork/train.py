@@ -1,6 +1,6 @@
 """Trains a HyperNetwork on finished jobs, and measures it on a tenth of them that it was not trained on.
 
-As in HyperDreamBooth (equation 4), the loss is the sum of the distance from the adapters of the jobs and of the
+As in HyperDreamBooth, the loss is the sum of the distance from the adapters of the jobs and of the
 denoising loss of their images with the predicted adapters.
 """
 
