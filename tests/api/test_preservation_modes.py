@@ -1,4 +1,4 @@
-"""What the modes of prior preservation mean, and what a job with unsuitable fields is told."""
+"""What the modes of prior preservation mean, and the errors of unsuitable fields."""
 
 from __future__ import annotations
 

@@ -128,6 +128,33 @@ def test_a_tenth_of_the_jobs_is_held_out(tmp_path: Path) -> None:
     assert read_config(HyperNetwork(id=str(tmp_path / "out"))).jobs == 18
 
 
+class RecordingDenoising:
+    """Is lower for smaller adapters. Records the jobs of the training steps, and those that are measured."""
+
+    def __init__(self) -> None:
+        self.trained, self.measured = set[int](), set[int]()
+
+    def loss(self, job: int, adapter: Any, step: int, seed: int) -> torch.Tensor:
+        (self.trained if seed == 0 else self.measured).add(job)
+        return torch.stack([up.square().mean() for _, up in adapter.values()]).mean()
+
+
+def test_a_network_learns_the_denoising_loss_of_jobs_that_are_not_held_out(tmp_path: Path) -> None:
+    features = [torch.randn(2, 3, generator=torch.Generator().manual_seed(number)) for number in range(20)]
+    examples, denoising = Examples(features, random_adapters(20, 0)), RecordingDenoising()
+    config = config_of(plan_of("dog", 1), "digest", LAYERS, 3)
+    sizes: list[float] = []
+    for name, loss in (("without", NoDenoising()), ("with", denoising)):
+        train_network(examples, loss, config, tmp_path / name, steps=100, seed=0, console=QUIET)
+        network = AdapterNetwork(3, LAYERS)
+        weights = load_file(tmp_path / name / "hypernetwork.safetensors")
+        network.load_state_dict({key: value.float() for key, value in weights.items()})
+        sizes.append(sum(up.square().mean().item() for _, up in predict(network, features[0]).values()))
+    assert sizes[1] < 0.5 * sizes[0]
+    assert len(denoising.measured) == 2
+    assert denoising.trained == set(range(20)) - denoising.measured
+
+
 def test_the_denoising_loss_is_that_of_a_training_step() -> None:
     plan = plan_of("dog", 2)
     data = training_data(plan, photos(0, 0)[1])

@@ -1,7 +1,7 @@
 """The network that predicts adapters from images (HyperDreamBooth, Ruiz et al. 2024), and its loss.
 
-It differs from the paper's: it predicts once, without iterative refinement; its input are features of the whole image
-from a frozen encoder; and A and B are those of LoRA, not of a decomposition with fixed factors.
+It differs from the paper's: it predicts once and does not refine its prediction; its input is the features of whole
+images from a frozen encoder; and A and B are those of LoRA, not of a decomposition with fixed factors.
 Legend: N adapters, D features, L layers, r rank, i inputs and o outputs of a layer (convolutions are flattened).
 """
 
