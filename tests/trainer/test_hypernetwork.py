@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from rich.console import Console
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from test_plan import job_of
 
 from dreambooth_api.errors import UserError
@@ -22,33 +22,34 @@ from dreambooth_api.hypernetwork import HyperNetwork
 from dreambooth_trainer.cli.offline import check_plan
 from dreambooth_trainer.families.registry import base_digest
 from dreambooth_trainer.hypernetwork.check import target_layers
-from dreambooth_trainer.hypernetwork.denoising import Denoising
+from dreambooth_trainer.hypernetwork.denoising import Denoising, _sample
 from dreambooth_trainer.hypernetwork.files import LayerShape, network_digest, read_config
-from dreambooth_trainer.hypernetwork.jobs import Examples, config_of, read_jobs
-from dreambooth_trainer.hypernetwork.network import AdapterNetwork, constant_error, relative_error
+from dreambooth_trainer.hypernetwork.jobs import config_of, read_jobs
+from dreambooth_trainer.hypernetwork.network import AdapterNetwork
 from dreambooth_trainer.hypernetwork.predict import predict, predict_initial_adapter
 from dreambooth_trainer.hypernetwork.sprite_subjects import (
     _evaluated,
     _look,
-    photos,
+    generated_subject,
     plan_of,
     train_sprites_network,
     training_data,
 )
-from dreambooth_trainer.hypernetwork.train import train_network
+from dreambooth_trainer.hypernetwork.train import IMAGES_PER_JOB, _split, train_network
 from dreambooth_trainer.methods.lora import adapter
 from dreambooth_trainer.models.files import ADAPTER_FILE
 from dreambooth_trainer.planning import describe
 from dreambooth_trainer.planning.plan import Plan, fill_defaults
 from dreambooth_trainer.sprites import WEIGHTS
 from dreambooth_trainer.sprites.examples import benchmark_subject
+from dreambooth_trainer.sprites.training import SAVE_EVERY
 from dreambooth_trainer.store.folder import JobFolder
 from dreambooth_trainer.store.published import build_manifest
 from dreambooth_trainer.store.run_record import RunRecord, write_run
-from dreambooth_trainer.training.batches import DeterministicSampler
+from dreambooth_trainer.training.cache import TrainingData
 from dreambooth_trainer.training.engine import open_engine
 from dreambooth_trainer.training.loop import run_step
-from dreambooth_trainer.training.module import make_batch
+from dreambooth_trainer.training.module import assemble_batch
 
 pytestmark = [pytest.mark.trainer, pytest.mark.filterwarnings("ignore")]
 QUIET = Console(quiet=True)
@@ -58,106 +59,118 @@ LAYERS = {
 }
 
 
-def random_adapters(count: int, seed: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def random_adapter(seed: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     return {
         name: (
-            torch.randn(count, *shape.down, generator=generator).flatten(2),
-            torch.randn(count, *shape.up, generator=generator).flatten(2),
+            torch.randn(*shape.down, generator=generator).flatten(1),
+            0.1 * torch.randn(*shape.up, generator=generator).flatten(1),
         )
         for name, shape in LAYERS.items()
     }
 
 
-def products(adapters: Any) -> torch.Tensor:
-    return torch.cat([(up @ down).flatten(1) for down, up in adapters.values()], dim=1)
+def products(adapter: Any) -> torch.Tensor:
+    return torch.cat([(up @ down).flatten() for down, up in adapter.values()])
 
 
-def test_the_error_is_that_of_the_products() -> None:
-    predicted, true = random_adapters(3, 0), random_adapters(3, 1)
-    expected = (products(predicted) - products(true)).square().sum(1) / products(true).square().sum(1)
-    torch.testing.assert_close(relative_error(predicted, true), expected)
-    mean = products(random_adapters(5, 2)).mean(0)
-    expected = (mean - products(true)).square().sum(1) / products(true).square().sum(1)
-    torch.testing.assert_close(constant_error(random_adapters(5, 2), true), expected)
+class KnownTargets:
+    """The loss of a job is the squared distance of its adapter's products from a target. Records how it is called."""
+
+    def __init__(self, jobs: int) -> None:
+        self.targets = [products(random_adapter(job)) for job in range(jobs)]
+        self.trained, self.measured = set[int](), set[int]()
+        self.calls = 0
+
+    def initial_adapter(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        return {name: (down, torch.zeros_like(up)) for name, (down, up) in random_adapter(99).items()}
+
+    def losses(self, job: int, adapter: Any, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        assert len(images) == IMAGES_PER_JOB
+        self.calls += 1
+        (self.trained if torch.is_grad_enabled() else self.measured).add(job)
+        loss = (products(adapter) - self.targets[job]).square().sum() / self.targets[job].square().sum()
+        return torch.stack([loss, loss, torch.zeros(())])
 
 
-def test_the_error_does_not_depend_on_the_factors_of_a_product() -> None:
-    predicted, true = random_adapters(3, 0), random_adapters(3, 1)
-    change = torch.randn(4, 4, generator=torch.Generator().manual_seed(2)) + 4 * torch.eye(4)
-    same = {name: (change @ down, up @ change.inverse()) for name, (down, up) in true.items()}
-    torch.testing.assert_close(relative_error(predicted, same), relative_error(predicted, true), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(relative_error(same, true), torch.zeros(3), rtol=0, atol=1e-5)
+def random_features(jobs: int) -> list[torch.Tensor]:
+    return [torch.randn(1, 3, generator=torch.Generator().manual_seed(job)).repeat(4, 1) for job in range(jobs)]
 
 
-class NoDenoising:
-    """For adapters of layers that no model has."""
+def train(features: list[torch.Tensor], denoising: Any, out: Path, steps: int) -> Any:
+    config = config_of(plan_of("dog"), "digest", LAYERS, 3)
+    work = out.with_name("work")
+    return train_network(features, denoising, config, out, steps=steps, seed=0, work=work, console=QUIET)
 
-    def loss(self, *arguments: Any) -> torch.Tensor:
-        return torch.zeros(())
 
-
-def test_a_network_gives_back_two_adapters_from_the_features_of_their_images(tmp_path: Path) -> None:
-    examples = Examples([torch.full((2, 3), 1.0), torch.full((2, 3), -1.0)], random_adapters(2, 0))
-    config = config_of(plan_of("dog", 1), "digest", LAYERS, 3)
-    untrained = AdapterNetwork(3, LAYERS)
-    untrained.start_from(examples.adapters, examples.means())
-    mean = {name: (down.mean(0), up.mean(0)) for name, (down, up) in examples.adapters.items()}
-    for name, pair in predict(untrained, examples.features[0]).items():
-        torch.testing.assert_close(pair, mean[name], msg="the heads begin at zero")
-    assert train_network(examples, NoDenoising(), config, tmp_path / "out", steps=300, seed=0, console=QUIET) is None
+def trained_network(out: Path) -> AdapterNetwork:
     network = AdapterNetwork(3, LAYERS)
-    network.load_state_dict({n: v.float() for n, v in load_file(tmp_path / "out/hypernetwork.safetensors").items()})
-    with torch.no_grad():
-        error = relative_error(network(examples.means()), examples.adapters)
-        assert error.max() < 1e-3
-        assert relative_error(network(-examples.means()), examples.adapters).min() > 1, "the other subject's adapter"
-    assert read_config(HyperNetwork(id=str(tmp_path / "out"))).jobs == 2
+    network.load_state_dict({n: v.float() for n, v in load_file(out / "hypernetwork.safetensors").items()})
+    return network
+
+
+def test_a_network_learns_the_adapter_of_each_subject(tmp_path: Path) -> None:
+    features, denoising = random_features(3), KnownTargets(3)
+    untrained = AdapterNetwork(3, LAYERS)
+    untrained.start_from(denoising.initial_adapter(), torch.cat(features))
+    for name, pair in predict(untrained, features[0]).items():
+        torch.testing.assert_close(pair, denoising.initial_adapter()[name], msg="the directions begin at zero")
+    assert train(features, denoising, tmp_path / "out", 600) is None
+    network = trained_network(tmp_path / "out")
+    for job in range(3):
+        learned = products(predict(network, features[job]))
+        errors = [(learned - one).square().sum() / one.square().sum() for one in denoising.targets]
+        assert errors[job] < 0.05
+        assert min(errors[:job] + errors[job + 1 :]) > 1, "the other subjects' adapters"
+    assert read_config(HyperNetwork(id=str(tmp_path / "out"))).jobs == 3
 
 
 def test_a_tenth_of_the_jobs_is_held_out(tmp_path: Path) -> None:
-    features = [torch.randn(2, 3, generator=torch.Generator().manual_seed(number)) for number in range(20)]
-    examples = Examples(features, random_adapters(20, 0))
-    config = config_of(plan_of("dog", 1), "digest", LAYERS, 3)
-    measured = train_network(examples, NoDenoising(), config, tmp_path / "out", steps=2, seed=0, console=QUIET)
+    denoising = KnownTargets(20)
+    measured = train(random_features(20), denoising, tmp_path / "out", 40)
     assert measured is not None
-    assert measured.jobs == 2
-    error, denoising = measured.lines()
-    assert error.startswith("relative error on 2 held-out job(s): ")
-    assert denoising.startswith("denoising loss on 2 held-out job(s): base model ")
+    assert measured.jobs == len(denoising.measured) == 2
+    assert denoising.trained == set(range(20)) - denoising.measured
+    assert measured.line().startswith("denoising loss on 2 held-out job(s): base model 1.0000, mean features ")
     assert read_config(HyperNetwork(id=str(tmp_path / "out"))).jobs == 18
 
 
-class RecordingDenoising:
-    """Is lower for smaller adapters. Records the jobs of the training steps, and those that are measured."""
-
-    def __init__(self) -> None:
-        self.trained, self.measured = set[int](), set[int]()
-
-    def loss(self, job: int, adapter: Any, step: int, seed: int) -> torch.Tensor:
-        (self.trained if seed == 0 else self.measured).add(job)
-        return torch.stack([up.square().mean() for _, up in adapter.values()]).mean()
-
-
-def test_a_network_learns_the_denoising_loss_of_jobs_that_are_not_held_out(tmp_path: Path) -> None:
-    features = [torch.randn(2, 3, generator=torch.Generator().manual_seed(number)) for number in range(20)]
-    examples, denoising = Examples(features, random_adapters(20, 0)), RecordingDenoising()
-    config = config_of(plan_of("dog", 1), "digest", LAYERS, 3)
-    sizes: list[float] = []
-    for name, loss in (("without", NoDenoising()), ("with", denoising)):
-        train_network(examples, loss, config, tmp_path / name, steps=100, seed=0, console=QUIET)
-        network = AdapterNetwork(3, LAYERS)
-        weights = load_file(tmp_path / name / "hypernetwork.safetensors")
-        network.load_state_dict({key: value.float() for key, value in weights.items()})
-        sizes.append(sum(up.square().mean().item() for _, up in predict(network, features[0]).values()))
-    assert sizes[1] < 0.5 * sizes[0]
-    assert len(denoising.measured) == 2
-    assert denoising.trained == set(range(20)) - denoising.measured
+def test_features_and_loss_are_of_different_images() -> None:
+    for count in range(2, 7):
+        for seed in range(20):
+            seen, unseen = _split(count, torch.Generator().manual_seed(seed))
+            assert not set(seen.tolist()) & set(unseen.tolist())
+            assert {*seen.tolist(), *unseen.tolist()} <= set(range(count))
+            assert (len(seen) > 0, len(unseen)) == (True, IMAGES_PER_JOB)
+    assert [one.tolist() for one in _split(1, torch.Generator())] == [[0], [0] * IMAGES_PER_JOB]
 
 
-def test_the_denoising_loss_is_that_of_a_training_step() -> None:
-    plan = plan_of("dog", 2)
-    data = training_data(plan, photos(0, 0)[1])
+def test_an_interrupted_training_continues(tmp_path: Path) -> None:
+    class Interrupted(KnownTargets):
+        def losses(self, job: int, adapter: Any, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+            if self.calls == 2 * (SAVE_EVERY + 5):
+                raise KeyboardInterrupt
+            return super().losses(job, adapter, images, generator)
+
+    features = random_features(2)
+    whole = KnownTargets(2)
+    train(features, whole, tmp_path / "a/out", SAVE_EVERY + 10)
+    with pytest.raises(KeyboardInterrupt):
+        train(features, Interrupted(2), tmp_path / "b/out", SAVE_EVERY + 10)
+    assert not (tmp_path / "b/out").exists()
+    rest = KnownTargets(2)
+    train(features, rest, tmp_path / "b/out", SAVE_EVERY + 10)
+    assert (whole.calls, rest.calls) == (2 * (SAVE_EVERY + 10), 2 * 10)
+    digests = {network_digest(HyperNetwork(id=str(tmp_path / name / "out"))) for name in "ab"}
+    assert len(digests) == 1, "the same network"
+    other = KnownTargets(2)
+    train([one + 1 for one in features], other, tmp_path / "b/other", SAVE_EVERY + 10)
+    assert other.calls == whole.calls, "other images start again"
+
+
+def test_the_losses_are_those_of_a_training_step() -> None:
+    plan = plan_of("dog")
+    data = training_data(generated_subject(0, 0))
     engine = open_engine(plan, 1, None)
     for step in range(2):
         run_step(engine, plan, data, step, rank=0, world_size=1)
@@ -169,27 +182,46 @@ def test_the_denoising_loss_is_that_of_a_training_step() -> None:
     }
     for _, up in pairs.values():
         up.requires_grad_()
-    loss = Denoising(plan, layers, [lambda device: data]).loss(0, pairs, step=2, seed=0)
-    sampler = DeterministicSampler(data.instance_images.indices, plan.batch_size, 0, plan.variants_per_image)
-    batch = make_batch(engine.module.stage, data, (sampler, None), 2, 0, 1)
-    torch.testing.assert_close(loss, engine.module(batch)[1])
-    loss.backward()
+    denoising, images = Denoising(plan, layers, [lambda device: data]), torch.tensor([3, 1])
+    for name, (down, up) in denoising.initial_adapter().items():
+        assert down.shape == pairs[name][0].shape
+        assert down.any()
+        assert not up.any()
+    losses = denoising.losses(0, pairs, images, torch.Generator().manual_seed(7))
+    generator = torch.Generator().manual_seed(7)
+    samples = [(data.instance_images, _sample(denoising._variant(images, generator), generator))]
+    chosen = torch.randint(5, (2,), generator=generator)
+    assert data.class_images is not None
+    samples.append((data.class_images, _sample(chosen, generator)))
+    torch.testing.assert_close(losses, engine.module(assemble_batch(engine.module.stage, samples)))
+    assert losses[2] > 0
+    losses[0].backward()
     assert all(up.grad is not None and up.grad.any() for _, up in pairs.values()), "every layer learns from it"
+    alone = Denoising(plan, layers, [lambda device: TrainingData(data.instance_images, None)])
+    only = alone.losses(0, pairs, images, torch.Generator().manual_seed(7))
+    torch.testing.assert_close(only[:2], losses[1].expand(2))
+    assert only[2] == 0
 
 
 def test_generated_subjects_look_like_none_of_the_benchmark() -> None:
     assert len(_evaluated()) > 100
     assert _look(benchmark_subject(7)[0]) in _evaluated()
-    class_, images = photos(0, 3)
-    assert (class_, len(images)) == (photos(0, 3)[0], 5)
-    assert (images[0] == photos(0, 3)[1][0]).all()
+    one, same = generated_subject(0, 3), generated_subject(0, 3)
+    assert (one.subject, one.instance_prompts, len(one.images)) == (same.subject, same.instance_prompts, 5)
+    assert one.images[0].tobytes() == same.images[0].tobytes()
+    many = [generated_subject(0, number) for number in range(40)]
+    assert not {_look(each.subject) for each in many} & _evaluated()
+    class_prompts = [prompt for each in many for prompt in each.class_prompts]
+    instance_prompts = [prompt for each in many for prompt in each.instance_prompts]
+    assert [prompt.replace("sks ", "") for prompt in instance_prompts] == class_prompts
+    assert 50 < sum(len(prompt.split()) == 2 for prompt in class_prompts) < 150, "half of them describe the scene"
 
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network that was trained on two adapters of two steps."""
+    """A network that was trained on two subjects."""
     out = tmp_path_factory.mktemp("network") / "out"
-    train_sprites_network(out, subjects=2, subject_steps=2, steps=3, seed=0, work=None, console=QUIET)
+    train_sprites_network(out, subjects=2, steps=3, seed=0, work=None, console=QUIET)
     return out
 
 
@@ -217,32 +249,12 @@ def plan(network: Path, stage: int = 1, **training: Any) -> Plan:
 @pytest.fixture(scope="module")
 def folder(network: Path, tmp_path_factory: pytest.TempPathFactory) -> JobFolder:
     """The folder of a job with the predicted adapter."""
-    from PIL import Image
-
     folder = JobFolder(tmp_path_factory.mktemp("job"))
     folder.prepared.mkdir(parents=True)
-    for number, pixels in enumerate(photos(0, 0)[1]):
-        Image.fromarray(pixels).save(folder.prepared / f"0-{number:03d}.png")
+    for number, image in enumerate(generated_subject(0, 0).images):
+        image.save(folder.prepared / f"0-{number:03d}.png")
     predict_initial_adapter(plan(network), folder)
     return folder
-
-
-def test_adapters_that_exist_are_not_trained_again(network: Path, tmp_path: Path) -> None:
-    work = network.with_name("out.work")
-    files = {path: path.stat().st_mtime_ns for path in work.rglob("0000?.safetensors")}
-    assert len(files) == 2
-    out = tmp_path / "again"
-    train_sprites_network(out, subjects=2, subject_steps=2, steps=3, seed=0, work=work, console=QUIET)
-    assert {path: path.stat().st_mtime_ns for path in work.rglob("0000?.safetensors")} == files
-    assert network_digest(HyperNetwork(id=str(out))) == network_digest(HyperNetwork(id=str(network)))
-
-
-def test_the_adapters_of_subjects_start_from_the_same_a(network: Path) -> None:
-    one, other = (load_file(path) for path in sorted(network.with_name("out.work").rglob("0000?.safetensors")))
-    down = [name for name in one if "lora_A" in name]
-    assert len(down) == 106
-    distance = sum((one[name] - other[name]).square().sum() for name in down)
-    assert distance / sum(one[name].square().sum() for name in down) < 0.1
 
 
 def test_the_default_of_steps_is_a_tenth(network: Path) -> None:
@@ -333,37 +345,31 @@ def test_the_package_contains_no_network(tmp_path: Path) -> None:
         check_plan(job(tmp_path))
 
 
-def write_job(folder: Path, own: Plan, layers: dict[str, LayerShape]) -> None:
+def write_job(folder: Path, own: Plan) -> None:
     """The files of a finished job that a network is trained on."""
-    job, model = JobFolder(folder), JobFolder(folder).model
+    job = JobFolder(folder)
     job.prepared.mkdir(parents=True)
-    model.mkdir()
+    job.model.mkdir()
     (job.prepared / "0-000.png").write_bytes(b"")
     job.latents.write_bytes(b"")
     write_run(job, RunRecord(plan=own, keys={}))
-    tensors: dict[str, torch.Tensor] = {}
-    for name, shape in layers.items():
-        tensors |= {f"unet.{name}.lora_A.weight": torch.zeros(shape.down)}
-        tensors |= {f"unet.{name}.lora_B.weight": torch.zeros(shape.up)}
-    save_file(tensors, model / ADAPTER_FILE)
-    manifest = build_manifest(own, base_digest(own.model), model)
-    (model / "dreambooth.json").write_text(manifest.model_dump_json(by_alias=True))
+    manifest = build_manifest(own, base_digest(own.model), job.model)
+    (job.model / "dreambooth.json").write_text(manifest.model_dump_json(by_alias=True))
 
 
 def test_mixed_jobs_are_refused_with_all_faults(tmp_path: Path) -> None:
-    usual = plan_of("dog", 1)
-    write_job(tmp_path / "a", usual, LAYERS)
-    write_job(tmp_path / "b", usual, LAYERS)
+    usual = plan_of("dog")
+    write_job(tmp_path / "a", usual)
+    write_job(tmp_path / "b", usual)
     assert [found.folder.root.name for found in read_jobs([tmp_path])] == ["a", "b"]
     other = job_of({"training": {"method": "LoRA", "lora": {"rank": 4}}, "subject": {
         "class": "dog", "images": {"uri": "x"}, "identifier": "zwx",
     }})  # fmt: skip
     settings: Any = {"image_count": 4, "zero_stage": 1, "precision": "fp32"}
-    write_job(tmp_path / "c", fill_defaults(other, identifiers=["zwx"], **settings), LAYERS)
-    write_job(tmp_path / "d", usual, {"attention": LAYERS["attention"]})
+    write_job(tmp_path / "c", fill_defaults(other, identifiers=["zwx"], **settings))
     full = job_of({"training": {"textEncoder": {"train": True}}})
-    write_job(tmp_path / "e", fill_defaults(full, identifiers=["sks"], **settings), LAYERS)
-    (tmp_path / "e/model" / ADAPTER_FILE).unlink()
+    write_job(tmp_path / "e", fill_defaults(full, identifiers=["sks"], **settings))
+    (tmp_path / "e/model/dreambooth.json").unlink()
     JobFolder(tmp_path / "e").latents.unlink()
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError) as caught:
@@ -373,18 +379,13 @@ def test_mixed_jobs_are_refused_with_all_faults(tmp_path: Path) -> None:
         f"{tmp_path}/c': has the rank 4, a has 16; leave out jobs with another rank",
         f"{tmp_path}/c': has the alpha 4, a has 16",
         f"{tmp_path}/c': has the identifier zwx, a has sks",
-        f"{tmp_path}/d': has the number of adapted layers 1, a has 2",
         f"{tmp_path}/e': has method Full, not LoRA",
         f"{tmp_path}/e': has adapters of text encoders",
-        f"{tmp_path}/e': has no published adapter",
+        f"{tmp_path}/e': has no published model; complete the job",
         f"{tmp_path}/e': has no encoded images; run the job again, and keep its folder work",
         f"{tmp_path}/empty': contains no job",
     ):
         assert sentence in text, text
-
-
-def test_the_layers_of_the_plan_are_those_of_a_trained_adapter(network: Path) -> None:
-    assert target_layers(WEIGHTS, plan(network)) == read_config(HyperNetwork(id=str(network))).layers
 
 
 @pytest.mark.long
@@ -404,9 +405,8 @@ def test_a_job_publishes_the_adapter_that_it_started_from(network: Path, tmp_pat
         torch.testing.assert_close(published[f"unet.{name}"], value, rtol=0, atol=1e-6)
     assert "hyperNetwork" in (published_job := (folder.model / "job.yaml").read_text())
     assert str(network.parent) not in published_job
-    again = subprocess.run(
-        [*command, "hypernetwork", "train", str(tmp_path / "out"), "--out", str(tmp_path / "n")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert again.returncode == 2
-    assert "started from the prediction of a network" in again.stderr
+    train = [*command, "hypernetwork", "train", str(tmp_path / "out"), "--out", str(tmp_path / "n"), "--steps", "2"]
+    trained = subprocess.run(train, capture_output=True, text=True, check=False)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    assert "trained on 1 job(s); at least 10 are required" in trained.stdout
+    assert read_config(HyperNetwork(id=str(tmp_path / "n"))).layers == read_config(HyperNetwork(id=str(network))).layers

@@ -21,20 +21,23 @@ def hypernetwork() -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the network.")
 @click.option("--steps", default=DEFAULT_STEPS, show_default=True, type=click.IntRange(1), help="Optimizer steps.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of weights and order.")
-def train(jobs: tuple[Path, ...], out: Path, steps: int, seed: int) -> None:
-    """Train on finished LoRA jobs, and measure the error on a tenth of them.
+@click.option("--work", type=click.Path(path_type=Path), help="Folder for intermediate state. Defaults to <out>.work.")
+def train(jobs: tuple[Path, ...], out: Path, steps: int, seed: int, work: Path | None) -> None:
+    """Train on finished LoRA jobs, and measure the loss on a tenth of them. If interrupted, the same command continues.
 
     JOBS are folders of jobs that `dreambooth run` has written, or folders with such folders in them. All jobs have the
     same base model, rank, alpha and identifier.
     """
     check_new_folder(out)
-    from dreambooth_trainer.hypernetwork.jobs import config_of, denoising_of, examples_of, read_jobs
+    from dreambooth_trainer.hypernetwork.jobs import config_of, denoising_of, features_of, layers_of, read_jobs
     from dreambooth_trainer.hypernetwork.train import summary, train_network
 
     found = read_jobs(jobs)
-    first, examples = found[0], examples_of(found)
-    config = config_of(first.plan, first.base_digest, first.layers, examples.features[0].shape[1])
-    measured = train_network(examples, denoising_of(found), config, out, steps=steps, seed=seed, console=Console())
-    for line in summary(measured, len(found)):
+    first, layers, features = found[0], layers_of(found), features_of(found)
+    config = config_of(first.plan, first.base_digest, layers, features[0].shape[1])
+    work = work or out.with_name(out.name + ".work")
+    measured = train_network(
+        features, denoising_of(found, layers), config, out, steps=steps, seed=seed, work=work, console=Console()
+    )
+    for line in (*summary(measured, len(found)), f"published {out}"):
         click.echo(line)
-    click.echo(f"published {out}")

@@ -8,6 +8,7 @@ import click
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_trainer.cli.options import check_new_folder
+from dreambooth_trainer.hypernetwork import DEFAULT_STEPS
 
 
 @click.group()
@@ -45,24 +46,23 @@ def adapter(out: Path, model: Path | None, seed: int, work: Path | None) -> None
 
 @sprites.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the network.")
-@click.option("--subjects", required=True, type=click.IntRange(2), help="Number of generated subjects.")
-@click.option("--steps", required=True, type=click.IntRange(1), help="Training steps of the adapter of each subject.")
+@click.option(
+    "--subjects", default=2000, show_default=True, type=click.IntRange(2), help="Number of generated subjects."
+)
+@click.option("--steps", default=DEFAULT_STEPS, show_default=True, type=click.IntRange(1), help="Optimizer steps.")
 @click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of subjects, weights and order."
 )
-@click.option("--work", type=click.Path(path_type=Path), help="Folder for the adapters. Defaults to <out>.work.")
+@click.option("--work", type=click.Path(path_type=Path), help="Folder for intermediate state. Defaults to <out>.work.")
 def hypernetwork(out: Path, subjects: int, steps: int, seed: int, work: Path | None) -> None:
-    """Train adapters of generated subjects, then a HyperNetwork on them. If interrupted, the same command continues."""
+    """Train a HyperNetwork on generated subjects. If interrupted, the same command continues."""
     from rich.console import Console
 
-    from dreambooth_trainer.hypernetwork import DEFAULT_STEPS
     from dreambooth_trainer.hypernetwork.sprite_subjects import train_sprites_network
     from dreambooth_trainer.hypernetwork.train import summary
 
     check_new_folder(out)
-    measured = train_sprites_network(
-        out, subjects=subjects, subject_steps=steps, steps=DEFAULT_STEPS, seed=seed, work=work, console=Console()
-    )
+    measured = train_sprites_network(out, subjects=subjects, steps=steps, seed=seed, work=work, console=Console())
     for line in (*summary(measured, subjects), f"published {out}"):
         click.echo(line)
 

@@ -1,4 +1,4 @@
 """HyperNetworks: networks that predict LoRA adapters from images of a subject."""
 
-DEFAULT_STEPS = 1000
+DEFAULT_STEPS = 10_000
 """Optimizer steps of a network."""

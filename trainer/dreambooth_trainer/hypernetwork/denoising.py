@@ -1,24 +1,27 @@
-"""The denoising loss of predicted adapters, the other loss of a HyperNetwork (HyperDreamBooth, Ruiz et al. 2024).
+"""The denoising loss of jobs with predicted adapters: that of a training step, with its adapter replaced.
 
-Products of adapters say little about which of their parts matter: after short trainings most of them is noise. This
-loss is that of a training step of the job, with its adapter replaced by the predicted one.
+The prior loss is that of mode Prediction: class examples are to be predicted as by the base model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 from torch.func import functional_call
 
 from dreambooth_trainer.cluster.hardware import work_device
 from dreambooth_trainer.hypernetwork.files import LayerShape
+from dreambooth_trainer.methods.lora import named_products
 from dreambooth_trainer.planning.plan import Plan
-from dreambooth_trainer.training.batches import DeterministicSampler
+from dreambooth_trainer.training.batches import BatchSample
 from dreambooth_trainer.training.cache import TrainingData
 from dreambooth_trainer.training.model import build_module
-from dreambooth_trainer.training.module import make_batch
-from dreambooth_trainer.training.preservation import Preservation
+from dreambooth_trainer.training.module import assemble_batch
+from dreambooth_trainer.training.preservation import BasePrediction, Preservation
+
+PRIOR_LOSS_WEIGHT = 1.0
 
 
 class Denoising:
@@ -26,31 +29,53 @@ class Denoising:
 
     Args:
         plan: of one of the jobs.
-        data: returns the encoded images of each job, on a device. Class images are not used.
+        data: returns the encoded images of each job, on a device.
     """
 
     def __init__(
         self, plan: Plan, layers: Mapping[str, LayerShape], data: Sequence[Callable[[str], TrainingData]]
     ) -> None:
         self._device = work_device()
+        torch.manual_seed(plan.spec.training.seed)
         self._module = build_module(plan).requires_grad_(False).to(self._device)
-        self._module.preservation = Preservation()
-        self._plan, self._layers, self._data = plan, layers, data
+        self._module.prior_loss_weight = PRIOR_LOSS_WEIGHT
+        self._variants, self._layers, self._data = plan.variants_per_image, layers, data
 
-    def loss(self, job: int, adapter: Mapping[str, tuple[Tensor, Tensor]], step: int, seed: int) -> Tensor:
-        """The instance loss of one micro-batch, a scalar.
+    def initial_adapter(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The adapter that a job starts from: a random A [r, i] and a B [o, r] of zeros for each layer."""
+        return {
+            name: (down.detach().flatten(1).cpu(), up.detach().flatten(1).cpu())
+            for name, down, up, _ in named_products(self._module.denoiser)
+        }
+
+    def losses(
+        self, job: int, adapter: Mapping[str, tuple[Tensor, Tensor]], images: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Losses of a micro-batch, [3]: total, instance, prior. The prior loss is zero without class examples.
 
         Args:
             adapter: A [r, i] and B [o, r] of each layer.
-            step, seed: determine images, noise and positions in the noise schedule.
+            images: indices of instance images, [B]. As many class examples are drawn.
+            generator: draws variants of images, class examples, noise and positions in the noise schedule.
         """
         data, stage = self._data[job](self._device), self._module.stage
-        images = data.instance_images
-        sampler = DeterministicSampler(images.indices, self._plan.batch_size, seed, self._plan.variants_per_image)
-        batch = make_batch(stage, TrainingData(images, None), (sampler, None), step, 0, 1)
+        samples = [(data.instance_images, _sample(self._variant(images, generator), generator))]
+        self._module.preservation = Preservation()
+        if (examples := data.class_images) is not None:
+            chosen = torch.randint(len(examples.prompt_indices), (len(images),), generator=generator)
+            samples.append((examples, _sample(chosen, generator)))
+            self._module.preservation = BasePrediction(None)
         weights: dict[str, Tensor] = {}
         for name, (down, up) in adapter.items():
             layer, shape = f"trained.{stage.denoiser}.{name}", self._layers[name]
             weights[f"{layer}.lora_A.default.weight"] = down.reshape(shape.down).to(self._device)
             weights[f"{layer}.lora_B.default.weight"] = up.reshape(shape.up).to(self._device)
-        return functional_call(self._module, weights, (batch,))[1].cpu()
+        return functional_call(self._module, weights, (assemble_batch(stage, samples),)).cpu()
+
+    def _variant(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return images * self._variants + torch.randint(self._variants, images.shape, generator=generator)
+
+
+def _sample(indices: Tensor, generator: torch.Generator) -> BatchSample:
+    u = torch.rand(len(indices), generator=generator)
+    return BatchSample(indices, u, torch.randint(0, 2**62, (len(indices),), generator=generator))

@@ -7,20 +7,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.model import public_name
 from dreambooth_trainer.families.ip_adapter import adapter_files
+from dreambooth_trainer.families.registry import local_folder
+from dreambooth_trainer.hypernetwork.check import target_layers
 from dreambooth_trainer.hypernetwork.denoising import Denoising
 from dreambooth_trainer.hypernetwork.files import LayerShape, NetworkConfig, encoder_digest, encoder_of
-from dreambooth_trainer.hypernetwork.network import Adapters
 from dreambooth_trainer.hypernetwork.predict import image_features
-from dreambooth_trainer.models.files import ADAPTER_FILE
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.store.folder import JobFolder
 from dreambooth_trainer.store.owner import MANIFEST
@@ -29,32 +26,6 @@ from dreambooth_trainer.store.run_record import read_run
 from dreambooth_trainer.training.cache import load_data
 
 OPTION = "JOBS"
-_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Subjects with their adapters.
-
-    Attributes:
-        features: of the images of each subject, [images, D].
-        adapters: of all subjects.
-    """
-
-    features: Sequence[Tensor]
-    adapters: Adapters
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def select(self, rows: Tensor) -> Examples:
-        """Some of the subjects."""
-        adapters = {name: (down[rows], up[rows]) for name, (down, up) in self.adapters.items()}
-        return Examples([self.features[row] for row in rows.tolist()], adapters)
-
-    def means(self) -> Tensor:
-        """The mean features of each subject, [N, D]."""
-        return torch.stack([features.mean(0) for features in self.features])
 
 
 @dataclass(frozen=True)
@@ -64,7 +35,6 @@ class FinishedJob:
     folder: JobFolder
     plan: Plan
     base_digest: str
-    layers: dict[str, LayerShape]
 
     @property
     def common(self) -> dict[str, object]:
@@ -74,7 +44,6 @@ class FinishedJob:
             "rank": adapters.rank,
             "alpha": adapters.alpha or adapters.rank,
             "identifier": self.plan.subjects[0].identifier,
-            "number of adapted layers": len(self.layers),
         }
 
 
@@ -102,8 +71,6 @@ def read_jobs(paths: Sequence[Path]) -> list[FinishedJob]:
     for job in jobs[1:]:
         first, own = jobs[0].common, job.common
         different = [name for name in first if own[name] != first[name]]
-        if not different and job.layers != jobs[0].layers:
-            different, first, own = ["adapted layers"], {"adapted layers": "others"}, {"adapted layers": "layers"}
         for name in different:
             rule = f"has the {name} {_shown(own[name])}, {jobs[0].folder.root.name} has {_shown(first[name])}"
             issues.append(ValidationIssue(OPTION, str(job.folder.root), rule, f"leave out jobs with another {name}"))
@@ -128,56 +95,32 @@ def _read_job(folder: JobFolder) -> FinishedJob:
         faults.append((f"has {len(plan.subjects)} subjects", "leave it out: a network predicts one subject"))
     if plan.super_resolution is not None:
         faults.append(("has a model of two stages", "leave it out: a network predicts one stage"))
-    if plan.hyper_network is not None:
-        faults.append(("started from the prediction of a network", "leave it out"))
     if not folder.prepared_of(0):
         faults.append(("has no prepared images", "run the job again"))
     if not folder.latents.exists():
         faults.append(("has no encoded images", "run the job again, and keep its folder work"))
-    if not (folder.model / ADAPTER_FILE).exists() or not (folder.model / MANIFEST).exists():
-        faults.append(("has no published adapter", "complete the job, with lora in output.formats"))
+    if not (folder.model / MANIFEST).exists():
+        faults.append(("has no published model", "complete the job"))
     if faults:
         raise UserError([ValidationIssue(OPTION, where, rule, remedy) for rule, remedy in faults])
     manifest = ModelManifest.model_validate_json((folder.model / MANIFEST).read_text())
-    try:
-        return FinishedJob(folder, plan, manifest.base_digest, layers_of(folder.model / ADAPTER_FILE))
-    except (OSError, SafetensorError) as error:
-        issue = ValidationIssue(OPTION, where, f"has an adapter that cannot be read: {error}", "run the job again")
-        raise UserError(issue) from error
+    return FinishedJob(folder, plan, manifest.base_digest)
 
 
-def layers_of(path: Path) -> dict[str, LayerShape]:
-    """The layers of a published adapter, by name in the denoiser. Reads only the header."""
-    with safe_open(path, "pt") as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
-    names = sorted(name.removesuffix(_DOWN) for name in shapes if name.endswith(_DOWN))
-    return {
-        name.partition(".")[2]: LayerShape(down=shapes[name + _DOWN], up=shapes[name + _UP]) for name in names
-    }  # the first part is the denoiser
-
-
-def load_adapters(paths: Sequence[Path]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Adapters of the same layers, with their names in the denoiser."""
-    down: dict[str, list[Tensor]] = {}
-    up: dict[str, list[Tensor]] = {}
-    for path in paths:
-        for key, value in load_file(path).items():
-            name, kind = key.partition(".")[2], down if key.endswith(_DOWN) else up
-            kind.setdefault(name.removesuffix(_DOWN).removesuffix(_UP), []).append(value.float().flatten(1))
-    return {name: (torch.stack(down[name]), torch.stack(up[name])) for name in sorted(down)}
-
-
-def examples_of(jobs: Sequence[FinishedJob]) -> Examples:
-    """The jobs as training data. Encodes their images."""
+def features_of(jobs: Sequence[FinishedJob]) -> list[Tensor]:
+    """Features of the images of each job, [images, D]."""
     encoder = adapter_files(encoder_of(jobs[0].plan.model.id)).encoder
-    features = [image_features(encoder, [Image.open(path) for path in job.folder.prepared_of(0)]) for job in jobs]
-    return Examples(features, load_adapters([job.folder.model / ADAPTER_FILE for job in jobs]))
+    return [image_features(encoder, [Image.open(path) for path in job.folder.prepared_of(0)]) for job in jobs]
 
 
-def denoising_of(jobs: Sequence[FinishedJob]) -> Denoising:
+def layers_of(jobs: Sequence[FinishedJob]) -> dict[str, LayerShape]:
+    """The layers that get adapters, which are those of all jobs: they have the same base model."""
+    return target_layers(local_folder(jobs[0].plan.model), jobs[0].plan)
+
+
+def denoising_of(jobs: Sequence[FinishedJob], layers: dict[str, LayerShape]) -> Denoising:
     """The denoising loss of the jobs. It reads their encoded images when they are needed."""
-    data = [partial(load_data, job.folder.latents) for job in jobs]
-    return Denoising(jobs[0].plan, jobs[0].layers, data)
+    return Denoising(jobs[0].plan, layers, [partial(load_data, job.folder.latents) for job in jobs])
 
 
 def config_of(plan: Plan, base_digest: str, layers: dict[str, LayerShape], features: int) -> NetworkConfig:

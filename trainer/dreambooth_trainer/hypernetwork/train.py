@@ -1,12 +1,15 @@
-"""Trains a HyperNetwork on finished jobs, and measures it on a tenth of them that it was not trained on.
+"""Trains a HyperNetwork on the images of finished jobs, and measures it on jobs that it was not trained on.
 
-As in HyperDreamBooth, the loss is the sum of the distance from the adapters of the jobs and of the
-denoising loss of their images with the predicted adapters.
+Each step predicts the adapters of some jobs from a part of their images, and takes the denoising loss of other images
+of the same jobs, so that what belongs to one image does not help. HyperDreamBooth also compares the prediction with the
+weights of trained jobs. Here this was left out: adapters of different subjects were measured to be orthogonal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -17,14 +20,13 @@ from torch import Tensor
 
 from dreambooth_trainer.hypernetwork.denoising import Denoising
 from dreambooth_trainer.hypernetwork.files import NetworkConfig, write_network
-from dreambooth_trainer.hypernetwork.jobs import Examples
-from dreambooth_trainer.hypernetwork.network import AdapterNetwork, Adapters, constant_error, relative_error
-from dreambooth_trainer.sprites.training import make_optimizer, progress, step_generator
+from dreambooth_trainer.hypernetwork.network import AdapterNetwork, Adapters
+from dreambooth_trainer.sprites.training import Checkpoint, make_optimizer, step_generator, train
 from dreambooth_trainer.store.folder import atomic_directory
 
-BATCH, RATE, MAX_NORM = 16, 1e-3, 1.0
-DENOISING_WEIGHT = 100.0
-"""Denoising losses are about 0.1, and differ by some hundredths. Was not tuned."""
+RATE = 1e-3
+JOBS_PER_STEP, IMAGES_PER_JOB = 4, 2
+MAX_HELD_JOBS = 50
 MEASURED_STEPS = 8
 """Micro-batches of each held-out job in its denoising loss."""
 _MEASURE_SEED = 1 << 20  # training uses smaller ones
@@ -36,125 +38,125 @@ class Measured:
 
     Attributes:
         jobs: number of jobs that were held out.
-        network: relative error of the network.
-        mean: relative error of the best constant, the same prediction for all subjects.
-        denoising: denoising losses of the base model, and with the mean adapter, the predicted one and the job's own.
+        losses: denoising losses of the base model, and with the adapter that the network predicts for the mean
+            features of all jobs, and for the job's own.
     """
 
     jobs: int
-    network: float
-    mean: float
-    denoising: Mapping[str, float]
+    losses: Mapping[str, float]
 
-    def lines(self) -> Sequence[str]:
+    def line(self) -> str:
         """For the user."""
-        ratio = self.network / self.mean
-        held = f"{self.jobs} held-out job(s)"
-        losses = ", ".join(f"{name} {loss:.4f}" for name, loss in self.denoising.items())
-        return (
-            f"relative error on {held}: {self.network:.4f}, mean adapter {self.mean:.4f}, ratio {ratio:.3f}",
-            f"denoising loss on {held}: {losses}",
-        )
+        losses = ", ".join(f"{name} {loss:.4f}" for name, loss in self.losses.items())
+        return f"denoising loss on {self.jobs} held-out job(s): {losses}"
 
 
 def train_network(
-    examples: Examples,
+    features: Sequence[Tensor],
     denoising: Denoising,
     config: NetworkConfig,
     out: Path,
     *,
     steps: int,
     seed: int,
+    work: Path,
     console: Console,
 ) -> Measured | None:
     """Train a network and write it to `out`.
 
     Args:
-        denoising: of the jobs in the order of `examples`.
+        features: of the images of each job, [images, D].
+        denoising: of the same jobs.
+        work: folder for the state. An interrupted training with the same arguments continues from it.
 
     Returns:
-        Its errors on the tenth of the jobs that is held out; None with fewer than ten jobs, of which none is.
+        Losses of a tenth of the jobs, at most `MAX_HELD_JOBS`, which is held out; None with fewer than ten jobs, of
+        which none is.
     """
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
-    held, known = order.split([len(order) // 10, len(order) - len(order) // 10])
-    network = _trained(examples, known, denoising, config, steps, seed, console)
-    with atomic_directory(out) as draft:
-        write_network(draft, config.model_copy(update={"jobs": len(known)}), network.state_dict())
-    return _measure(network, examples, held, known, denoising) if len(held) else None
-
-
-def _trained(
-    examples: Examples,
-    known: Tensor,
-    denoising: Denoising,
-    config: NetworkConfig,
-    steps: int,
-    seed: int,
-    console: Console,
-) -> AdapterNetwork:
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed)).tolist()
+    count = min(len(order) // 10, MAX_HELD_JOBS)
+    held, known = order[:count], order[count:]
     torch.manual_seed(seed)
     network = AdapterNetwork(config.features, config.layers)
-    jobs = examples.select(known)
-    network.start_from(jobs.adapters, jobs.means())
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer, schedule = make_optimizer(parameters, RATE, steps)
-    with progress("hypernetwork", 0, steps, console) as report:
-        for step in range(1, steps + 1):
-            generator = step_generator(seed, step)
-            rows = torch.randperm(len(known), generator=generator)[:BATCH]
-            batch = jobs.select(rows)
-            predicted = network(torch.stack([_some(one, generator) for one in batch.features]))
-            error = relative_error(predicted, batch.adapters).mean()
-            denoised = denoising.loss(int(known[rows[0]]), _one(predicted, 0), step, seed)
-            optimizer.zero_grad()
-            (error + DENOISING_WEIGHT * denoised).backward()
-            torch.nn.utils.clip_grad_norm_(parameters, MAX_NORM)
-            optimizer.step()
-            schedule.step()
-            report(step, f"relative error {error.item():.4f} denoising loss {denoised.item():.4f}")
-    return network
+    network.start_from(denoising.initial_adapter(), torch.stack([features[job].mean(0) for job in known]))
+    optimizer, schedule = make_optimizer([one for one in network.parameters() if one.requires_grad], RATE, steps)
+    work.mkdir(parents=True, exist_ok=True)
+    state = work / f"network-{_digest(features, config, seed)}.ckpt"
+    checkpoint = Checkpoint(state, network=network, optimizer=optimizer, schedule=schedule)
+    loss_of = _training_loss(network, features, known, denoising)
+    train("hypernetwork", checkpoint, (optimizer, schedule), steps, seed, console, loss_of)
+    with atomic_directory(out) as draft:
+        write_network(draft, config.model_copy(update={"jobs": len(known)}), network.state_dict())
+    return _measure(network, features, held, denoising) if held else None
+
+
+def _training_loss(
+    network: AdapterNetwork, features: Sequence[Tensor], known: Sequence[int], denoising: Denoising
+) -> Callable[[torch.Generator], tuple[Tensor, str]]:
+    recent = deque[Tensor](maxlen=200)
+
+    def loss_of(generator: torch.Generator) -> tuple[Tensor, str]:
+        jobs = [known[row] for row in torch.randperm(len(known), generator=generator)[:JOBS_PER_STEP].tolist()]
+        splits = [_split(len(features[job]), generator) for job in jobs]
+        predicted = network(
+            torch.stack([features[job][seen].mean(0) for job, (seen, _) in zip(jobs, splits, strict=True)])
+        )
+        # One job at a time: the activations of one are in memory, and the network's backward pass runs once for all.
+        leaves = {name: [value.detach().requires_grad_() for value in pair] for name, pair in predicted.items()}
+        for row, (job, (_, unseen)) in enumerate(zip(jobs, splits, strict=True)):
+            losses = denoising.losses(job, _one(leaves, row), unseen, generator)
+            (losses[0] / len(jobs)).backward()
+            recent.append(losses.detach())
+        pairs = [
+            (value, leaf) for name, pair in predicted.items() for value, leaf in zip(pair, leaves[name], strict=True)
+        ]
+        surrogate = torch.stack([(value * leaf.grad).sum() for value, leaf in pairs]).sum()
+        _, instance, prior = torch.stack(list(recent)).mean(0).tolist()
+        return surrogate, f"instance loss {instance:.4f} prior loss {prior:.4f}"
+
+    return loss_of
+
+
+def _split(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Indices of the images whose features are used, and of `IMAGES_PER_JOB` others, with repetition."""
+    order = torch.randperm(count, generator=generator)
+    if count == 1:
+        return order, order.repeat(IMAGES_PER_JOB)
+    seen, others = order.tensor_split([1 + int(torch.randint(count - 1, (), generator=generator))])
+    return seen, others[torch.randint(len(others), (IMAGES_PER_JOB,), generator=generator)]
 
 
 @torch.no_grad()
 def _measure(
-    network: AdapterNetwork, examples: Examples, held: Tensor, known: Tensor, denoising: Denoising
+    network: AdapterNetwork, features: Sequence[Tensor], held: Sequence[int], denoising: Denoising
 ) -> Measured:
-    own, jobs = examples.select(held), examples.select(known)
-    predicted = network(own.means())
-    mean = {name: (down.mean(0)[None], up.mean(0)[None]) for name, (down, up) in jobs.adapters.items()}
-    none = {name: (down, torch.zeros_like(up)) for name, (down, up) in mean.items()}
-    losses: dict[str, float] = {}
-    for name, adapters in {"base model": none, "mean adapter": mean}.items():
-        losses[name] = _denoising_loss(denoising, held, [_one(adapters, 0)] * len(held))
-    for name, adapters in {"predicted adapter": predicted, "own adapter": own.adapters}.items():
-        losses[name] = _denoising_loss(denoising, held, [_one(adapters, index) for index in range(len(held))])
-    error = relative_error(predicted, own.adapters).mean().item()
-    return Measured(len(held), error, constant_error(jobs.adapters, own.adapters).mean().item(), losses)
+    common = _one(network(network.offset[None]), 0)
+    none = {name: (down, torch.zeros_like(up)) for name, (down, up) in common.items()}
+    losses: dict[str, list[float]] = {"base model": [], "mean features": [], "own features": []}
+    for job in held:
+        for step in range(MEASURED_STEPS):
+            seen, unseen = _split(len(features[job]), step_generator(_MEASURE_SEED, step))
+            own = _one(network(features[job][seen].mean(0)[None]), 0)
+            for values, adapter in zip(losses.values(), (none, common, own), strict=True):
+                generator = step_generator(_MEASURE_SEED, step)
+                values.append(denoising.losses(job, adapter, unseen, generator)[1].item())
+    return Measured(len(held), {name: fmean(values) for name, values in losses.items()})
 
 
-def _denoising_loss(
-    denoising: Denoising, held: Tensor, adapters: Sequence[Mapping[str, tuple[Tensor, Tensor]]]
-) -> float:
-    return fmean(
-        denoising.loss(int(job), adapter, step, _MEASURE_SEED).item()
-        for job, adapter in zip(held, adapters, strict=True)
-        for step in range(MEASURED_STEPS)
-    )
-
-
-def _one(adapters: Adapters, row: int) -> dict[str, tuple[Tensor, Tensor]]:
+def _one(adapters: Adapters | Mapping[str, Sequence[Tensor]], row: int) -> dict[str, tuple[Tensor, Tensor]]:
     """The adapter of one subject: A [r, i] and B [o, r] of each layer."""
     return {name: (down[row], up[row]) for name, (down, up) in adapters.items()}
 
 
-def _some(features: Tensor, generator: torch.Generator) -> Tensor:
-    """The mean over a random choice of a subject's images, [images, D] -> [D], so that the network sees variations."""
-    count = 1 + int(torch.randint(len(features), (), generator=generator))
-    return features[torch.randperm(len(features), generator=generator)[:count]].mean(0)
+def _digest(features: Sequence[Tensor], config: NetworkConfig, seed: int) -> str:
+    digest = hashlib.sha256(f"{config.model_dump_json()}\0{seed}\0".encode())
+    for one in features:
+        digest.update(one.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def summary(measured: Measured | None, jobs: int) -> Sequence[str]:
     """Lines for the user after a training on a number of jobs."""
     if measured is None:
-        return (f"trained on {jobs} job(s); at least 10 are required to hold out a tenth and measure the error",)
-    return (f"trained on {jobs - measured.jobs} jobs", *measured.lines())
+        return (f"trained on {jobs} job(s); at least 10 are required to hold out a tenth and measure the loss",)
+    return (f"trained on {jobs - measured.jobs} jobs", measured.line())

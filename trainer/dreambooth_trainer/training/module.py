@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,8 @@ from dreambooth_trainer.families.base import Family, Prediction, Stage, Tensors,
 from dreambooth_trainer.methods.base import Learner
 from dreambooth_trainer.methods.registry import open_method
 from dreambooth_trainer.planning.plan import Plan
-from dreambooth_trainer.training.batches import Batch, DeterministicSampler, noise
-from dreambooth_trainer.training.cache import TrainingData
+from dreambooth_trainer.training.batches import Batch, BatchSample, DeterministicSampler, noise
+from dreambooth_trainer.training.cache import EncodedImages, TrainingData
 from dreambooth_trainer.training.preservation import Preservation, frozen_copies, open_preservation
 
 
@@ -102,12 +102,19 @@ def make_batch(
         samplers: of the instance images, and of the class images.
         micro_batch: index in [0, num_micro_batches).
     """
+    samples = [
+        (encoded, sampler.sample(step, micro_batch, num_micro_batches))
+        for encoded, sampler in zip((data.instance_images, data.class_images), samplers, strict=True)
+        if encoded is not None and sampler is not None
+    ]
+    return assemble_batch(stage, samples)
+
+
+def assemble_batch(stage: Stage, samples: Sequence[tuple[EncodedImages, BatchSample]]) -> Batch:
+    """A micro-batch of the instance images that were sampled, and of the class examples if there are any."""
     examples, noises, u = list[Tensors](), list[Tensors](), list[Tensor]()
-    for encoded, sampler in zip((data.instance_images, data.class_images), samplers, strict=True):
-        if encoded is None or sampler is None:
-            continue
+    for encoded, sample in samples:
         device = encoded.prompt_indices.device
-        sample = sampler.sample(step, micro_batch, num_micro_batches)
         rows = encoded.examples(_to_device(sample.indices, device))
         random = noise(sample.noise_seeds, stage.noise_shapes(rows))
         examples.append(rows)
