@@ -23,6 +23,7 @@ from dreambooth_trainer.benchmark.single import SINGLE, open_single
 from dreambooth_trainer.benchmark.statistics import bootstrap_interval, difference, estimate
 from dreambooth_trainer.benchmark.steps import claim_folder, open_subjects
 from dreambooth_trainer.benchmark.summary import as_markdown, summarize
+from dreambooth_trainer.benchmark.variants import make_variants
 from dreambooth_trainer.cli.main import run_cli
 from dreambooth_trainer.sprites.captions import SPRITES_PROMPTS
 
@@ -186,7 +187,16 @@ def test_the_table_states_first_what_is_not_reproduced() -> None:
 
 def runs_of(folder: Path, *sets: str) -> list[Run]:
     cases, _ = open_single(str(folder), folder, None)
-    return make_runs(cases, ["LoRA", "Full"], [], 2, "builtin:sprites", sets, folder / "out")
+    return make_runs(cases, make_variants(["LoRA", "Full"]), 2, "builtin:sprites", sets, folder / "out")
+
+
+def test_published_results_have_three_decimals() -> None:
+    rows = {row[0]: row[1:] for row in SINGLE.published.rows}
+    assert rows["Real images"] == ("0.774", "0.885", "-")
+    assert rows["BLIP-Diffusion, no tuning (Stable Diffusion)"] == ("0.594", "0.779", "0.300")
+    text = as_markdown(SINGLE, summarize(SINGLE, [result_of("a", "Full", 0, 0.5, 0.5)], "x", jobs=1))
+    assert "| DreamBooth (Imagen) | 0.696 | 0.812 | 0.306 |" in text
+    assert "compare the order of the methods, not the numbers" in text
 
 
 def test_jobs_differ_in_subject_method_and_seed_only(tmp_path: Path) -> None:
@@ -203,14 +213,50 @@ def test_jobs_differ_in_subject_method_and_seed_only(tmp_path: Path) -> None:
 
 def test_modes_of_preservation_are_an_axis_of_the_methods_that_have_them(tmp_path: Path) -> None:
     cases, _ = open_single(str(write_dataset(tmp_path / "data")), tmp_path, 1)
-    methods, modes, base = ["Full", "TextualInversion"], ["Bound", "None"], "builtin:sprites"
-    runs = make_runs(cases, methods, modes, 1, base, (), tmp_path / "out")
+    variants, base = make_variants(["Full", "TextualInversion"], ["Bound", "None"]), "builtin:sprites"
+    runs = make_runs(cases, variants, 1, base, (), tmp_path / "out")
     assert [run.variant for run in runs] == ["Full, Bound", "Full, None", "TextualInversion"]
     assert [run.job.spec.preservation for run in runs] == ["Bound", "None", "None"]
     assert [run.root.name for run in runs] == ["Full-Bound-0", "Full-None-0", "TextualInversion-0"]
     assert len({run.job.metadata.name for run in runs}) == 3
     with pytest.raises(UserError, match="which the benchmark sets itself"):
-        make_runs(cases, methods, modes, 1, base, ("priorPreservation.mode=Images",), tmp_path / "out")
+        make_runs(cases, variants, 1, base, ("priorPreservation.mode=Images",), tmp_path / "out")
+
+
+def test_ablations_vary_class_nouns_and_numbers_of_images(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "data")
+    for name in ("dog6", "robot_toy"):
+        (folder / name / "00.txt").write_text("a sks thing")
+    cases, _ = open_single(str(folder), tmp_path, None)
+    variants = make_variants(["Full", "TextualInversion"], ["Images", "Bound"], ["Wrong", "None"], [1, 2], [50])
+    assert [variant.variant for variant in variants if variant.class_noun == "None"] == [
+        "Full, Images, class noun None, 1 image, 50 class images",
+        "Full, Images, class noun None, 2 images, 50 class images",
+        "Full, Bound, class noun None, 1 image",
+        "Full, Bound, class noun None, 2 images",
+        "TextualInversion, class noun None, 1 image",
+        "TextualInversion, class noun None, 2 images",
+    ]
+    runs = make_runs(cases, variants, 1, "builtin:sprites", (), tmp_path / "out")
+    assert len({run.root for run in runs}) == len({run.job.metadata.name for run in runs}) == len(runs) == 24
+    by_name = {(run.name, run.variant): run.job.spec for run in runs}
+    wrong = by_name["dog6", "Full, Images, class noun Wrong, 1 image, 50 class images"]
+    assert (wrong.all_subjects[0].class_, wrong.prior_preservation.num_class_images) == ("toy", 50)
+    assert by_name["robot_toy", "Full, Bound, class noun Wrong, 2 images"].all_subjects[0].class_ == "dog"
+    assert by_name["robot_toy", "TextualInversion, class noun None, 1 image"].all_subjects[0].class_ == "zwx"
+    (one,), (two,) = (
+        {Path(run.job.spec.all_subjects[0].images.uri or "") for run in runs
+         if run.name == "dog6" and f"{count} image" in run.variant and "class images" not in run.variant}
+        for count in (1, 2)
+    )  # fmt: skip
+    assert [len(list(images.iterdir())) for images in (one, two)] == [2, 3], "a caption belongs to its image"
+    with pytest.raises(UserError, match=r"--images: 3: is more than the 2 images of dog6; use at most 2"):
+        make_runs(cases, make_variants(["Full"], images=[3]), 1, "builtin:sprites", (), tmp_path / "out")
+    with pytest.raises(UserError, match="has only subjects of the class dog, so there is no wrong class noun"):
+        make_runs(cases[:1], make_variants(["Full"], class_nouns=["Wrong"]), 1, "builtin:sprites", (), tmp_path / "o")
+    with pytest.raises(UserError, match="which the benchmark sets itself"):
+        sets = ("priorPreservation.numClassImages=7",)
+        make_runs(cases, make_variants(["Full"], class_images=[50]), 1, "builtin:sprites", sets, tmp_path / "out")
 
 
 def test_modes_are_rows_of_the_table() -> None:
@@ -250,7 +296,9 @@ def test_each_mode_is_checked_before_the_first_job(tmp_path: Path, monkeypatch: 
     cases, _ = open_single(str(write_dataset(tmp_path / "data")), tmp_path, 2)
     modes: list[PreservationMode] = ["Bound", "None"]
     with pytest.raises(UserError):
-        check_runs(make_runs(cases, ["Full"], modes, 2, "builtin:sprites", (), tmp_path / "out"), SINGLE.prompts)
+        check_runs(
+            make_runs(cases, make_variants(["Full"], modes), 2, "builtin:sprites", (), tmp_path / "out"), SINGLE.prompts
+        )
     first, second = (subject.name.replace("_", "-") for (subject,) in cases)
     assert sorted(checked) == sorted([f"{first}-full-bound-0", f"{first}-full-none-0", f"{second}-full-bound-0"])
 
@@ -290,6 +338,12 @@ def test_wrong_options_are_reported(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "--methods: 'Dora': is not a method" in text
     assert "--modes: 'Photos': is not a mode; use some of Images, Prediction, Bound, None" in error(
         "--dataset", "builtin:sprites", "--modes", "Photos"
+    )
+    text = error("--dataset", "builtin:sprites", "--images", "1,x,0")
+    assert "--images: 'x': is not a positive number; list numbers, such as 1,3,5" in text
+    assert "--images: '0': is not a positive number" in text
+    assert "--class-nouns: 'right': is not a class noun; use some of Right, Wrong, None" in error(
+        "--dataset", "builtin:sprites", "--class-nouns", "right"
     )
     assert "--subjects: 100: is more than 99" in error("--dataset", "builtin:sprites", "--subjects", 100)
 

@@ -26,6 +26,7 @@ from dreambooth_api.words import without_word
 from dreambooth_trainer import runner
 from dreambooth_trainer.benchmark.results import published_bytes
 from dreambooth_trainer.benchmark.runs import make_job, make_runs
+from dreambooth_trainer.benchmark.variants import Variant, make_variants
 from dreambooth_trainer.cluster.hardware import Hardware
 from dreambooth_trainer.families.ip_adapter import adapter_digest, adapter_files, check_adapter, pinned_adapter
 from dreambooth_trainer.families.registry import open_family
@@ -299,7 +300,7 @@ def test_a_benchmark_gives_each_method_the_settings_that_apply_to_it(tmp_path: P
         *("spec.training.steps=2", "training.imagePrompt.scale=0.5", "priorPreservation.numClassImages=4"),
         "priorPreservation.classPrompt=a puppy",
     )
-    runs = make_runs([(subject,)], ["Full", "None"], [], 1, "builtin:sprites", sets, tmp_path)
+    runs = make_runs([(subject,)], make_variants(["Full", "None"]), 1, "builtin:sprites", sets, tmp_path)
     full, none = (run.job.spec for run in runs)
     assert (full.training.steps, full.prior_preservation.num_class_images, full.training.image_prompt) == (2, 4, None)
     assert none.training.steps is None
@@ -307,8 +308,8 @@ def test_a_benchmark_gives_each_method_the_settings_that_apply_to_it(tmp_path: P
     assert none.training.image_prompt.scale == 0.5
     assert [spec.prior_preservation.class_prompt for spec in (full, none)] == ["a puppy", "a puppy"]
     with pytest.raises(UserError, match="does not apply to method Full"):
-        make_runs([(subject,)], ["Full"], [], 1, "builtin:sprites", sets[1:2], tmp_path)
-    assert make_job((subject,), "None", 0, "builtin:sprites", ()).spec.output.formats is None
+        make_runs([(subject,)], make_variants(["Full"]), 1, "builtin:sprites", sets[1:2], tmp_path)
+    assert make_job((subject,), Variant(method="None"), 0, "builtin:sprites", ()).spec.output.formats is None
 
 
 def test_a_run_is_bound_to_the_weights_of_its_adapter(tmp_path: Path, adapter: Path) -> None:
@@ -320,7 +321,7 @@ def test_a_run_is_bound_to_the_weights_of_its_adapter(tmp_path: Path, adapter: P
 
     def keys() -> list[str]:
         sets = (f"training.imagePrompt.adapter.id={copy}",)
-        runs = make_runs([(subject,)], ["LoRA", "None"], [], 1, "builtin:sprites", sets, tmp_path)
+        runs = make_runs([(subject,)], make_variants(["LoRA", "None"]), 1, "builtin:sprites", sets, tmp_path)
         return [run.key() for run in runs]
 
     before = keys()

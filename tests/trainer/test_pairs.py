@@ -18,6 +18,7 @@ from dreambooth_trainer.benchmark.runs import Run, check_runs, make_runs
 from dreambooth_trainer.benchmark.single import SINGLE, open_single
 from dreambooth_trainer.benchmark.steps import claim_folder
 from dreambooth_trainer.benchmark.summary import as_markdown, summarize
+from dreambooth_trainer.benchmark.variants import make_variants
 from dreambooth_trainer.cli.main import run_cli
 from dreambooth_trainer.planning.plan import Plan, fill_defaults
 
@@ -26,7 +27,7 @@ COMMON = DATASET.replace('prompt_list = [\n"a', "prompt_list = [\n'a {0} {1} in 
 
 def runs_of(folder: Path, text: str = COMMON, sets: Sequence[str] = ()) -> list[Run]:
     cases, _ = open_pairs(str(write_dataset(folder, text)), folder, None)
-    return make_runs(cases, ["Full"], [], 1, "builtin:sprites", sets, folder / "out")
+    return make_runs(cases, make_variants(["Full"]), 1, "builtin:sprites", sets, folder / "out")
 
 
 def plan_of(run: Run) -> Plan:
@@ -150,5 +151,5 @@ def test_the_two_benchmarks_do_not_share_a_folder(tmp_path: Path, capsys: pytest
 def test_single_subjects_and_pairs_have_jobs_of_their_own(tmp_path: Path) -> None:
     pair = runs_of(tmp_path / "data")
     cases, _ = open_single(str(tmp_path / "data"), tmp_path, None)
-    single = make_runs(cases, ["Full"], [], 1, "builtin:sprites", (), tmp_path / "data" / "out")
+    single = make_runs(cases, make_variants(["Full"]), 1, "builtin:sprites", (), tmp_path / "data" / "out")
     assert len({run.root for run in (*pair, *single)}) == len({run.key() for run in (*pair, *single)}) == 3

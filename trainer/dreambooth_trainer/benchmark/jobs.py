@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,12 +10,14 @@ from pydantic import JsonValue
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import API_VERSION, KIND, DreamBoothJob
-from dreambooth_api.preservation import PreservationMode
 from dreambooth_trainer.benchmark.dataset import FILE, DatasetSubject
+from dreambooth_trainer.benchmark.variants import Variant
 from dreambooth_trainer.jobfile.explain import validate
 from dreambooth_trainer.jobfile.load import resolve_folders
 from dreambooth_trainer.jobfile.overrides import apply_sets
 
+MAX_NAME = 63
+"""Characters in the name of a job: those of a DNS label."""
 Case = tuple[DatasetSubject, ...]
 """The subjects of a job: one, or two of different classes."""
 
@@ -26,31 +29,31 @@ def case_name(subjects: Case) -> str:
 
 def make_job(
     subjects: Case,
-    method: str,
+    variant: Variant,
     seed: int,
     base: str,
     sets: Sequence[str],
-    mode: PreservationMode | None = None,
 ) -> DreamBoothJob:
     """The job of one subject or of two, with overrides.
 
     Args:
-        mode: of prior preservation; None for the default.
+        subjects: with the class nouns and the images of the variant.
 
     Raises:
         UserError: the subjects, the base model or an override is invalid.
     """
-    words = "-".join(filter(None, (case_name(subjects), method, mode, str(seed))))
-    name = "".join(c if c.isalnum() else "-" for c in words.lower())
+    words = "-".join(filter(None, (case_name(subjects), variant.slug, str(seed))))
+    name = _job_name("".join(c if c.isalnum() else "-" for c in words.lower()))
     spec: dict[str, JsonValue] = {
         "model": {"id": base},
         **_subject_fields(subjects),
-        "training": {"method": method, "seed": seed},
+        "training": {"method": variant.method, "seed": seed},
         "evaluation": {"prompts": list[JsonValue](_common_prompts(subjects))},
     }
-    if mode is not None:
-        spec["priorPreservation"] = {"mode": mode}
-    if method == "Full":
+    compared = {"mode": variant.mode, "numClassImages": variant.class_images}
+    if preservation := {name: value for name, value in compared.items() if value is not None}:
+        spec["priorPreservation"] = preservation
+    if variant.method == "Full":
         spec["output"] = {"formats": ["diffusers"]}
     document = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": spec}
     value, origins, issues = apply_sets(document, sets)
@@ -59,12 +62,13 @@ def make_job(
         job = validate(DreamBoothJob, value, lambda path: origins.get(path, ""), case_name(subjects))
     except UserError as error:
         raise UserError([*issues, *error.issues]) from error
-    given = job.spec
-    chosen = given.prior_preservation.mode
-    own = (given.training.method, given.training.seed, given.evaluation.enabled, given.output.uri, chosen)
-    if own != (method, seed, True, None, mode or chosen):
-        rule = "sets training.method, training.seed, evaluation.enabled, output.uri or, with --modes, "
-        rule += "priorPreservation.mode, which the benchmark sets itself"
+    given, prior = job.spec, job.spec.prior_preservation
+    own = [given.training.method, given.training.seed, given.evaluation.enabled, given.output.uri]
+    own += [prior.mode, prior.num_class_images]
+    mode, class_images = variant.mode or prior.mode, variant.class_images or prior.num_class_images
+    if own != [variant.method, seed, True, None, mode, class_images]:
+        rule = "sets training.method, training.seed, evaluation.enabled or output.uri, or with --modes or "
+        rule += "--class-images priorPreservation.mode or numClassImages, which the benchmark sets itself"
         issues.append(ValidationIssue("--set", None, rule, "leave it out; see --methods, --modes and --seeds"))
     if not given.evaluation.prompts:
         rule = f"has no prompt for both an object and a live subject, as {case_name(subjects)} need"
@@ -73,6 +77,13 @@ def make_job(
     if issues:
         raise UserError(issues)
     return resolve_folders(job, Path.cwd())
+
+
+def _job_name(name: str) -> str:
+    """The name, shortened if needed; a digest keeps it unique."""
+    if len(name) <= MAX_NAME:
+        return name
+    return f"{name[: MAX_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _subject_fields(subjects: Case) -> dict[str, JsonValue]:

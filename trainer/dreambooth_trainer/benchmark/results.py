@@ -6,20 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dreambooth_api.fields import Strict
-from dreambooth_api.preservation import PreservationMode
 from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.benchmark.kind import Measured
+from dreambooth_trainer.benchmark.variants import Variant
 from dreambooth_trainer.models.files import ADAPTER_FILE, EMBEDDINGS_PATTERN, IMAGE_EMBEDS_FILE, IP_ADAPTER_FILE
 from dreambooth_trainer.phases.base import Context
 
 
-class RunResult(Strict):
+class RunResult(Variant):
     """The result of one job.
 
     Attributes:
         key: fingerprint of the job, its base model and its images. A job with another key is run again.
-        mode: of prior preservation; None if it is the default.
         subject: name of the subject, or names of both of a pair.
         base, trained, real_images: values of both models and of the photos, see `Benchmark.measure`.
         phase_seconds: duration of each phase. Class images and images of the base model that another job has
@@ -31,8 +29,6 @@ class RunResult(Strict):
     key: str
     base_model: str
     subject: str
-    method: str
-    mode: PreservationMode | None = None
     seed: int
     base: Mapping[str, float]
     trained: Mapping[str, float]
@@ -45,20 +41,11 @@ class RunResult(Strict):
     total_seconds: float
     published_bytes: int
 
-    @property
-    def variant(self) -> str:
-        """What the row of the table compares with others."""
-        return variant_name(self.method, self.mode)
-
-
-def variant_name(method: str, mode: PreservationMode | None) -> str:
-    """Name of a method, with the mode of prior preservation unless it is the default."""
-    return method if mode is None else f"{method}, {mode}"
-
 
 def collect_result(
     key: str,
     name: str,
+    variant: Variant,
     context: Context,
     records: Mapping[TrainerPhase, Mapping[str, Any]],
     measured: Measured,
@@ -70,8 +57,7 @@ def collect_result(
         key=key,
         base_model=plan.model.id,
         subject=name,
-        method=plan.spec.training.method,
-        mode=plan.spec.prior_preservation.mode,
+        **variant.model_dump(),
         seed=plan.spec.training.seed,
         base=measured.base,
         trained=measured.trained,

@@ -17,12 +17,13 @@ from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.imagefolder import CAPTION_SUFFIX, METADATA, is_candidate, is_visible
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.methods import MEMBERS, METHODS
-from dreambooth_api.preservation import MODE_MEMBERS, PreservationMode
+from dreambooth_api.preservation import MODE_MEMBERS
 from dreambooth_api.status import TrainerPhase
 from dreambooth_api.training import SETTINGS_OF_TRAINING
 from dreambooth_trainer.benchmark.jobs import Case, case_name, make_job
 from dreambooth_trainer.benchmark.kind import Benchmark
-from dreambooth_trainer.benchmark.results import RunResult, collect_result, variant_name
+from dreambooth_trainer.benchmark.results import RunResult, collect_result
+from dreambooth_trainer.benchmark.variants import Variant, vary
 from dreambooth_trainer.families.ip_adapter import adapter_digest, pinned_adapter
 from dreambooth_trainer.families.registry import base_digest, config_folder, pinned
 from dreambooth_trainer.hypernetwork.files import network_digest, pinned_network
@@ -48,7 +49,7 @@ class Run:
     """
 
     subjects: Case
-    method: str
+    setting: Variant
     seed: int
     job: DreamBoothJob
     base_digest: str
@@ -65,8 +66,8 @@ class Run:
 
     @property
     def variant(self) -> str:
-        """What the benchmark compares; see `RunResult.variant`."""
-        return variant_name(self.method, self.job.spec.prior_preservation.mode)
+        """Name of what the benchmark compares."""
+        return self.setting.variant
 
     @property
     def title(self) -> str:
@@ -104,49 +105,42 @@ def _is_read(name: str) -> bool:
 
 
 def make_runs(
-    cases: Sequence[Case],
-    methods: Sequence[str],
-    modes: Sequence[PreservationMode],
-    seeds: int,
-    base: str,
-    sets: Sequence[str],
-    out: Path,
+    cases: Sequence[Case], variants: Sequence[Variant], seeds: int, base: str, sets: Sequence[str], out: Path
 ) -> list[Run]:
     """All jobs, so ordered that an interrupted benchmark has the same seeds of as many cases as possible.
 
     Args:
         cases: the subjects of each job.
-        modes: of prior preservation; if empty, the default of each method. Methods that do not change the weights of
-            the model have no other.
         sets: overrides. A method gets those that apply to it, and those that apply to none.
 
     Raises:
         UserError: with the issues of all jobs, each once.
     """
-    jobs: list[tuple[Case, str, int, DreamBoothJob]] = []
-    folders: list[str] = []
+    jobs: list[tuple[Case, Variant, int, DreamBoothJob]] = []
     issues: dict[str, ValidationIssue] = {}
-    variants: list[tuple[str, PreservationMode | None]] = []
-    for method in methods:
-        if modes and METHODS[method].changes_weights:
-            variants.extend((method, mode) for mode in modes)
-        else:
-            variants.append((method, None))
-    for seed, subjects, (method, mode) in itertools.product(range(seeds), cases, variants):
-        own = [text for text in sets if _applies(text, method) or not any(_applies(text, name) for name in methods)]
+    subjects = [subject for case in cases for subject in case]
+    methods = {variant.method for variant in variants}
+    for seed, case, variant in itertools.product(range(seeds), cases, variants):
+        own = [
+            text for text in sets if _applies(text, variant.method) or not any(_applies(text, name) for name in methods)
+        ]
         try:
-            jobs.append((subjects, method, seed, make_job(subjects, method, seed, base, own, mode)))
-            folders.append("-".join(filter(None, (method, mode, str(seed)))))
+            varied = tuple(vary(subject, variant, subjects, out / "photos") for subject in case)
+            jobs.append((varied, variant, seed, make_job(varied, variant, seed, base, own)))
         except UserError as error:
             issues |= {str(issue): issue for issue in error.issues}
     if issues:
         raise UserError(list(issues.values()))
     digest = base_digest(pinned(model_ref(jobs[0][-1])))
-    adapters = {method: _adapter_digest(job) for _, method, _, job in jobs[: len(variants)]}
+    adapters = {variant.method: _adapter_digest(job) for _, variant, _, job in jobs[: len(variants)]}
     return [
-        Run(*job, digest, adapters[job[1]], (out / "jobs" / case_name(job[0]) / folder).resolve())
-        for job, folder in zip(jobs, folders, strict=True)
+        Run(case, variant, seed, job, digest, adapters[variant.method], _folder(out, case, variant, seed))
+        for case, variant, seed, job in jobs
     ]
+
+
+def _folder(out: Path, case: Case, variant: Variant, seed: int) -> Path:
+    return (out / "jobs" / case_name(case) / f"{variant.slug}-{seed}").resolve()
 
 
 def _adapter_digest(job: DreamBoothJob) -> str:
@@ -240,7 +234,9 @@ def run_all(
             context = Context(
                 prepared.plan, run.folder, prepared.images, str(store.resolve()), read_run(run.folder).keys, pool
             )
-            result = collect_result(run.key(), run.name, context, records, benchmark.measure(context), seconds)
+            result = collect_result(
+                run.key(), run.name, run.setting, context, records, benchmark.measure(context), seconds
+            )
             atomic_write(run.root / RESULT, result.model_dump_json(by_alias=True, indent=1))
             if not keep_models:
                 _delete_weights(run.folder)

@@ -14,7 +14,7 @@ from dreambooth_trainer.benchmark.jobs import Case
 from dreambooth_trainer.benchmark.kind import COSTS, Benchmark, Column, Measured, Published
 from dreambooth_trainer.benchmark.steps import open_subjects
 from dreambooth_trainer.metrics.prompts import fill_template
-from dreambooth_trainer.metrics.scores import PAPER
+from dreambooth_trainer.metrics.scores import LATER, PAPER
 from dreambooth_trainer.phases.base import Context
 from dreambooth_trainer.phases.evaluate import evaluation_store, read_stored_scores
 from dreambooth_trainer.planning.plan import Plan
@@ -26,6 +26,10 @@ from dreambooth_trainer.sampling.evaluation_set import (
     load_images,
 )
 
+_PUBLISHED = (
+    "The paper's table 1, and below it later methods on its dataset as listed in table 2 of DreamCache (arXiv "
+    "2411.17786). Numbers of different papers are not of the same prompts, photos and number of images."
+)
 _ARROWS = {True: " ↑", False: " ↓", None: ""}
 
 
@@ -59,6 +63,10 @@ def measure_subject(context: Context) -> Measured:
     return Measured(values["before"], values["after"], scores["after"].real_images)
 
 
+def _decimals(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
 SINGLE: Final = Benchmark(
     title="Methods compared",
     noun="subject",
@@ -75,9 +83,9 @@ SINGLE: Final = Benchmark(
     claims=(("Full", "TextualInversion", "dino"), ("Full", "TextualInversion", "clipT")),
     published=Published(
         headings=("", "DINO", "CLIP-I", "CLIP-T"),
-        rows=tuple((row.name, f"{row.dino:.3f}", f"{row.clip_i:.3f}", f"{row.clip_t or '-'}") for row in PAPER),
-        note="The paper's table 1, for comparison:",
-        note_for_other_encoders="The paper's table 1. Its encoders are others, so its numbers are on another scale: "
+        rows=tuple((row.name, *map(_decimals, (row.dino, row.clip_i, row.clip_t))) for row in (*PAPER, *LATER)),
+        note=_PUBLISHED,
+        note_for_other_encoders=f"{_PUBLISHED} All of these encoders are others, so the numbers are on another scale: "
         "compare the order of the methods, not the numbers.",
     ),
     prompts=subject_prompts,

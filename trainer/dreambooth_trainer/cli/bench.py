@@ -14,6 +14,7 @@ from dreambooth_api.methods import METHODS
 from dreambooth_api.preservation import MODES
 from dreambooth_api.status import printable
 from dreambooth_api.uris import BUILTIN_SPRITES
+from dreambooth_trainer.benchmark.variants import CLASS_NOUNS
 
 if TYPE_CHECKING:
     from dreambooth_trainer.benchmark.jobs import Case
@@ -65,6 +66,10 @@ _OPTIONS = (
 )
 
 
+def _list_of(known: Mapping[Any, str]) -> str:
+    return "; ".join(f"{name}, {meaning}" for name, meaning in known.items())
+
+
 def _shared(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that all benchmarks have."""
     for option in reversed(_OPTIONS):
@@ -74,16 +79,28 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
 
 @bench.command()
 @click.option("--subjects", type=click.IntRange(1), help="Number of subjects. Defaults to all, or 20 sprites.")
+@click.option("--class-nouns", help=f"Class nouns of the prompts: {_list_of(CLASS_NOUNS)}. Defaults to Right.")
+@click.option("--images", help="Numbers of images per subject, such as 1,3,5: the first ones by name. Defaults to all.")
+@click.option("--class-images", help="Numbers of class images, such as 50,200. Defaults to that of each job.")
 @_shared
-def paper(subjects: int | None, **options: Any) -> None:
+def paper(
+    subjects: int | None, class_nouns: str | None, images: str | None, class_images: str | None, **options: Any
+) -> None:
     """Compare methods by the metrics of the paper: each subject with each method, mode and seed is one job.
 
     Finished jobs are not repeated, so the same command continues after an interruption, and more subjects, seeds,
     methods or modes add jobs. Writes results.md, results.json and index.html into the folder after each job.
+    Lists of modes, class nouns and numbers are ablations: all of their combinations are compared.
     """
     from dreambooth_trainer.benchmark.single import SINGLE, open_single
 
-    _compare(SINGLE, partial(open_single, count=subjects), **options)
+    ablations: dict[str, Any] = {}
+    if class_nouns is not None:
+        ablations["class_nouns"] = _names("--class-nouns", "class noun", class_nouns, CLASS_NOUNS)
+    for name, text in (("images", images), ("class_images", class_images)):
+        if text is not None:
+            ablations[name] = _numbers(f"--{name.replace('_', '-')}", text)
+    _compare(SINGLE, partial(open_single, count=subjects), ablations=ablations, **options)
 
 
 @bench.command()
@@ -112,17 +129,20 @@ def _compare(
     out: Path,
     keep_models: bool,
     sets: tuple[str, ...],
+    ablations: Mapping[str, Any] | None = None,
 ) -> None:
     """Run the jobs of a benchmark that have no result, and write the results.
 
     Args:
         open_cases: reads the subjects of each job from a dataset, and returns a line for the user as well.
+        ablations: further arguments of `make_variants`.
     """
     from rich.console import Console
 
     from dreambooth_trainer.benchmark.results import RunResult
     from dreambooth_trainer.benchmark.runs import Run, make_runs, run_all
     from dreambooth_trainer.benchmark.steps import claim_folder, write_results
+    from dreambooth_trainer.benchmark.variants import make_variants
     from dreambooth_trainer.progress.console import choose_reporter
 
     selected = _names("--methods", "method", methods, METHODS)
@@ -131,7 +151,8 @@ def _compare(
     cases, note = open_cases(dataset, out)
     if note:
         click.echo(printable(note))
-    runs = make_runs(cases, selected, preserved, seeds, base, sets, out)
+    variants = make_variants(selected, preserved, **(ablations or {}))
+    runs = make_runs(cases, variants, seeds, base, sets, out)
     results = {run.root: result for run in runs if (result := run.result()) is not None}
     click.echo(f"{len(runs)} jobs, {len(results)} of them finished")
 
@@ -165,3 +186,17 @@ def _names(option: str, noun: str, text: str, known: Mapping[N, object]) -> list
         raise UserError(issues)
     by_text = {str(name): name for name in known}
     return [by_text[name] for name in given]
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """The positive numbers in a list separated by commas, each once.
+
+    Raises:
+        UserError: with what is not a positive number.
+    """
+    given = list(dict.fromkeys(part.strip() for part in text.split(",")))
+    wrong = [part for part in given if not (part.isascii() and part.isdigit() and int(part) > 0)]
+    if wrong:
+        rule = "is not a positive number"
+        raise UserError([ValidationIssue(option, part, rule, "list numbers, such as 1,3,5") for part in wrong])
+    return [int(part) for part in given]

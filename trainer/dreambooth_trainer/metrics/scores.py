@@ -77,6 +77,15 @@ PAPER: tuple[PaperRow, ...] = (
     PAPER_DREAMBOOTH,
     PAPER_TEXTUAL_INVERSION,
 )
+LATER: tuple[PaperRow, ...] = (
+    PaperRow("Custom Diffusion (Stable Diffusion)", 0.643, 0.790, 0.305),
+    PaperRow("BLIP-Diffusion, fine-tuned (Stable Diffusion)", 0.670, 0.805, 0.302),
+    PaperRow("BLIP-Diffusion, no tuning (Stable Diffusion)", 0.594, 0.779, 0.300),
+    PaperRow("ELITE, no tuning (Stable Diffusion)", 0.621, 0.771, 0.293),
+    PaperRow("IP-Adapter, no tuning (Stable Diffusion)", 0.667, 0.813, 0.289),
+    PaperRow("SuTI, no tuning (Imagen)", 0.741, 0.819, 0.304),
+)
+"""Later methods on the paper's dataset, as listed in table 2 of DreamCache (arXiv 2411.17786)."""
 
 
 def comparable_with_paper(dino: str, clip: str) -> bool:
