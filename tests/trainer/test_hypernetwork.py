@@ -22,7 +22,7 @@ from dreambooth_api.hypernetwork import HyperNetwork
 from dreambooth_trainer.cli.offline import check_plan
 from dreambooth_trainer.families.registry import base_digest
 from dreambooth_trainer.hypernetwork.check import target_layers
-from dreambooth_trainer.hypernetwork.denoising import Denoising, _sample
+from dreambooth_trainer.hypernetwork.denoising import MIN_SNR_GAMMA, Denoising, _sample
 from dreambooth_trainer.hypernetwork.files import LayerShape, network_digest, read_config
 from dreambooth_trainer.hypernetwork.jobs import config_of, read_jobs
 from dreambooth_trainer.hypernetwork.network import AdapterNetwork
@@ -35,7 +35,7 @@ from dreambooth_trainer.hypernetwork.sprite_subjects import (
     train_sprites_network,
     training_data,
 )
-from dreambooth_trainer.hypernetwork.train import IMAGES_PER_JOB, _split, train_network
+from dreambooth_trainer.hypernetwork.train import IMAGES_PER_JOB, PRIOR_JOBS_PER_STEP, _split, train_network
 from dreambooth_trainer.methods.lora import adapter
 from dreambooth_trainer.models.files import ADAPTER_FILE
 from dreambooth_trainer.planning import describe
@@ -80,13 +80,16 @@ class KnownTargets:
     def __init__(self, jobs: int) -> None:
         self.targets = [products(random_adapter(job)) for job in range(jobs)]
         self.trained, self.measured = set[int](), set[int]()
-        self.calls = 0
+        self.calls = self.priors = 0
 
     def initial_adapter(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         return {name: (down, torch.zeros_like(up)) for name, (down, up) in random_adapter(99).items()}
 
-    def losses(self, job: int, adapter: Any, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def losses(
+        self, job: int, adapter: Any, images: torch.Tensor, generator: torch.Generator, *, prior: bool = False
+    ) -> torch.Tensor:
         assert len(images) == IMAGES_PER_JOB
+        self.priors += prior
         self.calls += 1
         (self.trained if torch.is_grad_enabled() else self.measured).add(job)
         loss = (products(adapter) - self.targets[job]).square().sum() / self.targets[job].square().sum()
@@ -131,6 +134,7 @@ def test_a_tenth_of_the_jobs_is_held_out(tmp_path: Path) -> None:
     assert measured is not None
     assert measured.jobs == len(denoising.measured) == 2
     assert denoising.trained == set(range(20)) - denoising.measured
+    assert denoising.priors == 40 * PRIOR_JOBS_PER_STEP
     assert measured.line().startswith("denoising loss on 2 held-out job(s): base model 1.0000, mean features ")
     assert read_config(HyperNetwork(id=str(tmp_path / "out"))).jobs == 18
 
@@ -147,10 +151,12 @@ def test_features_and_loss_are_of_different_images() -> None:
 
 def test_an_interrupted_training_continues(tmp_path: Path) -> None:
     class Interrupted(KnownTargets):
-        def losses(self, job: int, adapter: Any, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        def losses(
+            self, job: int, adapter: Any, images: torch.Tensor, generator: torch.Generator, *, prior: bool = False
+        ) -> torch.Tensor:
             if self.calls == 2 * (SAVE_EVERY + 5):
                 raise KeyboardInterrupt
-            return super().losses(job, adapter, images, generator)
+            return super().losses(job, adapter, images, generator, prior=prior)
 
     features = random_features(2)
     whole = KnownTargets(2)
@@ -187,20 +193,22 @@ def test_the_losses_are_those_of_a_training_step() -> None:
         assert down.shape == pairs[name][0].shape
         assert down.any()
         assert not up.any()
-    losses = denoising.losses(0, pairs, images, torch.Generator().manual_seed(7))
+    losses = denoising.losses(0, pairs, images, torch.Generator().manual_seed(7), prior=True)
     generator = torch.Generator().manual_seed(7)
     samples = [(data.instance_images, _sample(denoising._variant(images, generator), generator))]
     chosen = torch.randint(5, (2,), generator=generator)
     assert data.class_images is not None
     samples.append((data.class_images, _sample(chosen, generator)))
+    engine.module.min_snr_gamma = MIN_SNR_GAMMA
     torch.testing.assert_close(losses, engine.module(assemble_batch(engine.module.stage, samples)))
     assert losses[2] > 0
     losses[0].backward()
     assert all(up.grad is not None and up.grad.any() for _, up in pairs.values()), "every layer learns from it"
-    alone = Denoising(plan, layers, [lambda device: TrainingData(data.instance_images, None)])
-    only = alone.losses(0, pairs, images, torch.Generator().manual_seed(7))
-    torch.testing.assert_close(only[:2], losses[1].expand(2))
-    assert only[2] == 0
+    no_examples = Denoising(plan, layers, [lambda device: TrainingData(data.instance_images, None)])
+    for one, prior in ((denoising, False), (no_examples, True)):
+        only = one.losses(0, pairs, images, torch.Generator().manual_seed(7), prior=prior)
+        torch.testing.assert_close(only[:2], losses[1].expand(2))
+        assert only[2] == 0
 
 
 def test_generated_subjects_look_like_none_of_the_benchmark() -> None:

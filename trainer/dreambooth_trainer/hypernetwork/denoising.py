@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.func import functional_call
 
 from dreambooth_trainer.cluster.hardware import work_device
+from dreambooth_trainer.families.registry import local_folder
 from dreambooth_trainer.hypernetwork.files import LayerShape
 from dreambooth_trainer.methods.lora import named_products
+from dreambooth_trainer.planning.model_facts import is_flow_matching
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.training.batches import BatchSample
 from dreambooth_trainer.training.cache import TrainingData
@@ -22,6 +24,8 @@ from dreambooth_trainer.training.module import assemble_batch
 from dreambooth_trainer.training.preservation import BasePrediction, Preservation
 
 PRIOR_LOSS_WEIGHT = 1.0
+MIN_SNR_GAMMA = 1.0
+"""Most of the unweighted loss is at low noise levels, where the noisy image itself shows the subject."""
 
 
 class Denoising:
@@ -39,6 +43,7 @@ class Denoising:
         torch.manual_seed(plan.spec.training.seed)
         self._module = build_module(plan).requires_grad_(False).to(self._device)
         self._module.prior_loss_weight = PRIOR_LOSS_WEIGHT
+        self._module.min_snr_gamma = None if is_flow_matching(local_folder(plan.model)) else MIN_SNR_GAMMA
         self._variants, self._layers, self._data = plan.variants_per_image, layers, data
 
     def initial_adapter(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -49,19 +54,26 @@ class Denoising:
         }
 
     def losses(
-        self, job: int, adapter: Mapping[str, tuple[Tensor, Tensor]], images: Tensor, generator: torch.Generator
+        self,
+        job: int,
+        adapter: Mapping[str, tuple[Tensor, Tensor]],
+        images: Tensor,
+        generator: torch.Generator,
+        *,
+        prior: bool = False,
     ) -> Tensor:
-        """Losses of a micro-batch, [3]: total, instance, prior. The prior loss is zero without class examples.
+        """Losses of a micro-batch, [3]: total, instance, prior.
 
         Args:
             adapter: A [r, i] and B [o, r] of each layer.
-            images: indices of instance images, [B]. As many class examples are drawn.
+            images: indices of instance images, [B].
             generator: draws variants of images, class examples, noise and positions in the noise schedule.
+            prior: draw B class examples too, if the job has any. Otherwise the prior loss is zero.
         """
         data, stage = self._data[job](self._device), self._module.stage
         samples = [(data.instance_images, _sample(self._variant(images, generator), generator))]
         self._module.preservation = Preservation()
-        if (examples := data.class_images) is not None:
+        if prior and (examples := data.class_images) is not None:
             chosen = torch.randint(len(examples.prompt_indices), (len(images),), generator=generator)
             samples.append((examples, _sample(chosen, generator)))
             self._module.preservation = BasePrediction(None)

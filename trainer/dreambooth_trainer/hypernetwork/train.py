@@ -25,7 +25,9 @@ from dreambooth_trainer.sprites.training import Checkpoint, make_optimizer, step
 from dreambooth_trainer.store.folder import atomic_directory
 
 RATE = 1e-3
-JOBS_PER_STEP, IMAGES_PER_JOB = 4, 2
+JOBS_PER_STEP, IMAGES_PER_JOB = 4, 4
+PRIOR_JOBS_PER_STEP = 1
+"""Of the jobs of a step, those with a prior loss, which takes longer than the instance loss."""
 MAX_HELD_JOBS = 50
 MEASURED_STEPS = 8
 """Micro-batches of each held-out job in its denoising loss."""
@@ -93,7 +95,7 @@ def train_network(
 def _training_loss(
     network: AdapterNetwork, features: Sequence[Tensor], known: Sequence[int], denoising: Denoising
 ) -> Callable[[torch.Generator], tuple[Tensor, str]]:
-    recent = deque[Tensor](maxlen=200)
+    instance, priors = deque[float](maxlen=400), deque[float](maxlen=100)
 
     def loss_of(generator: torch.Generator) -> tuple[Tensor, str]:
         jobs = [known[row] for row in torch.randperm(len(known), generator=generator)[:JOBS_PER_STEP].tolist()]
@@ -104,15 +106,17 @@ def _training_loss(
         # One job at a time: the activations of one are in memory, and the network's backward pass runs once for all.
         leaves = {name: [value.detach().requires_grad_() for value in pair] for name, pair in predicted.items()}
         for row, (job, (_, unseen)) in enumerate(zip(jobs, splits, strict=True)):
-            losses = denoising.losses(job, _one(leaves, row), unseen, generator)
+            prior = row < PRIOR_JOBS_PER_STEP
+            losses = denoising.losses(job, _one(leaves, row), unseen, generator, prior=prior)
             (losses[0] / len(jobs)).backward()
-            recent.append(losses.detach())
+            instance.append(losses[1].item())
+            if prior:
+                priors.append(losses[2].item())
         pairs = [
             (value, leaf) for name, pair in predicted.items() for value, leaf in zip(pair, leaves[name], strict=True)
         ]
         surrogate = torch.stack([(value * leaf.grad).sum() for value, leaf in pairs]).sum()
-        _, instance, prior = torch.stack(list(recent)).mean(0).tolist()
-        return surrogate, f"instance loss {instance:.4f} prior loss {prior:.4f}"
+        return surrogate, f"instance loss {fmean(instance):.4f} prior loss {fmean(priors):.4f}"
 
     return loss_of
 
@@ -133,13 +137,14 @@ def _measure(
     common = _one(network(network.offset[None]), 0)
     none = {name: (down, torch.zeros_like(up)) for name, (down, up) in common.items()}
     losses: dict[str, list[float]] = {"base model": [], "mean features": [], "own features": []}
-    for job in held:
-        for step in range(MEASURED_STEPS):
-            seen, unseen = _split(len(features[job]), step_generator(_MEASURE_SEED, step))
-            own = _one(network(features[job][seen].mean(0)[None]), 0)
-            for values, adapter in zip(losses.values(), (none, common, own), strict=True):
-                generator = step_generator(_MEASURE_SEED, step)
-                values.append(denoising.losses(job, adapter, unseen, generator)[1].item())
+    for number in range(len(held) * MEASURED_STEPS):
+        job, one = held[number % len(held)], step_generator(_MEASURE_SEED, number)
+        seen, unseen = _split(len(features[job]), one)
+        own = _one(network(features[job][seen].mean(0)[None]), 0)
+        state = one.get_state()
+        for values, adapter in zip(losses.values(), (none, common, own), strict=True):
+            one.set_state(state)  # the same noise for all
+            values.append(denoising.losses(job, adapter, unseen, one)[1].item())
     return Measured(len(held), {name: fmean(values) for name, values in losses.items()})
 
 
