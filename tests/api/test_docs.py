@@ -9,6 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
@@ -20,6 +21,7 @@ from dreambooth_api.metrics import METRICS
 from dreambooth_api.model import BaseModelRef
 from dreambooth_api.runtime import RuntimeSpec
 from dreambooth_api.status import REASON, ConditionType, Phase, TrainerPhase
+from dreambooth_trainer.cli.main import cli
 from dreambooth_trainer.planning.plan import fill_defaults
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -181,10 +183,28 @@ def test_every_example_is_valid(text: str) -> None:
             LocalRuntimeSpec.model_validate(spec)
         case "DreamBoothJob":
             check_plan(DreamBoothJob.model_validate(example))
+        case "Job":
+            check_command(spec["template"]["spec"])
         case _:
             head = {"apiVersion": "dreambooth.dev/v1alpha1", "kind": "DreamBoothJob", "metadata": {"name": "my-dog"}}
             subjects = {} if "subjects" in spec else {"subject": {**SUBJECT, **spec.get("subject", {})}}
             check_plan(DreamBoothJob.model_validate({**head, "spec": {**spec, **subjects}}))
+
+
+def check_command(pod: dict[str, Any]) -> None:
+    """The command exists, and has these arguments and options. Its paths are mounted."""
+    (container,) = pod["containers"]
+    program, *words = container["command"]
+    assert program == "dreambooth"
+    command: Any = cli
+    while isinstance(command, click.Group):
+        command = command.get_command(click.Context(command), words.pop(0))
+    mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+    for index, word in enumerate(words):
+        if word.startswith("--"):
+            assert word in [option for parameter in command.params for option in parameter.opts]
+        else:
+            assert any(word.startswith(path) for path in mounted), f"argument {index}"
 
 
 def check_plan(job: DreamBoothJob) -> None:

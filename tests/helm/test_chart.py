@@ -98,13 +98,17 @@ def test_invalid_values_are_rejected(setting: str, message: str) -> None:
         helm(None, "template", str(CHART), "--set", setting)
 
 
-def test_operator_pod_satisfies_the_restricted_pod_security_standard(plane: ControlPlane) -> None:
+def test_pods_satisfy_the_restricted_pod_security_standard(plane: ControlPlane) -> None:
     plane.kubectl("create", "namespace", "strict")
     plane.kubectl("label", "namespace", "strict", "pod-security.kubernetes.io/enforce=restricted")
     plane.kubectl("create", "serviceaccount", "dreambooth-operator", "-n", "strict")
     rendered = comparable(helm(None, "template", str(CHART), "-n", "strict"))
     template = rendered["Deployment/dreambooth-operator"]["spec"]["template"]
     plane.apply({"apiVersion": "v1", "kind": "Pod", **template, "metadata": {"name": "it", "namespace": "strict"}})
+    plane.kubectl("create", "serviceaccount", "default", "-n", "strict")
+    job = yaml.safe_load((ROOT / "manifests" / "samples" / "hypernetwork.yaml").read_text())
+    pod = {**job["spec"]["template"], "metadata": {"name": "network", "namespace": "strict"}}
+    plane.apply({"apiVersion": "v1", "kind": "Pod", **pod})
 
 
 @pytest.mark.parametrize("action", FORBIDDEN)
