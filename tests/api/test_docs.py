@@ -199,12 +199,12 @@ def check_command(pod: dict[str, Any]) -> None:
     command: Any = cli
     while isinstance(command, click.Group):
         command = command.get_command(click.Context(command), words.pop(0))
-    mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
-    for index, word in enumerate(words):
+    mounted = [Path(mount["mountPath"]) for mount in container["volumeMounts"]]
+    for word in words:
         if word.startswith("--"):
             assert word in [option for parameter in command.params for option in parameter.opts]
-        else:
-            assert any(word.startswith(path) for path in mounted), f"argument {index}"
+        elif word.startswith("/"):
+            assert any(Path(word).is_relative_to(path) for path in mounted), word
 
 
 def check_plan(job: DreamBoothJob) -> None:

@@ -227,6 +227,8 @@ def test_ablations_vary_class_nouns_and_numbers_of_images(tmp_path: Path) -> Non
     folder = write_dataset(tmp_path / "data")
     for name in ("dog6", "robot_toy"):
         (folder / name / "00.txt").write_text("a sks thing")
+        rows = [{"file_name": f"0{number}.jpg", "text": f"a sks thing {number}"} for number in range(2)]
+        (folder / name / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     cases, _ = open_single(str(folder), tmp_path, None)
     variants = make_variants(["Full", "TextualInversion"], ["Images", "Bound"], ["Wrong", "None"], [1, 2], [50])
     assert [variant.variant for variant in variants if variant.class_noun == "None"] == [
@@ -249,11 +251,19 @@ def test_ablations_vary_class_nouns_and_numbers_of_images(tmp_path: Path) -> Non
          if run.name == "dog6" and f"{count} image" in run.variant and "class images" not in run.variant}
         for count in (1, 2)
     )  # fmt: skip
-    assert [len(list(images.iterdir())) for images in (one, two)] == [2, 3], "a caption belongs to its image"
-    with pytest.raises(UserError, match=r"--images: 3: is more than the 2 images of dog6; use at most 2"):
+    assert [len(list(images.iterdir())) for images in (one, two)] == [3, 4], "a caption belongs to its image"
+    lines = [(images / "metadata.jsonl").read_text().splitlines() for images in (one, two)]
+    assert [[json.loads(line)["text"] for line in own] for own in lines] == [
+        ["a sks thing 0"], ["a sks thing 0", "a sks thing 1"],
+    ]  # fmt: skip
+    with pytest.raises(
+        UserError, match=r"--images: 3: is more than the 2 images directly in the folder of dog6; use at most 2"
+    ):
         make_runs(cases, make_variants(["Full"], images=[3]), 1, "builtin:sprites", (), tmp_path / "out")
     with pytest.raises(UserError, match="has only subjects of the class dog, so there is no wrong class noun"):
         make_runs(cases[:1], make_variants(["Full"], class_nouns=["Wrong"]), 1, "builtin:sprites", (), tmp_path / "o")
+    with pytest.raises(UserError, match="sets the class or the images of the subject"):
+        make_runs(cases, variants, 1, "builtin:sprites", ("subject.class=dog",), tmp_path / "out")
     with pytest.raises(UserError, match="which the benchmark sets itself"):
         sets = ("priorPreservation.numClassImages=7",)
         make_runs(cases, make_variants(["Full"], class_images=[50]), 1, "builtin:sprites", sets, tmp_path / "out")
@@ -265,6 +275,22 @@ def test_modes_are_rows_of_the_table() -> None:
     ]
     rows = summarize(SINGLE, results, "x", jobs=3).rows[2:]
     assert [row.name for row in rows] == ["Full", "Full, Bound", "Full, None"]
+
+
+def test_the_base_model_has_the_prompts_and_images_of_the_dataset() -> None:
+    results = [
+        result_of("a", "Full", 0, value, 0.5).model_copy(update={"class_noun": noun, "base": {"dino": value}})
+        for noun, value in (("Right", 0.2), ("Wrong", 0.6))
+    ]
+    rows = {row.name: row.values["dino"].mean for row in summarize(SINGLE, results, "x", jobs=2).rows[1:]}
+    assert rows == {"Base model": 0.2, "Full, class noun Right": 0.2, "Full, class noun Wrong": 0.6}
+
+
+def test_a_mode_that_an_override_sets_is_in_the_name(tmp_path: Path) -> None:
+    cases, _ = open_single(str(write_dataset(tmp_path / "data")), tmp_path, 1)
+    sets = ("priorPreservation.mode=Bound",)
+    (run,) = make_runs(cases, make_variants(["Full"]), 1, "builtin:sprites", sets, tmp_path / "out")
+    assert (run.variant, run.root.name) == ("Full, Bound", "Full-0")
 
 
 def test_issues_of_all_jobs_are_reported_once(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from dreambooth_api.hypernetwork import HyperNetwork
 from dreambooth_trainer.cli.offline import check_plan
 from dreambooth_trainer.families.registry import base_digest
 from dreambooth_trainer.hypernetwork.check import target_layers
-from dreambooth_trainer.hypernetwork.denoising import MIN_SNR_GAMMA, Denoising, _sample
+from dreambooth_trainer.hypernetwork.denoising import MIN_SNR_GAMMA, Denoising, _sample, _variants
 from dreambooth_trainer.hypernetwork.files import LayerShape, network_digest, read_config
 from dreambooth_trainer.hypernetwork.jobs import config_of, read_jobs
 from dreambooth_trainer.hypernetwork.network import AdapterNetwork
@@ -35,7 +36,7 @@ from dreambooth_trainer.hypernetwork.sprite_subjects import (
     train_sprites_network,
     training_data,
 )
-from dreambooth_trainer.hypernetwork.train import IMAGES_PER_JOB, PRIOR_JOBS_PER_STEP, _split, train_network
+from dreambooth_trainer.hypernetwork.train import IMAGES_PER_JOB, PRIOR_JOBS_PER_STEP, Example, _split, train_network
 from dreambooth_trainer.methods.lora import adapter
 from dreambooth_trainer.models.files import ADAPTER_FILE
 from dreambooth_trainer.planning import describe
@@ -93,17 +94,23 @@ class KnownTargets:
         self.calls += 1
         (self.trained if torch.is_grad_enabled() else self.measured).add(job)
         loss = (products(adapter) - self.targets[job]).square().sum() / self.targets[job].square().sum()
-        return torch.stack([loss, loss, torch.zeros(())])
+        return torch.stack([loss, torch.zeros(())])
 
 
-def random_features(jobs: int) -> list[torch.Tensor]:
-    return [torch.randn(1, 3, generator=torch.Generator().manual_seed(job)).repeat(4, 1) for job in range(jobs)]
+def random_examples(jobs: int) -> list[Example]:
+    """Each job has four images of its own subject, whose features differ a little."""
+    found: list[Example] = []
+    for job in range(jobs):
+        generator = torch.Generator().manual_seed(job)
+        features = torch.randn(1, 3, generator=generator) + 0.02 * torch.randn(4, 3, generator=generator)
+        found.append(Example(features, f"subject {job}", f"job {job}"))
+    return found
 
 
-def train(features: list[torch.Tensor], denoising: Any, out: Path, steps: int) -> Any:
+def train(examples: list[Example], denoising: Any, out: Path, steps: int) -> Any:
     config = config_of(plan_of("dog"), "digest", LAYERS, 3)
     work = out.with_name("work")
-    return train_network(features, denoising, config, out, steps=steps, seed=0, work=work, console=QUIET)
+    return train_network(examples, denoising, config, out, steps=steps, seed=0, work=work, console=QUIET)
 
 
 def trained_network(out: Path) -> AdapterNetwork:
@@ -113,15 +120,15 @@ def trained_network(out: Path) -> AdapterNetwork:
 
 
 def test_a_network_learns_the_adapter_of_each_subject(tmp_path: Path) -> None:
-    features, denoising = random_features(3), KnownTargets(3)
+    examples, denoising = random_examples(3), KnownTargets(3)
     untrained = AdapterNetwork(3, LAYERS)
-    untrained.start_from(denoising.initial_adapter(), torch.cat(features))
-    for name, pair in predict(untrained, features[0]).items():
+    untrained.start_from(denoising.initial_adapter(), torch.cat([one.features for one in examples]))
+    for name, pair in predict(untrained, examples[0].features).items():
         torch.testing.assert_close(pair, denoising.initial_adapter()[name], msg="the directions begin at zero")
-    assert train(features, denoising, tmp_path / "out", 600) is None
+    assert train(examples, denoising, tmp_path / "out", 600) is None
     network = trained_network(tmp_path / "out")
     for job in range(3):
-        learned = products(predict(network, features[job]))
+        learned = products(predict(network, examples[job].features))
         errors = [(learned - one).square().sum() / one.square().sum() for one in denoising.targets]
         assert errors[job] < 0.05
         assert min(errors[:job] + errors[job + 1 :]) > 1, "the other subjects' adapters"
@@ -129,10 +136,15 @@ def test_a_network_learns_the_adapter_of_each_subject(tmp_path: Path) -> None:
 
 
 def test_a_tenth_of_the_jobs_is_held_out(tmp_path: Path) -> None:
+    examples = [replace(one, subject=f"subject {row % 10}") for row, one in enumerate(random_examples(20))]
+    nine = [replace(one, subject=one.subject.replace("7", "3")) for one in examples]
+    assert train(nine, KnownTargets(20), tmp_path / "nine", 1) is None
     denoising = KnownTargets(20)
-    measured = train(random_features(20), denoising, tmp_path / "out", 40)
+    measured = train(examples, denoising, tmp_path / "out", 40)
     assert measured is not None
     assert measured.jobs == len(denoising.measured) == 2
+    first, second = sorted(denoising.measured)
+    assert second == first + 10, "jobs with the same subject are held out together"
     assert denoising.trained == set(range(20)) - denoising.measured
     assert denoising.priors == 40 * PRIOR_JOBS_PER_STEP
     assert measured.line().startswith("denoising loss on 2 held-out job(s): base model 1.0000, mean features ")
@@ -158,20 +170,20 @@ def test_an_interrupted_training_continues(tmp_path: Path) -> None:
                 raise KeyboardInterrupt
             return super().losses(job, adapter, images, generator, prior=prior)
 
-    features = random_features(2)
+    examples = random_examples(2)
     whole = KnownTargets(2)
-    train(features, whole, tmp_path / "a/out", SAVE_EVERY + 10)
+    train(examples, whole, tmp_path / "a/out", SAVE_EVERY + 10)
     with pytest.raises(KeyboardInterrupt):
-        train(features, Interrupted(2), tmp_path / "b/out", SAVE_EVERY + 10)
+        train(examples, Interrupted(2), tmp_path / "b/out", SAVE_EVERY + 10)
     assert not (tmp_path / "b/out").exists()
     rest = KnownTargets(2)
-    train(features, rest, tmp_path / "b/out", SAVE_EVERY + 10)
+    train(examples, rest, tmp_path / "b/out", SAVE_EVERY + 10)
     assert (whole.calls, rest.calls) == (2 * (SAVE_EVERY + 10), 2 * 10)
     digests = {network_digest(HyperNetwork(id=str(tmp_path / name / "out"))) for name in "ab"}
     assert len(digests) == 1, "the same network"
     other = KnownTargets(2)
-    train([one + 1 for one in features], other, tmp_path / "b/other", SAVE_EVERY + 10)
-    assert other.calls == whole.calls, "other images start again"
+    train([replace(one, digest="other images") for one in examples], other, tmp_path / "b/other", SAVE_EVERY + 10)
+    assert other.calls == whole.calls, "other jobs start again"
 
 
 def test_the_losses_are_those_of_a_training_step() -> None:
@@ -195,20 +207,46 @@ def test_the_losses_are_those_of_a_training_step() -> None:
         assert not up.any()
     losses = denoising.losses(0, pairs, images, torch.Generator().manual_seed(7), prior=True)
     generator = torch.Generator().manual_seed(7)
-    samples = [(data.instance_images, _sample(denoising._variant(images, generator), generator))]
+    samples = [(data.instance_images, _sample(_variants(data.instance_images, images, generator), generator))]
     chosen = torch.randint(5, (2,), generator=generator)
     assert data.class_images is not None
     samples.append((data.class_images, _sample(chosen, generator)))
     engine.module.min_snr_gamma = MIN_SNR_GAMMA
-    torch.testing.assert_close(losses, engine.module(assemble_batch(engine.module.stage, samples)))
-    assert losses[2] > 0
+    torch.testing.assert_close(losses, engine.module(assemble_batch(engine.module.stage, samples))[1:])
+    assert losses[1] > 0
     losses[0].backward()
     assert all(up.grad is not None and up.grad.any() for _, up in pairs.values()), "every layer learns from it"
     no_examples = Denoising(plan, layers, [lambda device: TrainingData(data.instance_images, None)])
     for one, prior in ((denoising, False), (no_examples, True)):
         only = one.losses(0, pairs, images, torch.Generator().manual_seed(7), prior=prior)
-        torch.testing.assert_close(only[:2], losses[1].expand(2))
-        assert only[2] == 0
+        torch.testing.assert_close(only[0], losses[0])
+        assert only[1] == 0
+
+
+def test_variants_are_those_of_the_image_in_its_own_job() -> None:
+    plain, images = training_data(generated_subject(0, 0)).instance_images, torch.tensor([3, 1, 3, 1])
+    generator = torch.Generator().manual_seed(0)
+    assert _variants(plain, images, generator).tolist() == [3, 1, 3, 1]
+    augmented = replace(plain, prompt_indices=plain.prompt_indices.repeat_interleave(6))
+    found = torch.cat([_variants(augmented, images, generator) for _ in range(50)])
+    assert set((found // 6).tolist()) == {1, 3}
+    assert set((found % 6).tolist()) == set(range(6))
+
+
+def test_jobs_with_gradient_checkpointing_give_the_same_gradients() -> None:
+    plan, gradients = plan_of("dog"), list[torch.Tensor]()
+    data, layers = training_data(generated_subject(0, 0)), target_layers(WEIGHTS, plan_of("dog"))
+    for checkpointing in (False, True):
+        training = plan.spec.training.model_copy(update={"gradient_checkpointing": checkpointing})
+        own = plan.model_copy(update={"spec": plan.spec.model_copy(update={"training": training})})
+        denoising = Denoising(own, layers, [lambda device: data])
+        adapter = {
+            name: (down, up.add(0.01).requires_grad_()) for name, (down, up) in denoising.initial_adapter().items()
+        }
+        denoising.losses(0, adapter, torch.tensor([0]), torch.Generator().manual_seed(0))[0].backward()
+        gradients.append(torch.cat([up.grad.flatten() for _, up in adapter.values() if up.grad is not None]))
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert gradients[0].any()
 
 
 def test_generated_subjects_look_like_none_of_the_benchmark() -> None:

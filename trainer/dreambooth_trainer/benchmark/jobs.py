@@ -70,6 +70,10 @@ def make_job(
         rule = "sets training.method, training.seed, evaluation.enabled or output.uri, or with --modes or "
         rule += "--class-images priorPreservation.mode or numClassImages, which the benchmark sets itself"
         issues.append(ValidationIssue("--set", None, rule, "leave it out; see --methods, --modes and --seeds"))
+    used = [(subject.class_, subject.images.uri) for subject in given.all_subjects]
+    if not variant.usual and used != [(subject.class_, str(subject.folder)) for subject in subjects]:
+        rule = "sets the class or the images of the subject, which --class-nouns or --images set"
+        issues.append(ValidationIssue("--set", None, rule, "leave it out"))
     if not given.evaluation.prompts:
         rule = f"has no prompt for both an object and a live subject, as {case_name(subjects)} need"
         remedy = "list some of the prompts in both lists, or set them with --set evaluation.prompts"

@@ -70,18 +70,17 @@ def collect_images(benchmark: Benchmark, runs: Sequence[Run]) -> list[CaseImages
 
 
 def _case_images(benchmark: Benchmark, name: str, variants: dict[str, Run]) -> CaseImages:
-    rows: dict[str, list[list[Image.Image]]] = {}
-    photos: list[Image.Image] = []
+    rows: dict[int, tuple[str, list[list[Image.Image]]]] = {}
+    photos: list[Path] = []
     for run in variants.values():
         plan, stores = evaluation_images(run.folder.root)
-        folders = map(run.folder.photos_of, range(len(plan.subjects)))
-        photos = photos or [Image.open(path) for paths in folders for path in paths]
-        for prompt in evenly(benchmark.prompts(plan), PROMPTS):
-            if prompt not in rows:
-                rows[prompt] = [load_images(stores["before"], prompt, 1)]
-            count = min(IMAGES, images_per_prompt(plan, "after"))
-            rows[prompt].append(load_images(stores["after"], prompt, count))
-    return CaseImages(name, photos, [BASE, *variants], list(rows.items()))
+        own = [path for subject in range(len(plan.subjects)) for path in run.folder.photos_of(subject)]
+        photos = max(photos, own, key=len)
+        # Prompts of other class nouns differ, and are those of the same templates.
+        for number, prompt in enumerate(evenly(benchmark.prompts(plan), PROMPTS)):
+            _, cells = rows.setdefault(number, (prompt, [load_images(stores["before"], prompt, 1)]))
+            cells.append(load_images(stores["after"], prompt, min(IMAGES, images_per_prompt(plan, "after"))))
+    return CaseImages(name, [Image.open(path) for path in photos], [BASE, *variants], list(rows.values()))
 
 
 def _img(image: Image.Image, alt: str) -> str:

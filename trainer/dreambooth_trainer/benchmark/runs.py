@@ -134,9 +134,14 @@ def make_runs(
     digest = base_digest(pinned(model_ref(jobs[0][-1])))
     adapters = {variant.method: _adapter_digest(job) for _, variant, _, job in jobs[: len(variants)]}
     return [
-        Run(case, variant, seed, job, digest, adapters[variant.method], _folder(out, case, variant, seed))
+        Run(case, _named(variant, job), seed, job, digest, adapters[variant.method], _folder(out, case, variant, seed))
         for case, variant, seed, job in jobs
     ]
+
+
+def _named(variant: Variant, job: DreamBoothJob) -> Variant:
+    """The variant with a mode that an override sets, so that its row is not that of the default."""
+    return variant.model_copy(update={"mode": job.spec.prior_preservation.mode})
 
 
 def _folder(out: Path, case: Case, variant: Variant, seed: int) -> Path:
@@ -177,7 +182,7 @@ def check_runs(runs: Sequence[Run], prompts: Callable[[Plan], Sequence[str]]) ->
     """
     from dreambooth_trainer.runner import prepare_job
 
-    by_name = {run.name: run for run in reversed(runs)}
+    by_name = {(run.name, run.setting.class_noun): run for run in reversed(runs)}
     by_variant = {run.variant: run for run in reversed(runs)}
     issues: list[ValidationIssue] = []
     for run in {run.root: run for run in (*by_name.values(), *by_variant.values())}.values():

@@ -60,9 +60,11 @@ def summarize(benchmark: Benchmark, results: Sequence[RunResult], dataset: str, 
     """Summarize the finished jobs of a benchmark, at least one."""
     variants = list(dict.fromkeys(result.variant for result in results))
     by_variant = {name: [result for result in results if result.variant == name] for name in variants}
+    # The base model has other scores with other class nouns, and beside fewer images.
+    usual = [result for result in results if result.usual] or results
     rows = [
-        Row(name=benchmark.photos, values=_estimates(results, lambda result: result.real_images)),
-        Row(name=BASE, values=_estimates(results, lambda result: result.base)),
+        Row(name=benchmark.photos, values=_estimates(usual, lambda result: result.real_images)),
+        Row(name=BASE, values=_estimates(usual, lambda result: result.base)),
         *(Row(name=name, values=_estimates(own, _values)) for name, own in by_variant.items()),
     ]
     values = {row.name: row.values for row in rows}

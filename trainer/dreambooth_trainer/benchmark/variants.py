@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Final, Literal
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.fields import Strict
-from dreambooth_api.imagefolder import CAPTION_SUFFIX, is_candidate, is_visible
+from dreambooth_api.imagefolder import METADATA, caption_files, is_candidate, is_visible, normalized
 from dreambooth_api.methods import METHODS
 from dreambooth_api.preservation import MODES, PreservationMode
 from dreambooth_trainer.benchmark.dataset import DatasetSubject
@@ -19,7 +20,7 @@ from dreambooth_trainer.store.folder import atomic_directory
 ClassNoun = Literal["Right", "Wrong", "None"]
 CLASS_NOUNS: Final[dict[ClassNoun, str]] = {
     "Right": "that of the dataset",
-    "Wrong": "that of the next subject with another class",
+    "Wrong": "that of the next of the compared subjects with another class",
     "None": "a second rare token, so that no prompt names a class",
 }
 NO_NOUN = "zwx"
@@ -53,6 +54,11 @@ class Variant(Strict):
         if self.class_images is not None:
             parts.append(f"{self.class_images} class images")
         return ", ".join(filter(None, parts))
+
+    @property
+    def usual(self) -> bool:
+        """Whether the images and prompts are those of the dataset."""
+        return self.class_noun in (None, "Right") and self.images is None
 
     @property
     def slug(self) -> str:
@@ -118,14 +124,18 @@ def write_images(subject: DatasetSubject, count: int, folder: Path) -> Path:
     Raises:
         UserError: the subject has fewer.
     """
-    found = sorted(path for path in subject.folder.iterdir() if path.is_file() and _is_image(path.name))
+    files = sorted(path.name for path in subject.folder.iterdir() if path.is_file() and is_visible(path.name))
+    found = [name for name in files if is_candidate(name)]
     if count > len(found):
-        rule = f"is more than the {len(found)} images of {subject.name}"
-        raise UserError(ValidationIssue("--images", count, rule, f"use at most {len(found)}"))
-    sources = [source for path in found[:count] for source in (path, path.with_suffix(CAPTION_SUFFIX))]
-    content = {source.name: source.read_bytes() for source in sources if source.is_file()}
+        rule = f"is more than the {len(found)} images directly in the folder of {subject.name}"
+        raise UserError(ValidationIssue("--images", count, rule, f"use at most {len(found)}, or leave it out"))
+    chosen = found[:count]
+    names = [*chosen, *caption_files(chosen, files).values()]
+    content = {name: (subject.folder / name).read_bytes() for name in names}
+    if METADATA in files:
+        content[METADATA] = _rows_of(chosen, (subject.folder / METADATA).read_bytes())
     target = (folder / str(count) / subject.name).resolve()
-    if target.is_dir() and {path.name: path.read_bytes() for path in target.iterdir()} == content:
+    if target.is_dir() and {path.name: path.read_bytes() for path in target.glob("*.*")} == content:
         return target
     with atomic_directory(target) as draft:
         for name, data in content.items():
@@ -133,5 +143,14 @@ def write_images(subject: DatasetSubject, count: int, folder: Path) -> Path:
     return target
 
 
-def _is_image(name: str) -> bool:
-    return is_visible(name) and is_candidate(name)
+def _rows_of(names: Sequence[str], metadata: bytes) -> bytes:
+    """The lines of `metadata.jsonl` about some images. Lines that cannot be read are errors of the job."""
+    kept = [line for line in metadata.splitlines() if _file_name(line) in {None, *map(normalized, names)}]
+    return b"\n".join(kept)
+
+
+def _file_name(line: bytes) -> str | None:
+    try:
+        return normalized(json.loads(line)["file_name"])
+    except (ValueError, TypeError, KeyError):
+        return None

@@ -8,7 +8,7 @@ import click
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_trainer.cli.options import check_new_folder
-from dreambooth_trainer.hypernetwork import DEFAULT_STEPS
+from dreambooth_trainer.hypernetwork import DEFAULT_STEPS, MAX_SEED
 
 
 @click.group()
@@ -51,7 +51,11 @@ def adapter(out: Path, model: Path | None, seed: int, work: Path | None) -> None
 )
 @click.option("--steps", default=DEFAULT_STEPS, show_default=True, type=click.IntRange(1), help="Optimizer steps.")
 @click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of subjects, weights and order."
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, MAX_SEED),
+    help="Seed of subjects, weights and order.",
 )
 @click.option("--work", type=click.Path(path_type=Path), help="Folder for intermediate state. Defaults to <out>.work.")
 def hypernetwork(out: Path, subjects: int, steps: int, seed: int, work: Path | None) -> None:

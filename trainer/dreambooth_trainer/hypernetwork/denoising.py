@@ -6,6 +6,7 @@ The prior loss is that of mode Prediction: class examples are to be predicted as
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +19,11 @@ from dreambooth_trainer.methods.lora import named_products
 from dreambooth_trainer.planning.model_facts import is_flow_matching
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.training.batches import BatchSample
-from dreambooth_trainer.training.cache import TrainingData
+from dreambooth_trainer.training.cache import EncodedImages, TrainingData
 from dreambooth_trainer.training.model import build_module
 from dreambooth_trainer.training.module import assemble_batch
 from dreambooth_trainer.training.preservation import BasePrediction, Preservation
 
-PRIOR_LOSS_WEIGHT = 1.0
 MIN_SNR_GAMMA = 1.0
 """Most of the unweighted loss is at low noise levels, where the noisy image itself shows the subject."""
 
@@ -42,9 +42,11 @@ class Denoising:
         self._device = work_device()
         torch.manual_seed(plan.spec.training.seed)
         self._module = build_module(plan).requires_grad_(False).to(self._device)
-        self._module.prior_loss_weight = PRIOR_LOSS_WEIGHT
+        denoiser: Any = self._module.denoiser
+        # The backward pass would compute activations again when `functional_call` has put the own weights back.
+        denoiser.disable_gradient_checkpointing()
         self._module.min_snr_gamma = None if is_flow_matching(local_folder(plan.model)) else MIN_SNR_GAMMA
-        self._variants, self._layers, self._data = plan.variants_per_image, layers, data
+        self._layers, self._data = layers, data
 
     def initial_adapter(self) -> dict[str, tuple[Tensor, Tensor]]:
         """The adapter that a job starts from: a random A [r, i] and a B [o, r] of zeros for each layer."""
@@ -62,7 +64,7 @@ class Denoising:
         *,
         prior: bool = False,
     ) -> Tensor:
-        """Losses of a micro-batch, [3]: total, instance, prior.
+        """Instance loss and prior loss of a micro-batch, [2].
 
         Args:
             adapter: A [r, i] and B [o, r] of each layer.
@@ -71,7 +73,7 @@ class Denoising:
             prior: draw B class examples too, if the job has any. Otherwise the prior loss is zero.
         """
         data, stage = self._data[job](self._device), self._module.stage
-        samples = [(data.instance_images, _sample(self._variant(images, generator), generator))]
+        samples = [(data.instance_images, _sample(_variants(data.instance_images, images, generator), generator))]
         self._module.preservation = Preservation()
         if prior and (examples := data.class_images) is not None:
             chosen = torch.randint(len(examples.prompt_indices), (len(images),), generator=generator)
@@ -82,10 +84,13 @@ class Denoising:
             layer, shape = f"trained.{stage.denoiser}.{name}", self._layers[name]
             weights[f"{layer}.lora_A.default.weight"] = down.reshape(shape.down).to(self._device)
             weights[f"{layer}.lora_B.default.weight"] = up.reshape(shape.up).to(self._device)
-        return functional_call(self._module, weights, (assemble_batch(stage, samples),)).cpu()
+        return functional_call(self._module, weights, (assemble_batch(stage, samples),))[1:].cpu()
 
-    def _variant(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        return images * self._variants + torch.randint(self._variants, images.shape, generator=generator)
+
+def _variants(encoded: EncodedImages, images: Tensor, generator: torch.Generator) -> Tensor:
+    """Indices of random variants of images. Jobs with augmentation have several of each image."""
+    count = len(encoded.prompt_indices) // len(encoded.weights)
+    return images * count + torch.randint(count, images.shape, generator=generator)
 
 
 def _sample(indices: Tensor, generator: torch.Generator) -> BatchSample:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from PIL import Image
-from torch import Tensor
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.model import public_name
@@ -18,6 +18,7 @@ from dreambooth_trainer.hypernetwork.check import target_layers
 from dreambooth_trainer.hypernetwork.denoising import Denoising
 from dreambooth_trainer.hypernetwork.files import LayerShape, NetworkConfig, encoder_digest, encoder_of
 from dreambooth_trainer.hypernetwork.predict import image_features
+from dreambooth_trainer.hypernetwork.train import Example
 from dreambooth_trainer.planning.plan import Plan
 from dreambooth_trainer.store.folder import JobFolder
 from dreambooth_trainer.store.owner import MANIFEST
@@ -30,7 +31,7 @@ OPTION = "JOBS"
 
 @dataclass(frozen=True)
 class FinishedJob:
-    """A finished LoRA job, and what jobs that one network is trained on must have in common."""
+    """A finished LoRA job. `common` is what all jobs of a network have in common."""
 
     folder: JobFolder
     plan: Plan
@@ -58,16 +59,18 @@ def read_jobs(paths: Sequence[Path]) -> list[FinishedJob]:
     """
     issues: list[ValidationIssue] = []
     jobs: list[FinishedJob] = []
+    found: dict[Path, None] = {}
     for path in paths:
         folders = sorted({record.parents[1].resolve() for record in path.rglob("work/run.json")})
         if not folders:
             remedy = "pass folders that dreambooth run has written, or a folder with such folders in it"
             issues.append(ValidationIssue(OPTION, str(path), "contains no job", remedy))
-        for folder in folders:
-            try:
-                jobs.append(_read_job(JobFolder(folder)))
-            except UserError as error:
-                issues += error.issues
+        found |= dict.fromkeys(folders)
+    for folder in found:
+        try:
+            jobs.append(_read_job(JobFolder(folder)))
+        except UserError as error:
+            issues += error.issues
     for job in jobs[1:]:
         first, own = jobs[0].common, job.common
         different = [name for name in first if own[name] != first[name]]
@@ -107,10 +110,17 @@ def _read_job(folder: JobFolder) -> FinishedJob:
     return FinishedJob(folder, plan, manifest.base_digest)
 
 
-def features_of(jobs: Sequence[FinishedJob]) -> list[Tensor]:
-    """Features of the images of each job, [images, D]."""
+def examples_of(jobs: Sequence[FinishedJob]) -> list[Example]:
+    """The jobs as training data. Encodes their images."""
     encoder = adapter_files(encoder_of(jobs[0].plan.model.id)).encoder
-    return [image_features(encoder, [Image.open(path) for path in job.folder.prepared_of(0)]) for job in jobs]
+    return [_example(job, encoder) for job in jobs]
+
+
+def _example(job: FinishedJob, encoder: Path) -> Example:
+    # Jobs of a benchmark have the same first image if their subject is the same.
+    images = job.folder.prepared_of(0)
+    subject, digest = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (images[0], job.folder.latents))
+    return Example(image_features(encoder, [Image.open(path) for path in images]), subject, digest)
 
 
 def layers_of(jobs: Sequence[FinishedJob]) -> dict[str, LayerShape]:

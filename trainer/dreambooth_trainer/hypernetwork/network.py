@@ -49,7 +49,11 @@ class AdapterNetwork(nn.Module):
         self.up = nn.ParameterList(torch.zeros(outputs, BASIS) for _, outputs in sizes)
 
     def start_from(self, adapter: Mapping[str, tuple[Tensor, Tensor]], features: Tensor) -> None:
-        """Predict A [r, i] and B [o, r] of each layer for all subjects. Normalize as features [N, D] require."""
+        """Predict A [r, i] and B [o, r] of each layer for all subjects.
+
+        Args:
+            features: of single images, [images, D], for the normalization.
+        """
         self.offset.data.copy_(features.mean(0))
         self.scale.data.copy_(features.std(0, correction=0).clamp(min=1e-3))
         for index, name in enumerate(self.names):

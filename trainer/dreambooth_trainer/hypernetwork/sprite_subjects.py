@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from PIL import Image
 from rich.console import Console
-from torch import Tensor
 
 from dreambooth_api.job import API_VERSION, KIND, DreamBoothJob
 from dreambooth_api.uris import BUILTIN_SPRITES
@@ -27,7 +26,7 @@ from dreambooth_trainer.hypernetwork.denoising import Denoising
 from dreambooth_trainer.hypernetwork.files import encoder_of
 from dreambooth_trainer.hypernetwork.jobs import config_of
 from dreambooth_trainer.hypernetwork.predict import image_features
-from dreambooth_trainer.hypernetwork.train import Measured, train_network
+from dreambooth_trainer.hypernetwork.train import Example, Measured, train_network
 from dreambooth_trainer.planning.plan import Plan, fill_defaults
 from dreambooth_trainer.sprites.backgrounds import BACKGROUNDS
 from dreambooth_trainer.sprites.captions import phrase
@@ -54,17 +53,17 @@ def train_sprites_network(
     (work / "images").mkdir(parents=True, exist_ok=True)
     plan, encoder = plan_of(CLASSES[0]), adapter_files(encoder_of(BUILTIN_SPRITES)).encoder
     files = [work / "images" / f"{number:05d}.safetensors" for number in range(subjects)]
-    features = list[Tensor]()
+    examples = list[Example]()
     with progress("subjects", 0, subjects, console) as report:
         for number, file in enumerate(files):
             one = generated_subject(seed, number)
-            features.append(image_features(encoder, one.images))
+            examples.append(Example(image_features(encoder, one.images), str(number), f"{seed}/{number}"))
             save_data(training_data(one), file)
             report(number + 1, "")
     layers = target_layers(local_folder(plan.model), plan)
-    config = config_of(plan, base_digest(plan.model), layers, features[0].shape[1])
+    config = config_of(plan, base_digest(plan.model), layers, examples[0].features.shape[1])
     denoising = Denoising(plan, layers, [partial(load_data, file) for file in files])
-    return train_network(features, denoising, config, out, steps=steps, seed=seed, work=work, console=console)
+    return train_network(examples, denoising, config, out, steps=steps, seed=seed, work=work, console=console)
 
 
 @dataclass(frozen=True)

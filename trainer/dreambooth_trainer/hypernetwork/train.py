@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from dreambooth_trainer.hypernetwork import MAX_SEED
 from dreambooth_trainer.hypernetwork.denoising import Denoising
 from dreambooth_trainer.hypernetwork.files import NetworkConfig, write_network
 from dreambooth_trainer.hypernetwork.network import AdapterNetwork, Adapters
@@ -26,12 +27,27 @@ from dreambooth_trainer.store.folder import atomic_directory
 
 RATE = 1e-3
 JOBS_PER_STEP, IMAGES_PER_JOB = 4, 4
-PRIOR_JOBS_PER_STEP = 1
-"""Of the jobs of a step, those with a prior loss, which takes longer than the instance loss."""
-MAX_HELD_JOBS = 50
+PRIOR_JOBS_PER_STEP, PRIOR_LOSS_WEIGHT = 1, 0.25
+"""Of the jobs of a step, those with a prior loss, which takes longer than the instance loss; and its weight."""
+MAX_HELD_SUBJECTS = 50
 MEASURED_STEPS = 8
 """Micro-batches of each held-out job in its denoising loss."""
-_MEASURE_SEED = 1 << 20  # training uses smaller ones
+_MEASURE_SEED = MAX_SEED + 1
+
+
+@dataclass(frozen=True)
+class Example:
+    """A job that a network is trained on.
+
+    Attributes:
+        features: of its images, [images, D].
+        subject: the same for jobs with the same subject, which are held out together.
+        digest: of what the job trains on.
+    """
+
+    features: Tensor
+    subject: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -41,7 +57,7 @@ class Measured:
     Attributes:
         jobs: number of jobs that were held out.
         losses: denoising losses of the base model, and with the adapter that the network predicts for the mean
-            features of all jobs, and for the job's own.
+            features of the jobs that it was trained on, and for the job's own.
     """
 
     jobs: int
@@ -54,7 +70,7 @@ class Measured:
 
 
 def train_network(
-    features: Sequence[Tensor],
+    examples: Sequence[Example],
     denoising: Denoising,
     config: NetworkConfig,
     out: Path,
@@ -67,29 +83,38 @@ def train_network(
     """Train a network and write it to `out`.
 
     Args:
-        features: of the images of each job, [images, D].
         denoising: of the same jobs.
         work: folder for the state. An interrupted training with the same arguments continues from it.
 
     Returns:
-        Losses of a tenth of the jobs, at most `MAX_HELD_JOBS`, which is held out; None with fewer than ten jobs, of
-        which none is.
+        Losses of the jobs of a tenth of the subjects, at most `MAX_HELD_SUBJECTS`, which are held out; None with fewer
+        than ten subjects, of which none is.
     """
-    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed)).tolist()
-    count = min(len(order) // 10, MAX_HELD_JOBS)
-    held, known = order[:count], order[count:]
+    held, known = _divide(examples, seed)
+    features = [one.features for one in examples]
     torch.manual_seed(seed)
     network = AdapterNetwork(config.features, config.layers)
-    network.start_from(denoising.initial_adapter(), torch.stack([features[job].mean(0) for job in known]))
+    network.start_from(denoising.initial_adapter(), torch.cat([features[job] for job in known]))
     optimizer, schedule = make_optimizer([one for one in network.parameters() if one.requires_grad], RATE, steps)
     work.mkdir(parents=True, exist_ok=True)
-    state = work / f"network-{_digest(features, config, seed)}.ckpt"
+    state = work / f"network-{_digest(examples, config, steps, seed)}.ckpt"
     checkpoint = Checkpoint(state, network=network, optimizer=optimizer, schedule=schedule)
     loss_of = _training_loss(network, features, known, denoising)
     train("hypernetwork", checkpoint, (optimizer, schedule), steps, seed, console, loss_of)
     with atomic_directory(out) as draft:
         write_network(draft, config.model_copy(update={"jobs": len(known)}), network.state_dict())
     return _measure(network, features, held, denoising) if held else None
+
+
+def _divide(examples: Sequence[Example], seed: int) -> tuple[list[int], list[int]]:
+    """Indices of the jobs that are held out, and of the others."""
+    subjects = sorted({one.subject for one in examples})
+    order = torch.randperm(len(subjects), generator=torch.Generator().manual_seed(seed)).tolist()
+    held = {subjects[index] for index in order[: min(len(subjects) // 10, MAX_HELD_SUBJECTS)]}
+    rows = range(len(examples))
+    return [row for row in rows if examples[row].subject in held], [
+        row for row in rows if examples[row].subject not in held
+    ]
 
 
 def _training_loss(
@@ -108,10 +133,10 @@ def _training_loss(
         for row, (job, (_, unseen)) in enumerate(zip(jobs, splits, strict=True)):
             prior = row < PRIOR_JOBS_PER_STEP
             losses = denoising.losses(job, _one(leaves, row), unseen, generator, prior=prior)
-            (losses[0] / len(jobs)).backward()
-            instance.append(losses[1].item())
+            (losses[0] / len(jobs) + PRIOR_LOSS_WEIGHT * losses[1] / PRIOR_JOBS_PER_STEP).backward()
+            instance.append(losses[0].item())
             if prior:
-                priors.append(losses[2].item())
+                priors.append(losses[1].item())
         pairs = [
             (value, leaf) for name, pair in predicted.items() for value, leaf in zip(pair, leaves[name], strict=True)
         ]
@@ -144,7 +169,7 @@ def _measure(
         state = one.get_state()
         for values, adapter in zip(losses.values(), (none, common, own), strict=True):
             one.set_state(state)  # the same noise for all
-            values.append(denoising.losses(job, adapter, unseen, one)[1].item())
+            values.append(denoising.losses(job, adapter, unseen, one)[0].item())
     return Measured(len(held), {name: fmean(values) for name, values in losses.items()})
 
 
@@ -153,15 +178,13 @@ def _one(adapters: Adapters | Mapping[str, Sequence[Tensor]], row: int) -> dict[
     return {name: (down[row], up[row]) for name, (down, up) in adapters.items()}
 
 
-def _digest(features: Sequence[Tensor], config: NetworkConfig, seed: int) -> str:
-    digest = hashlib.sha256(f"{config.model_dump_json()}\0{seed}\0".encode())
-    for one in features:
-        digest.update(one.numpy().tobytes())
-    return digest.hexdigest()[:16]
+def _digest(examples: Sequence[Example], config: NetworkConfig, steps: int, seed: int) -> str:
+    parts = [config.model_dump_json(), steps, seed, *(one.digest for one in examples)]
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
 def summary(measured: Measured | None, jobs: int) -> Sequence[str]:
     """Lines for the user after a training on a number of jobs."""
     if measured is None:
-        return (f"trained on {jobs} job(s); at least 10 are required to hold out a tenth and measure the loss",)
+        return (f"trained on {jobs} job(s); at least 10 subjects are required to measure the loss on a tenth",)
     return (f"trained on {jobs - measured.jobs} jobs", measured.line())
