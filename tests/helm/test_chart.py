@@ -105,10 +105,12 @@ def test_pods_satisfy_the_restricted_pod_security_standard(plane: ControlPlane) 
     rendered = comparable(helm(None, "template", str(CHART), "-n", "strict"))
     template = rendered["Deployment/dreambooth-operator"]["spec"]["template"]
     plane.apply({"apiVersion": "v1", "kind": "Pod", **template, "metadata": {"name": "it", "namespace": "strict"}})
-    plane.kubectl("create", "serviceaccount", "default", "-n", "strict")
     job = yaml.safe_load((ROOT / "manifests" / "samples" / "hypernetwork.yaml").read_text())
-    pod = {**job["spec"]["template"], "metadata": {"name": "network", "namespace": "strict"}}
-    plane.apply({"apiVersion": "v1", "kind": "Pod", **pod})
+    # The default account is created some time after the namespace.
+    spec = {**job["spec"]["template"]["spec"], "serviceAccountName": "dreambooth-operator"}
+    plane.apply(
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "network", "namespace": "strict"}, "spec": spec}
+    )
 
 
 @pytest.mark.parametrize("action", FORBIDDEN)
