@@ -32,7 +32,6 @@ from dreambooth_trainer.hypernetwork.sprite_subjects import (
 from dreambooth_trainer.models.files import ADAPTER_FILE
 from dreambooth_trainer.planning import describe
 from dreambooth_trainer.planning.plan import Plan, fill_defaults
-from dreambooth_trainer.sprites import WEIGHTS
 from dreambooth_trainer.store.folder import JobFolder
 from dreambooth_trainer.store.published import build_manifest
 from dreambooth_trainer.store.run_record import RunRecord, write_run
@@ -161,11 +160,8 @@ def test_a_network_for_another_model_is_refused(network: Path, tmp_path: Path) -
             check_plan(job(tmp_path))
 
 
-def test_the_package_contains_no_network(tmp_path: Path) -> None:
-    if (WEIGHTS / "hypernetwork").exists():
-        pytest.skip("it does")
-    with pytest.raises(UserError, match="train one with dreambooth sprites hypernetwork"):
-        check_plan(job(Path("builtin:sprites")))
+def test_the_network_of_the_package_is_that_of_its_base_model(tmp_path: Path) -> None:
+    check_plan(job(Path("builtin:sprites")))
     with pytest.raises(UserError, match=r"has no hypernetwork.json and no hypernetwork.safetensors"):
         check_plan(job(tmp_path))
 

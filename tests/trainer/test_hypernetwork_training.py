@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
 from dreambooth_api.hypernetwork import HyperNetwork
+from dreambooth_trainer.families.ip_adapter import adapter_files
 from dreambooth_trainer.hypernetwork.check import target_layers
 from dreambooth_trainer.hypernetwork.denoising import MIN_SNR_GAMMA, Denoising, _sample, _variants
-from dreambooth_trainer.hypernetwork.files import LayerShape, network_digest, read_config
+from dreambooth_trainer.hypernetwork.files import LayerShape, encoder_of, network_digest, read_config
 from dreambooth_trainer.hypernetwork.jobs import config_of
 from dreambooth_trainer.hypernetwork.network import AdapterNetwork
-from dreambooth_trainer.hypernetwork.predict import predict
+from dreambooth_trainer.hypernetwork.predict import image_features, predict
 from dreambooth_trainer.hypernetwork.sprite_subjects import (
+    GeneratedSubject,
     _evaluated,
     _look,
     generated_subject,
@@ -28,8 +32,10 @@ from dreambooth_trainer.hypernetwork.sprite_subjects import (
 from dreambooth_trainer.hypernetwork.train import IMAGES_PER_JOB, PRIOR_JOBS_PER_STEP, Example, _split, train_network
 from dreambooth_trainer.methods.lora import adapter
 from dreambooth_trainer.sprites import WEIGHTS
+from dreambooth_trainer.sprites.backgrounds import BACKGROUNDS
 from dreambooth_trainer.sprites.examples import benchmark_subject
 from dreambooth_trainer.sprites.training import SAVE_EVERY
+from dreambooth_trainer.sprites.world import random_scene, render
 from dreambooth_trainer.training.cache import TrainingData
 from dreambooth_trainer.training.engine import open_engine
 from dreambooth_trainer.training.loop import run_step
@@ -244,3 +250,36 @@ def test_generated_subjects_look_like_none_of_the_benchmark() -> None:
     instance_prompts = [prompt for each in many for prompt in each.instance_prompts]
     assert [prompt.replace("sks ", "") for prompt in instance_prompts] == class_prompts
     assert 50 < sum(len(prompt.split()) == 2 for prompt in class_prompts) < 150, "half of them describe the scene"
+
+
+def test_the_network_of_the_package_helps_subjects_that_it_was_not_trained_on() -> None:
+    """The denoising loss of other images of a subject is lower with the predicted adapter."""
+    config = read_config(HyperNetwork(id="builtin:sprites"))
+    network = AdapterNetwork(config.features, config.layers)
+    weights = load_file(WEIGHTS / "hypernetwork" / "hypernetwork.safetensors")
+    network.load_state_dict({name: value.float() for name, value in weights.items()})
+    subjects = [benchmark_images(number) for number in range(4)]
+    data = [partial(constant, training_data(one)) for one in subjects]
+    denoising = Denoising(plan_of("dog"), config.layers, data)
+    none, losses = denoising.initial_adapter(), list[list[float]]()
+    encoder, unseen = adapter_files(encoder_of("builtin:sprites")).encoder, torch.tensor([2, 3, 4, 2])
+    with torch.no_grad():
+        for job, subject in enumerate(subjects):
+            own = predict(network, image_features(encoder, subject.images[:2]))
+            for seed in range(8):
+                pair = [
+                    denoising.losses(job, each, unseen, torch.Generator().manual_seed(seed)) for each in (none, own)
+                ]
+                losses.append([loss[0].item() for loss in pair])
+    base, predicted = torch.tensor(losses).mean(0).tolist()
+    assert predicted < 0.95 * base
+
+
+def constant(data: TrainingData, device: str) -> TrainingData:
+    return data
+
+
+def benchmark_images(number: int) -> GeneratedSubject:
+    subject, rng = benchmark_subject(number)
+    images = [Image.fromarray(render(subject, random_scene(rng, name))) for name in rng.sample(tuple(BACKGROUNDS), 5)]
+    return GeneratedSubject(subject, images, [f"a {subject.cls}"] * 5, [f"a sks {subject.cls}"] * 5)

@@ -75,10 +75,6 @@ def network_folder(network: HyperNetwork, *, weights: bool = True) -> Path:
     if folder is None:
         return fetch(network.id, network.revision, PATH, CONFIG_FILE, _all_files if weights else _only_config)
     missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
-    if missing and network.id == BUILTIN_SPRITES:
-        rule = "has no HyperNetwork: this version of the package contains none"
-        remedy = "train one with dreambooth sprites hypernetwork, and set the path of its folder"
-        raise UserError(ValidationIssue(PATH, network.id, rule, remedy))
     if missing:
         raise UserError(_incomplete(network.id, missing))
     return folder
