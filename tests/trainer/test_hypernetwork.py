@@ -229,5 +229,5 @@ def test_a_job_publishes_the_adapter_that_it_started_from(network: Path, tmp_pat
     train = [*command, "hypernetwork", "train", str(tmp_path / "out"), "--out", str(tmp_path / "n"), "--steps", "2"]
     trained = subprocess.run(train, capture_output=True, text=True, check=False)
     assert trained.returncode == 0, trained.stdout + trained.stderr
-    assert "trained on 1 job(s); at least 10 are required" in trained.stdout
+    assert "trained on 1 job(s); at least 10 subjects are required" in trained.stdout
     assert read_config(HyperNetwork(id=str(tmp_path / "n"))).layers == read_config(HyperNetwork(id=str(network))).layers
