@@ -94,7 +94,7 @@ def test_built_in_subjects_are_deterministic_and_written_as_png_files(tmp_path: 
 def test_the_weights_are_small_and_contain_no_pickle_files() -> None:
     files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".md"}
-    assert sum(path.stat().st_size for path in files) <= 12 * MEGABYTE
+    assert sum(path.stat().st_size for path in files) <= 14 * MEGABYTE, "a third of it is the HyperNetwork"
 
 
 class TestEmbeddedModel:
