@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
+from test_plan import job_of
 
 from dreambooth_api.hypernetwork import HyperNetwork
 from dreambooth_trainer.families.ip_adapter import adapter_files
@@ -31,6 +32,7 @@ from dreambooth_trainer.hypernetwork.sprite_subjects import (
 )
 from dreambooth_trainer.hypernetwork.train import IMAGES_PER_JOB, PRIOR_JOBS_PER_STEP, Example, _split, train_network
 from dreambooth_trainer.methods.lora import adapter
+from dreambooth_trainer.planning.plan import fill_defaults
 from dreambooth_trainer.sprites import WEIGHTS
 from dreambooth_trainer.sprites.backgrounds import BACKGROUNDS
 from dreambooth_trainer.sprites.examples import benchmark_subject
@@ -140,6 +142,48 @@ def test_a_tenth_of_the_jobs_is_held_out(tmp_path: Path) -> None:
     assert read_config(HyperNetwork(id=str(tmp_path / "out"))).jobs == 18
 
 
+def test_no_image_of_the_loss_is_among_those_of_the_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, drawn, forward = list[torch.Tensor](), list[torch.Tensor](), AdapterNetwork.forward
+
+    def recorded(self: AdapterNetwork, features: torch.Tensor) -> Any:
+        inputs.extend(features)
+        return forward(self, features)
+
+    class Recorded(KnownTargets):
+        def losses(
+            self, job: int, adapter: Any, images: torch.Tensor, generator: torch.Generator, *, prior: bool = False
+        ) -> torch.Tensor:
+            drawn.append(images)
+            return super().losses(job, adapter, images, generator, prior=prior)
+
+    monkeypatch.setattr(AdapterNetwork, "forward", recorded)
+    train([Example(torch.eye(3), name, name) for name in "ab"], Recorded(2), tmp_path / "out", 30)
+    assert len(inputs) == 60
+    for features, indices in zip(inputs, drawn, strict=True):
+        assert features.any()
+        assert not features[indices].any()
+
+
+class Penalized(KnownTargets):
+    """The prior loss is lower for smaller adapters."""
+
+    def losses(
+        self, job: int, adapter: Any, images: torch.Tensor, generator: torch.Generator, *, prior: bool = False
+    ) -> torch.Tensor:
+        instance, none = super().losses(job, adapter, images, generator, prior=prior)
+        size = products(adapter).square().sum() / self.targets[job].square().sum()
+        return torch.stack([instance, 20 * size if prior else none])
+
+
+def test_a_network_learns_the_prior_loss_as_well(tmp_path: Path) -> None:
+    examples, sizes = random_examples(2), list[float]()
+    for name, denoising in (("without", KnownTargets(2)), ("with", Penalized(2))):
+        train(examples, denoising, tmp_path / name / "out", 300)
+        adapter = predict(trained_network(tmp_path / name / "out"), examples[0].features)
+        sizes.append(products(adapter).square().sum().item())
+    assert sizes[1] < 0.5 * sizes[0]
+
+
 def test_features_and_loss_are_of_different_images() -> None:
     for count in range(2, 7):
         for seed in range(20):
@@ -223,11 +267,12 @@ def test_variants_are_those_of_the_image_in_its_own_job() -> None:
 
 
 def test_jobs_with_gradient_checkpointing_give_the_same_gradients() -> None:
-    plan, gradients = plan_of("dog"), list[torch.Tensor]()
+    gradients = list[torch.Tensor]()
     data, layers = training_data(generated_subject(0, 0)), target_layers(WEIGHTS, plan_of("dog"))
     for checkpointing in (False, True):
-        training = plan.spec.training.model_copy(update={"gradient_checkpointing": checkpointing})
-        own = plan.model_copy(update={"spec": plan.spec.model_copy(update={"training": training})})
+        spec = {"training": {"method": "LoRA", "gradientCheckpointing": checkpointing}}
+        own = fill_defaults(job_of(spec), image_count=5, identifiers=["sks"], zero_stage=1, precision="fp32")
+        assert own.spec.training.gradient_checkpointing == checkpointing
         denoising = Denoising(own, layers, [lambda device: data])
         adapter = {
             name: (down, up.add(0.01).requires_grad_()) for name, (down, up) in denoising.initial_adapter().items()
