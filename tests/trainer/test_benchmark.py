@@ -260,7 +260,9 @@ def test_ablations_vary_class_nouns_and_numbers_of_images(tmp_path: Path) -> Non
         UserError, match=r"--images: 3: is more than the 2 images directly in the folder of dog6; use at most 2"
     ):
         make_runs(cases, make_variants(["Full"], images=[3]), 1, "builtin:sprites", (), tmp_path / "out")
-    with pytest.raises(UserError, match="has only subjects of the class dog, so there is no wrong class noun"):
+    with pytest.raises(
+        UserError, match="has only subjects of the class dog; Wrong takes the class noun of another class"
+    ):
         make_runs(cases[:1], make_variants(["Full"], class_nouns=["Wrong"]), 1, "builtin:sprites", (), tmp_path / "o")
     with pytest.raises(UserError, match="sets the class or the images of the subject"):
         make_runs(cases, variants, 1, "builtin:sprites", ("subject.class=dog",), tmp_path / "out")

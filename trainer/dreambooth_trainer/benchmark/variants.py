@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.fields import Strict
-from dreambooth_api.imagefolder import METADATA, caption_files, is_candidate, is_visible, normalized
+from dreambooth_api.imagefolder import METADATA, caption_files, decode_metadata, is_candidate, is_visible, normalized
 from dreambooth_api.methods import METHODS
 from dreambooth_api.preservation import MODES, PreservationMode
 from dreambooth_trainer.benchmark.dataset import DatasetSubject
@@ -113,8 +113,8 @@ def _wrong_noun(subject: DatasetSubject, subjects: Sequence[DatasetSubject]) -> 
     first = names.index(subject.name) + 1
     others = [one.class_ for one in (*subjects[first:], *subjects[:first]) if one.class_ != subject.class_]
     if not others:
-        rule = f"has only subjects of the class {subject.class_}, so there is no wrong class noun"
-        raise UserError(ValidationIssue("--dataset", None, rule, "use more subjects, or leave out Wrong"))
+        rule = f"has only subjects of the class {subject.class_}; Wrong takes the class noun of another class"
+        raise UserError(ValidationIssue("--class-nouns", "Wrong", rule, "compare more subjects, or leave out Wrong"))
     return others[0]
 
 
@@ -122,7 +122,7 @@ def write_images(subject: DatasetSubject, count: int, folder: Path) -> Path:
     """The folder `<folder>/<count>/<name>` with copies of the first images of a subject and their captions.
 
     Raises:
-        UserError: the subject has fewer.
+        UserError: the subject has fewer, or its captions cannot be read.
     """
     files = sorted(path.name for path in subject.folder.iterdir() if path.is_file() and is_visible(path.name))
     found = [name for name in files if is_candidate(name)]
@@ -144,13 +144,8 @@ def write_images(subject: DatasetSubject, count: int, folder: Path) -> Path:
 
 
 def _rows_of(names: Sequence[str], metadata: bytes) -> bytes:
-    """The lines of `metadata.jsonl` about some images. Lines that cannot be read are errors of the job."""
-    kept = [line for line in metadata.splitlines() if _file_name(line) in {None, *map(normalized, names)}]
-    return b"\n".join(kept)
-
-
-def _file_name(line: bytes) -> str | None:
-    try:
-        return normalized(json.loads(line)["file_name"])
-    except (ValueError, TypeError, KeyError):
-        return None
+    """The captions of some images in `metadata.jsonl`."""
+    chosen = set(map(normalized, names))
+    rows = decode_metadata(METADATA, metadata).items()
+    kept = [json.dumps({"file_name": name, "text": text}) for name, text in rows if normalized(name) in chosen]
+    return "\n".join(kept).encode()

@@ -2,7 +2,8 @@
 
 Each step predicts the adapters of some jobs from a part of their images, and takes the denoising loss of other images
 of the same jobs, so that what belongs to one image does not help. HyperDreamBooth also compares the prediction with the
-weights of trained jobs. Here this was left out: adapters of different subjects were measured to be orthogonal.
+weights of trained jobs. Here this was left out: adapters of different subjects were measured to be nearly
+orthogonal.
 """
 
 from __future__ import annotations
