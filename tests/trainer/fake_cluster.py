@@ -122,7 +122,9 @@ def out_of_memory() -> dict[str, Any]:
             result["pool"] = [str(error), len((folder / "pool").read_text().split())]
         plan = make_plan(WEIGHTS)
         progress_actor: Any = ray.remote(num_cpus=0)(train.ProgressActor).remote()
-        trainer = train.build_trainer(plan, JobFolder(folder), "key", train.partial(train.report_to, progress_actor))
+        trainer = train.build_trainer(
+            plan, JobFolder(folder), "key", train.partial(train.report_to, progress_actor), cores=1
+        )
         trainer.train_loop_per_worker = lambda config: exhaust_memory(folder / "training")
         try:
             train._fit(trainer, progress_actor, lambda record, saved: None, lambda: None)

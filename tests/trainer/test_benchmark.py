@@ -14,11 +14,12 @@ from PIL import Image
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.preservation import PreservationMode
-from dreambooth_trainer import runner
+from dreambooth_trainer.benchmark import execute
 from dreambooth_trainer.benchmark.copies import nearest_correlations
 from dreambooth_trainer.benchmark.dataset import FILE, read_dataset
+from dreambooth_trainer.benchmark.execute import check_runs
 from dreambooth_trainer.benchmark.results import RunResult, published_bytes
-from dreambooth_trainer.benchmark.runs import Run, check_runs, make_runs
+from dreambooth_trainer.benchmark.runs import Run, make_runs
 from dreambooth_trainer.benchmark.single import SINGLE, open_single
 from dreambooth_trainer.benchmark.statistics import bootstrap_interval, difference, estimate
 from dreambooth_trainer.benchmark.steps import claim_folder, open_subjects
@@ -316,11 +317,11 @@ def test_prompts_and_photos_of_all_subjects_are_checked_before_the_first_job(tmp
 def test_each_mode_is_checked_before_the_first_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checked: list[str] = []
 
-    def prepare(job: DreamBoothJob) -> None:
+    def prepare(job: DreamBoothJob, parallel: int) -> None:
         checked.append(job.metadata.name)
         raise UserError(ValidationIssue("spec", None, "is not possible", "change it"))
 
-    monkeypatch.setattr(runner, "prepare_job", prepare)
+    monkeypatch.setattr(execute, "prepare_job", prepare)
     cases, _ = open_single(str(write_dataset(tmp_path / "data")), tmp_path, 2)
     modes: list[PreservationMode] = ["Bound", "None"]
     with pytest.raises(UserError):

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from dreambooth_trainer.cluster.dispatch import Call, Dispatcher, PoolSize, pool_size
+from dreambooth_trainer.cluster.dispatch import Call, Dispatcher, PoolSize, pool_size, share_of_cores
 
 GPUS = {"CPU": 16.0, "GPU": 8.0}
 
@@ -31,7 +31,12 @@ GPUS = {"CPU": 16.0, "GPU": 8.0}
 def test_a_pool_takes_what_the_cluster_has_and_the_job_requested(
     resources: dict[str, float], processes: int, gpu: bool, max_cpus: float | None, size: PoolSize
 ) -> None:
-    assert pool_size(resources, processes, gpu=gpu, max_cpus=max_cpus) == size
+    assert pool_size(resources, processes, share_of_cores(resources, max_cpus), gpu=gpu) == size
+
+
+@pytest.mark.parametrize(("max_cpus", "jobs", "cores"), [(None, 2, 32), (None, 100, 1), (24, 2, 12), (None, 1, 64)])
+def test_jobs_at_the_same_time_have_equal_shares_of_the_cores(max_cpus: float | None, jobs: int, cores: int) -> None:
+    assert share_of_cores({"CPU": 64.0}, max_cpus, jobs) == cores
 
 
 def test_calls_are_read_as_workers_become_free() -> None:

@@ -102,15 +102,13 @@ def test_an_out_of_memory_kill_is_reported_once_and_not_retried(tmp_path: Path) 
 def test_every_gpu_of_a_pod_runs_a_training_process(
     ray_here: None,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     cluster: dict,
     gpus: int,
     processes: int | tuple[int, int],
     threads: int,
 ) -> None:
     plan = make_plan({"cluster": cluster, "training": {"globalBatchSize": 16}}, gpus=gpus)
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 96.0})
-    trainer = build_trainer(plan, JobFolder(tmp_path), "key", print)
+    trainer = build_trainer(plan, JobFolder(tmp_path), "key", print, cores=96)
     assert trainer.scaling_config.num_workers == processes
     assert trainer.scaling_config.use_gpu == (gpus > 0)
     assert trainer.train_loop_config["loop"].num_threads == threads
@@ -122,6 +120,20 @@ def test_a_machine_without_gpus_can_plan_but_not_run_a_job_that_requests_them() 
     assert (found.gpus_per_worker, found.memory_bytes, found.bf16) == (1, None, True)
     with pytest.raises(UserError, match=r"spec.cluster.resources.gpu: 1: this machine does not have 2 x 1 GPU"):
         check_runnable(found, cluster)
+
+
+def test_jobs_share_the_memory_of_a_machine_but_not_that_of_a_gpu() -> None:
+    further, usable = hardware.FURTHER_JOB_BYTES, hardware.USABLE_SHARE_CPU
+    alone = hardware.cpu_hardware(16 * further, 2)
+    shared = alone.shared_by(4)
+    assert shared.memory_bytes == pytest.approx(usable * (16 - 3) * further / 4 / 2), "less what three more jobs need"
+    assert shared.sampling_bytes == pytest.approx(2 * shared.memory_bytes)
+    assert hardware.Hardware(0, "CPU", 8.0, bf16=False, total_bytes=24.0).shared_by(4).total_bytes == 6.0
+    assert alone.shared_by(1) == alone
+    on_gpus = hardware.Hardware(1, "A100", 80.0, bf16=True, host_bytes=64.0).shared_by(4)
+    assert (on_gpus.memory_bytes, on_gpus.host_bytes) == (80.0, 16.0)
+    on_cluster = hardware.Hardware(1, "cluster GPU", None, bf16=True)
+    assert on_cluster.shared_by(4) == on_cluster, "its memory is not known"
 
 
 def test_workers_share_the_memory_of_a_machine() -> None:

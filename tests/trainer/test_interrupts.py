@@ -29,3 +29,9 @@ def test_sigterm_whose_exception_python_drops_is_not_lost() -> None:
     Deleted()  # Python ignores exceptions of destructors
     with pytest.raises(KeyboardInterrupt):
         interrupts.check_interrupted()
+
+
+def test_jobs_in_other_threads_are_interrupted() -> None:
+    interrupts.interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.check_interrupted()

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from dreambooth_api.errors import UserError
 from dreambooth_trainer.benchmark.dataset import DatasetSubject
+from dreambooth_trainer.benchmark.execute import check_runs
 from dreambooth_trainer.benchmark.pair_scores import joint_prompts, joint_texts, pair_values, photo_values
 from dreambooth_trainer.benchmark.pairs import PAIRS, make_pairs, open_pairs
-from dreambooth_trainer.benchmark.runs import Run, check_runs, make_runs
+from dreambooth_trainer.benchmark.runs import Run, make_runs
 from dreambooth_trainer.benchmark.single import SINGLE, open_single
 from dreambooth_trainer.benchmark.steps import claim_folder
 from dreambooth_trainer.benchmark.summary import as_markdown, summarize

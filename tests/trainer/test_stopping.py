@@ -47,7 +47,7 @@ def train(model: Path, latents: Path, folder: Path, *, stop: bool) -> tuple[list
     job.latents.parent.mkdir(parents=True)
     shutil.copy(latents, job.latents)
     plan = make_plan(model, steps=STEPS, workers=2)
-    result = build_trainer(plan, job, "key", reporter(folder, stop=stop)).fit()
+    result = build_trainer(plan, job, "key", reporter(folder, stop=stop), cores=1).fit()
     assert result.checkpoint is not None
     checkpoint = Path(result.checkpoint.path)
     steps = [int(line) for line in (folder / "steps").read_text().split()]

@@ -52,5 +52,5 @@ def test_a_failed_start_releases_its_resources(ray_here: None, tmp_path: Path, m
 def test_every_trainer_has_the_cleanup_callback(ray_here: None, tiny_model: Path, tmp_path: Path) -> None:
     from dreambooth_trainer.training.worker_group import WorkerGroupCleanup
 
-    callbacks = build_trainer(make_plan(tiny_model), JobFolder(tmp_path), "key", print).run_config.callbacks
+    callbacks = build_trainer(make_plan(tiny_model), JobFolder(tmp_path), "key", print, cores=1).run_config.callbacks
     assert any(isinstance(callback, WorkerGroupCleanup) for callback in callbacks or [])

@@ -68,8 +68,11 @@ class PreparedJob:
         return self.planned.plan
 
 
-def prepare_job(job: DreamBoothJob) -> PreparedJob:
+def prepare_job(job: DreamBoothJob, jobs: int = 1) -> PreparedJob:
     """Read the images, inspect the model, detect the hardware of the workers, and plan the job.
+
+    Args:
+        jobs: number of jobs that run at the same time and share a machine's memory.
 
     Raises:
         UserError: images or model cannot be read, a prompt is too long, or the plan is invalid or does not fit into
@@ -79,7 +82,7 @@ def prepare_job(job: DreamBoothJob) -> PreparedJob:
     spec, images, notes = read_subjects(job.spec)
     own = read_class_images(spec)
     job = job.model_copy(update={"spec": spec})
-    hardware = query_workers(job.spec.cluster)
+    hardware = query_workers(job.spec.cluster).shared_by(jobs)
     check_cores(hardware, job.spec.cluster)
     planned, warnings = _plan(job, tuple(map(len, images)), hardware, len(own))
     check_packages(planned.plan)
@@ -153,13 +156,18 @@ def _count_size(folders: Mapping[str, Path], image_count: int, plan: Plan, image
     return count_size(plan, folders[plan.stage], images, encoding_batch)
 
 
-def worker_pool(prepared: PreparedJob) -> WorkerPool:
-    """The workers that generate, encode and score images. None has started yet."""
+def worker_pool(prepared: PreparedJob, jobs: int = 1) -> WorkerPool:
+    """The workers that generate, encode and score images. None has started yet.
+
+    Args:
+        jobs: number of jobs that run at the same time and share the cores.
+    """
     return WorkerPool(
         prepared.planned.sampling_processes,
         gpu=prepared.plan.gpus_per_worker > 0,
         preload=family_module(config_folder(prepared.plan.model)),
         max_cpus=requested_cpus(prepared.plan.spec.cluster) if has_address() else None,
+        jobs=jobs,
     )
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import shutil
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import JsonValue, ValidationError
@@ -18,24 +16,17 @@ from dreambooth_api.imagefolder import CAPTION_SUFFIX, METADATA, is_candidate, i
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.methods import MEMBERS, METHODS
 from dreambooth_api.preservation import MODE_MEMBERS
-from dreambooth_api.status import TrainerPhase
 from dreambooth_api.training import SETTINGS_OF_TRAINING
 from dreambooth_trainer.benchmark.jobs import Case, case_name, make_job
-from dreambooth_trainer.benchmark.kind import Benchmark
-from dreambooth_trainer.benchmark.results import RunResult, collect_result
+from dreambooth_trainer.benchmark.results import RunResult
 from dreambooth_trainer.benchmark.variants import Variant, vary
 from dreambooth_trainer.families.ip_adapter import adapter_digest, pinned_adapter
-from dreambooth_trainer.families.registry import base_digest, config_folder, pinned
+from dreambooth_trainer.families.registry import base_digest, pinned
 from dreambooth_trainer.hypernetwork.files import network_digest, pinned_network
-from dreambooth_trainer.images.subjects import prepare_subjects
-from dreambooth_trainer.phases.base import Context
 from dreambooth_trainer.planning.defaults import model_defaults
 from dreambooth_trainer.planning.image_prompts import plan_image_prompts
-from dreambooth_trainer.planning.plan import Plan, fingerprint, model_ref
-from dreambooth_trainer.progress.console import Reporter
-from dreambooth_trainer.sampling.prompt_check import long_prompts
-from dreambooth_trainer.store.folder import JobFolder, atomic_write
-from dreambooth_trainer.store.run_record import read_run
+from dreambooth_trainer.planning.plan import fingerprint, model_ref
+from dreambooth_trainer.store.folder import JobFolder
 
 RESULT = "result.json"
 
@@ -169,89 +160,3 @@ def _applies(text: str, method: str) -> bool:
     if any(field == to_camel(name) for name in MEMBERS):
         return any(field == to_camel(name) for name in traits.members)
     return traits.trains or all(field != to_camel(name) for name in SETTINGS_OF_TRAINING)
-
-
-def check_runs(runs: Sequence[Run], prompts: Callable[[Plan], Sequence[str]]) -> None:
-    """Plan one job of each case and of each variant, so that no error is found after hours.
-
-    Args:
-        prompts: of a plan, those that its model is measured with.
-
-    Raises:
-        UserError: with the issues of all of them; each names its job.
-    """
-    from dreambooth_trainer.runner import prepare_job
-
-    by_name = {(run.name, run.setting.class_noun): run for run in reversed(runs)}
-    by_variant = {run.variant: run for run in reversed(runs)}
-    issues: list[ValidationIssue] = []
-    for run in {run.root: run for run in (*by_name.values(), *by_variant.values())}.values():
-        try:
-            prepared = prepare_job(run.job)
-            plan = prepared.plan
-            prepare_subjects(prepared.images, plan.spec, plan.resolution)
-            measured = [(f"spec.evaluation.prompts[{index}]", prompt) for index, prompt in enumerate(prompts(plan))]
-            found = long_prompts(plan, config_folder(plan.model), measured)
-        except UserError as error:
-            found = error.issues
-        issues += [replace(issue, source=issue.source or run.title) for issue in found]
-    if issues:
-        raise UserError(issues)
-
-
-def run_all(
-    benchmark: Benchmark,
-    runs: Sequence[Run],
-    store: Path,
-    reporter: Reporter,
-    *,
-    keep_models: bool,
-    on_result: Callable[[Run, RunResult], None],
-) -> None:
-    """Run the jobs that have no result, with one Ray session and one pool of workers.
-
-    Args:
-        store: folder with shared class images.
-        keep_models: whether the weights stay in the folders of the jobs.
-        on_result: called after each job.
-
-    Raises:
-        UserError: as `check_runs`.
-    """
-    from dreambooth_trainer.cluster.session import ray_cluster
-    from dreambooth_trainer.runner import prepare_job, run_job, worker_pool
-    from dreambooth_trainer.sampling.generate import unload_models
-
-    pool = None
-    with ray_cluster():
-        check_runs(runs, benchmark.prompts)
-        for run in runs:
-            start = time.monotonic()
-            reporter.note(f"\n{run.title}")
-            if pool is not None:
-                # Planning runs a task on a GPU, which a worker of the job before may have.
-                pool.free_memory(unload_models)
-            prepared = prepare_job(run.job)
-            # Starting a worker takes ten seconds of imports, and all jobs have the same base model.
-            pool = pool or worker_pool(prepared)
-            records = run_job(prepared, run.folder, str(store.resolve()), reporter, pool)
-            seconds = time.monotonic() - start
-            context = Context(
-                prepared.plan, run.folder, prepared.images, str(store.resolve()), read_run(run.folder).keys, pool
-            )
-            result = collect_result(
-                run.key(), run.name, run.setting, context, records, benchmark.measure(context), seconds
-            )
-            atomic_write(run.root / RESULT, result.model_dump_json(by_alias=True, indent=1))
-            if not keep_models:
-                _delete_weights(run.folder)
-            on_result(run, result)
-
-
-def _delete_weights(folder: JobFolder) -> None:
-    """Delete what a benchmark of hundreds of jobs has no space for. Images, scores, reports and records stay."""
-    # If the job runs again, it must publish again: without its weights the model is not complete.
-    folder.completion_record(TrainerPhase.PUBLISH).unlink(missing_ok=True)
-    shutil.rmtree(folder.trained, ignore_errors=True)
-    for path in (*folder.model.rglob("*.safetensors"), *folder.work.glob("*.safetensors")):
-        path.unlink()

@@ -55,6 +55,13 @@ _OPTIONS = (
     click.option(
         "--out", type=click.Path(path_type=Path), default=Path("out/bench"), show_default=True, help="Folder."
     ),
+    click.option(
+        "--parallel",
+        default=1,
+        show_default=True,
+        type=click.IntRange(1, 1000),
+        help="Jobs that run at the same time, each on its own GPUs or on an equal share of the cores.",
+    ),
     click.option("--keep-models", is_flag=True, help="Keep the weights of scored jobs."),
     click.option(
         "--set",
@@ -127,6 +134,7 @@ def _compare(
     modes: str | None,
     seeds: int,
     out: Path,
+    parallel: int,
     keep_models: bool,
     sets: tuple[str, ...],
     ablations: Mapping[str, Any] | None = None,
@@ -139,11 +147,11 @@ def _compare(
     """
     from rich.console import Console
 
+    from dreambooth_trainer.benchmark.execute import run_all
     from dreambooth_trainer.benchmark.results import RunResult
-    from dreambooth_trainer.benchmark.runs import Run, make_runs, run_all
+    from dreambooth_trainer.benchmark.runs import Run, make_runs
     from dreambooth_trainer.benchmark.steps import claim_folder, write_results
     from dreambooth_trainer.benchmark.variants import make_variants
-    from dreambooth_trainer.progress.console import choose_reporter
 
     selected = _names("--methods", "method", methods, METHODS)
     preserved = [] if modes is None else _names("--modes", "mode", modes, MODES)
@@ -163,11 +171,13 @@ def _compare(
     def on_result(run: Run, result: RunResult) -> None:
         results[run.root] = result
         write()
-        click.echo(f"{len(results)} of {len(runs)} jobs finished")
+        click.echo(printable(f"{run.title}: {result.total_seconds:.0f} s, {len(results)} of {len(runs)} jobs finished"))
 
     if remaining := [run for run in runs if run.root not in results]:
-        reporter = choose_reporter(Console())
-        run_all(benchmark, remaining, out / "store", reporter, keep_models=keep_models, on_result=on_result)
+        run_all(
+            benchmark, remaining, out / "store", Console(), parallel=parallel, keep_models=keep_models,
+            on_result=on_result,
+        )  # fmt: skip
     click.echo(printable(f"{write()}\nwrote {out}/results.md, {out}/results.json and {out}/index.html"))
 
 

@@ -68,16 +68,26 @@ class PoolSize:
     threads: int
 
 
-def pool_size(resources: Mapping[str, float], processes: int, *, gpu: bool, max_cpus: float | None) -> PoolSize:
-    """The size of a pool on a Ray cluster. At least one worker, which waits for a node if there is none.
+def share_of_cores(resources: Mapping[str, float], max_cpus: float | None, jobs: int = 1) -> int:
+    """Number of cores that a job can use on a Ray cluster; at least 1.
 
     Args:
         resources: total resources of the cluster's present nodes, as Ray reports them.
-        processes: maximum number of workers.
-        gpu: whether each worker needs a GPU.
         max_cpus: number of cores that the job requested on a cluster that it shares; None for all.
+        jobs: number of jobs that run at the same time and share the cores.
     """
     present = resources.get("CPU", 1)
-    cores = max(1, int(present if max_cpus is None else min(present, max_cpus)))
+    return max(1, int(present if max_cpus is None else min(present, max_cpus)) // jobs)
+
+
+def pool_size(resources: Mapping[str, float], processes: int, cores: int, *, gpu: bool) -> PoolSize:
+    """The size of a pool on a Ray cluster. At least one worker, which waits for a node if there is none.
+
+    Args:
+        resources: as `share_of_cores`.
+        processes: maximum number of workers.
+        cores: number of cores that the pool can use.
+        gpu: whether each worker needs a GPU.
+    """
     workers = max(1, min(int(resources.get("GPU", 0)) if gpu else cores, processes))
     return PoolSize(workers, max(1, cores // workers))

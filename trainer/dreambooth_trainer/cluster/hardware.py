@@ -27,6 +27,8 @@ USABLE_SHARE_CPU = 0.95
 # machine also the driver, the Ray Train controller and a second sampling worker. Measured with Stable Diffusion 1.5.
 SHARED_NODE_BYTES = 1.25 * GIB
 SHARED_MACHINE_BYTES = 2.75 * GIB
+FURTHER_JOB_BYTES = 1.5 * GIB
+"""As SHARED_MACHINE_BYTES, for each further job at the same time: a controller and two sampling workers."""
 DRIVER_VERSION_FILE = Path("/proc/driver/nvidia/version")
 # Lowest driver for each major version of CUDA, from NVIDIA's table of minor version compatibility.
 LOWEST_DRIVER = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
@@ -73,6 +75,19 @@ class Hardware:
     def sampling_bytes(self) -> float | None:
         """Memory available to image generation, per GPU or per machine. It does not run during training."""
         return None if self.memory_bytes is None else self.memory_bytes * self.processes_per_machine
+
+    def shared_by(self, jobs: int) -> Hardware:
+        """The part of each of several jobs that run at the same time. A GPU is not shared, but its machine is."""
+        memory, total, host = self.memory_bytes, self.total_bytes, self.host_bytes
+        if memory is not None and not self.gpus_per_worker:
+            others = USABLE_SHARE_CPU * (jobs - 1) * FURTHER_JOB_BYTES / self.processes_per_machine
+            memory = max(0.0, memory - others) / jobs
+        return replace(
+            self,
+            memory_bytes=memory,
+            total_bytes=None if total is None else total / jobs,
+            host_bytes=None if host is None else host / jobs,
+        )
 
 
 def cuda_device() -> Device:

@@ -14,10 +14,16 @@ def handle_sigterm() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
 
 
-def check_interrupted() -> None:
-    """Raise KeyboardInterrupt if SIGTERM was received.
+def interrupt() -> None:
+    """Interrupt jobs that run in other threads: they check it."""
+    _received.set()
 
-    Python drops what a signal handler raises inside of a destructor or of a callback of a library.
+
+def check_interrupted() -> None:
+    """Raise KeyboardInterrupt if SIGTERM was received, or after `interrupt`.
+
+    Python drops what a signal handler raises inside of a destructor or of a callback of a library. Other threads than
+    the main one are not interrupted by signals.
     """
     if _received.is_set():
         raise KeyboardInterrupt

@@ -12,7 +12,8 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
-from dreambooth_trainer.cluster.dispatch import Call, Dispatcher, PoolSize, pool_size
+from dreambooth_trainer.cluster.dispatch import Call, Dispatcher, PoolSize, pool_size, share_of_cores
+from dreambooth_trainer.cluster.interrupts import check_interrupted
 from dreambooth_trainer.cluster.memory_errors import out_of_memory
 from dreambooth_trainer.cluster.oom_kills import oom_kills
 
@@ -55,16 +56,24 @@ class WorkerPool:
         gpu: whether each worker reserves a GPU.
         preload: module that workers import when they start; empty for none.
         max_cpus: number of cores that the job requested on a cluster that it shares with other jobs; None for all.
+        jobs: number of jobs of this process that run at the same time and share the cores.
     """
 
-    def __init__(self, processes: int, *, gpu: bool = False, preload: str = "", max_cpus: float | None = None) -> None:
+    def __init__(
+        self, processes: int, *, gpu: bool = False, preload: str = "", max_cpus: float | None = None, jobs: int = 1
+    ) -> None:
         self._processes, self._gpu, self._preload, self._max_cpus = processes, gpu, preload, max_cpus
+        self._jobs = jobs
         self._actors: list[Any] = []
         self._kills_before = oom_kills()
 
     def size(self) -> PoolSize:
         """Number of workers that the cluster has room for at the moment."""
-        return pool_size(ray.cluster_resources(), self._processes, gpu=self._gpu, max_cpus=self._max_cpus)
+        return pool_size(ray.cluster_resources(), self._processes, self.cores(), gpu=self._gpu)
+
+    def cores(self) -> int:
+        """Number of cores that the job can use at the moment, for these workers or for training."""
+        return share_of_cores(ray.cluster_resources(), self._max_cpus, self._jobs)
 
     def start(self) -> list[Any]:
         """Start the actors that are missing, and return all without waiting for their imports.
@@ -104,6 +113,7 @@ class WorkerPool:
             starting |= {actor.__ray_ready__.remote(): actor for actor in new}
             for actor, call in dispatcher.assignments():
                 running[actor.run.remote(function, *call.arguments)] = (actor, call)
+            check_interrupted()
             for ref in ray.wait([*starting, *running], timeout=RESIZE_SECONDS)[0]:
                 result = self._result(ref)
                 if ref in starting:

@@ -16,6 +16,7 @@ from pydantic import JsonValue
 
 from dreambooth_api.errors import TransientError
 from dreambooth_api.status import TrainerPhase
+from dreambooth_trainer.cluster.interrupts import check_interrupted
 from dreambooth_trainer.cluster.memory_errors import out_of_memory
 from dreambooth_trainer.families.base import modules_in_training
 from dreambooth_trainer.families.registry import local_folder, open_family
@@ -139,7 +140,7 @@ def _train_stage(context: Context, plan: Plan, progress: _Progress) -> _TrainedS
     report, key = partial(report_to, progress_actor), context.keys[TrainerPhase.TRAIN]
     try:
         with observing(context, plan, progress_actor, options) as observer:
-            trainer = build_trainer(plan, folder, key, report, observer)
+            trainer = build_trainer(plan, folder, key, report, observer, cores=context.pool.cores())
             checkpoint = _fit(trainer, progress_actor, progress.report, partial(_wait, progress.phase, observer))
             records = read_records(checkpoint)
             if observer is not None:
@@ -210,6 +211,7 @@ def _fit(
     threading.Thread(target=fit, daemon=True).start()
     while True:
         finished = wait([future], timeout=POLL_SECONDS).done
+        check_interrupted()
         progress: TrainingProgress = ray.get(progress_actor.last.remote())
         if progress.error is not None:
             raise progress.error.error or TransientError(progress.error.message)
@@ -228,7 +230,7 @@ def _wait(phase: PhaseProgress, observer: Observer | None) -> None:
 
 
 def build_trainer(
-    plan: Plan, folder: JobFolder, key: str, report: ReportCallback, observer: Observer | None = None
+    plan: Plan, folder: JobFolder, key: str, report: ReportCallback, observer: Observer | None = None, *, cores: int
 ) -> TorchTrainer:
     """Ray Train's trainer for a plan.
 
@@ -236,6 +238,7 @@ def build_trainer(
         key: names the run; a trainer with the same key resumes from the checkpoints of an earlier one.
         report: sends messages of the workers to the driver.
         observer: of validations and trackers; None without them.
+        cores: number of cores that all workers can use.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -243,7 +246,7 @@ def build_trainer(
     from dreambooth_trainer.training.worker_group import SavedStepReporter, WorkerGroupCleanup
 
     minimum, maximum = plan.world_sizes
-    num_threads = max(1, int(ray.cluster_resources().get("CPU", 1)) // maximum)
+    num_threads = max(1, cores // maximum)
     gpu = plan.gpus_per_worker > 0
     callbacks: list[Any] = [WorkerGroupCleanup(report), SavedStepReporter(report)]
     validations, candidates = (None, None) if observer is None else (observer.validations, observer.candidates)
