@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,21 @@ def test_every_trainer_has_the_cleanup_callback(ray_here: None, tiny_model: Path
 
     callbacks = build_trainer(make_plan(tiny_model), JobFolder(tmp_path), "key", print, cores=1).run_config.callbacks
     assert any(isinstance(callback, WorkerGroupCleanup) for callback in callbacks or [])
+
+
+def test_trainings_on_one_machine_start_no_process_that_asks_a_dashboard(
+    ray_here: None, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each training waited at its end up to 12 s for the answer of a dashboard that a local session does not have."""
+    from dreambooth_trainer.training.local_trainer import UNUSED
+
+    def types_of_callbacks() -> set[type]:
+        trainer = build_trainer(make_plan(tiny_model), JobFolder(tmp_path), "key", print, cores=1)
+        return {type(callback) for callback in trainer._create_default_callbacks()}
+
+    local = types_of_callbacks()
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    on_cluster = types_of_callbacks()
+    assert on_cluster - local == set(UNUSED)
+    assert local < on_cluster
+    assert os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "0"

@@ -126,6 +126,8 @@ def _init() -> None:
             ray.init(**common)
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # A process of each training that waits for nodes to be drained.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.update(token_variables())
         ray.init(
             address="local",

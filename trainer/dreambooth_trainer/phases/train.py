@@ -18,6 +18,7 @@ from dreambooth_api.errors import TransientError
 from dreambooth_api.status import TrainerPhase
 from dreambooth_trainer.cluster.interrupts import check_interrupted
 from dreambooth_trainer.cluster.memory_errors import out_of_memory
+from dreambooth_trainer.cluster.session import has_address
 from dreambooth_trainer.families.base import modules_in_training
 from dreambooth_trainer.families.registry import local_folder, open_family
 from dreambooth_trainer.methods.registry import open_method
@@ -243,6 +244,7 @@ def build_trainer(
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from dreambooth_trainer.training.local_trainer import LocalTrainer
     from dreambooth_trainer.training.worker_group import SavedStepReporter, WorkerGroupCleanup
 
     minimum, maximum = plan.world_sizes
@@ -252,7 +254,8 @@ def build_trainer(
     validations, candidates = (None, None) if observer is None else (observer.validations, observer.candidates)
     initial = folder.initial_adapter.resolve() if plan.hyper_network else None
     loop = LoopConfig(plan, folder.latents.resolve(), num_threads, report, validations, candidates, initial)
-    return TorchTrainer(
+    trainer = TorchTrainer if has_address() else LocalTrainer
+    return trainer(
         run_worker,
         train_loop_config={"loop": loop},
         scaling_config=ScalingConfig(
