@@ -105,12 +105,13 @@ def test_pods_satisfy_the_restricted_pod_security_standard(plane: ControlPlane) 
     rendered = comparable(helm(None, "template", str(CHART), "-n", "strict"))
     template = rendered["Deployment/dreambooth-operator"]["spec"]["template"]
     plane.apply({"apiVersion": "v1", "kind": "Pod", **template, "metadata": {"name": "it", "namespace": "strict"}})
-    job = yaml.safe_load((ROOT / "manifests" / "samples" / "hypernetwork.yaml").read_text())
-    # The default account is created some time after the namespace.
-    spec = {**job["spec"]["template"]["spec"], "serviceAccountName": "dreambooth-operator"}
-    plane.apply(
-        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "network", "namespace": "strict"}, "spec": spec}
-    )
+    for name in ("hypernetwork", "benchmark"):
+        job = yaml.safe_load((ROOT / "manifests" / "samples" / f"{name}.yaml").read_text())
+        # The default account is created some time after the namespace.
+        spec = {**job["spec"]["template"]["spec"], "serviceAccountName": "dreambooth-operator"}
+        plane.apply(
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "strict"}, "spec": spec}
+        )
 
 
 @pytest.mark.parametrize("action", FORBIDDEN)
