@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from test_hardware import run_on_fake_cluster
 
 from dreambooth_api.job import Cluster
 from dreambooth_trainer.cluster import pool
+from dreambooth_trainer.cluster.dispatch import PoolSize
 from dreambooth_trainer.cluster.hardware import requested_cpus
-from dreambooth_trainer.cluster.pool import MAX_RETRIES, WorkerPool
+from dreambooth_trainer.cluster.pool import MAX_RETRIES, PoolWorker, WorkerPool
 
 
 @pytest.fixture
@@ -101,3 +103,18 @@ def test_the_pool_uses_nodes_that_join_and_survives_the_loss_of_a_node() -> None
 )
 def test_a_job_requests_cores_for_all_of_its_workers(spec: dict[str, object], cores: float | None) -> None:
     assert requested_cpus(Cluster.model_validate(spec)) == cores
+
+
+def test_a_pool_of_one_of_two_jobs_has_half_of_the_cores(fake_ray: FakeRay) -> None:
+    fake_ray.resources["CPU"] = 8
+    assert (WorkerPool(2).size(), WorkerPool(2, jobs=2).size()) == (PoolSize(2, 4), PoolSize(2, 2))
+    assert (WorkerPool(2).cores(), WorkerPool(2, jobs=2).cores()) == (8, 4)
+
+
+def test_collections_do_not_look_at_what_a_worker_has_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    imported: list[bool] = []
+    monkeypatch.setattr("gc.freeze", lambda: imported.append("colorsys" in sys.modules))
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)
+    PoolWorker(1, "colorsys")
+    assert imported == [True], "frozen after the imports"

@@ -5,6 +5,7 @@ All phases share one pool, because importing diffusers takes a process more than
 
 from __future__ import annotations
 
+import gc
 import importlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -37,7 +38,8 @@ class PoolWorker:
 
         if preload:
             importlib.import_module(preload)
-
+        # Models are freed by collections, which would look at the half million objects of these imports each time.
+        gc.freeze()
         torch.set_num_threads(threads)
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
