@@ -35,7 +35,7 @@ def run(*arguments: Any, **options: Any) -> str:
 
 def test_an_interrupted_benchmark_continues(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arguments = (out, "builtin:sprites", "--subjects", "2", "--methods", "LoRA,Full")
+    arguments = (out, "builtin:sprites", "--subjects", "2", "--methods", "LoRA,Full", "--parallel", "2")
     process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     results = lambda: {path: path.stat().st_mtime_ns for path in out.glob("jobs/*/*/result.json")}  # noqa: E731
     while not results():
