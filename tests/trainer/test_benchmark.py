@@ -23,7 +23,7 @@ from dreambooth_trainer.benchmark.runs import Run, make_runs
 from dreambooth_trainer.benchmark.single import SINGLE, open_single
 from dreambooth_trainer.benchmark.statistics import bootstrap_interval, difference, estimate
 from dreambooth_trainer.benchmark.steps import claim_folder, open_subjects
-from dreambooth_trainer.benchmark.summary import as_markdown, summarize
+from dreambooth_trainer.benchmark.summary import as_claims, as_markdown, summarize
 from dreambooth_trainer.benchmark.variants import make_variants
 from dreambooth_trainer.cli.main import run_cli
 from dreambooth_trainer.sprites.captions import SPRITES_PROMPTS
@@ -270,6 +270,26 @@ def test_ablations_vary_class_nouns_and_numbers_of_images(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="which the benchmark sets itself"):
         sets = ("priorPreservation.numClassImages=7",)
         make_runs(cases, make_variants(["Full"], class_images=[50]), 1, "builtin:sprites", sets, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ((0.1, 0.2), "reproduced, difference +0.150 (0.100 to 0.200)"),
+        ((-0.1, -0.2), "NOT reproduced, difference -0.150 (-0.200 to -0.100)"),
+        ((0.3, -0.1), "not decided (the interval includes 0), difference +0.100 (-0.100 to 0.300)"),
+        ((-0.3, 0.1), "not decided (the interval includes 0), difference -0.100 (-0.300 to 0.100)"),
+        ((0.1,), "not decided by one subject, difference +0.100."),
+    ],
+)
+def test_a_claim_is_decided_by_its_interval(differences: tuple[float, ...], verdict: str) -> None:
+    results = [
+        result_of(f"subject-{index}", method, 0, dino, 0.5)
+        for index, difference in enumerate(differences)
+        for method, dino in (("Full", 0.5 + difference), ("TextualInversion", 0.5))
+    ]
+    claims = as_claims(SINGLE, summarize(SINGLE, results, "builtin:sprites", jobs=10))
+    assert any(claim.startswith("DINO") and verdict in claim for claim in claims), claims
 
 
 def test_modes_are_rows_of_the_table() -> None:

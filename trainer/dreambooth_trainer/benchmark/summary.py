@@ -36,8 +36,17 @@ class Claim(Strict):
 
     @property
     def reproduced(self) -> bool:
-        """Whether the mean difference has the direction of the paper."""
-        return self.difference.mean > 0
+        """Whether the whole interval of the difference has the direction of the publication."""
+        return self.difference.low is not None and self.difference.low > 0
+
+    @property
+    def verdict(self) -> str:
+        """Whether the claim is reproduced, is not, or is not decided by the jobs."""
+        if self.reproduced:
+            return "reproduced"
+        if self.difference.high is None:
+            return "not decided by one subject"
+        return "NOT reproduced" if self.difference.high < 0 else "not decided (the interval includes 0)"
 
 
 class Summary(Strict):
@@ -140,8 +149,7 @@ def as_claims(benchmark: Benchmark, summary: Summary) -> list[str]:
     """A sentence for each claim, those that are not reproduced first."""
     return [
         f"{benchmark.headings[claim.metric]} of {claim.first} above that of {claim.second}, as in the paper: "
-        f"{'reproduced' if claim.reproduced else 'NOT reproduced'}, difference {claim.difference.mean:+.3f}"
-        f"{_interval(claim.difference, 3)}."
+        f"{claim.verdict}, difference {claim.difference.mean:+.3f}{_interval(claim.difference, 3)}."
         for claim in sorted(summary.claims, key=lambda claim: claim.reproduced)
     ]
 
