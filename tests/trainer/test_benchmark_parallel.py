@@ -7,6 +7,9 @@ import io
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from rich.console import Console
@@ -197,3 +200,65 @@ def test_the_errors_of_all_jobs_are_shown() -> None:
             with contextlib.suppress(ValueError), reporter_of(title):
                 raise ValueError(f"of {title}")
     assert text.getvalue() == "a: failed: of a\nb: failed: of b\n"
+
+
+class FakePool:
+    """Remembers with how many jobs it shares the machine, and whether it was stopped."""
+
+    def __init__(self, jobs: int) -> None:
+        self.jobs, self.freed, self.stopped = jobs, 0, False
+
+    def free_memory(self, release_models: Callable[[], None]) -> None:
+        del release_models
+        self.freed += 1
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+@pytest.mark.parametrize(("jobs", "parallel", "pools_expected"), [(6, 2, 2), (2, 8, 2), (3, 1, 1)])
+def test_each_thread_of_jobs_has_one_pool_with_its_share_which_is_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, jobs: int, parallel: int, pools_expected: int
+) -> None:
+    pools: list[FakePool] = []
+    shares: list[int] = []
+    together = threading.Barrier(pools_expected, timeout=TIMEOUT_SECONDS)
+
+    def prepare(job: DreamBoothJob, share: int) -> Mock:
+        del job
+        shares.append(share)
+        return Mock()
+
+    def make_pool(prepared: Mock, share: int) -> FakePool:
+        del prepared
+        pools.append(FakePool(share))
+        return pools[-1]
+
+    def run_job(*_: object) -> dict[TrainerPhase, object]:
+        together.wait()
+        return {}
+
+    replaced = {"prepare_job": prepare, "worker_pool": make_pool, "run_job": run_job, "machine_cores": lambda: 8}
+    replaced |= {name: Mock() for name in ("check_runs", "read_run", "Context", "collect_result", "atomic_write")}
+    replaced["ray_cluster"] = contextlib.nullcontext
+    for name, value in replaced.items():
+        monkeypatch.setattr(execute, name, value)
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    runs: list[Any] = [Mock(title=str(number), root=tmp_path, job=job_with(workers=1)) for number in range(jobs)]
+    finished: list[Any] = []
+    threads: set[int] = set()
+
+    def on_result(run: object, result: object) -> None:
+        del result
+        finished.append(run)
+        threads.add(threading.get_ident())
+
+    execute.run_all(
+        Mock(), runs, tmp_path, Console(quiet=True), parallel=parallel, keep_models=True, on_result=on_result
+    )
+    assert sorted(map(id, finished)) == sorted(map(id, runs))
+    assert threads == {threading.get_ident()}, "results are written by one thread"
+    assert shares == [pools_expected] * jobs
+    assert [pool.jobs for pool in pools] == [pools_expected] * pools_expected
+    assert sum(pool.freed for pool in pools) == jobs - pools_expected, "before each job but the first"
+    assert all(pool.stopped for pool in pools)

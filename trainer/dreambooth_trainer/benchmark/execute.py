@@ -95,7 +95,7 @@ def check_runs(runs: Sequence[Run], prompts: Callable[[Plan], Sequence[str]], pa
 
 
 @dataclass
-class _Lane:
+class _JobRunner:
     """Runs one job after another, with one pool of workers, which is stopped at the end.
 
     Attributes:
@@ -114,7 +114,7 @@ class _Lane:
         return self._run
 
     def __exit__(self, *_: object) -> None:
-        # Another lane may wait for its GPUs. Without a session, for example after Ctrl-C, there is nothing to stop.
+        # Other jobs may wait for its GPUs. Without a session, for example after Ctrl-C, there is nothing to stop.
         if self.pool is not None and ray.is_initialized():
             self.pool.stop()
 
@@ -166,8 +166,10 @@ def run_all(
     check_parallel(runs[0].job, parallel)
     with ray_cluster(), job_reporters(console, parallel) as reporter_of:
         check_runs(runs, benchmark.prompts, parallel)
-        lanes = [_Lane(benchmark, str(store.resolve()), parallel, keep_models, reporter_of) for _ in range(parallel)]
-        for run, result in in_parallel(runs, lanes, interrupt):
+        runners = [
+            _JobRunner(benchmark, str(store.resolve()), parallel, keep_models, reporter_of) for _ in range(parallel)
+        ]
+        for run, result in in_parallel(runs, runners, interrupt):
             on_result(run, result)
 
 
