@@ -256,6 +256,9 @@ def test_stages_are_trained_in_turn_on_gpus_that_the_pool_has_released(
         def free_memory(self, release_models: object) -> None:
             events.append("release")
 
+        def cores(self) -> int:
+            return 1
+
         def call(self, function: Any, *arguments: Any) -> None:
             events.append(f"{function.__name__} {arguments[0].stage}".strip())
 
@@ -271,7 +274,7 @@ def test_stages_are_trained_in_turn_on_gpus_that_the_pool_has_released(
     nodes = SimpleNamespace(get_node_id=lambda: "node")
     fake = {"remote": lambda **_: lambda cls: actors, "get_runtime_context": lambda: nodes, "kill": lambda actor: None}
     monkeypatch.setattr(train, "ray", SimpleNamespace(**fake))
-    monkeypatch.setattr(train, "build_trainer", lambda plan, *_: plan)
+    monkeypatch.setattr(train, "build_trainer", lambda plan, *_, cores: plan)
     monkeypatch.setattr(train, "_fit", fit)
     context: Any = SimpleNamespace(plan=plan, folder=JobFolder(tmp_path), pool=pool, keys={TrainerPhase.TRAIN: "key"})
     progress: Any = SimpleNamespace(

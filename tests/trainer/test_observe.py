@@ -272,13 +272,15 @@ def test_the_weights_that_were_chosen_are_published_and_reported(
     choice, expected, reported = CHOICES[case]
     plan, saved, shown = make_plan(BEST), list[Any](), list[Any]()
     context = context_of(plan, tmp_path)
-    context.pool = SimpleNamespace(free_memory=lambda *_: None, call=lambda _, *arguments: saved.append(arguments[1]))
+    context.pool = SimpleNamespace(
+        free_memory=lambda *_: None, cores=lambda: 1, call=lambda _, *arguments: saved.append(arguments[1])
+    )
     observer = SimpleNamespace(succeed=lambda records: None, choose=lambda progressed: choice, warnings=["a warning"])
     runtime = SimpleNamespace(get_node_id=lambda: "node")
     monkeypatch.setattr(observe.ray, "get_runtime_context", lambda: runtime, raising=False)
     monkeypatch.setattr(train, "ray", observe.ray)
     monkeypatch.setattr(train, "observing", lambda *_: contextlib.nullcontext(observer))
-    monkeypatch.setattr(train, "build_trainer", lambda *_: None)
+    monkeypatch.setattr(train, "build_trainer", lambda *_, cores: None)
     monkeypatch.setattr(train, "_fit", lambda *_: Path("checkpoint"))
     monkeypatch.setattr(train, "read_records", lambda _: [record(step + 1) for step in range(4)])
     phase: Any = SimpleNamespace(total=lambda _: None, done=lambda _, **facts: shown.append(facts.get("selected_step")))
