@@ -387,6 +387,12 @@ def test_the_default_steps_of_several_subjects_are_bounded() -> None:
     assert message({"subject": None, "subjects": sources}, maxSteps=2000) == ""
 
 
+def test_the_default_steps_with_a_hyper_network_are_bounded() -> None:
+    training = {"training": {"method": "LoRA", "hyperNetwork": {"id": "builtin:sprites"}}}
+    assert "spec.training.steps: is not set and defaults to up to 100, and" in message(training, maxSteps=99)
+    assert message(training, maxSteps=100) == ""
+
+
 def test_class_images_are_not_bounded_without_prior_preservation() -> None:
     assert message({"priorPreservation": {"mode": "Bound"}}, maxClassImages=1) == ""
 

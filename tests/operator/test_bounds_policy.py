@@ -75,6 +75,7 @@ TWO_SUBJECTS = {
     "subject": None,
     "subjects": [{"images": {"uri": "s3://b/x"}, "class": "dog", "identifier": i} for i in ("sks", "zwx")],
 }
+PREDICTED = {"training": {"method": "LoRA", "hyperNetwork": {"id": "builtin:sprites"}}}
 NO_CLASS_IMAGES = {"priorPreservation": {"mode": "None"}}
 # Bounds and defaults of a runtime, fields of a job, and the message, which is empty if the job is accepted.
 OMITTED: dict[str, tuple[dict[str, int], dict[str, int], dict[str, Any], str]] = {
@@ -85,6 +86,10 @@ OMITTED: dict[str, tuple[dict[str, int], dict[str, int], dict[str, Any], str]] =
         {"maxSteps": 1999}, {}, TWO_SUBJECTS, "training.steps: is not set and defaults to up to 2000",
     ),
     "steps-of-subjects-within": ({"maxSteps": 2000}, {}, TWO_SUBJECTS, ""),
+    "steps-with-hyper-network": (
+        {"maxSteps": 99}, {}, PREDICTED, "training.steps: is not set and defaults to up to 100,",
+    ),
+    "steps-with-hyper-network-within": ({"maxSteps": 100}, {}, PREDICTED, ""),
     "images": (
         {"maxClassImages": 999}, {}, {}, "priorPreservation.numClassImages: is not set and defaults to up to 1000",
     ),

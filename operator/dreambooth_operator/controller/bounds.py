@@ -58,7 +58,7 @@ def bounded_run_policy(policy: RunPolicy, bounds: Bounds) -> RunPolicy:
 def _numbers(spec: JobSpec, runtime: RuntimeSpec, by: str) -> Iterator[str]:
     """The last column is the highest value that the trainer chooses for an omitted field; None if it is not known."""
     bounds, defaults, preservation = runtime.bounds, runtime.defaults, spec.prior_preservation
-    default_steps = DEFAULT_STEPS * len(spec.all_subjects)
+    default_steps = spec.training.default_steps(DEFAULT_STEPS * len(spec.all_subjects))
     rows: list[tuple[str, str, int | None, int | None, int | None, int | None]] = [
         (
             "training.resolution",

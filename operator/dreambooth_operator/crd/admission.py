@@ -17,7 +17,7 @@ from dreambooth_api.methods import WITHOUT_PRIOR, WITHOUT_TRAINING
 from dreambooth_api.runtime import NAMESPACE_PLACEHOLDER
 from dreambooth_api.runtimeref import DEFAULT_RUNTIME, LOCAL_RUNTIME_KIND
 from dreambooth_api.subject import MAX_DEFAULT_CLASS_IMAGES
-from dreambooth_api.training import DEFAULT_STEPS
+from dreambooth_api.training import DEFAULT_STEPS, HYPER_NETWORK_SHARE
 from dreambooth_api.uris import BUILTIN_SPRITES, VOLUME
 from dreambooth_operator.resources import GROUP, JOBS, RUNTIMES
 
@@ -85,10 +85,15 @@ _NUMBERS = {
     "priorPreservation.numClassImages": _larger_default("maxClassImages", "numClassImages"),
     "runPolicy.activeDeadlineSeconds": _larger_default("maxActiveDeadlineSeconds", "activeDeadlineSeconds"),
 }
-# The highest values that the trainer chooses for omitted fields: path, name of the runtime's default, and CEL.
-_DEFAULTS = {
-    "training.steps": ("steps", f"{DEFAULT_STEPS} * variables.subjects"),
-    "priorPreservation.numClassImages": ("numClassImages", str(MAX_DEFAULT_CLASS_IMAGES)),
+# The highest values that the trainer chooses for omitted fields: path, name of the runtime's default, CEL, and other
+# fields that it depends on.
+_DEFAULTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "training.steps": (
+        "steps",
+        f"variables.subjects * (variables.hasNetwork ? {DEFAULT_STEPS // HYPER_NETWORK_SHARE} : {DEFAULT_STEPS})",
+        ("subjects", "training.hyperNetwork"),
+    ),
+    "priorPreservation.numClassImages": ("numClassImages", str(MAX_DEFAULT_CLASS_IMAGES), ()),
 }
 _RESOURCES = {"cpu": _larger_quantity("maxCpu", "cpu"), "memory": _larger_quantity("maxMemory", "memory")}
 
@@ -178,11 +183,11 @@ def _numbers() -> list[_Rule]:
     own, default = _value(path), "params.spec.defaults.resolution"
     within = f"{own} <= {limit} || (has({default}) && {own} <= {default})"
     found.append(_rule(path, f"!has({own}) || !has({limit}) || {within}", _exceeds(path, own, limit)))
-    for omitted, (field, chosen) in _DEFAULTS.items():
+    for omitted, (field, chosen, others) in _DEFAULTS.items():
         bound = _NUMBERS[omitted]
         holds = f"has({_value(omitted)}) || has(params.spec.defaults.{field}) || {chosen} <= {bound}"
         message = _omitted(omitted, f"defaults to up to ' + string({chosen}) + '", bound)
-        found.append(_Rule((omitted, "subjects"), holds, message))
+        found.append(_Rule((omitted, *others), holds, message))
     message = _omitted(path, "has a default that depends on the model", limit)
     found.append(_rule(path, f"has({own}) || !has({limit}) || has({default})", message))
     return [_where_it_applies(rule) for rule in found]
