@@ -21,6 +21,7 @@ from dreambooth_trainer.benchmark import execute
 from dreambooth_trainer.benchmark.execute import check_parallel
 from dreambooth_trainer.benchmark.parallel import in_parallel
 from dreambooth_trainer.benchmark.progress import job_reporters
+from dreambooth_trainer.benchmark.runs import RESULT
 from dreambooth_trainer.cluster.hardware import Device, Hardware
 
 TIMEOUT_SECONDS = 30
@@ -216,6 +217,26 @@ class FakePool:
         self.stopped = True
 
 
+def replace_jobs(monkeypatch: pytest.MonkeyPatch, **replaced: Callable[..., Any]) -> dict[str, Any]:
+    """Replace what plans and runs a job, by default with mocks, which are returned."""
+    names = (
+        "check_runs",
+        "read_run",
+        "Context",
+        "collect_result",
+        "atomic_write",
+        "prepare_job",
+        "worker_pool",
+        "run_job",
+    )
+    used: dict[str, Any] = {name: Mock() for name in names}
+    used |= {"machine_cores": lambda: 8, "ray_cluster": contextlib.nullcontext, **replaced}
+    for name, value in used.items():
+        monkeypatch.setattr(execute, name, value)
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    return used
+
+
 @pytest.mark.parametrize(("jobs", "parallel", "pools_expected"), [(6, 2, 2), (2, 8, 2), (3, 1, 1)])
 def test_each_thread_of_jobs_has_one_pool_with_its_share_which_is_stopped(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, jobs: int, parallel: int, pools_expected: int
@@ -238,12 +259,7 @@ def test_each_thread_of_jobs_has_one_pool_with_its_share_which_is_stopped(
         together.wait()
         return {}
 
-    replaced = {"prepare_job": prepare, "worker_pool": make_pool, "run_job": run_job, "machine_cores": lambda: 8}
-    replaced |= {name: Mock() for name in ("check_runs", "read_run", "Context", "collect_result", "atomic_write")}
-    replaced["ray_cluster"] = contextlib.nullcontext
-    for name, value in replaced.items():
-        monkeypatch.setattr(execute, name, value)
-    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    replace_jobs(monkeypatch, prepare_job=prepare, worker_pool=make_pool, run_job=run_job)
     runs: list[Any] = [Mock(title=str(number), root=tmp_path, job=job_with(workers=1)) for number in range(jobs)]
     finished: list[Any] = []
     threads: set[int] = set()
@@ -262,3 +278,30 @@ def test_each_thread_of_jobs_has_one_pool_with_its_share_which_is_stopped(
     assert [pool.jobs for pool in pools] == [pools_expected] * pools_expected
     assert sum(pool.freed for pool in pools) == jobs - pools_expected, "before each job but the first"
     assert all(pool.stopped for pool in pools)
+
+
+def run_one(run: object, store: Path) -> None:
+    runs: list[Any] = [run]
+    execute.run_all(Mock(), runs, store, Console(quiet=True), parallel=1, keep_models=True, on_result=lambda *_: None)
+
+
+def test_an_interrupted_job_has_no_result_of_other_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its images are no longer in the folder."""
+    replace_jobs(monkeypatch, run_job=Mock(side_effect=KeyboardInterrupt))
+    (tmp_path / RESULT).write_text("{}")
+    with pytest.raises(KeyboardInterrupt):
+        run_one(Mock(root=tmp_path, job=job_with(workers=1)), tmp_path)
+    assert not (tmp_path / RESULT).exists()
+
+
+def test_a_result_has_the_key_of_the_images_that_were_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    photo = tmp_path / "photo"
+    photo.write_text("first")
+
+    def run_job(*_: object) -> dict[TrainerPhase, object]:
+        photo.write_text("edited")
+        return {}
+
+    used = replace_jobs(monkeypatch, run_job=run_job)
+    run_one(Mock(root=tmp_path, job=job_with(workers=1), key=photo.read_text), tmp_path)
+    assert used["collect_result"].call_args.args[0] == "first"

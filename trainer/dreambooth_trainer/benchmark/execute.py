@@ -126,7 +126,10 @@ class _JobRunner:
         with self.reporter_of(run.title) as reporter:
             with _PLANNING:
                 start = time.monotonic()
+                key = run.key()  # before the images are read: a result has the key of images that are not newer
                 prepared = prepare_job(run.job, self.parallel)
+            # Of other settings, whose images this job replaces.
+            (run.root / RESULT).unlink(missing_ok=True)
             # Starting a worker takes ten seconds of imports, and all jobs have the same base model.
             self.pool = self.pool or worker_pool(prepared, self.parallel)
             records = run_job(prepared, run.folder, self.store, reporter, self.pool)
@@ -134,7 +137,7 @@ class _JobRunner:
             keys = read_run(run.folder).keys
             context = Context(prepared.plan, run.folder, prepared.images, self.store, keys, self.pool)
             measured = self.benchmark.measure(context)
-        result = collect_result(run.key(), run.name, run.setting, context, records, measured, seconds)
+        result = collect_result(key, run.name, run.setting, context, records, measured, seconds)
         atomic_write(run.root / RESULT, result.model_dump_json(by_alias=True, indent=1))
         if not self.keep_models:
             _delete_weights(run.folder)
