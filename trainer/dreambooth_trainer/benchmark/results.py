@@ -20,8 +20,8 @@ class RunResult(Variant):
         key: fingerprint of the job, its base model and its images. A job with another key is run again.
         subject: name of the subject, or names of both of a pair.
         base, trained, real_images: values of both models and of the photos, see `Benchmark.measure`.
-        phase_seconds: duration of each phase. Class images and images of the base model that another job has
-            generated take none, those that it generates at the same time the time to wait for them.
+        phase_seconds: duration of each phase, since it last continued. Class images and images of the base model that
+            another job has generated take none, those that it generates at the same time the time to wait for them.
         total_seconds: from planning to publishing, in the last run of the job.
         published_bytes: weights in the smallest format that diffusers loads.
     """

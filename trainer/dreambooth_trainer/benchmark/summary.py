@@ -110,7 +110,7 @@ def _values(result: RunResult) -> Mapping[str, float]:
 def _estimates(
     results: Sequence[RunResult], values_of: Callable[[RunResult], Mapping[str, float]]
 ) -> dict[str, Estimate]:
-    """An estimate of each value that all runs have."""
+    """An estimate of each value, over the runs that have it."""
     by_key: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
         for key, value in values_of(result).items():

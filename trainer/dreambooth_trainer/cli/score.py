@@ -28,8 +28,12 @@ if TYPE_CHECKING:
 @click.option("--class-images", type=click.Path(path_type=Path), help="Folder of generated class images, for PRES.")
 @click.option("--prompt", help="Prompt of all images without one of their own.")
 @click.option("--identifier", help="Word to remove from the prompts, for example sks: CLIP does not know it.")
-@click.option("--dino", help=f"Encoder in place of DINO: Hub ID, folder or {BUILTIN_SPRITES}. Defaults to the paper's.")
-@click.option("--clip", help="Encoder in place of CLIP. Defaults to the paper's.")
+@click.option(
+    "--dino",
+    help=f"Encoder in place of DINO: Hub ID, folder or {BUILTIN_SPRITES}. Defaults to that of the job, and "
+    f"without a job to the paper's, or {BUILTIN_SPRITES} with its subjects as references.",
+)
+@click.option("--clip", help="Encoder in place of CLIP, with the same defaults.")
 @click.option(
     "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Format."
 )
