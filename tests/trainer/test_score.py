@@ -15,6 +15,7 @@ from tinyencoders import SIDE, write_clip, write_dino
 from torch.nn.functional import cosine_similarity
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, ViTModel
 
+from dreambooth_trainer.benchmark.generated import read_groups
 from dreambooth_trainer.cli.main import run_cli
 
 PROMPTS = ["a sks dog", "a sks dog on the beach", "a sks dog, asleep"]
@@ -172,6 +173,20 @@ def test_all_faults_of_the_folders_are_reported_at_once(tmp_path: Path, capsys: 
         f"--class-images: '{tmp_path}/y': does not exist; pass a folder of images",
     ):
         assert fault in text, text
+
+
+@pytest.mark.parametrize(
+    ("identifier", "prompt", "expected"),
+    [
+        ("<new1>", "a <new1> dog, asleep", "a dog, asleep"),
+        ("[V]", "a photo of a [V] dog", "a photo of a dog"),
+        ("S*", "S*, in the snow", ", in the snow"),
+        ("sks", "a masks shop of a sks dog", "a masks shop of a dog"),
+    ],
+)
+def test_identifiers_are_removed_from_prompts(tmp_path: Path, identifier: str, prompt: str, expected: str) -> None:
+    write_images(tmp_path / "images", 1, seed=0)
+    assert [group.text for group in read_groups(tmp_path / "images", prompt, identifier)] == [expected]
 
 
 def test_prompts_of_other_files_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from dreambooth_api.imagefolder import (
     is_candidate,
     normalized,
 )
+from dreambooth_api.words import without_word
 from dreambooth_trainer.images.decode import read_image
 from dreambooth_trainer.images.selection import MAX_FILE_BYTES
 from dreambooth_trainer.images.sources import RawImage, read_folder
@@ -108,11 +108,6 @@ def read_groups(folder: Path, prompt: str | None, identifier: str | None) -> lis
     for name, text in texts.items():
         by_text.setdefault(text, []).append(images[name])
     return [PromptImages(text, group) for text, group in by_text.items()]
-
-
-def without_word(text: str, word: str) -> str:
-    """A prompt without a word: "a sks dog, asleep" -> "a dog, asleep"."""
-    return " ".join(one for one in text.split() if one.strip(string.punctuation) != word)
 
 
 def _files(folder: Path, option: str = "--class-images") -> list[Path]:
