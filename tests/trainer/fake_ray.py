@@ -47,12 +47,14 @@ class FakeRay:
     Attributes:
         resources: of the cluster. Tests change them while calls run.
         actors: all that were started.
+        killed: those that were killed.
         can_start: whether actors survive their start.
     """
 
     def __init__(self, **resources: float) -> None:
         self.resources: dict[str, float] = dict(resources)
         self.actors: list[FakeActor] = []
+        self.killed: list[FakeActor] = []
         self.can_start = True
 
     def cluster_resources(self) -> dict[str, float]:
@@ -71,3 +73,7 @@ class FakeRay:
 
     def get(self, ref: SimpleRef) -> Any:
         return ref.result()
+
+    def kill(self, actor: FakeActor) -> None:
+        actor.alive = False
+        self.killed.append(actor)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from fake_ray import FakeActor, FakeRay
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError
 from test_hardware import run_on_fake_cluster
 
 from dreambooth_api.job import Cluster
@@ -53,6 +53,45 @@ def test_the_calls_of_a_dead_worker_run_again(fake_ray: FakeRay) -> None:
     assert sorted(WorkerPool(2).map(fail_once, calls, calls_per_worker=2)) == list(range(8))
     assert attempts.count(3) == 2
     assert len(fake_ray.actors) == 3, "one replacement"
+
+
+def test_a_worker_that_cannot_be_reached_is_killed(fake_ray: FakeRay) -> None:
+    """It may live and keep its GPU, which its replacement would wait for."""
+
+    def fail_once(actor: FakeActor, call: int) -> int:
+        if actor.number == 0:
+            raise ActorUnavailableError("the connection was lost", None)
+        return call
+
+    fake_ray.resources = {"CPU": 8, "GPU": 1}
+    assert list(WorkerPool(1, gpu=True).map(fail_once, [(7,)])) == [7]
+    assert fake_ray.killed == fake_ray.actors[:1]
+
+
+def test_models_are_released_although_a_worker_has_died(fake_ray: FakeRay) -> None:
+    released: list[Any] = []
+    workers = WorkerPool(2)
+    workers.free_memory(lambda: None)
+    assert not fake_ray.actors
+    first, second = workers.start()
+    first.alive = False
+    workers.free_memory(released.append)
+    assert released == [second]
+    assert len(workers.start()) == 2
+    assert len(fake_ray.actors) == 3, "one replacement"
+
+
+def test_an_interrupt_ends_the_wait_for_models_to_be_released(
+    fake_ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raise_interrupt() -> None:
+        raise KeyboardInterrupt
+
+    workers = WorkerPool(2)
+    workers.start()
+    monkeypatch.setattr(pool, "check_interrupted", raise_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        workers.free_memory(lambda _: pytest.fail("it is not waited for"))
 
 
 def test_a_call_that_kills_every_worker_fails(fake_ray: FakeRay) -> None:

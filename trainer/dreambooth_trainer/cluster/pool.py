@@ -141,8 +141,14 @@ class WorkerPool:
         """
         if self._gpu:
             self.stop()
-        elif self._actors:
-            ray.get([actor.run.remote(release_models) for actor in self._actors])
+            return
+        running = {actor.run.remote(release_models): actor for actor in self._actors}
+        while running:
+            check_interrupted()
+            for ref in ray.wait([*running], timeout=RESIZE_SECONDS)[0]:
+                actor, result = running.pop(ref), self._result(ref)
+                if isinstance(result, RayActorError):
+                    self._discard(actor, result, 1)
 
     def stop(self) -> None:
         """Kill all workers. The next call starts new ones."""
@@ -159,6 +165,8 @@ class WorkerPool:
 
     def _discard(self, dead: Any, error: RayActorError, failures: int) -> None:
         """Forget a worker that has died. The next loop starts another one, unless too many have failed."""
+        # One that only cannot be reached would keep the GPU that its replacement waits for.
+        ray.kill(dead)
         self._actors = [actor for actor in self._actors if actor is not dead]
         if memory_error := out_of_memory(error, ACTIVITY, kills_before=self._kills_before):
             raise memory_error from error
