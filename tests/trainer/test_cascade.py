@@ -273,6 +273,7 @@ def test_stages_are_trained_in_turn_on_gpus_that_the_pool_has_released(
     actors = SimpleNamespace(remote=lambda: None)
     nodes = SimpleNamespace(get_node_id=lambda: "node")
     fake = {"remote": lambda **_: lambda cls: actors, "get_runtime_context": lambda: nodes, "kill": lambda actor: None}
+    fake["is_initialized"] = lambda: True
     monkeypatch.setattr(train, "ray", SimpleNamespace(**fake))
     monkeypatch.setattr(train, "build_trainer", lambda plan, *_, cores: plan)
     monkeypatch.setattr(train, "_fit", fit)

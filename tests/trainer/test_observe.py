@@ -45,6 +45,7 @@ def local_ray(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     killed: list[Any] = []
     fake = SimpleNamespace(
         get=lambda result: result,
+        is_initialized=lambda: True,
         kill=killed.append,
         remote=lambda **_: lambda cls: SimpleNamespace(remote=lambda *arguments: LocalActor(cls(*arguments))),
     )
@@ -256,6 +257,32 @@ def test_a_late_scorer_does_not_change_the_choice(tmp_path: Path, monkeypatch: p
     assert observer.candidates
     assert observer.candidates.has(2), "a failure after training does not delete the weights"
     assert len(late) == 1, "the other validations are not scored twice"
+
+
+def test_after_an_interrupt_nothing_else_is_scored_and_no_session_is_started(
+    tmp_path: Path, local_ray: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, released, scored = threading.Event(), threading.Event(), list[object]()
+
+    def score(*arguments: object) -> dict[str, float]:
+        scored.append(arguments)
+        started.set()
+        assert released.wait(10)
+        raise OSError("the session has ended")
+
+    monkeypatch.setattr(Scorer, "score", score)
+    plan = make_plan(BEST)
+    observer = Observer(context_of(plan, tmp_path), LocalActor(ProgressActor()), {})
+    store_training(observer)
+    observer.start()
+    assert started.wait(10)
+    observer.close(0.01)
+    monkeypatch.setattr(observe.ray, "is_initialized", lambda: False)
+    released.set()
+    observer.close(10)
+    assert observer.warnings[-1] == "a validation could not be scored or drawn: the session has ended"
+    assert len(scored) == 1
+    assert local_ray == [], "`ray.kill` starts a session where none is"
 
 
 CHOICES = {

@@ -54,7 +54,7 @@ class Observer:
         self._seen, self._counted = self._num_images(), time.monotonic()
         self.warnings: list[str] = []
         self._closing, self._records = threading.Event(), list[StepRecord]()
-        self._choosing, self._storing = threading.Event(), threading.Lock()
+        self._stop_scoring, self._storing = threading.Event(), threading.Lock()
         self._scorer: Any = None
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -88,10 +88,11 @@ class Observer:
         self._records = records
 
     def close(self, seconds: float = CLOSE_SECONDS) -> None:
-        """Wait until everything is scored and logged, but not longer than some seconds."""
+        """Wait until everything is scored and logged, but not longer than some seconds. Nothing else is scored then."""
         self._closing.set()
         self._thread.join(seconds)
         if self._thread.is_alive():
+            self._stop_scoring.set()
             self.warnings.append(f"scores or trackers were not complete {seconds:.0f} s after training ended")
 
     def _run(self) -> None:
@@ -101,8 +102,7 @@ class Observer:
             first_line = str(error).partition("\n")[0]
             self.warnings.append(f"validation and trackers stopped: {type(error).__name__}: {first_line}")
         finally:
-            if self._scorer is not None:
-                ray.kill(self._scorer)
+            self._stop_scorer()
 
     def _follow(self) -> None:
         plan = self._context.plan
@@ -137,7 +137,7 @@ class Observer:
             return steps
         scores = validations.scores()
         for step in steps:
-            if plan.spec.evaluation.enabled and step not in scores and not self._choosing.is_set():
+            if plan.spec.evaluation.enabled and step not in scores and not self._stop_scoring.is_set():
                 with self._warned():
                     scores[step] = self._score(validations, step)
             if trackers is not None:
@@ -155,9 +155,8 @@ class Observer:
         try:
             scores: dict[str, float] = ray.get(self._scorer.score.remote(validations.images(step)))
         except Exception:
-            ray.kill(self._scorer)  # the next try gets a process of its own
-            self._scorer = None
-            if self.selector is not None and not self._choosing.is_set():
+            self._stop_scorer()  # the next try gets a process of its own
+            if self.selector is not None and not self._stop_scoring.is_set():
                 self.selector.failed(step)
             raise
         with self._storing:
@@ -167,6 +166,12 @@ class Observer:
     def _open_scorer(self) -> Any:
         arguments = self._context.plan, self._context.folder, self._context.encoder_commits
         return ray.remote(**self._options)(Scorer).remote(*arguments)
+
+    def _stop_scorer(self) -> None:
+        # Without a session, for example after Ctrl-C, `ray.kill` would start one.
+        if self._scorer is not None and ray.is_initialized():
+            ray.kill(self._scorer)
+        self._scorer = None
 
     def choose(self, progressed: Callable[[], object]) -> Choice | None:
         """The weights to publish, after `close`; None if they are those of the last step, as the job asks for.
@@ -180,7 +185,7 @@ class Observer:
         validations, selector = self.validations, self.selector
         if validations is None or selector is None:
             return None
-        self._choosing.set()
+        self._stop_scoring.set()
         scorer = self._open_scorer()
 
         def score(step: int) -> dict[str, float]:

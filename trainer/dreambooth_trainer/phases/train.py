@@ -152,7 +152,8 @@ def _train_stage(context: Context, plan: Plan, progress: _Progress) -> _TrainedS
             raise memory_error from error
         raise
     finally:
-        ray.kill(progress_actor)
+        if ray.is_initialized():  # not after Ctrl-C in another thread; `ray.kill` would start a session
+            ray.kill(progress_actor)
     ended = partial(progress.report, records[-1], CheckpointSaved(len(records)))
     ended()
     choice = None if observer is None else observer.choose(ended)
