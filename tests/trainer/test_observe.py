@@ -294,7 +294,7 @@ CHOICES = {
 
 @pytest.mark.parametrize("case", CHOICES)
 def test_the_weights_that_were_chosen_are_published_and_reported(
-    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: str, tmp_path: Path, local_ray: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choice, expected, reported = CHOICES[case]
     plan, saved, shown = make_plan(BEST), list[Any](), list[Any]()
@@ -313,6 +313,7 @@ def test_the_weights_that_were_chosen_are_published_and_reported(
     phase: Any = SimpleNamespace(total=lambda _: None, done=lambda _, **facts: shown.append(facts.get("selected_step")))
     result = train.TRAIN.run(context, phase)
     assert saved == [Path(expected)]
+    assert len(local_ray) == 1, "the actor that receives progress is stopped"
     assert shown[-1] == reported[0]
     assert result["warnings"] == ["a warning"]
     completion = context.folder.completion_record(TrainerPhase.TRAIN)

@@ -126,9 +126,9 @@ class _JobRunner:
         with self.reporter_of(run.title) as reporter:
             with _PLANNING:
                 start = time.monotonic()
-                key = run.key()  # before the images are read: a result has the key of images that are not newer
+                key = run.key()  # of the images that the job reads, which may change while it runs
                 prepared = prepare_job(run.job, self.parallel)
-            # Of other settings, whose images this job replaces.
+            # A result of other settings: this job replaces its images.
             (run.root / RESULT).unlink(missing_ok=True)
             # Starting a worker takes ten seconds of imports, and all jobs have the same base model.
             self.pool = self.pool or worker_pool(prepared, self.parallel)

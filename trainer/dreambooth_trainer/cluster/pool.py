@@ -137,7 +137,10 @@ class WorkerPool:
     def free_memory(self, release_models: Callable[[], None]) -> None:
         """Free memory for training: on GPUs by stopping all workers, on CPUs by calling `release_models` on each.
 
-        Workers on CPUs keep running, because their imports are slow.
+        Workers on CPUs keep running, because their imports are slow. Those that have died are replaced later.
+
+        Raises:
+            InsufficientMemoryError: a worker was killed because of memory pressure.
         """
         if self._gpu:
             self.stop()
@@ -165,7 +168,7 @@ class WorkerPool:
 
     def _discard(self, dead: Any, error: RayActorError, failures: int) -> None:
         """Forget a worker that has died. The next loop starts another one, unless too many have failed."""
-        # One that only cannot be reached would keep the GPU that its replacement waits for.
+        # If it is only unreachable, it would keep the GPU that its replacement waits for.
         ray.kill(dead)
         self._actors = [actor for actor in self._actors if actor is not dead]
         if memory_error := out_of_memory(error, ACTIVITY, kills_before=self._kills_before):

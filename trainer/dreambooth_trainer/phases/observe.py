@@ -88,7 +88,10 @@ class Observer:
         self._records = records
 
     def close(self, seconds: float = CLOSE_SECONDS) -> None:
-        """Wait until everything is scored and logged, but not longer than some seconds. Nothing else is scored then."""
+        """Wait until everything is scored and logged, but not longer than some seconds.
+
+        After that, no other step is scored.
+        """
         self._closing.set()
         self._thread.join(seconds)
         if self._thread.is_alive():
@@ -102,7 +105,7 @@ class Observer:
             first_line = str(error).partition("\n")[0]
             self.warnings.append(f"validation and trackers stopped: {type(error).__name__}: {first_line}")
         finally:
-            self._stop_scorer()
+            self._kill_scorer()
 
     def _follow(self) -> None:
         plan = self._context.plan
@@ -155,7 +158,7 @@ class Observer:
         try:
             scores: dict[str, float] = ray.get(self._scorer.score.remote(validations.images(step)))
         except Exception:
-            self._stop_scorer()  # the next try gets a process of its own
+            self._kill_scorer()  # the next try gets a process of its own
             if self.selector is not None and not self._stop_scoring.is_set():
                 self.selector.failed(step)
             raise
@@ -167,7 +170,7 @@ class Observer:
         arguments = self._context.plan, self._context.folder, self._context.encoder_commits
         return ray.remote(**self._options)(Scorer).remote(*arguments)
 
-    def _stop_scorer(self) -> None:
+    def _kill_scorer(self) -> None:
         # Without a session, for example after Ctrl-C, `ray.kill` would start one.
         if self._scorer is not None and ray.is_initialized():
             ray.kill(self._scorer)
