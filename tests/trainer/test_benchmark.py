@@ -6,6 +6,7 @@ import itertools
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,18 +15,22 @@ from PIL import Image
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.preservation import PreservationMode
-from dreambooth_trainer.benchmark import execute
+from dreambooth_trainer.benchmark import execute, single
 from dreambooth_trainer.benchmark.copies import nearest_correlations
 from dreambooth_trainer.benchmark.dataset import FILE, read_dataset
 from dreambooth_trainer.benchmark.execute import check_runs
+from dreambooth_trainer.benchmark.generated import ScoredImages
 from dreambooth_trainer.benchmark.results import RunResult, published_bytes
 from dreambooth_trainer.benchmark.runs import Run, make_runs
-from dreambooth_trainer.benchmark.single import SINGLE, open_single
+from dreambooth_trainer.benchmark.single import SINGLE, open_single, with_references
+from dreambooth_trainer.benchmark.sprite_dataset import write_sprite_dataset
 from dreambooth_trainer.benchmark.statistics import bootstrap_interval, difference, estimate
 from dreambooth_trainer.benchmark.steps import claim_folder, open_subjects
 from dreambooth_trainer.benchmark.summary import as_claims, as_markdown, summarize
 from dreambooth_trainer.benchmark.variants import make_variants
 from dreambooth_trainer.cli.main import run_cli
+from dreambooth_trainer.metrics.measure import PromptImages
+from dreambooth_trainer.metrics.scores import Scores
 from dreambooth_trainer.sprites.captions import SPRITES_PROMPTS
 
 DATASET = """\
@@ -247,6 +252,13 @@ def test_ablations_vary_class_nouns_and_numbers_of_images(tmp_path: Path) -> Non
     assert (wrong.all_subjects[0].class_, wrong.prior_preservation.num_class_images) == ("toy", 50)
     assert by_name["robot_toy", "Full, Bound, class noun Wrong, 2 images"].all_subjects[0].class_ == "dog"
     assert by_name["robot_toy", "TextualInversion, class noun None, 1 image"].all_subjects[0].class_ == "zwx"
+    assert {subject.references for run in runs for subject in run.subjects} == {
+        (folder / name).resolve() for name in ("dog6", "robot_toy")
+    }
+    run = next(run for run in runs if run.name == "dog6" and "1 image" in run.variant)
+    key = run.key()
+    (folder / "dog6" / "01.jpg").write_bytes((folder / "dog6" / "00.jpg").read_bytes())
+    assert run.key() != key, "images are compared with this photo"
     (one,), (two,) = (
         {Path(run.job.spec.all_subjects[0].images.uri or "") for run in runs
          if run.name == "dog6" and f"{count} image" in run.variant and "class images" not in run.variant}
@@ -363,6 +375,28 @@ def test_a_result_is_used_for_the_same_job_and_images_only(tmp_path: Path) -> No
     assert runs_of(folder, "training.steps=7")[0].result() is None
     (folder / "dog6" / "00.jpg").write_bytes((folder / "dog6" / "01.jpg").read_bytes())
     assert run.result() is None, "the photos have changed"
+
+
+def test_images_are_compared_with_all_photos_of_a_subject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if it was trained on some of them: otherwise, numbers of images could not be compared."""
+    write_sprite_dataset(tmp_path / "data", 1)
+    references = tmp_path / "data" / "dog-00"
+    photos = [Image.open(path) for path in sorted(references.iterdir())[:2]]
+    for path in sorted(references.iterdir())[2:]:
+        path.unlink()
+    generated = ScoredImages(photos[:1], [PromptImages("a dog", photos[:1])], photos[:1])
+    monkeypatch.setattr(single, "subject_images", lambda *_: generated)
+    plan: Any = Mock(dino="builtin:sprites", clip="builtin:sprites")
+    stores: Any = {"after": None}
+    again = single.score_again(plan, Mock(), stores, references, {})["after"]
+    assert again.real_images["dino"] < 1, "two photos"
+    assert again.values["dino"] == pytest.approx((1 + again.real_images["dino"]) / 2)
+    own = Scores(values={"dino": 1, "clipT": 0.3, "div": 0.2}, real_images={})
+    assert with_references(own, again).values == {
+        "dino": again.values["dino"], "clipI": again.values["clipI"], "pres": again.values["pres"],
+        "clipT": 0.3, "div": 0.2,
+    }  # fmt: skip
+    assert with_references(own, again).real_images == again.real_images
 
 
 def test_published_bytes_are_those_of_one_format(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from dreambooth_trainer.benchmark.parallel import in_parallel
 from dreambooth_trainer.benchmark.progress import job_reporters
 from dreambooth_trainer.benchmark.runs import RESULT
 from dreambooth_trainer.cluster.hardware import Device, Hardware
+from dreambooth_trainer.phases.base import Context
 
 TIMEOUT_SECONDS = 30
 
@@ -203,6 +204,9 @@ def test_the_errors_of_all_jobs_are_shown() -> None:
     assert text.getvalue() == "a: failed: of a\nb: failed: of b\n"
 
 
+RECORDS = {TrainerPhase.EVALUATE: {"encoderCommits": {"facebook/dino-vits16": "1234567"}}}
+
+
 class FakePool:
     """Remembers with how many jobs it shares the machine, and whether it was stopped."""
 
@@ -230,6 +234,7 @@ def replace_jobs(monkeypatch: pytest.MonkeyPatch, **replaced: Callable[..., Any]
         "run_job",
     )
     used: dict[str, Any] = {name: Mock() for name in names}
+    used["run_job"] = Mock(return_value=RECORDS)
     used |= {"machine_cores": lambda: 8, "ray_cluster": contextlib.nullcontext, **replaced}
     for name, value in used.items():
         monkeypatch.setattr(execute, name, value)
@@ -255,9 +260,9 @@ def test_each_thread_of_jobs_has_one_pool_with_its_share_which_is_stopped(
         pools.append(FakePool(share))
         return pools[-1]
 
-    def run_job(*_: object) -> dict[TrainerPhase, object]:
+    def run_job(*_: object) -> object:
         together.wait()
-        return {}
+        return RECORDS
 
     replace_jobs(monkeypatch, prepare_job=prepare, worker_pool=make_pool, run_job=run_job)
     runs: list[Any] = [Mock(title=str(number), root=tmp_path, job=job_with(workers=1)) for number in range(jobs)]
@@ -298,10 +303,17 @@ def test_a_result_has_the_key_of_the_images_that_were_read(monkeypatch: pytest.M
     photo = tmp_path / "photo"
     photo.write_text("first")
 
-    def run_job(*_: object) -> dict[TrainerPhase, object]:
+    def run_job(*_: object) -> object:
         photo.write_text("edited")
-        return {}
+        return RECORDS
 
     used = replace_jobs(monkeypatch, run_job=run_job)
     run_one(Mock(root=tmp_path, job=job_with(workers=1), key=photo.read_text), tmp_path)
     assert used["collect_result"].call_args.args[0] == "first"
+
+
+def test_a_job_is_measured_with_the_encoders_of_its_evaluation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also if the Hub has a newer commit by then."""
+    used = replace_jobs(monkeypatch, Context=Context)
+    run_one(Mock(root=tmp_path, job=job_with(workers=1)), tmp_path)
+    assert used["collect_result"].call_args.args[3].encoder_commits == {"facebook/dino-vits16": "1234567"}

@@ -26,12 +26,18 @@ _OPTION = "--dataset"
 
 @dataclass(frozen=True)
 class DatasetSubject:
-    """A subject: name of its folder, class noun, and prompt templates, in which {} is the subject."""
+    """A subject: name of its folder, class noun, and prompt templates, in which {} is the subject.
+
+    Attributes:
+        folder: images that it is trained on.
+        references: folder with all of its images, if these are some of them.
+    """
 
     name: str
     class_: str
     folder: Path
     prompts: tuple[str, ...]
+    references: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import ray
 from rich.console import Console
@@ -135,8 +136,11 @@ class _JobRunner:
             records = run_job(prepared, run.folder, self.store, reporter, self.pool)
             seconds = time.monotonic() - start
             keys = read_run(run.folder).keys
-            context = Context(prepared.plan, run.folder, prepared.images, self.store, keys, self.pool)
-            measured = self.benchmark.measure(context)
+            commits: Any = records[TrainerPhase.EVALUATE]["encoderCommits"]
+            context = Context(
+                prepared.plan, run.folder, prepared.images, self.store, keys, self.pool, encoder_commits=commits
+            )
+            measured = self.benchmark.measure(context, run.subjects)
         result = collect_result(key, run.name, run.setting, context, records, measured, seconds)
         atomic_write(run.root / RESULT, result.model_dump_json(by_alias=True, indent=1))
         if not self.keep_models:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from dreambooth_trainer.benchmark.jobs import Case
 from dreambooth_trainer.phases.base import Context
 from dreambooth_trainer.planning.plan import Plan
 
@@ -59,7 +60,7 @@ class Benchmark:
         per_case: keys of the columns in the table with a row for each subject or pair.
         claims: comparisons of a publication: first method, second, key; the first has the higher mean.
         prompts: of a plan, those whose images are measured and shown.
-        measure: values of a job that has finished, before its weights are deleted.
+        measure: values of a job with these subjects that has finished, before its weights are deleted.
     """
 
     title: str
@@ -71,7 +72,7 @@ class Benchmark:
     claims: tuple[tuple[str, str, str], ...]
     published: Published
     prompts: Callable[[Plan], list[str]]
-    measure: Callable[[Context], Measured]
+    measure: Callable[[Context, Case], Measured]
 
     @property
     def headings(self) -> dict[str, str]:

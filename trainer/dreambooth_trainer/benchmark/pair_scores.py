@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from PIL import Image
 from torch import Tensor
 
+from dreambooth_trainer.benchmark.jobs import Case
 from dreambooth_trainer.benchmark.kind import Measured
 from dreambooth_trainer.cluster.hardware import work_device
 from dreambooth_trainer.metrics.prompts import fill_template
@@ -47,19 +48,20 @@ def _joint(plan: Plan, nouns: Sequence[str]) -> list[str]:
     return [fill_template(template, " and a ".join(nouns)) for template in evaluation_prompts(plan, plan.subjects[0])]
 
 
-def measure_pair(context: Context) -> Measured:
+def measure_pair(context: Context, case: Case) -> Measured:
     """Generate the images of both models with both subjects, and score them on a worker.
 
     They are stored beside the evaluation images, and start from the same noise for both models. As with these, jobs
     share images of the base model. See `pair_values` and `ONE_SUBJECT` for the keys.
     """
+    del case
     plan, prompts = context.plan, joint_prompts(context.plan)
     stores: dict[Model, ImageStore] = {model: evaluation_store(context, model) for model in MODELS}
     requests: dict[Model, list[ImageRequest]] = {
         model: requests_of(plan, [(prompt, images_per_prompt(plan, model)) for prompt in prompts]) for model in MODELS
     }
     generate_evaluation_images(context, requests, stores, lambda _: None)
-    values, photos = context.pool.call(score_pair, plan, context.folder, stores)
+    values, photos = context.pool.call(score_pair, plan, context.folder, stores, context.encoder_commits)
     scores = read_stored_scores(context.folder)
     for model in MODELS:
         values[model] |= {key: scores[model].values[metric] for key, metric in ONE_SUBJECT.items()}
@@ -67,13 +69,13 @@ def measure_pair(context: Context) -> Measured:
 
 
 def score_pair(
-    plan: Plan, folder: JobFolder, stores: Mapping[Model, ImageStore]
+    plan: Plan, folder: JobFolder, stores: Mapping[Model, ImageStore], encoder_commits: Mapping[str, str]
 ) -> tuple[dict[Model, dict[str, float]], dict[str, float]]:
     """Values of the images of each model, and of the photos. Runs on a worker, on its GPU if it has one."""
     from dreambooth_trainer.metrics.encoders import load_encoders
     from dreambooth_trainer.metrics.fidelity import prompt_fidelity
 
-    encoders = load_encoders(plan.dino, plan.clip, work_device(), lpips=False)
+    encoders = load_encoders(plan.dino, plan.clip, work_device(), encoder_commits, lpips=False)
     photos = [[Image.open(path) for path in folder.photos_of(index)] for index in range(len(plan.subjects))]
     dino, clip = ([encode(own) for own in photos] for encode in (encoders.dino.encode, encoders.clip.encode))
     values: dict[Model, dict[str, float]] = {}

@@ -70,6 +70,8 @@ class Run:
         key = {"job": self.job.model_dump(mode="json"), "base": self.base_digest, "files": first}
         if self.adapter_digest:
             key["adapter"] = self.adapter_digest
+        if references := [_digests(subject.references) for subject in self.subjects if subject.references]:
+            key["references"] = list[JsonValue](references)
         return fingerprint({**key, "others": list[JsonValue](others)} if others else key)
 
     def result(self) -> RunResult | None:

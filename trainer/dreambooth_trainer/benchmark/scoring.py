@@ -93,14 +93,15 @@ def read_job(folder: Path) -> tuple[dict[str, ScoredImages], tuple[str, str]]:
     plan, stores = evaluation_images(folder)
     job = JobFolder(folder.resolve())
     subjects = {
-        subject.identifier: _subject_images(plan, job, index, stores["after"])
+        subject.identifier: subject_images(plan, job, index, "after", stores["after"])
         for index, subject in enumerate(plan.subjects)
     }
     return subjects, (plan.dino, plan.clip)
 
 
-def _subject_images(plan: Plan, job: JobFolder, index: int, store: ImageStore) -> ScoredImages:
-    subject, count = plan.subjects[index], images_per_prompt(plan, "after")
+def subject_images(plan: Plan, job: JobFolder, index: int, model: Model, store: ImageStore) -> ScoredImages:
+    """The images of the subject with this index in the evaluation of a job."""
+    subject, count = plan.subjects[index], images_per_prompt(plan, model)
     return ScoredImages(
         references=[Image.open(path) for path in job.photos_of(index)],
         groups=[

@@ -104,7 +104,8 @@ def vary(subject: DatasetSubject, variant: Variant, subjects: Sequence[DatasetSu
     elif variant.class_noun == "Wrong":
         subject = replace(subject, class_=_wrong_noun(subject, subjects))
     if variant.images is not None:
-        subject = replace(subject, folder=write_images(subject, variant.images, folder))
+        images = write_images(subject, variant.images, folder)
+        subject = replace(subject, folder=images, references=subject.folder)
     return subject
 
 

@@ -128,7 +128,8 @@ def _run(context: Context, progress: PhaseProgress) -> dict[str, JsonValue]:
     values = scores["after"].values
     progress.done(count, **{metric.label: values[metric.name] for metric in METRICS if metric.threshold})
     subjects: JsonValue = {identifier: dict(own.values) for identifier, own in scores["after"].subjects.items()}
-    return {"images": images, **values, "subjects": subjects}
+    commits: JsonValue = dict(context.encoder_commits)
+    return {"images": images, **values, "subjects": subjects, "encoderCommits": commits}
 
 
 def _score(context: Context, stores: Mapping[Model, ImageStore]) -> dict[Model, Scores]:
