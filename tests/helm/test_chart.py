@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from devcluster import ControlPlane, ProcessError, binary, helm
+from devcluster.plane import kuberay_crds
 
 from dreambooth_operator.controller.observed import read_job, read_runtime
 from dreambooth_operator.controller.resolve import ResolvedJob, choose_runtime, resolve
@@ -105,13 +106,24 @@ def test_pods_satisfy_the_restricted_pod_security_standard(plane: ControlPlane) 
     rendered = comparable(helm(None, "template", str(CHART), "-n", "strict"))
     template = rendered["Deployment/dreambooth-operator"]["spec"]["template"]
     plane.apply({"apiVersion": "v1", "kind": "Pod", **template, "metadata": {"name": "it", "namespace": "strict"}})
-    for name in ("hypernetwork", "benchmark"):
-        job = yaml.safe_load((ROOT / "manifests" / "samples" / f"{name}.yaml").read_text())
+    for name, pod in sample_pods().items():
         # The default account is created some time after the namespace.
-        spec = {**job["spec"]["template"]["spec"], "serviceAccountName": "dreambooth-operator"}
+        spec = {**pod, "serviceAccountName": "dreambooth-operator"}
         plane.apply(
             {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "strict"}, "spec": spec}
         )
+
+
+def sample_pods() -> dict[str, Any]:
+    """The specs of the pods in samples that the operator does not create."""
+    network, benchmark = (
+        yaml.safe_load((ROOT / "manifests" / "samples" / f"{name}.yaml").read_text())["spec"]
+        for name in ("hypernetwork", "benchmark")
+    )
+    cluster = benchmark["rayClusterSpec"]
+    (workers,) = cluster["workerGroupSpecs"]
+    groups = {"network": network, "head": cluster["headGroupSpec"], "worker": workers}
+    return {name: group["template"]["spec"] for name, group in groups.items()}
 
 
 @pytest.mark.parametrize("action", FORBIDDEN)
@@ -125,7 +137,7 @@ def test_operator_account_lacks_permission(rbac: ControlPlane, action: str) -> N
 
 
 def test_every_sample_is_valid_and_within_the_bounds_of_its_runtime(plane: ControlPlane) -> None:
-    plane.install_crds(ROOT / "manifests" / "crd")
+    plane.install_crds(ROOT / "manifests" / "crd", kuberay_crds())
     samples = sorted((ROOT / "manifests" / "samples").glob("*.yaml"))
     assert len(samples) >= 6
     for path in samples:

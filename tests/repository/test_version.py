@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -63,3 +64,10 @@ def test_the_command_prints_the_installed_version(program: str, tmp_path: Path) 
     environment = {**os.environ, "HOME": str(tmp_path), "KUBECONFIG": ""}
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     assert printed == f"{program}, version {VERSION}\n"
+
+
+def test_the_sample_of_a_ray_cluster_has_the_version_of_ray_in_the_image() -> None:
+    packages = tomllib.loads((ROOT / "uv.lock").read_text())["package"]
+    (locked,) = [package["version"] for package in packages if package["name"] == "ray"]
+    sample = yaml.safe_load((ROOT / "manifests" / "samples" / "benchmark.yaml").read_text())
+    assert sample["spec"]["rayClusterSpec"]["rayVersion"] == locked
