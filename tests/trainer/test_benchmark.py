@@ -186,6 +186,8 @@ def test_the_table_states_first_what_is_not_reproduced() -> None:
     row = next(line for line in lines if line.startswith("| Full |"))
     assert row.startswith("| Full | 0.860 (0.810 to 0.910) | 0.600 (0.600 to 0.600) |")
     assert row.endswith("| 30 (30 to 30) | 7400 (7400 to 7400) |")
+    differences = "-0.200 (-0.200 to -0.200) | +0.100 (0.100 to 0.100) | +0.000 (0.000 to 0.000)"
+    assert f"| TextualInversion - Full | {differences} |" in lines
     assert any("on another scale" in line for line in lines)
     assert "| DreamBooth (Stable Diffusion) | 0.668 | 0.803 | 0.305 |" in lines
     assert "| b | TextualInversion | 0.710 | 0.700 |" in lines

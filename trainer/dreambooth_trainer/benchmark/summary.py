@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 from dreambooth_api.fields import Strict
-from dreambooth_trainer.benchmark.kind import Benchmark, Column
+from dreambooth_trainer.benchmark.kind import COSTS, Benchmark, Column
 from dreambooth_trainer.benchmark.results import RunResult
 from dreambooth_trainer.benchmark.statistics import Estimate, difference, estimate
 from dreambooth_trainer.metrics.scores import comparable_with_paper
@@ -54,6 +54,7 @@ class Summary(Strict):
 
     Attributes:
         jobs: number of jobs of the benchmark, of which `runs` have finished.
+        differences: scores of each other method minus those of the first, over the subjects that both have.
     """
 
     base_model: str
@@ -61,6 +62,7 @@ class Summary(Strict):
     jobs: int
     comparable_with_paper: bool
     rows: tuple[Row, ...]
+    differences: tuple[Row, ...]
     claims: tuple[Claim, ...]
     runs: tuple[RunResult, ...]
 
@@ -77,10 +79,14 @@ def summarize(benchmark: Benchmark, results: Sequence[RunResult], dataset: str, 
         *(Row(name=name, values=_estimates(own, _values)) for name, own in by_variant.items()),
     ]
     values = {row.name: row.values for row in rows}
+    differences = [
+        Row(name=f"{name} - {variants[0]}", values=_differences(benchmark, values[name], values[variants[0]]))
+        for name in variants[1:]
+    ]
     claims = [
         Claim(first=first, second=second, metric=metric, difference=compared)
         for first, second, metric in benchmark.claims
-        if (compared := _difference(values, first, second, metric)) is not None
+        if (compared := _differences(benchmark, values.get(first, {}), values.get(second, {})).get(metric))
     ]
     return Summary(
         base_model=results[0].base_model,
@@ -88,15 +94,19 @@ def summarize(benchmark: Benchmark, results: Sequence[RunResult], dataset: str, 
         jobs=jobs,
         comparable_with_paper=all(comparable_with_paper(r.dino_encoder, r.clip_encoder) for r in results),
         rows=tuple(rows),
+        differences=tuple(differences),
         claims=tuple(claims),
         runs=tuple(results),
     )
 
 
-def _difference(rows: Mapping[str, Mapping[str, Estimate]], first: str, second: str, metric: str) -> Estimate | None:
-    """The difference of two methods in a metric; None if no subject has been run with both."""
-    one, other = (rows.get(name, {}).get(metric) for name in (first, second))
-    return None if one is None or other is None else difference(one, other)
+def _differences(
+    benchmark: Benchmark, first: Mapping[str, Estimate], second: Mapping[str, Estimate]
+) -> dict[str, Estimate]:
+    """First minus second, in the scores in which subjects have both."""
+    scores = [column.key for column in benchmark.columns if column not in COSTS]
+    found = {key: difference(first[key], second[key]) for key in scores if key in first and key in second}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _values(result: RunResult) -> Mapping[str, float]:
@@ -118,9 +128,9 @@ def _estimates(
     return {key: estimate(by_subject) for key, by_subject in by_key.items()}
 
 
-def columns_of(benchmark: Benchmark, summary: Summary) -> list[Column]:
+def columns_of(benchmark: Benchmark, rows: Sequence[Row]) -> list[Column]:
     """The columns in which a row has a value."""
-    return [column for column in benchmark.columns if any(column.key in row.values for row in summary.rows)]
+    return [column for column in benchmark.columns if any(column.key in row.values for row in rows)]
 
 
 def as_markdown(benchmark: Benchmark, summary: Summary) -> str:
@@ -134,8 +144,11 @@ def as_markdown(benchmark: Benchmark, summary: Summary) -> str:
         f"Finished jobs: {len(summary.runs)} of {summary.jobs}; {noun}s: {len(names)}; seeds: {len(seeds)}. Means "
         f"over {noun}s, with 95% bootstrap intervals over {noun}s in parentheses.",
         "",
-        *_main_table(benchmark, summary),
+        *_estimate_table(benchmark, summary.rows),
         "",
+        *([f"Differences over the {noun}s that both have:", ""] if summary.differences else []),
+        *(_estimate_table(benchmark, summary.differences, sign="+") if summary.differences else []),
+        *([""] if summary.differences else []),
         published_note(benchmark, summary),
         "",
         *_table(benchmark.published.headings, benchmark.published.rows),
@@ -149,18 +162,17 @@ def as_claims(benchmark: Benchmark, summary: Summary) -> list[str]:
     """A sentence for each claim, those that are not reproduced first."""
     return [
         f"{benchmark.headings[claim.metric]} of {claim.first} above that of {claim.second}, as in the paper: "
-        f"{claim.verdict}, difference {claim.difference.mean:+.3f}{_interval(claim.difference, 3)}."
+        f"{claim.verdict}, difference {as_cell(claim.difference, 3, sign='+')}."
         for claim in sorted(summary.claims, key=lambda claim: claim.reproduced)
     ]
 
 
-def _main_table(benchmark: Benchmark, summary: Summary) -> list[str]:
-    columns = columns_of(benchmark, summary)
-    rows = [
-        [row.name, *(as_cell(row.values.get(column.key), column.decimals) for column in columns)]
-        for row in summary.rows
+def _estimate_table(benchmark: Benchmark, rows: Sequence[Row], sign: str = "") -> list[str]:
+    columns = columns_of(benchmark, rows)
+    cells = [
+        [row.name, *(as_cell(row.values.get(column.key), column.decimals, sign) for column in columns)] for row in rows
     ]
-    return _table(["", *(column.heading for column in columns)], rows)
+    return _table(["", *(column.heading for column in columns)], cells)
 
 
 def published_note(benchmark: Benchmark, summary: Summary) -> str:
@@ -186,15 +198,18 @@ def _value(estimated: Estimate | None, subject: str) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def as_cell(estimated: Estimate | None, decimals: int) -> str:
-    """A mean with its interval, or a hyphen."""
-    return "-" if estimated is None else f"{estimated.mean:.{decimals}f}{_interval(estimated, decimals)}"
+def as_cell(estimated: Estimate | None, decimals: int, sign: str = "") -> str:
+    """A mean with its interval, or a hyphen.
 
-
-def _interval(estimated: Estimate, decimals: int) -> str:
+    Args:
+        sign: "+" to write the sign of a positive mean.
+    """
+    if estimated is None:
+        return "-"
+    mean = f"{estimated.mean:{sign}.{decimals}f}"
     if estimated.low is None or estimated.high is None:
-        return ""
-    return f" ({estimated.low:.{decimals}f} to {estimated.high:.{decimals}f})"
+        return mean
+    return f"{mean} ({estimated.low:.{decimals}f} to {estimated.high:.{decimals}f})"
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
