@@ -314,13 +314,17 @@ def test_modes_are_rows_of_the_table() -> None:
     assert [row.name for row in rows] == ["Full", "Full, Bound", "Full, None"]
 
 
-def test_the_base_model_has_the_prompts_and_images_of_the_dataset() -> None:
+def test_the_base_model_has_the_class_nouns_of_the_dataset() -> None:
     results = [
-        result_of("a", "Full", 0, value, 0.5).model_copy(update={"class_noun": noun, "base": {"dino": value}})
+        result_of("a", "Full", 0, value, 0.5).model_copy(
+            update={"class_noun": noun, "images": 1, "base": {"dino": value}}
+        )
         for noun, value in (("Right", 0.2), ("Wrong", 0.6))
     ]
     rows = {row.name: row.values["dino"].mean for row in summarize(SINGLE, results, "x", jobs=2).rows[1:]}
-    assert rows == {"Base model": 0.2, "Full, class noun Right": 0.2, "Full, class noun Wrong": 0.6}
+    assert rows == {
+        "Base model": 0.2, "Full, class noun Right, 1 image": 0.2, "Full, class noun Wrong, 1 image": 0.6,
+    }  # fmt: skip
 
 
 def test_a_mode_that_an_override_sets_is_in_the_name(tmp_path: Path) -> None:

@@ -71,8 +71,8 @@ def summarize(benchmark: Benchmark, results: Sequence[RunResult], dataset: str, 
     """Summarize the finished jobs of a benchmark, at least one."""
     variants = list(dict.fromkeys(result.variant for result in results))
     by_variant = {name: [result for result in results if result.variant == name] for name in variants}
-    # The base model has other scores with other class nouns, and beside fewer images.
-    usual = [result for result in results if result.usual] or results
+    # The base model has other scores with other class nouns.
+    usual = [result for result in results if result.class_noun in (None, "Right")] or results
     rows = [
         Row(name=benchmark.photos, values=_estimates(usual, lambda result: result.real_images)),
         Row(name=BASE, values=_estimates(usual, lambda result: result.base)),
