@@ -62,11 +62,13 @@ def test_benchmark_continues_on_a_new_head(cluster: NodeCluster, results: Path) 
         return cluster.read(f"/apis/ray.io/v1/namespaces/{TENANT}/rayjobs/paper-benchmark").get("status", {})
 
     until("a job has a result", finished, 300)
-    first = finished()
+    first, ray_cluster = finished(), status()["rayClusterName"]
     (head,) = cluster.get("pods", "-n", TENANT, "-l", "ray.io/node-type=head")["items"]
     cluster.kubectl("delete", "pod", "-n", TENANT, head["metadata"]["name"], "--force", "--grace-period=0")
+    assert len(finished()) < 4, "jobs that the new head runs"
     until("the benchmark ends", lambda: status().get("jobDeploymentStatus") in ("Complete", "Failed"), 600)
     assert status()["jobStatus"] == "SUCCEEDED", json.dumps(status(), indent=1)
+    assert (status()["rayClusterName"], status()["failed"]) == (ray_cluster, 0), "it is not another attempt"
     assert finished().items() >= first.items(), "a finished job is not repeated"
     summary = json.loads((results / "results.json").read_text())
     assert summary["jobs"] == len(summary["runs"]) == 4, "two subjects, two seeds"

@@ -24,7 +24,7 @@ from dreambooth_trainer.benchmark.results import RunResult, published_bytes
 from dreambooth_trainer.benchmark.runs import Run, make_runs
 from dreambooth_trainer.benchmark.single import SINGLE, open_single, with_references
 from dreambooth_trainer.benchmark.sprite_dataset import write_sprite_dataset
-from dreambooth_trainer.benchmark.statistics import bootstrap_interval, difference, estimate
+from dreambooth_trainer.benchmark.statistics import bootstrap_interval, estimate
 from dreambooth_trainer.benchmark.steps import claim_folder, open_subjects
 from dreambooth_trainer.benchmark.summary import as_claims, as_markdown, summarize
 from dreambooth_trainer.benchmark.variants import make_variants
@@ -149,10 +149,14 @@ def test_the_interval_is_that_of_all_resamples() -> None:
 def test_subjects_count_equally_and_differences_are_paired() -> None:
     first = estimate({"a": [1.0, 3.0, 5.0], "b": [1.0]})
     assert (first.mean, dict(first.subjects)) == (2.0, {"a": 3.0, "b": 1.0})
-    paired = difference(first, estimate({"b": [0.0], "c": [9.0]}))
-    assert paired is not None
-    assert dict(paired.subjects) == {"b": 1.0}
-    assert difference(first, estimate({"c": [9.0]})) is None
+    results = [
+        *(result_of("a", "LoRA", seed, 0.2 * seed, 0.5) for seed in (0, 1)),
+        *(result_of("a", "Full", seed, 0.3 * seed, 0.5) for seed in (1, 2)),
+        result_of("b", "Full", 0, 0.9, 0.5),
+    ]
+    (row,) = summarize(SINGLE, results, "x", jobs=9).differences
+    assert row.name == "Full - LoRA"
+    assert dict(row.values["dino"].subjects) == {"a": pytest.approx(0.1)}, "the seed that both have"
 
 
 def result_of(subject: str, method: str, seed: int, dino: float, clip_t: float) -> RunResult:
@@ -317,14 +321,17 @@ def test_modes_are_rows_of_the_table() -> None:
 def test_the_base_model_has_the_class_nouns_of_the_dataset() -> None:
     results = [
         result_of("a", "Full", 0, value, 0.5).model_copy(
-            update={"class_noun": noun, "images": 1, "base": {"dino": value}}
+            update={"class_noun": noun, "images": images, "base": {"dino": value, "nearest": images / 10}}
         )
         for noun, value in (("Right", 0.2), ("Wrong", 0.6))
+        for images in (1, 5)
     ]
-    rows = {row.name: row.values["dino"].mean for row in summarize(SINGLE, results, "x", jobs=2).rows[1:]}
-    assert rows == {
-        "Base model": 0.2, "Full, class noun Right, 1 image": 0.2, "Full, class noun Wrong, 1 image": 0.6,
-    }  # fmt: skip
+    summary = summarize(SINGLE, results, "x", jobs=4)
+    base = {key: value.mean for key, value in summary.rows[1].values.items()}
+    assert base == {"dino": 0.2, "nearest": 0.5}, "it is compared with the most images"
+    differences = {row.name.partition(" - ")[0]: set(row.values) for row in summary.differences}
+    assert differences["Full, class noun Wrong, 1 image"] == {"dino", "nearest"}, "prompts with other nouns"
+    assert differences["Full, class noun Right, 5 images"] == {"dino", "clipT", "nearest"}
 
 
 def test_a_mode_that_an_override_sets_is_in_the_name(tmp_path: Path) -> None:
@@ -350,6 +357,10 @@ def test_prompts_and_photos_of_all_subjects_are_checked_before_the_first_job(tmp
     messages = [str(issue) for issue in caught.value.issues]
     assert any("prompts[0] (robot_toy, LoRA, seed 0): the prompt 'a sks toy with the Eiffel" in m for m in messages)
     assert any(m.startswith("01.jpg (dog6, LoRA, seed 0): is a PDF document") for m in messages)
+    cases, _ = open_single(str(folder), tmp_path, None)
+    one_image = make_runs(cases[:1], make_variants(["LoRA"], images=[1]), 1, "builtin:sprites", (), tmp_path / "out")
+    with pytest.raises(UserError, match=r'--dataset\["01.jpg"\] .*dog6\): is a PDF document'):
+        check_runs(one_image, SINGLE.prompts)
 
 
 def test_each_mode_is_checked_before_the_first_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

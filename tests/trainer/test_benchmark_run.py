@@ -72,13 +72,18 @@ def test_photos_in_the_format_of_the_papers_dataset(tmp_path: Path) -> None:
     head = ["Classes", "", "subject_name,class", "dog6,dog", "", "Prompts", ""]
     text = "\n".join([*head, "Object Prompts", *lines, "Live Subject Prompts", *lines])
     dataset = write_dataset(tmp_path / "data", text, subjects=("dog6",))
-    nouns = ("--class-nouns", "Right,None")
-    run(tmp_path / "out", dataset, "--methods", "TextualInversion", "--keep-models", *nouns, sets=FAST)
+    ablations = ("--class-nouns", "Right,None", "--images", "1")
+    run(tmp_path / "out", dataset, "--methods", "TextualInversion", "--keep-models", *ablations, sets=FAST)
     result, other = json.loads((tmp_path / "out" / "results.json").read_text())["runs"]
     assert (result["classNoun"], other["classNoun"]) == ("Right", "None")
-    # Two photos, and for each prompt an image of the base model and of both class nouns.
-    assert (tmp_path / "out" / "index.html").read_text().count("<img ") == 2 + 2 * 3
-    job = tmp_path / "out" / "jobs" / "dog6" / "TextualInversion-class-noun-Right-0" / "job"
+    # One photo, and for each prompt an image of the base model and of both class nouns.
+    assert (tmp_path / "out" / "index.html").read_text().count("<img ") == 1 + 2 * 3
+    job = tmp_path / "out" / "jobs" / "dog6" / "TextualInversion-class-noun-Right-1-image-0" / "job"
+    own = json.loads((job / "work" / "scores.json").read_text())["after"]
+    assert not own["realImages"], "one photo"
+    assert set(result["realImages"]) == {"dino", "clipI"}, "both photos"
+    assert result["trained"]["dino"] != own["values"]["dino"]
+    assert result["trained"]["clipT"] == own["values"]["clipT"]
     assert (job / "model" / "learned_embeds.safetensors").stat().st_size == result["publishedBytes"]
     prompts = [row["prompt"] for row in json.loads((job / "work" / "scores.json").read_text())["after"]["prompts"]]
     assert prompts == [prompt.replace("{}", "dog") for prompt in PROMPTS]

@@ -16,6 +16,7 @@ from rich.console import Console
 from dreambooth_api.errors import UserError, ValidationIssue
 from dreambooth_api.job import DreamBoothJob
 from dreambooth_api.status import TrainerPhase
+from dreambooth_trainer.benchmark.generated import read_references
 from dreambooth_trainer.benchmark.kind import Benchmark
 from dreambooth_trainer.benchmark.parallel import in_parallel
 from dreambooth_trainer.benchmark.progress import ReporterOf, job_reporters
@@ -69,7 +70,7 @@ def check_parallel(job: DreamBoothJob, parallel: int) -> None:
 
 
 def check_runs(runs: Sequence[Run], prompts: Callable[[Plan], Sequence[str]], parallel: int = 1) -> None:
-    """Plan one job of each case and of each variant, so that no error is found after hours.
+    """Plan one job of each case and of each variant, and read all images, so that no error is found after hours.
 
     Args:
         prompts: of a plan, those that its model is measured with.
@@ -78,7 +79,7 @@ def check_runs(runs: Sequence[Run], prompts: Callable[[Plan], Sequence[str]], pa
     Raises:
         UserError: with the issues of all of them; each names its job.
     """
-    by_name = {(run.name, run.setting.class_noun): run for run in reversed(runs)}
+    by_name = {(run.name, run.setting.class_noun, run.setting.images): run for run in reversed(runs)}
     by_variant = {run.variant: run for run in reversed(runs)}
     issues: list[ValidationIssue] = []
     for run in {run.root: run for run in (*by_name.values(), *by_variant.values())}.values():
@@ -91,6 +92,11 @@ def check_runs(runs: Sequence[Run], prompts: Callable[[Plan], Sequence[str]], pa
         except UserError as error:
             found = error.issues
         issues += [replace(issue, source=issue.source or run.title) for issue in found]
+    for references in dict.fromkeys(subject.references for run in runs for subject in run.subjects):
+        try:
+            _ = references and read_references("--dataset", str(references))
+        except UserError as error:
+            issues += [replace(issue, source=str(references)) for issue in error.issues]
     if issues:
         raise UserError(issues)
 
@@ -136,7 +142,7 @@ class _JobRunner:
             records = run_job(prepared, run.folder, self.store, reporter, self.pool)
             seconds = time.monotonic() - start
             keys = read_run(run.folder).keys
-            commits: Any = records[TrainerPhase.EVALUATE]["encoderCommits"]
+            commits: Any = records[TrainerPhase.EVALUATE].get("encoderCommits", {})
             context = Context(
                 prepared.plan, run.folder, prepared.images, self.store, keys, self.pool, encoder_commits=commits
             )

@@ -60,7 +60,7 @@ def read_scored_images(
     issues: list[ValidationIssue] = []
     found: dict[str, Any] = {"references": [], "groups": [], "class_images": []}
     steps = {
-        "references": lambda: _read_references(references),
+        "references": lambda: read_references("--references", references),
         "groups": lambda: read_groups(images, prompt, identifier),
         "class_images": lambda: [] if class_images is None else _decode("--class-images", _files(class_images)),
     }
@@ -122,12 +122,21 @@ def _files(folder: Path, option: str = "--class-images") -> list[Path]:
     return files
 
 
-def _read_references(uri: str) -> list[Image.Image]:
+def read_references(option: str, uri: str) -> list[Image.Image]:
+    """The real images of a subject: of a folder, a URL or a built-in subject.
+
+    Args:
+        option: for error messages.
+
+    Raises:
+        UserError: with all images that cannot be used.
+        TransientError: an object store failed.
+    """
     try:
         raws = read_folder(uri).images
     except UserError as error:
-        raise UserError([_at("--references", issue) for issue in error.issues]) from error
-    return _decode_raw("--references", raws)
+        raise UserError([_at(option, issue) for issue in error.issues]) from error
+    return _decode_raw(option, raws)
 
 
 def _decode(option: str, files: Sequence[Path]) -> list[Image.Image]:

@@ -11,13 +11,12 @@ from PIL import Image
 
 from dreambooth_api.metrics import METRICS
 from dreambooth_trainer.benchmark.copies import COPY, nearest_correlations
+from dreambooth_trainer.benchmark.generated import read_references
 from dreambooth_trainer.benchmark.jobs import Case
 from dreambooth_trainer.benchmark.kind import COSTS, Benchmark, Column, Measured, Published
 from dreambooth_trainer.benchmark.scoring import subject_images
 from dreambooth_trainer.benchmark.steps import open_subjects
 from dreambooth_trainer.cluster.hardware import work_device
-from dreambooth_trainer.images.decode import read_image
-from dreambooth_trainer.images.sources import read_folder
 from dreambooth_trainer.metrics.prompts import fill_template
 from dreambooth_trainer.metrics.scores import LATER, PAPER, Scores
 from dreambooth_trainer.phases.base import Context
@@ -92,7 +91,7 @@ def score_again(
     from dreambooth_trainer.metrics.measure import measure
 
     encoders = load_encoders(plan.dino, plan.clip, work_device(), commits, lpips=False)
-    real = [read_image(raw) for raw in read_folder(str(references)).images]
+    real = read_references("--dataset", str(references))
     scored: dict[Model, Scores] = {}
     for model, store in stores.items():
         own = subject_images(plan, folder, 0, model, store)

@@ -37,12 +37,6 @@ def estimate(by_subject: Mapping[str, Sequence[float]]) -> Estimate:
     return Estimate(mean=fmean(subjects.values()), low=low, high=high, subjects=subjects)
 
 
-def difference(first: Estimate, second: Estimate) -> Estimate | None:
-    """First minus second, paired by the subjects that both have; None if they have none in common."""
-    both = sorted(first.subjects.keys() & second.subjects.keys())
-    return estimate({name: [first.subjects[name] - second.subjects[name]] for name in both}) if both else None
-
-
 def bootstrap_interval(values: Sequence[float]) -> tuple[float | None, float | None]:
     """Percentile bootstrap interval of the mean (Efron and Tibshirani 1993, chapter 13). It is reproducible."""
     if len(values) < 2:

@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dreambooth_api.fields import Strict
 from dreambooth_trainer.benchmark.kind import COSTS, Benchmark, Column
 from dreambooth_trainer.benchmark.results import RunResult
-from dreambooth_trainer.benchmark.statistics import Estimate, difference, estimate
+from dreambooth_trainer.benchmark.statistics import Estimate, estimate
 from dreambooth_trainer.metrics.scores import comparable_with_paper
 
 BASE = "Base model"
+OF_CLASS_NOUN = ("clipT", "pres", "classDiversity")
+"""Scores whose prompts have the class noun only."""
 _KILOBYTE = 1e3
 
 
@@ -54,7 +56,7 @@ class Summary(Strict):
 
     Attributes:
         jobs: number of jobs of the benchmark, of which `runs` have finished.
-        differences: scores of each other method minus those of the first, over the subjects that both have.
+        differences: scores of each other method minus those of the first, over the subjects and seeds that both have.
     """
 
     base_model: str
@@ -71,22 +73,23 @@ def summarize(benchmark: Benchmark, results: Sequence[RunResult], dataset: str, 
     """Summarize the finished jobs of a benchmark, at least one."""
     variants = list(dict.fromkeys(result.variant for result in results))
     by_variant = {name: [result for result in results if result.variant == name] for name in variants}
-    # The base model has other scores with other class nouns.
+    # The base model has other scores with other class nouns, and a copy is one of the images of the job.
     usual = [result for result in results if result.class_noun in (None, "Right")] or results
+    most_images = max(result.images or 0 for result in usual)
+    usual = [result for result in usual if (result.images or 0) == most_images]
     rows = [
         Row(name=benchmark.photos, values=_estimates(usual, lambda result: result.real_images)),
         Row(name=BASE, values=_estimates(usual, lambda result: result.base)),
         *(Row(name=name, values=_estimates(own, _values)) for name, own in by_variant.items()),
     ]
-    values = {row.name: row.values for row in rows}
     differences = [
-        Row(name=f"{name} - {variants[0]}", values=_differences(benchmark, values[name], values[variants[0]]))
+        Row(name=f"{name} - {variants[0]}", values=_differences(benchmark, by_variant[name], by_variant[variants[0]]))
         for name in variants[1:]
     ]
     claims = [
         Claim(first=first, second=second, metric=metric, difference=compared)
         for first, second, metric in benchmark.claims
-        if (compared := _differences(benchmark, values.get(first, {}), values.get(second, {})).get(metric))
+        if (compared := _differences(benchmark, by_variant.get(first, []), by_variant.get(second, [])).get(metric))
     ]
     return Summary(
         base_model=results[0].base_model,
@@ -100,13 +103,20 @@ def summarize(benchmark: Benchmark, results: Sequence[RunResult], dataset: str, 
     )
 
 
-def _differences(
-    benchmark: Benchmark, first: Mapping[str, Estimate], second: Mapping[str, Estimate]
-) -> dict[str, Estimate]:
-    """First minus second, in the scores in which subjects have both."""
-    scores = [column.key for column in benchmark.columns if column not in COSTS]
-    found = {key: difference(first[key], second[key]) for key in scores if key in first and key in second}
-    return {key: value for key, value in found.items() if value is not None}
+def _differences(benchmark: Benchmark, first: Sequence[RunResult], second: Sequence[RunResult]) -> dict[str, Estimate]:
+    """Scores of the first minus those of the second, of the subjects and seeds that both have.
+
+    Scores with other class nouns in the prompts cannot be compared.
+    """
+    left, right = ({(result.subject, result.seed): result for result in results} for results in (first, second))
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for both in sorted(left.keys() & right.keys()):
+        one, other = left[both], right[both]
+        excluded = OF_CLASS_NOUN if one.class_noun != other.class_noun else ()
+        for key in (column.key for column in benchmark.columns if column not in COSTS):
+            if key not in excluded and key in one.trained and key in other.trained:
+                found[key][one.subject].append(one.trained[key] - other.trained[key])
+    return {key: estimate(by_subject) for key, by_subject in found.items()}
 
 
 def _values(result: RunResult) -> Mapping[str, float]:
@@ -146,7 +156,7 @@ def as_markdown(benchmark: Benchmark, summary: Summary) -> str:
         "",
         *_estimate_table(benchmark, summary.rows),
         "",
-        *([f"Differences over the {noun}s that both have:", ""] if summary.differences else []),
+        *([f"Differences over the {noun}s and seeds that both have:", ""] if summary.differences else []),
         *(_estimate_table(benchmark, summary.differences, sign="+") if summary.differences else []),
         *([""] if summary.differences else []),
         published_note(benchmark, summary),
