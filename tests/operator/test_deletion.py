@@ -7,7 +7,8 @@ import dataclasses
 from scenarios import conditions, messages, running
 from simulation import World, make_job
 
-from dreambooth_api.status import Phase
+from dreambooth_api.status import Failure, Phase
+from dreambooth_operator.controller.actions import Create, Decision
 
 
 def test_deletion_stops_the_pods_then_deletes_the_data_then_removes_the_finalizer() -> None:
@@ -36,3 +37,60 @@ def test_deletion_stops_the_pods_then_deletes_the_data_then_removes_the_finalize
     world.reconcile()
     assert world.job is None
     assert world.events[-1] == "Erased"
+
+
+def test_deletion_that_the_api_server_refuses_is_explained_and_retried_after_a_delay() -> None:
+    """For example in a namespace that is being deleted, or by a quota."""
+    world = World(make_job(erase=True))
+    world.reconcile()
+    world.reconcile()
+    running(world)
+    world.reconcile()
+    world.delete()
+    world.reconcile()
+    world.collect()
+    refused = Failure(reason="NetworkPolicyRefused", message="The API server rejected the NetworkPolicy: no.")
+
+    def reconcile(failure: Failure | None) -> Decision:
+        snapshot = world.observe()
+        decision = dataclasses.replace(
+            snapshot, observed=dataclasses.replace(snapshot.observed, create_failure=failure)
+        ).decide()
+        for action in decision.actions:
+            if not isinstance(action, Create):
+                world.act(snapshot, action, first=True)
+        return decision
+
+    assert creates(reconcile(None)), "its status is written first"
+    for _ in range(2):
+        assert not creates(reconcile(refused))
+        assert conditions(world)["Erased"] == ("False", "NetworkPolicyRefused")
+        assert "rejected the NetworkPolicy: no" in messages(world)["Erased"]
+        assert "rejected the NetworkPolicy: no" in world.status.message
+        waiting = reconcile(None)
+        assert (waiting.actions, waiting.requeue_after_seconds) == ((), 60)
+        world.advance(61)
+        assert creates(reconcile(None))
+    world.reconcile()
+    assert world.erase
+    world.reconcile()
+    assert world.status.message == "The job is being deleted: a pod is deleting its data."
+
+
+def creates(decision: Decision) -> bool:
+    return any(isinstance(action, Create) for action in decision.actions)
+
+
+def test_deletion_does_not_wait_for_a_ray_job_of_somebody_else() -> None:
+    world = World(make_job(erase=True))
+    world.reconcile()
+    world.reconcile()
+    running(world)
+    world.reconcile()
+    name, ray_job = next(iter(world.ray_jobs.items()))
+    world.ray_jobs[f"{name}-x"] = dataclasses.replace(ray_job, name=f"{name}-x", owner_uid="u2", uid="r9")
+    world.delete()
+    world.reconcile()
+    world.collect()
+    world.reconcile()
+    assert world.erase

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from dreambooth_api.status import ConditionType, Phase
+from dreambooth_api.started import StartedWith
+from dreambooth_api.status import ConditionType, Failure, Phase
 from dreambooth_operator.controller.actions import Create, Delete, SetFinalizer
 from dreambooth_operator.controller.builder import DecisionBuilder
 from dreambooth_operator.controller.children.erase_job import erase_children
@@ -20,6 +21,7 @@ from dreambooth_operator.machinery.resources import Key
 from dreambooth_operator.resources import BATCH_JOBS, ERASE_FINALIZER
 
 _RETRY_SECONDS = 60
+_STARTED = "Erasing"
 _ERASING = "The job is being deleted: a pod is deleting its data."
 
 
@@ -70,21 +72,41 @@ def reconcile_deletion(builder: DecisionBuilder, observed: Observed) -> None:
         builder.set_phase(Phase.ERASING, message)
         builder.set_condition(ConditionType.ERASED, "False", "LocationUnknown", message)
     elif erase is None:
-        if builder.condition(ConditionType.ERASED) is None:
-            builder.set_condition(ConditionType.ERASED, "False", "Erasing", _ERASING)
-        children = erase_children(job, resolve_erasure(job.status.started_with))
-        builder.add(*(Create(resource, obj) for resource, obj in children))
+        _create_erase(builder, job.status.started_with, observed.create_failure)
+
+
+def _create_erase(builder: DecisionBuilder, started: StartedWith, refused: Failure | None) -> None:
+    """Create the batch Job and what it needs. If the API server refuses one of them, wait before the next try."""
+    status, known = builder.status, builder.condition(ConditionType.ERASED)
+    if refused:
+        _explain(builder, refused.reason, refused.message)
+        builder.set_fields(next_attempt_time=builder.now + timedelta(seconds=_RETRY_SECONDS))
+        builder.requeue_after(_RETRY_SECONDS)
+        return
+    if known is None:
+        builder.set_condition(ConditionType.ERASED, "False", _STARTED, _ERASING)
+    elif known.reason != _STARTED:
+        builder.set_phase(Phase.ERASING, status.message)  # the error stays in the status until the batch Job exists
+        if status.next_attempt_time and builder.now < status.next_attempt_time:
+            builder.requeue_after((status.next_attempt_time - builder.now).total_seconds())
+            return
+    children = erase_children(builder.job, resolve_erasure(started))
+    builder.add(*(Create(resource, obj) for resource, obj in children))
+
+
+def _explain(builder: DecisionBuilder, reason: str, error: str) -> None:
+    message = (
+        f"{error} The operator retries. To skip this step, delete the data at the job's output yourself, then remove "
+        f"the finalizer {ERASE_FINALIZER}."
+    )
+    builder.set_phase(Phase.ERASING, message)
+    builder.set_condition(ConditionType.ERASED, "False", reason, message)
 
 
 def _retry_erase(builder: DecisionBuilder, erase: EraseJob) -> None:
     """Record the error and try again after a delay. The error stays in the status during the next try."""
     job, due = builder.job, builder.status.next_attempt_time
-    message = (
-        f"{erase.message} The operator retries. To skip this step, delete the data at the job's output yourself, then "
-        f"remove the finalizer {ERASE_FINALIZER}."
-    )
-    builder.set_phase(Phase.ERASING, message)
-    builder.set_condition(ConditionType.ERASED, "False", "EraseFailed", message)
+    _explain(builder, "EraseFailed", erase.message)
     if due is None:
         due = builder.now + timedelta(seconds=_RETRY_SECONDS)
         builder.set_fields(next_attempt_time=due)
