@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Awaitable
+from datetime import timedelta
 from typing import Any, cast
 
 import pytest
@@ -83,6 +84,11 @@ class Server:
         job["status"] = obj["status"]
         self.change(job)
         return copy.deepcopy(job)
+
+    async def delete(self, resource: Resource, key: Key, *, uid: str, foreground: bool) -> None:
+        del uid, foreground
+        await self._arrive("delete", resource)
+        self.objects.pop((resource, key), None)
 
     @staticmethod
     def change(job: Json) -> None:
@@ -163,6 +169,11 @@ async def test_ray_job_of_somebody_else_is_not_adopted(server: Server, reconcile
     status = server.objects[JOBS, KEY]["status"]
     assert (status["phase"], status["lastFailure"]["reason"]) == ("Retrying", "NameTaken")
     assert "rayJobUid" not in status
+    reconciler._now = lambda: START + timedelta(hours=1)
+    deliver(reconciler, server)
+    await server.run(reconciler.reconcile(KEY))
+    status = server.objects[JOBS, KEY]["status"]
+    assert (status["phase"], status["attempts"]) == ("Starting", 2), "the next attempt has another name"
 
 
 async def test_ray_job_is_not_created_if_another_child_is_taken(server: Server, reconciler: Reconciler) -> None:

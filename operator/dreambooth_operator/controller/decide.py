@@ -37,16 +37,17 @@ from dreambooth_operator.controller.status import set_accepted, set_success_cond
 def decide(job: Job, resolution: Resolution, observed: Observed, now: datetime, settings: Settings) -> Decision:
     """The next actions for `job`, given its resolved spec and its children."""
     builder = DecisionBuilder(job, now)
+    own = observed.without_others(job.uid)
     if job.deleted:
-        reconcile_deletion(builder, observed)
+        reconcile_deletion(builder, own)
     elif change := finalizer_change(job):
         return Decision((change,))
     elif job.status.phase in TERMINAL:
-        reconcile_finished(builder, run_policy(job, resolution), observed)
+        reconcile_finished(builder, run_policy(job, resolution), own)
     elif job.status.phase in OPEN:
         monitor_attempt(builder, resolution, observed, settings)
     else:
-        reconcile_idle(builder, resolution, observed)
+        reconcile_idle(builder, resolution, own)
     report_stuck_pod(builder, observed)
     set_readiness(builder)
     return builder.build()

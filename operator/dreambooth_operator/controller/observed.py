@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from sys import intern
 from typing import Any, Generic, TypeVar
@@ -355,6 +355,14 @@ class Observed:
         """The pods of an attempt, the head first."""
         pods = (pod for pod in self.pods if pod.attempt == str(attempt))
         return sorted(pods, key=lambda pod: (not pod.head, pod.name))
+
+    def without_others(self, owner_uid: str) -> Observed:
+        """The same without RayJobs that this job does not own and that stay: nothing waits for their end.
+
+        One that is being deleted may belong to a deleted job of the same name, whose pods use the same folder.
+        """
+        own = tuple(r for r in self.ray_jobs if r.owner_uid == owner_uid or r.deleting)
+        return replace(self, ray_jobs=own)
 
     def ray_job(self, name: str | None) -> RayJob | None:
         """The RayJob of this name, if it exists."""
