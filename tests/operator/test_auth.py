@@ -11,6 +11,8 @@ from typing import Any, cast
 import pytest
 
 from dreambooth_operator.controller.settings import AUDIENCE
+from dreambooth_operator.machinery import connections
+from dreambooth_operator.machinery import serving as machinery_serving
 from dreambooth_operator.machinery.client import Api
 from dreambooth_operator.machinery.connections import ConnectionLimits
 from dreambooth_operator.machinery.metrics import Metrics
@@ -133,21 +135,67 @@ async def start_report(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamW
     return reader, writer
 
 
+async def finish(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"no object")
+    await writer.drain()
+
+
 async def test_slow_and_excess_reports_are_answered_with_503(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_MAX_IN_FLIGHT", 1)
-    monkeypatch.setattr(server, "_REQUEST_SECONDS", 0.5)
-    reviews: Any = Reviews(authenticated=True)
+    monkeypatch.setattr(server, "_REQUEST_SECONDS", 2)
+    reviews: Any = WaitingReviews()
     statuses = StatusServer(reviews, checker(reviews, Clock()), cached=lambda _: None, now=lambda: datetime.now(UTC))
     async with serving(statuses.app(), "127.0.0.1", 0) as port, asyncio.timeout(20):
         slow, slow_writer = await start_report(port)
+        first, first_writer = await start_report(port)
+        await finish(first_writer)
         while not statuses._in_flight:
             await asyncio.sleep(0.01)
         excess, excess_writer = await start_report(port)
+        await finish(excess_writer)
         assert b"too many reports at once; retry" in await excess.read(4096)
-        assert b" 503 " in await slow.readline()
+        reviews.answer.set()
+        assert b" 400 " in await first.readline(), "it was processed, although another one sends no body"
         assert not statuses._in_flight
-        for writer in (slow_writer, excess_writer):
+        assert b" 503 " in await slow.readline()
+        for writer in (slow_writer, first_writer, excess_writer):
             writer.close()
+
+
+class WaitingReviews(Reviews):
+    """Answers nothing until `answer` is set."""
+
+    def __init__(self) -> None:
+        super().__init__(authenticated=True)
+        self.answer = asyncio.Event()
+
+    async def request(self, *_: object, **__: object) -> Json:
+        await self.answer.wait()
+        return await super().request()
+
+
+async def test_one_address_has_a_part_of_the_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_MIN_OF_ADDRESS", 2)
+    limits = ConnectionLimits(max_open=9, first_request_seconds=60)
+    health = health_app(Metrics("limits"), lambda: True)
+    async with serving(health, "127.0.0.1", 0, limits=limits) as port, asyncio.timeout(20):
+        taken = [await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0)) for _ in range(3)]
+        assert await closed(taken[2][0]), "the third one"
+        other, other_writer = await asyncio.open_connection("127.0.0.1", port)
+        other_writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" 200 " in await other.readline()
+        for writer in (*(writer for _, writer in taken), other_writer):
+            writer.close()
+
+
+async def test_idle_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machinery_serving, "_KEEPALIVE_SECONDS", 0.2)
+    async with serving(health_app(Metrics("idle"), lambda: True), "127.0.0.1", 0) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(20):
+            assert b" 200 " in await reader.read(), "until the server closes it"
+        writer.close()
 
 
 async def closed(reader: asyncio.StreamReader) -> bool:

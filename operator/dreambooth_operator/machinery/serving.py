@@ -15,6 +15,7 @@ from dreambooth_operator.machinery.metrics import Metrics
 # Twice the reports that are handled at a time. Probes and Prometheus need few.
 _MAX_OPEN = 512
 _FIRST_REQUEST_SECONDS = 10
+_KEEPALIVE_SECONDS = 10  # aiohttp's default is an hour: few clients could hold all connections
 
 
 def health_app(metrics: Metrics, is_ready: Callable[[], bool]) -> web.Application:
@@ -52,7 +53,7 @@ async def serving(
     """
     limits = limits or ConnectionLimits(max_open=_MAX_OPEN, first_request_seconds=_FIRST_REQUEST_SECONDS)
     app.middlewares.append(limits.mark_used)
-    runner = web.AppRunner(app, access_log=None, lingering_time=1.0)
+    runner = web.AppRunner(app, access_log=None, lingering_time=1.0, keepalive_timeout=_KEEPALIVE_SECONDS)
     await runner.setup()
     server = runner.server
     assert server is not None  # after setup

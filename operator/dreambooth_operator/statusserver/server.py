@@ -91,18 +91,21 @@ class StatusServer:
         return app
 
     async def _post(self, request: web.Request) -> web.Response:
-        if self._in_flight >= _MAX_IN_FLIGHT:
-            return _respond(503, "too many reports at once; retry")
-        self._in_flight += 1
         try:
             async with asyncio.timeout(_REQUEST_SECONDS):
-                return await self._report(request)
+                # Before the report counts: clients that send slowly must not keep those of others from being processed.
+                body = await request.read()
+                if self._in_flight >= _MAX_IN_FLIGHT:
+                    return _respond(503, "too many reports at once; retry")
+                self._in_flight += 1
+                try:
+                    return await self._report(request, body)
+                finally:
+                    self._in_flight -= 1
         except TimeoutError:
             return _respond(503, f"the report took longer than {_REQUEST_SECONDS} s; retry")
-        finally:
-            self._in_flight -= 1
 
-    async def _report(self, request: web.Request) -> web.Response:
+    async def _report(self, request: web.Request, body: bytes) -> web.Response:
         key = Key(request.match_info["namespace"], request.match_info["name"])
         attempt = int(request.match_info["attempt"])
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
@@ -112,7 +115,6 @@ class StatusServer:
                 return _respond(401, "send the pod's token for audience dreambooth-progress as Authorization: Bearer")
             if caller.namespace != key.namespace:
                 return _respond(403, f"a pod in namespace {caller.namespace} must not report for {key}")
-            body = await request.read()
             try:
                 report, ignored = parse_message(body)
             except ValueError as error:
