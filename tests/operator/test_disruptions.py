@@ -12,10 +12,7 @@ from test_pods import pod
 from dreambooth_api.status import Failure, Phase
 from dreambooth_operator.controller.actions import Create
 from dreambooth_operator.controller.decide import decide
-from dreambooth_operator.controller.policies.retries import QUOTA_EXCEEDED
-from dreambooth_operator.controller.reconciler import _rejection
-from dreambooth_operator.machinery.client import ApiError
-from dreambooth_operator.resources import RAY_JOBS
+from dreambooth_operator.controller.failures import QUOTA_EXCEEDED, rejected_child
 
 DISRUPTED = pod(
     {
@@ -85,8 +82,8 @@ def test_retryable_failure_that_the_trainer_reports_is_explained_by_the_disrupti
 
 
 def test_full_quota_waits_with_backoff_and_uses_no_retry() -> None:
-    error = ApiError(403, "Forbidden", 'rayjobs.ray.io "x" is forbidden: exceeded quota: jobs, used: 4, limited: 4')
-    failure = _rejection(RAY_JOBS, error)
+    error = 'rayjobs.ray.io "x" is forbidden: exceeded quota: jobs, used: 4, limited: 4'
+    failure = rejected_child("RayJob", 403, error)
     assert failure.reason == QUOTA_EXCEEDED
     world = World(make_job(backoffLimit=0))
     delays_seconds: list[float] = []
@@ -120,7 +117,7 @@ def reject(world: World, failure: Failure) -> None:
 
 
 def test_other_refusals_use_retries() -> None:
-    failure = _rejection(RAY_JOBS, ApiError(403, "Forbidden", "admission webhook denied the request"))
+    failure = rejected_child("RayJob", 403, "admission webhook denied the request")
     assert failure.reason == "RayJobRefused"
     world = World(make_job(backoffLimit=0))
     reject(world, failure)

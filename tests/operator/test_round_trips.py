@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 from pydantic_core import from_json
 from simulation import RUNTIME, SETTINGS, START
+from test_pods import pod
 
 from dreambooth_operator.controller.names import base_name
 from dreambooth_operator.controller.observed import cache_job, read_job
@@ -235,3 +236,33 @@ def test_cached_job_takes_less_memory_than_its_text() -> None:
     cached = cache_job(copy.deepcopy({**JOB, "status": {"conditions": [PROGRESS] * 5}}))
     assert read_job(from_json(cached.raw)) == read_job(JOB | {"status": {"conditions": [PROGRESS] * 5}})
     assert len(cached.compressed) < len(cached.raw) / 2
+
+
+async def test_events_that_cannot_be_read_do_not_stop_the_reconciliation(
+    server: Server, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They only explain why a pod waits."""
+    await server.run(reconciler.reconcile(KEY))
+    deliver(reconciler, server)
+    job = reconciler.cached_job(KEY)
+    assert job
+    head = pod({"phase": "Pending"})
+    reconciler._pods.cache[Key("team", head.name)] = head
+    monkeypatch.setattr(reconciler._pods_of, "of", lambda _: [Key("team", head.name)])
+
+    async def request(*_: object, **__: object) -> Json:
+        raise ApiError(429, "TooManyRequests", "later")
+
+    monkeypatch.setattr(server, "request", request, raising=False)
+    assert await reconciler._observe_pods(job) == (head,)
+
+
+def test_lost_reports_of_a_deleted_job_are_forgotten(server: Server, reconciler: Reconciler) -> None:
+    """A standby serves reports as well, and does not reconcile."""
+    del server
+    reconciler.status_not_written(KEY)
+    reconciler._job_changed(KEY)
+    assert KEY in reconciler._not_written
+    del reconciler._jobs.cache[KEY]
+    reconciler._job_changed(KEY)
+    assert not reconciler._not_written

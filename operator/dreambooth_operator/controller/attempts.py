@@ -8,11 +8,10 @@ from dreambooth_operator.controller.actions import Create
 from dreambooth_operator.controller.builder import DecisionBuilder
 from dreambooth_operator.controller.children.attempt import attempt_children, attempt_config_map
 from dreambooth_operator.controller.completion import close_attempt, fail_job, succeed_job
-from dreambooth_operator.controller.failures import classify_failure
+from dreambooth_operator.controller.failures import QUOTA_EXCEEDED, classify_failure
 from dreambooth_operator.controller.names import attempt_name
 from dreambooth_operator.controller.observed import Observed, RayJob
 from dreambooth_operator.controller.observed_pods import needs_event
-from dreambooth_operator.controller.policies import retries
 from dreambooth_operator.controller.policies.cleanup import remove_network_policy
 from dreambooth_operator.controller.policies.deadline import deadline_exceeded, pause_clock, start_clock
 from dreambooth_operator.controller.policies.disruptions import find_disruption, with_disruption
@@ -85,7 +84,7 @@ def monitor_attempt(builder: DecisionBuilder, resolution: Resolution, observed: 
     builder.delete_ray_jobs(r for r in observed.ray_jobs if r is not ray_job)
     if ray_job is None:
         if failure := observed.create_failure:
-            close_attempt(builder, failure, policy, settings, counts=failure.reason != retries.QUOTA_EXCEEDED)
+            close_attempt(builder, failure, policy, settings, counts=failure.reason != QUOTA_EXCEEDED)
             return
         if status.ray_job_uid is None and not policy.suspend:
             _create_children(builder, resolution, policy, settings)
@@ -100,7 +99,7 @@ def monitor_attempt(builder: DecisionBuilder, resolution: Resolution, observed: 
         return
     elif status.ray_job_uid is None:
         if failure := observed.create_failure:  # of the ConfigMap
-            close_attempt(builder, failure, policy, settings, counts=failure.reason != retries.QUOTA_EXCEEDED)
+            close_attempt(builder, failure, policy, settings, counts=failure.reason != QUOTA_EXCEEDED)
             return
         if not ray_job.has_started:
             _adopt(builder, ray_job, resolution, policy, observed, settings)

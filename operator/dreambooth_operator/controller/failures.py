@@ -16,6 +16,7 @@ _USER_EXITS: dict[int, tuple[str, str]] = {
         "The model scores below spec.evaluation.thresholds and was not published.",
     ),
 }
+QUOTA_EXCEEDED = "QuotaExceeded"
 _EXIT_CODE = re.compile(r"exit code (\d+)")
 
 
@@ -71,3 +72,15 @@ def late_failure(status: JobStatus) -> Failure | None:
 
 def _is_out_of_memory(failure: Failure) -> bool:
     return failure.reason == OUT_OF_MEMORY and not failure.retryable
+
+
+def rejected_child(kind: str, status: int, error: str) -> Failure:
+    """Why the API server has rejected a child, from its response.
+
+    An invalid child stays invalid; one that is forbidden, for example by a quota, can succeed later.
+    """
+    message = f"The API server rejected the {kind}: {error}"
+    if status == 403 and "exceeded quota" in error:
+        remedy = "The job waits until the ResourceQuota has room, and starts automatically."
+        return Failure(reason=QUOTA_EXCEEDED, message=f"{message}. {remedy}")
+    return Failure(reason=f"{kind}Refused", message=message, retryable=status == 403)

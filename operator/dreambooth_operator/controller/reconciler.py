@@ -32,6 +32,7 @@ from dreambooth_operator.controller.actions import (
 )
 from dreambooth_operator.controller.child_index import ChildIndex, watch_children
 from dreambooth_operator.controller.decide import decide
+from dreambooth_operator.controller.failures import rejected_child
 from dreambooth_operator.controller.names import erase_name
 from dreambooth_operator.controller.observed import (
     CHILD_FIELDS,
@@ -48,7 +49,6 @@ from dreambooth_operator.controller.observed import (
 )
 from dreambooth_operator.controller.observed_pods import POD_FIELDS, Pod, explain_by_events, needs_event, read_pod
 from dreambooth_operator.controller.ownership import COMPARED, controller_uid, name_conflict
-from dreambooth_operator.controller.policies.retries import QUOTA_EXCEEDED
 from dreambooth_operator.controller.queueing.workload import JOB_UID_LABEL, WORKLOADS, waiting_reason
 from dreambooth_operator.controller.runtimes import Runtimes
 from dreambooth_operator.controller.settings import Settings
@@ -273,7 +273,11 @@ class Reconciler:
         if waiting is None or job.status.phase is not Phase.STARTING:
             return tuple(pods)
         selector = {"fieldSelector": f"involvedObject.uid={waiting.uid}", "limit": str(_MAX_EVENTS)}
-        events = await self._api.request("GET", EVENTS.path(job.key.namespace), query=selector)
+        try:
+            events = await self._api.request("GET", EVENTS.path(job.key.namespace), query=selector)
+        except ApiError as error:  # they are only an explanation
+            log.debug("%s: the events of pod %s are not known: %s", job.key, waiting.name, error)
+            return tuple(pods)
         return tuple(explain_by_events(pod, events["items"]) if pod is waiting else pod for pod in pods)
 
     async def _carry_out(self, job: Job, decision: Decision, known: _Known) -> Job | None:
@@ -321,7 +325,7 @@ class Reconciler:
             return await self._api.create(resource, obj)
         except ApiError as error:
             if error.status in (400, 403, 422):
-                raise _ChildRejectedError(_rejection(resource, error)) from error
+                raise _ChildRejectedError(rejected_child(resource.kind, error.status, error.message)) from error
             if not error.is_already_exists:
                 raise
             await self._check_existing(resource, obj)
@@ -381,16 +385,9 @@ class Reconciler:
         """Enqueue a job, and the runtimes that wait for the end of their jobs."""
         self.queue.add(job)
         self._runtimes.job_changed(job)
+        if job not in self._jobs.cache:  # a standby notes writes as well, and does not reconcile
+            self._not_written.pop(job, None)
 
 
 def _is_independent(action: Action) -> bool:
     return isinstance(action, Create) and action.resource in _INDEPENDENT
-
-
-def _rejection(resource: Resource, error: ApiError) -> Failure:
-    """An invalid child stays invalid; one that is forbidden, for example by a quota, can succeed later."""
-    message = f"The API server rejected the {resource.kind}: {error.message}"
-    if error.status == 403 and "exceeded quota" in error.message:
-        remedy = "The job waits until the ResourceQuota has room, and starts automatically."
-        return Failure(reason=QUOTA_EXCEEDED, message=f"{message}. {remedy}")
-    return Failure(reason=f"{resource.kind}Refused", message=message, retryable=error.status == 403)

@@ -7,11 +7,11 @@ from datetime import timedelta
 from dreambooth_api.runpolicy import RunPolicy
 from dreambooth_api.status import Failure, JobStatus, Phase
 from dreambooth_operator.controller.builder import DecisionBuilder
+from dreambooth_operator.controller.failures import QUOTA_EXCEEDED
 from dreambooth_operator.controller.observed import Observed
 from dreambooth_operator.controller.settings import Settings
 
 BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
-QUOTA_EXCEEDED = "QuotaExceeded"
 
 
 def retry_delay_seconds(failures: int, settings: Settings) -> float:
