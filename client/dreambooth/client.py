@@ -81,7 +81,8 @@ class Client:
 
         Args:
             spec: a job, its spec, either as a mapping with the keys of a job file, or the path of a job file.
-            images: instead of `spec`: folder, archive or URI of photos. The kubernetes backend uploads a local folder.
+            images: instead of `spec`: folder or URI of photos, with the backend local also an archive. The kubernetes
+                backend uploads a local folder.
             class_: with `images`: class noun of the subject, for example dog.
             name: of the job. Defaults to metadata.name, to the name of the folder of images, or to dreambooth.
             settings: fields of spec by their dotted paths, for example {"training.steps": 400}. None restores the

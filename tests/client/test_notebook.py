@@ -27,7 +27,7 @@ process.COMMAND = (sys.executable, {str(Path(__file__).parent / "dreambooth_fake
 class Pipeline:
     images = ["image"]
 
-    def __call__(self, prompt, num_inference_steps, height, width):
+    def __call__(self, prompt, num_inference_steps):
         return self
 
 Job.load_pipeline = lambda self: Pipeline()
