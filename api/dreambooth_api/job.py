@@ -303,8 +303,15 @@ class JobSpec(Strict):
 
     @property
     def preservation(self) -> PreservationMode:
-        """The mode of prior preservation. Defaults to Images, and to None if the method does not change the weights."""
-        return self.prior_preservation.mode or ("Images" if self.training.traits.changes_weights else "None")
+        """The mode of prior preservation.
+
+        Defaults to Images, to Prediction with a HyperNetwork, and to None if the method does not change the weights.
+        """
+        if self.prior_preservation.mode is not None:
+            return self.prior_preservation.mode
+        if not self.training.traits.changes_weights:
+            return "None"
+        return "Prediction" if self.training.hyper_network else "Images"
 
     @property
     def uses_class_images(self) -> bool:

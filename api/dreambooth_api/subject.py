@@ -141,8 +141,9 @@ class PriorPreservation(Strict):
     mode: PreservationMode | None = Field(
         default=None,
         description=f"Prior loss. {'; '.join(f'{name}: {traits.description}' for name, traits in MODES.items())}. With "
-        "None, expect language drift and less diverse images of the class. Defaults to Images; None for method "
-        "TextualInversion, which does not change the model's weights and supports no other mode.",
+        "None, expect language drift and less diverse images of the class. Defaults to Images; "
+        "Prediction with training.hyperNetwork; None for method TextualInversion, which does not change the model's "
+        "weights and supports no other mode.",
     )
     num_class_images: int | None = Field(
         default=None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ DOCS = ROOT / "docs"
 TROUBLESHOOTING = DOCS / "troubleshooting.md"
 STATUS = DOCS / "reference" / "status.md"
 # Calls whose arguments contain a reason; `reason=` in any other call does as well.
-TAKE_A_REASON = {"set_condition", "fail_job", "Failure", "ResolutionError"}
+TAKE_A_REASON = {"set_condition", "fail_job", "Failure", "ResolutionError", "_explain"}
 # A fragment that begins with `spec:` is completed by it.
 SUBJECT = {"class": "dog", "images": {"uri": "./photos"}}
 STATUS_VALUES = {"True", "False", "Unknown"}
@@ -42,7 +42,6 @@ FOREIGN = {
     "SubmissionFailed",
     "TransientError",
     "Unknown",
-    "ValidationFailed",
 }
 
 
@@ -184,17 +183,22 @@ def test_every_example_is_valid(text: str) -> None:
         case "DreamBoothJob":
             check_plan(DreamBoothJob.model_validate(example))
         case "Job":
-            check_command(spec["template"]["spec"])
+            (container,) = spec["template"]["spec"]["containers"]
+            check_command(container["command"], container)
+        case "RayJob":
+            cluster = spec["rayClusterSpec"]
+            for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+                (container,) = group["template"]["spec"]["containers"]
+                check_command(spec["entrypoint"].split(), container)
         case _:
             head = {"apiVersion": "dreambooth.dev/v1alpha1", "kind": "DreamBoothJob", "metadata": {"name": "my-dog"}}
             subjects = {} if "subjects" in spec else {"subject": {**SUBJECT, **spec.get("subject", {})}}
             check_plan(DreamBoothJob.model_validate({**head, "spec": {**spec, **subjects}}))
 
 
-def check_command(pod: dict[str, Any]) -> None:
+def check_command(line: Sequence[str], container: dict[str, Any]) -> None:
     """The command exists, and has these arguments and options. Its paths are mounted."""
-    (container,) = pod["containers"]
-    program, *words = container["command"]
+    program, *words = line
     assert program == "dreambooth"
     command: Any = cli
     while isinstance(command, click.Group):

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from dreambooth_api.job import JobSpec
 
 SUBJECT = {"images": {"uri": "builtin:sprites/dog-pink-blue"}, "class": "dog"}
+NETWORK = {"method": "LoRA", "hyperNetwork": {"id": "builtin:sprites"}}
 INVERSION = {"method": "TextualInversion"}
 
 
@@ -29,6 +30,8 @@ def spec_with(preservation: Any = None, training: Any = None) -> JobSpec:
         ({"mode": "None"}, {}, ("None", False, False, None)),
         ({}, INVERSION, ("None", False, False, None)),
         ({}, {"method": "PivotalTuning"}, ("Images", True, True, 1.0)),
+        ({}, NETWORK, ("Prediction", False, True, 1.0)),
+        ({"mode": "Images"}, NETWORK, ("Images", True, True, 1.0)),
     ],
 )
 def test_modes(preservation: Any, training: Any, expected: tuple[Any, ...]) -> None:

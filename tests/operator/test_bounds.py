@@ -395,6 +395,9 @@ def test_the_default_steps_with_a_hyper_network_are_bounded() -> None:
 
 def test_class_images_are_not_bounded_without_prior_preservation() -> None:
     assert message({"priorPreservation": {"mode": "Bound"}}, maxClassImages=1) == ""
+    predicted = {"training": {"method": "LoRA", "hyperNetwork": {"id": "builtin:sprites"}}}
+    assert message(predicted, maxClassImages=1) == "", "the default mode is Prediction"
+    assert "numClassImages" in message({**predicted, "priorPreservation": {"mode": "Images"}}, maxClassImages=1)
 
 
 def test_defaults_of_the_runtime_are_within_its_bounds() -> None:

@@ -96,6 +96,11 @@ OMITTED: dict[str, tuple[dict[str, int], dict[str, int], dict[str, Any], str]] =
     "images-of-the-runtime": ({"maxClassImages": 9}, {"numClassImages": 500}, {}, ""),
     "no-images": ({"maxClassImages": 9}, {}, NO_CLASS_IMAGES, ""),
     "no-images-by-method": ({"maxClassImages": 9}, {}, {"training": {"method": "TextualInversion"}}, ""),
+    "no-images-with-hyper-network": ({"maxClassImages": 9}, {}, PREDICTED, ""),
+    "images-with-hyper-network": (
+        {"maxClassImages": 999}, {}, {**PREDICTED, "priorPreservation": {"mode": "Images"}},
+        "priorPreservation.numClassImages: is not set and defaults to up to 1000",
+    ),
     "no-steps-by-method": ({"maxSteps": 1}, {}, {"training": {"method": "None"}}, ""),
     "resolution": ({"maxResolution": 512}, {}, {}, "training.resolution: is not set and has a default that depends on"),
     "resolution-of-the-job": ({"maxResolution": 512}, {}, {"training": {"resolution": 512}}, ""),

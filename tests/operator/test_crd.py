@@ -27,6 +27,7 @@ MINIMAL = {
 }
 INVERSION = {"method": "TextualInversion"}
 PIVOTAL = {"method": "PivotalTuning"}
+NETWORK = {"method": "LoRA", "hyperNetwork": {"id": "org/network"}}
 DOG = {"images": {"configMap": {"name": "photos"}}, "class": "dog"}
 CAT = {**DOG, "class": "cat", "identifier": "ohwx"}
 
@@ -172,6 +173,11 @@ INVALID = {
         "spec", {**MINIMAL["spec"], "training": INVERSION, "output": {"formats": ["safetensors"]}},
         "remove safetensors, or set training.method: Full or LoRA or DoRA",
     ),
+    "class images with a HyperNetwork": (
+        "spec",
+        {**MINIMAL["spec"], "training": NETWORK, "priorPreservation": {"numClassImages": 10}},
+        "do not apply to mode Prediction, the default with training.hyperNetwork",
+    ),
     "a complete model without training": (
         "spec", {**MINIMAL["spec"], "training": {"method": "None"}, "output": {"formats": ["diffusers"]}},
         "remove diffusers, or set training.method: Full or LoRA",
@@ -282,6 +288,13 @@ VALID = {
     "a class prompt with a word that contains the identifier": ("spec.priorPreservation.classPrompt", "a dog on sksy"),
     "no preservation, and the scope and prompt of the evaluation": (
         "spec.priorPreservation", {"mode": "None", "sharing": "Job", "classPrompt": "a pet", "sampler": {}},
+    ),
+    "a HyperNetwork with a weight": (
+        "spec", {**MINIMAL["spec"], "training": NETWORK, "priorPreservation": {"lossWeight": 0.5}},
+    ),
+    "a HyperNetwork with class images": (
+        "spec",
+        {**MINIMAL["spec"], "training": NETWORK, "priorPreservation": {"mode": "Images", "numClassImages": 10}},
     ),
     "a bound with a weight": ("spec.priorPreservation", {"mode": "Bound", "lossWeight": 0.5}),
 }  # fmt: skip

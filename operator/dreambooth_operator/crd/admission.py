@@ -207,11 +207,15 @@ def _unless_untrained(rule: _Rule) -> _Rule:
 
 
 def _unless_disabled(rule: _Rule) -> _Rule:
-    """Bounds of class images apply only to jobs that use them. Methods in `WITHOUT_PRIOR` never do."""
-    mode, method = "priorPreservation.mode", "training.method"
+    """Bounds of class images apply only to jobs that use them.
+
+    Methods in `WITHOUT_PRIOR` never do. Jobs with a HyperNetwork have another default mode.
+    """
+    mode, method, network = "priorPreservation.mode", "training.method", "training.hyperNetwork"
     without = f"has({_value(method)}) && {_value(method)} in {list(WITHOUT_PRIOR)}"
-    disabled = f"(has({_value(mode)}) && {_value(mode)} != 'Images' || {without})"
-    return _Rule((*rule.fields, mode, method), f"{disabled} || {rule.holds}", rule.message)
+    by_mode = f"has({_value(mode)}) ? {_value(mode)} != 'Images' : has({_value(network)})"
+    disabled = f"(({by_mode}) || {without})"
+    return _Rule((*rule.fields, mode, method, network), f"{disabled} || {rule.holds}", rule.message)
 
 
 def _rule(field: str, holds: str, message: str) -> _Rule:

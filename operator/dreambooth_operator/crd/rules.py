@@ -22,7 +22,7 @@ from dreambooth_api.methods import (
 )
 from dreambooth_api.metrics import METRICS
 from dreambooth_api.output import Format
-from dreambooth_api.preservation import MODE_MEMBERS, modes_with
+from dreambooth_api.preservation import MODE_MEMBERS, MODES, modes_with
 from dreambooth_api.subject import Sampler
 from dreambooth_api.training import MAX_VALIDATIONS, SETTINGS_OF_TRAINING, Training
 from dreambooth_api.uris import BUILTIN, BUILTIN_SUBJECT, HUB, OBJECT_STORE, OBJECT_STORES
@@ -42,6 +42,7 @@ _IMMUTABLE = (
     "model",
     "runtimeRef",
 )
+OF_CLASS_IMAGES = tuple(name for name in MODES["Images"].members if name not in MODES["Prediction"].members)
 
 
 def _immutable(field: str) -> Rule:
@@ -213,6 +214,14 @@ JOB_RULES: dict[str, list[Rule]] = {
             "message": f"priorPreservation does not apply to method {' or '.join(WITHOUT_PRIOR)}, which does not "
             f"change the model's weights: remove mode, {', '.join(map(to_camel, MODE_MEMBERS))}, or set "
             "training.method: LoRA",
+        },
+        {
+            "rule": "!has(self.training) || !has(self.training.hyperNetwork) || !has(self.priorPreservation) || "
+            "has(self.priorPreservation.mode) || ("
+            + " && ".join(_unset(name, "self.priorPreservation") for name in OF_CLASS_IMAGES)
+            + ")",
+            "message": f"{', '.join(map(to_camel, OF_CLASS_IMAGES))} of priorPreservation do not apply to mode "
+            "Prediction, the default with training.hyperNetwork: remove them, or set mode: Images",
         },
         {
             "rule": f"!({_BEST}) || (has(self.training) && has(self.training.validation) && (!has(self.evaluation) || "

@@ -43,7 +43,6 @@ KNOWN: Final = frozenset(
         "SubmissionFailed",
         "TransientError",
         "Unknown",
-        "ValidationFailed",
         "VolumeClaimNotFound",
     }
 )
