@@ -114,6 +114,7 @@ class World:
         self.created: list[str] = []
         self.writes = 0
         self.events: list[str] = []
+        self.messages: set[tuple[str, str]] = set()  # reason and message of all events
         self._uids = 0
 
     # --- the controller
@@ -157,6 +158,7 @@ class World:
                 self._replace(status=status)
                 self.writes += 1
                 self.events += [event.reason for event in events]
+                self.messages |= {(event.reason, event.message) for event in events}
             case Create(resource, obj):
                 if first:
                     self._check(snapshot)

@@ -87,14 +87,17 @@ def test_full_quota_waits_with_backoff_and_uses_no_retry() -> None:
     assert failure.reason == QUOTA_EXCEEDED
     world = World(make_job(backoffLimit=0))
     delays_seconds: list[float] = []
-    for _ in range(8):
-        reject(world, failure)
+    for attempt in range(8):
+        reject(world, rejected_child("RayJob", 403, error.replace('"x"', f'"x-{attempt}"')))
         assert world.status.phase is Phase.RETRYING
         assert "exceeded quota: jobs" in world.status.message
         assert world.status.next_attempt_time
         delays_seconds.append((world.status.next_attempt_time - world.now).total_seconds())
         world.advance(delays_seconds[-1])
     assert world.status.failures == 0
+    assert [reason for reason, _ in sorted(world.messages)] == ["AttemptFailed", "AttemptStarted"], (
+        "counts grow instead"
+    )
     assert delays_seconds == [10, 10, 20, 40, 80, 160, 320, 360]
     world.reconcile()
     running(world)

@@ -72,7 +72,8 @@ def start_attempt(builder: DecisionBuilder, resolution: ResolvedJob) -> None:
     if queue.starts_suspended:
         builder.set_condition(_C.QUEUED, "True", "Waiting", queue.waiting_message(name))
     builder.set_condition(_C.CLUSTER_READY, "False", "Starting", "The Ray cluster is being created.")
-    builder.record_event("Normal", "AttemptStarted", f"Attempt {attempt} starts as RayJob {name}.")
+    if status.last_failure is None or status.last_failure.reason != QUOTA_EXCEEDED:  # then it may be one of many tries
+        builder.record_event("Normal", "AttemptStarted", f"Attempt {attempt} starts as RayJob {name}.")
     builder.requeue_after(0)
 
 

@@ -12,6 +12,10 @@ from dreambooth_operator.controller.observed import Observed
 from dreambooth_operator.controller.settings import Settings
 
 BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
+# The same for each try, so that the count of one event grows: thousands of jobs may wait for a quota.
+_QUOTA_EVENT = (
+    f"{QUOTA_EXCEEDED}: a ResourceQuota is full. status.message says which, and when the next attempt starts."
+)
 
 
 def retry_delay_seconds(failures: int, settings: Settings) -> float:
@@ -27,7 +31,8 @@ def schedule_retry(builder: DecisionBuilder, failure: Failure, failures: int, se
     due, cause = builder.now + timedelta(seconds=seconds), failed_attempt(builder.status, failure)
     builder.set_phase(Phase.RETRYING, f"{cause} The next attempt starts at {due:%Y-%m-%dT%H:%M:%SZ}.")
     builder.set_fields(next_attempt_time=due)
-    builder.record_event("Warning", "AttemptFailed", f"{cause} The next attempt starts in {seconds:.0f} s.")
+    event = f"{cause} The next attempt starts in {seconds:.0f} s."
+    builder.record_event("Warning", "AttemptFailed", _QUOTA_EVENT if failure.reason == QUOTA_EXCEEDED else event)
     builder.requeue_after(seconds)
 
 
