@@ -6,6 +6,7 @@ import asyncio
 import copy
 import re
 import threading
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -263,3 +264,31 @@ def test_no_series_are_spent_on_times_of_creation() -> None:
         Key("a", "dog"), summarize_job(stored("a", "Running"))
     )
     assert "_created" not in generate_latest(registry).decode()
+
+
+def test_series_of_a_namespace_without_jobs_end_after_a_day() -> None:
+    """Namespaces of users and pull requests come and go."""
+    registry, now = CollectorRegistry(), [START]
+    history = JobHistory(registry, RuntimeLabels(find), lambda: now[0])
+    job = summarize_job(stored("a", "Running"))
+    history.seen(Key("a", "dog"), job)
+    history.seen(Key("a", "dog"), job)
+    history.seen(Key("a", "cat"), job)
+    history.seen(Key("b", "dog"), summarize_job(stored("b", "Running")))
+
+    def namespaces() -> set[str]:
+        return set(re.findall(r'namespace="(\w+)"', generate_latest(registry).decode()))
+
+    history.seen(Key("a", "dog"), None)
+    now[0] += timedelta(days=2)
+    history.seen(Key("b", "none"), None)
+    assert namespaces() == {"a", "b"}, "a job is left"
+    history.seen(Key("a", "cat"), None)
+    now[0] += timedelta(hours=23)
+    history.seen(Key("b", "none"), None)
+    assert namespaces() == {"a", "b"}, "the last values can be scraped"
+    now[0] += timedelta(hours=2)
+    history.seen(Key("b", "none"), None)
+    assert namespaces() == {"b"}
+    history.seen(Key("a", "dog"), job)
+    assert namespaces() == {"a", "b"}

@@ -8,9 +8,10 @@ span restarts. The counters themselves start at zero in a new process, as `rate`
 
 from __future__ import annotations
 
+from collections import Counter as Counts
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
@@ -25,6 +26,7 @@ from dreambooth_operator.metrics.state import RuntimeLabels
 _C = ConditionType
 _SECONDS = (10, 60, 180, 600, 1800, 3600, 14_400, 86_400)  # few, because each is a series of each namespace
 _PLACE = ("namespace", "runtime")
+_KEPT = timedelta(days=1)
 # The phases of the trainer that a condition ends, in order.
 _TRAINER_PHASES = (
     (_C.CLASS_IMAGES_READY, TrainerPhase.CLASS_IMAGES),
@@ -47,6 +49,8 @@ class JobHistory(JobObserver):
         self._now = now
         self._jobs: dict[Key, JobSummary] = {}  # as last seen
         self._started: set[tuple[str, str]] = set()
+        self._count_of: Counts[str] = Counts()  # jobs by namespace
+        self._empty_since: dict[str, datetime] = {}
         self._phase_seconds = Histogram(
             "dreambooth_job_phase_seconds",
             "Time that jobs were in phase Queued, Starting or Running, observed when they leave it.",
@@ -81,14 +85,35 @@ class JobHistory(JobObserver):
             "dreambooth_class_images", "Class images of jobs by source.", (*_PLACE, "source"), registry=registry
         )
 
+        self._metrics = (
+            self._phase_seconds, self._trainer_seconds, self._queue_seconds, self._failures, self._finished,
+            self._gpu_seconds, self._class_images,
+        )  # fmt: skip
+
     def seen(self, key: Key, job: JobSummary | None) -> None:
         last = self._jobs.pop(key, None)
+        self._count_of[key.namespace] += (job is not None) - (last is not None)
         if job is not None:
             self._jobs[key] = job
             self._start_at_zero((job.namespace, self._labels.name(job)))
-        elif last and last.phase is Phase.RUNNING and last.active_since:
+            return
+        if last and last.phase is Phase.RUNNING and last.active_since:
             since = datetime.fromisoformat(last.active_since)
             self._count_gpus(last, since, (last.namespace, self._labels.name(last)))
+        if last and not self._count_of[key.namespace]:
+            self._empty_since[key.namespace] = self._now()
+        self._forget_empty_namespaces()
+
+    def _forget_empty_namespaces(self) -> None:
+        """End the series of namespaces that had no job for a day. Their last values have been scraped by then."""
+        for namespace in [name for name, since in self._empty_since.items() if self._now() - since > _KEPT]:
+            del self._empty_since[namespace]
+            if self._count_of[namespace]:
+                continue
+            del self._count_of[namespace]
+            self._started = {place for place in self._started if place[0] != namespace}
+            for metric in self._metrics:
+                metric.remove_by_labels({"namespace": namespace})
 
     def written(self, key: Key, before: JobStatus, after: JobStatus) -> None:
         job = self._jobs[key]
