@@ -209,7 +209,8 @@ def test_trackers_get_neither_host_nor_user_nor_command(name: str, tmp_path: Pat
     for path in stored.rglob("*"):
         # Names of event files, which stay in the job's folder, have the host's name.
         content = path.read_bytes() if path.is_file() else b""
-        found = [text for text in private if text.encode() in content]
+        # Two or three letters, as in the name of some hosts, also occur in compressed and random bytes.
+        found = [text for text in private if len(text) > 3 and text.encode() in content]
         assert not found, path
 
 
