@@ -11,12 +11,18 @@ from dreambooth_api.status import Failure, Phase
 from dreambooth_operator.controller.actions import Create, Decision
 
 
-def test_deletion_stops_the_pods_then_deletes_the_data_then_removes_the_finalizer() -> None:
+def running_world() -> World:
+    """A running job whose data is deleted with it."""
     world = World(make_job(erase=True))
     world.reconcile()
     world.reconcile()
     running(world)
     world.reconcile()
+    return world
+
+
+def test_deletion_stops_the_pods_then_deletes_the_data_then_removes_the_finalizer() -> None:
+    world = running_world()
     world.delete()
     world.reconcile()
     assert world.status.phase is Phase.ERASING
@@ -41,11 +47,7 @@ def test_deletion_stops_the_pods_then_deletes_the_data_then_removes_the_finalize
 
 def test_deletion_that_the_api_server_refuses_is_explained_and_retried_after_a_delay() -> None:
     """For example in a namespace that is being deleted, or by a quota."""
-    world = World(make_job(erase=True))
-    world.reconcile()
-    world.reconcile()
-    running(world)
-    world.reconcile()
+    world = running_world()
     world.delete()
     world.reconcile()
     world.collect()
@@ -82,11 +84,7 @@ def creates(decision: Decision) -> bool:
 
 
 def test_deletion_does_not_wait_for_a_ray_job_of_somebody_else() -> None:
-    world = World(make_job(erase=True))
-    world.reconcile()
-    world.reconcile()
-    running(world)
-    world.reconcile()
+    world = running_world()
     name, ray_job = next(iter(world.ray_jobs.items()))
     world.ray_jobs[f"{name}-x"] = dataclasses.replace(ray_job, name=f"{name}-x", owner_uid="u2", uid="r9")
     world.delete()
@@ -94,3 +92,16 @@ def test_deletion_does_not_wait_for_a_ray_job_of_somebody_else() -> None:
     world.collect()
     world.reconcile()
     assert world.erase
+
+
+def test_job_waits_for_the_pods_of_a_deleted_job_of_its_name() -> None:
+    """They may still write to the folder that both jobs have."""
+    world = running_world()
+    (old,) = world.ray_jobs.values()
+    again = World(make_job())
+    again.ray_jobs["old"] = dataclasses.replace(old, name="old", owner_uid="u0", deleting=True)
+    again.reconcile()
+    assert not again.created
+    again.ray_jobs.clear()
+    again.reconcile()
+    assert len(again.created) == 1

@@ -292,3 +292,8 @@ def test_series_of_a_namespace_without_jobs_end_after_a_day() -> None:
     assert namespaces() == {"b"}
     history.seen(Key("a", "dog"), job)
     assert namespaces() == {"a", "b"}
+    history.seen(Key("a", "dog"), None)
+    history.seen(Key("a", "dog"), job)
+    now[0] += timedelta(days=2)
+    history.seen(Key("b", "none"), None)
+    assert namespaces() == {"a", "b"}, "it has a job again"
