@@ -81,6 +81,6 @@ def rejected_child(kind: str, status: int, error: str) -> Failure:
     """
     message = f"The API server rejected the {kind}: {error}"
     if status == 403 and "exceeded quota" in error:
-        remedy = "The job waits until the ResourceQuota has room, and starts automatically."
+        remedy = "The job waits until the ResourceQuota has room, and continues automatically."
         return Failure(reason=QUOTA_EXCEEDED, message=f"{message}. {remedy}")
     return Failure(reason=f"{kind}Refused", message=message, retryable=status == 403)

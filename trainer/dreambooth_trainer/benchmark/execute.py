@@ -92,9 +92,9 @@ def check_runs(runs: Sequence[Run], prompts: Callable[[Plan], Sequence[str]], pa
         except UserError as error:
             found = error.issues
         issues += [replace(issue, source=issue.source or run.title) for issue in found]
-    for references in dict.fromkeys(subject.references for run in runs for subject in run.subjects):
+    for references in {subject.references: None for run in runs for subject in run.subjects if subject.references}:
         try:
-            _ = references and read_references("--dataset", str(references))
+            read_references("--dataset", str(references))
         except UserError as error:
             issues += [replace(issue, source=str(references)) for issue in error.issues]
     if issues:

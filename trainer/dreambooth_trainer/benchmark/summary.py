@@ -156,9 +156,7 @@ def as_markdown(benchmark: Benchmark, summary: Summary) -> str:
         "",
         *_estimate_table(benchmark, summary.rows),
         "",
-        *([f"Differences over the {noun}s and seeds that both have:", ""] if summary.differences else []),
-        *(_estimate_table(benchmark, summary.differences, sign="+") if summary.differences else []),
-        *([""] if summary.differences else []),
+        *_difference_table(benchmark, summary),
         published_note(benchmark, summary),
         "",
         *_table(benchmark.published.headings, benchmark.published.rows),
@@ -175,6 +173,13 @@ def as_claims(benchmark: Benchmark, summary: Summary) -> list[str]:
         f"{claim.verdict}, difference {as_cell(claim.difference, 3, sign='+')}."
         for claim in sorted(summary.claims, key=lambda claim: claim.reproduced)
     ]
+
+
+def _difference_table(benchmark: Benchmark, summary: Summary) -> list[str]:
+    if not summary.differences:
+        return []
+    heading = f"Differences over the {benchmark.noun}s and seeds that both have:"
+    return [heading, "", *_estimate_table(benchmark, summary.differences, sign="+"), ""]
 
 
 def _estimate_table(benchmark: Benchmark, rows: Sequence[Row], sign: str = "") -> list[str]:

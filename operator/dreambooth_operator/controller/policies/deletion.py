@@ -21,7 +21,7 @@ from dreambooth_operator.machinery.resources import Key
 from dreambooth_operator.resources import BATCH_JOBS, ERASE_FINALIZER
 
 _RETRY_SECONDS = 60
-_STARTED = "Erasing"
+_IN_PROGRESS = "Erasing"
 _ERASING = "The job is being deleted: a pod is deleting its data."
 
 
@@ -84,8 +84,8 @@ def _create_erase(builder: DecisionBuilder, started: StartedWith, refused: Failu
         builder.requeue_after(_RETRY_SECONDS)
         return
     if known is None:
-        builder.set_condition(ConditionType.ERASED, "False", _STARTED, _ERASING)
-    elif known.reason != _STARTED:
+        builder.set_condition(ConditionType.ERASED, "False", _IN_PROGRESS, _ERASING)
+    elif known.reason != _IN_PROGRESS:
         builder.set_phase(Phase.ERASING, status.message)  # the error stays in the status until the batch Job exists
         if status.next_attempt_time and builder.now < status.next_attempt_time:
             builder.requeue_after((status.next_attempt_time - builder.now).total_seconds())
